@@ -1,0 +1,88 @@
+"""Hierarchical Tucker-2: a Tucker-2 whose core is split once more, between the kernel's height and its width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.decomposition.base import Decomposition, Ranks, RankSelector, leading_basis, pooled_spectrum
+from common.decomposition.tucker import Tucker2
+
+
+class HTD(Decomposition):
+    """Dimension tree ``{I, kh} | {O, kw}`` with no leaf matrices for the spatial modes (Gabor and Zdunek 2022).
+
+    The leaves are the channel bases of Tucker-2; the root splits the core, unfolded ``(r_in*kh, kw*r_out)``, by a
+    truncated SVD of rank ``r_mid`` (leaf-to-root truncation). Factors, with G groups: 1x1 ``(G*r_in, I/G, 1, 1)``,
+    ``(G*r_mid, r_in, kh, 1)``, ``(G*r_out, r_mid, 1, kw)`` and 1x1 ``(O, r_out, 1, 1)``, which takes the bias; each
+    spatial factor takes its own axis of stride, padding and dilation. Ranks: ``(r_in, r_mid, r_out)`` with
+    ``r_mid <= min(r_in*kh, r_out*kw)``.
+    """
+
+    method = "htd"
+    rank_names = ("r_in", "r_mid", "r_out")
+
+    def __init__(self, weight: Tensor, groups: int = 1) -> None:
+        super().__init__(weight, groups)
+        self._tucker = Tucker2(weight, groups)
+        self._kernel = self.weight.shape[3:]
+        self._roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        r_in, r_out = self._tucker.max_ranks
+        self.max_ranks = (r_in, self._most_middle(r_in, r_out), r_out)
+
+    @property
+    def spectrum(self) -> Tensor:
+        """Singular values of the unfolding along the output channels, descending."""
+        return self._tucker.spectrum
+
+    def _most_middle(self, r_in: int, r_out: int) -> int:
+        return min(r_in * self._kernel[0], r_out * self._kernel[1])
+
+    def fraction(self, share: float) -> Ranks:
+        """``share`` of the maximum at the leaves, and for ``r_mid`` of what the leaves' ranks allow."""
+        r_in, r_out = self._tucker.fraction(share)
+        return r_in, max(1, round(share * self._most_middle(r_in, r_out))), r_out
+
+    def fit(self, ranks: Ranks) -> Ranks:
+        """``r_mid`` lowered to what ``r_in`` and ``r_out`` allow."""
+        r_in, r_mid, r_out = ranks
+        return r_in, min(r_mid, self._most_middle(r_in, r_out)), r_out
+
+    def _root(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
+        """Basis ``(G, r_in*kh, R)`` of the unfolded core and the core in it, ``(G, R, kw*r_out)``; kept once made."""
+        if (r_in, r_out) not in self._roots:
+            core = self._tucker.core(r_in, r_out)  # (G, r_out, r_in, kh, kw)
+            matrix = core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)
+            basis = leading_basis(matrix)
+            self._roots[r_in, r_out] = basis, basis.mT @ matrix
+        return self._roots[r_in, r_out]
+
+    def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """``(G*r_in, I/G, 1, 1)``, ``(G*r_mid, r_in, kh, 1)``, ``(G*r_out, r_mid, 1, kw)``, ``(O, r_out, 1, 1)``."""
+        r_in, r_mid, r_out = self.check(ranks)
+        height, width = self._kernel
+        basis, projected = self._root(r_in, r_out)
+        reduce, expand = self._tucker.outer_factors(r_in, r_out)
+        vertical = basis[:, :, :r_mid].mT.reshape(-1, r_in, height, 1)
+        horizontal = projected[:, :r_mid].unflatten(2, (width, r_out)).permute(0, 3, 1, 2)  # (G, r_out, r_mid, kw)
+        horizontal = horizontal.reshape(-1, r_mid, 1, width)
+        return reduce, vertical.to(self.dtype), horizontal.to(self.dtype), expand
+
+    def reconstruct(self, ranks: Ranks) -> Tensor:
+        """The weight behind the truncated core, in the shape of the original."""
+        r_in, r_mid, r_out = self.check(ranks)
+        basis, projected = self._root(r_in, r_out)
+        matrix = basis[:, :, :r_mid] @ projected[:, :r_mid]
+        core = matrix.unflatten(1, (r_in, -1)).unflatten(3, (-1, r_out))  # (G, r_in, kh, kw, r_out)
+        return self._tucker.expand_core(core.permute(0, 4, 1, 2, 3))
+
+    def kept_energy(self, ranks: Ranks) -> float:
+        """Squared norm of the core after its truncation to ``r_mid``."""
+        r_in, r_mid, r_out = ranks
+        projected = self._root(r_in, r_out)[1]
+        return float(torch.sum(projected[:, :r_mid].square()))
+
+    def select_ranks(self, select: RankSelector) -> Ranks:
+        """The leaves' ranks on their own spectra, then the root's on the spectrum of the core that they leave."""
+        r_in, r_out = self._tucker.select_ranks(select)
+        return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1])), r_out

@@ -1,0 +1,75 @@
+"""Tucker-2: a small core between two channel bases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.decomposition.base import Decomposition, Ranks, RankSelector, leading_basis, pooled_spectrum
+
+
+class Tucker2(Decomposition):
+    """``W ~ core x_O U_O x_I U_I`` with the bases of a truncated HOSVD (De Lathauwer 2000; Kim 2016 for CNNs).
+
+    The bases of the HOSVD are nested, so the core at any ranks is a corner of the full core, and the error at all
+    ranks is one table. Factors, with G groups: ``(G*r_in, I/G, 1, 1)``, the core ``(G*r_out, r_in, kh, kw)``, which
+    takes the layer's stride, padding and dilation, and ``(O, r_out, 1, 1)`` with its bias. Ranks: ``(r_in, r_out)``.
+    """
+
+    method = "tucker2"
+    rank_names = ("r_in", "r_out")
+
+    def __init__(self, weight: Tensor, groups: int = 1) -> None:
+        super().__init__(weight, groups)
+        by_output = self.weight.flatten(2)
+        by_input = self.weight.transpose(1, 2).flatten(2)
+        self._output_basis = leading_basis(by_output)  # (G, O/G, R_out)
+        self._input_basis = leading_basis(by_input)  # (G, I/G, R_in)
+        self._output_spectrum = pooled_spectrum(self._output_basis.mT @ by_output)
+        self._input_spectrum = pooled_spectrum(self._input_basis.mT @ by_input)
+        self._core = torch.einsum(
+            "gor,goihw,gis->grshw", self._output_basis, self.weight, self._input_basis
+        )  # (G, R_out, R_in, kh, kw)
+        self._energy = self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
+        self.max_ranks = (self._input_basis.shape[-1], self._output_basis.shape[-1])
+
+    @property
+    def spectrum(self) -> Tensor:
+        """Singular values of the unfolding along the output channels, descending."""
+        return self._output_spectrum
+
+    def core(self, r_in: int, r_out: int) -> Tensor:
+        """``(G, r_out, r_in, kh, kw)``, in float64."""
+        return self._core[:, :r_out, :r_in]
+
+    def outer_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
+        """The two 1x1 factors, ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
+        reduce = self._input_basis[:, :, :r_in].mT.reshape(-1, self.shape[1], 1, 1)
+        expand = self._output_basis[:, :, :r_out].reshape(self.shape[0], r_out, 1, 1)
+        return reduce.to(self.dtype), expand.to(self.dtype)
+
+    def expand_core(self, core: Tensor) -> Tensor:
+        """The weight that stands behind a core ``(G, r_out, r_in, kh, kw)``, in the shape of the original."""
+        output_basis = self._output_basis[:, :, : core.shape[1]]
+        input_basis = self._input_basis[:, :, : core.shape[2]]
+        weight = torch.einsum("gor,grshw,gis->goihw", output_basis, core, input_basis)
+        return weight.reshape(self.shape).to(self.dtype)
+
+    def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """``(G*r_in, I/G, 1, 1)``, ``(G*r_out, r_in, kh, kw)`` and ``(O, r_out, 1, 1)``."""
+        r_in, r_out = self.check(ranks)
+        reduce, expand = self.outer_factors(r_in, r_out)
+        return reduce, self.core(r_in, r_out).flatten(0, 1).to(self.dtype), expand
+
+    def reconstruct(self, ranks: Ranks) -> Tensor:
+        """The weight projected on both bases, in the shape of the original."""
+        return self.expand_core(self.core(*self.check(ranks)))
+
+    def kept_energy(self, ranks: Ranks) -> float:
+        """``||core||^2`` at these ranks."""
+        r_in, r_out = ranks
+        return float(self._energy[r_out - 1, r_in - 1])
+
+    def select_ranks(self, select: RankSelector) -> Ranks:
+        """``r_in`` and ``r_out``, each chosen on the singular values of its own unfolding."""
+        return select(self._input_spectrum), select(self._output_spectrum)
