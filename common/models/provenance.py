@@ -1,0 +1,36 @@
+"""How a network came to be: what ``build_model`` was called with, and the plan it was compressed by.
+
+Kept on the network itself, so that it can be saved and built again without the dense weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from common.planning.plan import RankPlan
+
+_KEY = "_low_rank_provenance"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Name of the architecture, the arguments it was built with, and the plan (None for a dense network)."""
+
+    builder: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    plan: RankPlan | None = None
+
+
+def set_provenance(model: nn.Module, provenance: Provenance) -> None:
+    """Attach ``provenance`` to ``model``; it is carried along by ``copy.deepcopy``."""
+    model.__dict__[_KEY] = provenance
+
+
+def get_provenance(model: nn.Module) -> Provenance | None:
+    """What was attached to ``model``; None for a network that neither ``build_model`` nor ``compress`` made."""
+    found = model.__dict__.get(_KEY)
+    return found if isinstance(found, Provenance) else None
