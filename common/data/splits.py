@@ -1,0 +1,27 @@
+"""Disjoint splits, fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    """Indices 0..count-1 in random order, dealt out to the named parts; ``train`` receives the rest.
+
+    Args:
+        count: how many items there are.
+        sizes: part -> how many items it gets.
+        seed: the same seed gives the same parts.
+
+    Raises:
+        ValueError: nothing would be left for ``train``.
+    """
+    taken = sum(sizes.values())
+    if taken >= count:
+        raise ValueError(f"{count} images cannot give {taken} to {', '.join(sizes)} and leave some for train")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    pieces = order.split([*sizes.values(), count - taken])
+    return dict(zip([*sizes, "train"], pieces, strict=True))
