@@ -1,0 +1,302 @@
+"""The trial record, its writer and its reader: one run, one file ``logs/<run>.log``.
+
+A log holds lines that a person reads as they come (``tail -f``), and one line a trial with the whole record as
+JSON behind the word ``TRIAL``. A record that is written again under the same trial number (a finalist that was
+fine-tuned later) replaces the earlier one. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+TRIAL_MARK = "TRIAL "
+
+Status = Literal["ok", "pruned", "failed"]
+STAGES = ("raw", "recalibrated", "finetuned")
+"""The stages at which a trial is measured on the validation split, in the order in which they happen."""
+CRITERIA = ("params", "macs", "speedup")
+"""What the summary looks for the best trial of: parameters removed, MACs removed, measured speedup."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One compressed network and everything measured on it.
+
+    Attributes:
+        run: name of the run, which is also the name of its log file without ``.log``.
+        trial: number within the run, from 0.
+        status: ``ok``, ``pruned`` (given up early) or ``failed`` (see ``error``).
+        metric: name of the metric that decides, e.g. ``accuracy`` (a fraction in [0, 1]).
+        plan: layer name -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": why}``.
+        metrics: stage -> metric -> value. ``raw``, ``recalibrated`` and ``finetuned`` are on the validation
+            split; ``test`` is there for the networks that were chosen at the end, and only for them.
+        params: every parameter of the network.
+        macs: multiply-accumulates of one input.
+        size_bytes: bytes of the saved file.
+        latency: ``median_s``, ``iqr_s``, ``speedup`` over the dense network timed in turn with it, and the
+            conditions (``runtime``, ``threads``, ``batch_size``, ``memory_format``); None when not measured.
+        seconds: what the trial took.
+        baseline: the same figures of the dense network: ``params``, ``macs``, ``size_bytes``, ``latency``,
+            ``metrics`` (``validation``, and ``test`` once it was read).
+    """
+
+    run: str
+    trial: int
+    status: Status
+    model: str
+    dataset: str
+    method: str
+    rule: str
+    metric: str
+    plan: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, float]]
+    params: int
+    macs: int
+    size_bytes: int
+    latency: dict[str, Any] | None
+    seconds: float
+    seed: int
+    baseline: dict[str, Any]
+    environment: dict[str, Any]
+    git_commit: str | None = None
+    error: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """The record as one line of JSON. Numbers that are not finite become null, which JSON can hold."""
+        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
+        """The record held by ``values``.
+
+        Raises:
+            ValueError: another schema version, a field that is missing, or one of the wrong type.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"a trial must be a JSON object, got {type(values).__name__}")
+        schema = values.get("schema")
+        if schema != SCHEMA_VERSION:
+            raise ValueError(f"schema version {schema!r} is unknown; this reader knows version {SCHEMA_VERSION}")
+        known = {f.name for f in fields(cls)}
+        missing = sorted(_REQUIRED - values.keys())
+        if missing:
+            raise ValueError(f"the field {missing[0]!r} is missing")
+        for name, kind in _KINDS.items():
+            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+                raise ValueError(f"the field {name!r} holds {values[name]!r}, which is not of the right type")
+        if values["status"] not in get_args(Status):
+            raise ValueError(f"the status {values['status']!r} is unknown; it is one of {get_args(Status)}")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+_OPTIONAL = {"git_commit", "error", "details"}
+_REQUIRED = {f.name for f in fields(TrialRecord)} - _OPTIONAL
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run", "status", "model", "dataset", "method", "rule", "metric", "error"), str),
+    **dict.fromkeys(("trial", "params", "macs", "size_bytes", "seed"), int),
+    **dict.fromkeys(("plan", "metrics", "baseline", "environment", "details"), dict),
+    "latency": (dict, type(None)),
+    "seconds": (int, float),
+}
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with every float that is not finite replaced by None, however deep it lies."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class TrialWriter:
+    """Appends to ``logs/<run>.log``; what it has returned from is on the disk, whatever happens next.
+
+    Args:
+        folder: where the logs lie; made when it is not there.
+        run: name of the run; becomes the file's name, so it holds no path separator.
+
+    Raises:
+        ValueError: ``run`` is empty or holds a path separator.
+    """
+
+    def __init__(self, folder: str | Path, run: str) -> None:
+        if not run or run != Path(run).name or run in {".", ".."}:
+            raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
+        self.run = run
+        self.path = Path(folder) / f"{run}.log"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        if self._file.tell() and not _ends_with_newline(self.path):
+            self._append("\n")  # the last writer was killed inside a line: ours must not continue it
+
+    def note(self, text: str) -> None:
+        """Append ``text`` as a line for people, with the time in front."""
+        self._append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {' '.join(text.split())}\n")
+
+    def write(self, record: TrialRecord) -> None:
+        """Append the line for people and the record, and wait until both are on the disk.
+
+        Raises:
+            ValueError: the record belongs to another run.
+        """
+        if record.run != self.run:
+            raise ValueError(f"a record of run {record.run!r} does not belong into {self.path.name}")
+        self.note(summary_line(record))
+        self._append(f"{TRIAL_MARK}{record.to_json()}\n")
+        os.fsync(self._file.fileno())
+
+    def _append(self, text: str) -> None:
+        self._file.write(text.encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the writer cannot be used afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> TrialWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def summary_line(record: TrialRecord) -> str:
+    """One line for people, e.g. ``trial 12 ok  params -85.1%  MACs -80.2%  accuracy 97.9% -> 98.9%  1.9x  4.2 s``."""
+    if record.status == "failed":
+        return f"trial {record.trial} failed: {record.error}"
+    stages = [record.metrics[stage].get(record.metric) for stage in STAGES if stage in record.metrics]
+    shown = " -> ".join("nan" if value is None or math.isnan(value) else f"{value:.2%}" for value in stages)
+    speedup = (record.latency or {}).get("speedup")
+    parts = [
+        f"trial {record.trial} {record.status}",
+        f"params {_change(record.params, record.baseline.get('params'))}",
+        f"MACs {_change(record.macs, record.baseline.get('macs'))}",
+        f"{record.metric} {shown or 'not measured'}",
+        *([f"{speedup:.2f}x"] if speedup else []),
+        f"{record.seconds:.1f} s",
+    ]
+    return "  ".join(parts)
+
+
+def _change(value: int, reference: int | None) -> str:
+    return f"{value / reference - 1:+.1%}" if reference else f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A line that held no usable record: where it stands and why it was passed over."""
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, line {self.line}: {self.reason}"
+
+
+def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecord]:
+    """Every whole record of one log in the order of its lines, later versions of a trial included.
+
+    Args:
+        path: the log; it may be growing while it is read.
+        skipped: receives one entry for each line that is torn or holds no valid record.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.startswith(TRIAL_MARK.encode()):
+                continue
+            try:
+                yield TrialRecord.from_dict(json.loads(raw[len(TRIAL_MARK) :].decode()))
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                skipped.append(Skipped(path, number, "torn: the record is not whole"))
+            except ValueError as error:
+                skipped.append(Skipped(path, number, str(error)))
+
+
+def read_log(path: str | Path) -> tuple[list[TrialRecord], list[Skipped]]:
+    """The trials of one log, each in its latest version, by number; and what was passed over."""
+    skipped: list[Skipped] = []
+    latest = {record.trial: record for record in iter_trials(path, skipped)}
+    return [latest[number] for number in sorted(latest)], skipped
+
+
+def final_metric(record: TrialRecord) -> float | None:
+    """The deciding metric on validation after the last stage the trial reached; None when it was not measured."""
+    for stage in reversed(STAGES):
+        if stage in record.metrics:
+            return record.metrics[stage].get(record.metric)
+    return None
+
+
+def reductions(record: TrialRecord) -> dict[str, float]:
+    """What the trial gained over its baseline, by criterion; a criterion that was not measured is left out.
+
+    ``params`` and ``macs`` are the fractions removed (0.85 is 85% fewer), ``speedup`` the dense latency over
+    the compressed one, timed in turn.
+    """
+    found = {
+        name: 1 - value / record.baseline[name]
+        for name, value in (("params", record.params), ("macs", record.macs))
+        if record.baseline.get(name)
+    }
+    speedup = (record.latency or {}).get("speedup")
+    return found if speedup is None else {**found, "speedup": speedup}
+
+
+def is_accepted(record: TrialRecord, keep: float) -> bool:
+    """Whether the trial kept at least the fraction ``keep`` of its baseline's deciding metric on validation."""
+    value = final_metric(record)
+    dense = record.baseline.get("metrics", {}).get("validation", {}).get(record.metric)
+    return record.status == "ok" and value is not None and dense is not None and value >= keep * dense
+
+
+def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, TrialRecord]:
+    """The accepted trial with the greatest reduction for each criterion (``params``, ``macs``, ``speedup``).
+
+    Ties go to the better deciding metric, then to the earlier trial. Nothing here reads a test metric.
+    """
+    best: dict[str, TrialRecord] = {}
+    for criterion in CRITERIA:
+        candidates = [r for r in records if is_accepted(r, keep) and criterion in reductions(r)]
+        if candidates:
+            best[criterion] = max(candidates, key=lambda r: (reductions(r)[criterion], final_metric(r) or 0.0))
+    return best
+
+
+def git_commit(folder: str | Path = ".") -> str | None:
+    """The commit checked out in ``folder``, with ``+`` behind it when files differ; None outside git."""
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(folder: str | Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
