@@ -96,9 +96,17 @@ class TrialRecord:
         for name, kind in _KINDS.items():
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
                 raise ValueError(f"the field {name!r} holds {values[name]!r}, which is not of the right type")
+        _check_metrics("metrics", values["metrics"])
+        _check_metrics("baseline.metrics", values["baseline"].get("metrics", {}))
+        figures = {f"baseline.{name}": values["baseline"].get(name) for name in ("params", "macs", "size_bytes")}
+        figures |= {f"latency.{name}": value for name, value in (values["latency"] or {}).items() if name in _SECONDS}
+        for name, value in figures.items():
+            if not _is_number(value):
+                raise ValueError(f"the field {name!r} holds {value!r}, which is no number")
         if values["status"] not in get_args(Status):
             raise ValueError(f"the status {values['status']!r} is unknown; it is one of {get_args(Status)}")
-        return cls(**{name: value for name, value in values.items() if name in known})
+        seconds = math.nan if values["seconds"] is None else values["seconds"]
+        return cls(**{name: value for name, value in values.items() if name in known} | {"seconds": seconds})
 
 
 _OPTIONAL = {"git_commit", "error", "details"}
@@ -108,8 +116,23 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("trial", "params", "macs", "size_bytes", "seed"), int),
     **dict.fromkeys(("plan", "metrics", "baseline", "environment", "details"), dict),
     "latency": (dict, type(None)),
-    "seconds": (int, float),
+    "seconds": (int, float, type(None)),
 }
+_SECONDS = {"median_s", "iqr_s", "speedup", "baseline_median_s"}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether ``value`` is a number, or None, which stands for one that was not finite or not measured."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _check_metrics(name: str, stages: Any) -> None:
+    if not isinstance(stages, dict) or not all(isinstance(metrics, dict) for metrics in stages.values()):
+        raise ValueError(f"the field {name!r} holds {stages!r}; it must map stages to metrics")
+    for stage, metrics in stages.items():
+        for metric, value in metrics.items():
+            if not _is_number(value):
+                raise ValueError(f"the field {name!r} holds {value!r} for {stage}/{metric}, which is no number")
 
 
 def _finite(value: Any) -> Any:
@@ -161,7 +184,8 @@ class TrialWriter:
         os.fsync(self._file.fileno())
 
     def _append(self, text: str) -> None:
-        self._file.write(text.encode())
+        # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
+        self._file.write(text.encode(errors="backslashreplace"))
         self._file.flush()
 
     def close(self) -> None:
@@ -231,7 +255,7 @@ def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecor
                 continue
             try:
                 yield TrialRecord.from_dict(json.loads(raw[len(TRIAL_MARK) :].decode()))
-            except (json.JSONDecodeError, UnicodeDecodeError):
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
                 skipped.append(Skipped(path, number, "torn: the record is not whole"))
             except ValueError as error:
                 skipped.append(Skipped(path, number, str(error)))
@@ -264,7 +288,7 @@ def reductions(record: TrialRecord) -> dict[str, float]:
         if record.baseline.get(name)
     }
     speedup = (record.latency or {}).get("speedup")
-    return found if speedup is None else {**found, "speedup": speedup}
+    return found if speedup is None or math.isnan(speedup) else {**found, "speedup": speedup}
 
 
 def is_accepted(record: TrialRecord, keep: float) -> bool:
