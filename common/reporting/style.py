@@ -1,0 +1,106 @@
+"""How every figure looks, how it is shown in a notebook and how it is saved."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import seaborn as sns
+from matplotlib.figure import Figure
+
+WIDE, NARROW = 7.0, 3.5
+"""Inches: the width of a page and of one of its two columns."""
+MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "text.parse_math": False,  # a "$" in a layer's or model's name is no formula
+}
+
+
+def styled(**changes: Any) -> AbstractContextManager[None]:
+    """A ``with`` block in which figures are made in this suite's style; matplotlib's own settings come back after.
+
+    Args:
+        changes: settings of matplotlib that differ from `STYLE`, with ``_`` for the dot in their names.
+    """
+    return matplotlib.rc_context(STYLE | {name.replace("_", "."): value for name, value in changes.items()})
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without ``%matplotlib inline`` and without pyplot holding on to it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with _drawing():
+            self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Draw without a warning for each letter that the font lacks (it shows as a box), and with letters in the PDF.
+
+    Publishers refuse the Type 3 fonts that are matplotlib's default.
+    """
+    with warnings.catch_warnings(), matplotlib.rc_context({"pdf.fonttype": 42}):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write ``figure`` as PNG (200 dots per inch) and as PDF, the folder made when it is not there.
+
+    Args:
+        figure: any matplotlib figure.
+        path: where, without a suffix; a dot in the name stays.
+
+    Returns:
+        The two files. They carry no date, so that the same records give the same bytes again.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
+    with _drawing():
+        figure.savefig(png, dpi=200)
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return [png, pdf]
+
+
+def picture(width: float, height: float) -> Picture:
+    """An empty figure, ``width`` x ``height`` inches, whose parts make room for each other."""
+    return Picture(figsize=(width, height), layout="constrained")
+
+
+def message(text: str) -> Figure:
+    """A figure that says in words why there is nothing to draw."""
+    figure = picture(NARROW, 1.2)
+    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    return figure
+
+
+def palette(number: int) -> list[tuple[float, float, float]]:
+    """Colours that colour-blind readers tell apart; past ten they repeat, and marker or dash tells the rest."""
+    return list(sns.color_palette("colorblind", number))
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage without idle digits, e.g. ``99%`` or ``99.5%``."""
+    return f"{value * 100:.4g}%"

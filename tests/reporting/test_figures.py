@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from common.reporting import figures
+from tests.records import make_baseline, make_record
+
+
+def texts(figure: Figure) -> str:
+    """Every text that the drawn figure holds."""
+    figure.draw_without_rendering()
+    return "\n".join(t.get_text() for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible())
+
+
+def polygons(figure: Figure) -> dict[str, Any]:
+    """Label -> line of each closed polygon of a radar."""
+    lines = figure.axes[0].get_lines()
+    return {str(line.get_label()): line for line in lines if len(np.atleast_1d(line.get_xdata())) > 1}
+
+
+def radii(figure: Figure) -> list[list[float]]:
+    return [[float(r) for r in line.get_ydata()] for line in polygons(figure).values()]
+
+
+def test_save_figure_writes_both_files_and_the_same_bytes_for_the_same_records(tmp_path: Path) -> None:
+    paths = figures.save_figure(figures.radar([make_record()]), tmp_path / "new" / "v1.2")
+    assert [path.name for path in paths] == ["v1.2.png", "v1.2.pdf"]
+    before = [path.read_bytes() for path in paths]
+    assert before[0].startswith(b"\x89PNG")
+    assert before[1].startswith(b"%PDF")
+    figures.save_figure(figures.radar([make_record()]), tmp_path / "new" / "v1.2")
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_notebook_gets_a_png() -> None:
+    figure = figures.pareto([make_record()])
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+def test_matplotlibs_settings_stay_as_they_were(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    figures.save_figure(figures.radar([make_record()]), tmp_path / "radar")
+    figures.training_curves([{"loss": 1.0}])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_radar_radii_by_hand() -> None:
+    half = make_record(
+        params=make_baseline()["params"] // 4,
+        macs=make_baseline()["macs"] // 2,
+        size_bytes=make_baseline()["size_bytes"],
+        latency={"speedup": 1.0},
+        metrics={"raw": {"accuracy": 0.95}},
+    )
+    (found,) = radii(figures.radar([half]))
+    # metric: 100% on 90..100%; 3/4 and 1/2 removed; 1x in the middle of 0.5x..2x; no byte saved; back to the start
+    assert found == pytest.approx([1.0, 0.75, 0.5, 0.5, 0.0, 1.0], abs=1e-6)
+    slow, fast = (
+        radii(figures.radar([make_record(latency={"speedup": speedup}, metrics={"raw": {"accuracy": 0.95}})]))[0][3]
+        for speedup in (1 / 1.5, 1.5)
+    )
+    assert 0.5 - slow == pytest.approx(fast - 0.5)
+    assert slow < 0.5
+
+
+def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
+    records = [
+        make_record(trial=3, model="resnet18", latency={"speedup": 5.0}),
+        make_record(trial=9, model="vgg16", latency=None, params=2_000_000),
+        make_record(trial=1, model="alexnet", metrics={"raw": {"accuracy": 0.1}}),
+    ]
+    figure = figures.radar(records, keep=0.99)
+    shown = texts(figure)
+    for text in (
+        "Fewest parameters among trials that kept ≥ 99%",
+        "resnet18 (cifar10): trial 3, tucker2",
+        "vgg16 (cifar10): trial 9, tucker2 (speedup not measured)",
+        "alexnet (cifar10): no accepted trial",
+        "Params removed\n0% → 100%",
+        "Metric over dense\n90% → 100%",
+        "Speedup (log)\n0.5× → 8×",
+        "1×",
+    ):
+        assert text in shown
+    assert len(polygons(figure)) == 2
+    assert [math.isnan(line[3]) for line in radii(figure)] == [False, True]
+
+
+def test_radar_clips_a_network_that_grew() -> None:
+    assert radii(figures.radar([make_record(params=20_000_000)]))[0][1] == 0
+
+
+def test_radar_says_that_nothing_was_accepted() -> None:
+    shown = texts(figures.radar([make_record(status="failed", metrics={})]))
+    assert "No accepted trial" in shown
+    assert "99%" in shown
+    with pytest.raises(ValueError, match="keep="):
+        figures.radar([], keep=2)
+
+
+def test_pareto_front_by_hand() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.8), (4.0, 0.85), (3.0, 0.7)]
+    assert figures.pareto_front(points) == [(1.0, 0.5), (2.0, 0.8), (3.0, 0.9)]
+    assert figures.pareto_front([]) == []
+
+
+def test_pareto_of_one_model() -> None:
+    dense = make_baseline()["params"]
+    records = [
+        make_record(trial=0, params=dense // 2, metrics={"raw": {"accuracy": 0.8}}),
+        make_record(trial=1, params=dense // 4, metrics={"raw": {"accuracy": 0.8}, "finetuned": {"accuracy": 0.94}}),
+        make_record(trial=2, params=dense, metrics={"raw": {"accuracy": 0.99}}, status="pruned"),
+        make_record(trial=3, status="failed", metrics={"raw": {"accuracy": 1.0}}),
+        make_record(trial=4, metrics={"raw": {"accuracy": float("nan")}}),
+    ]
+    figure = figures.pareto(records)
+    left, right = figure.axes
+    assert left.get_xlabel() == "Parameters kept (% of dense)"
+    assert right.get_xlabel() == "MACs kept (% of dense)"
+    assert left.get_ylabel() == "Accuracy on validation (%)"
+    offsets = [np.asarray(points.get_offsets()).tolist() for points in left.collections]
+    assert sorted(offset for group in offsets for offset in group) == pytest.approx(
+        np.array([[25, 94], [50, 80], [100, 99]]), abs=1e-4
+    )
+    front, star = left.get_lines()
+    assert np.asarray(front.get_xydata()) == pytest.approx(np.array([[25, 94]]), abs=1e-4)
+    assert np.asarray(star.get_xydata()).tolist() == [[100, 95]]
+    assert star.get_marker() == "*"
+    shown = texts(figure)
+    for name in ("raw", "fine-tuned", "pruned", "Pareto front", "dense network"):
+        assert name in shown
+    assert "recalibrated" not in shown.splitlines()
+
+
+def test_pareto_of_several_models() -> None:
+    unet = make_baseline(metrics={"validation": {"dice": 0.9}})
+    records = [
+        make_record(),
+        make_record(model="vgg16"),
+        make_record(model="unet", metric="dice", metrics={"raw": {"dice": 0.8}}, baseline=unet),
+    ]
+    figure = figures.pareto(records)
+    stars = [line for line in figure.axes[0].get_lines() if line.get_marker() == "*"]
+    assert len(stars) == 3
+    assert not same_color(stars[0].get_color(), stars[1].get_color())
+    assert figure.axes[0].get_ylabel() == "Accuracy or dice on validation (%)"
+    assert "unet (cifar10)" in texts(figure)
+
+
+def test_pareto_without_a_measurement() -> None:
+    assert "No trial was measured" in texts(figures.pareto([make_record(status="failed", metrics={})]))
+    assert "No trial was measured" in texts(figures.pareto([]))
+
+
+def test_spectra() -> None:
+    values = {f"layer{n}.conv": np.geomspace(n + 1, 0.01, 10 + n).tolist() for n in range(20)}
+    figure = figures.spectra(values, {"layer3.conv": 5})
+    axes = figure.axes[0]
+    curves = [line for line in axes.get_lines() if line.get_marker() == "None"]
+    assert len(curves) == 20
+    assert axes.get_yscale() == "log"
+    assert "i / n (%)" in axes.get_xlabel()
+    assert "s_i / s_1" in axes.get_ylabel()
+    third = np.asarray(curves[3].get_xydata())
+    assert third[0] == pytest.approx([100 / 13, 1.0])
+    assert third[-1] == pytest.approx([100, 0.01 / 4])
+    (mark,) = (line for line in axes.get_lines() if line.get_marker() == "o")
+    assert np.asarray(mark.get_xydata())[0] == pytest.approx([100 * 5 / 13, values["layer3.conv"][4] / 4])
+    shown = texts(figure)
+    assert all(name in shown for name in values)
+    assert "chosen rank" in shown
+
+
+def test_spectra_of_odd_layers() -> None:
+    figure = figures.spectra({"dead": [0.0, 0.0], "thin": [2.0], "deficient": [1.0, 1e-12, 0.0]})
+    assert len(figure.axes[0].get_lines()) == 3
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(0.9e-4)
+    many = texts(figures.spectra({f"l{n}": [2.0, 1.0] for n in range(60)}))
+    assert sum(line.startswith("l") for line in many.splitlines()) == 24
+    assert "No layer" in texts(figures.spectra({}))
+
+
+@pytest.mark.parametrize("chosen", [{"a": 0}, {"a": 3}, {"b": 1}])
+def test_spectra_refuses_a_rank_that_is_not_there(chosen: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="is not a rank of that layer"):
+        figures.spectra({"a": [2.0, 1.0]}, chosen)
+
+
+def test_sensitivities() -> None:
+    figure = figures.sensitivities({"conv1": 0.2, "fc": 0.05}, {"fc": 3000, "conv1": 1000})
+    left, right = figure.axes
+    assert [bar.get_width() for bar in left.patches] == [0.2, 0.05]  # type: ignore[attr-defined]
+    assert [bar.get_width() for bar in right.patches] == [25, 75]  # type: ignore[attr-defined]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["conv1", "fc"]
+    assert left.yaxis_inverted()  # the first layer stands on top
+    assert left.get_xlabel() == "Sensitivity"
+    assert "(%)" in right.get_xlabel()
+    assert "No layer" in texts(figures.sensitivities({}, {}))
+    with pytest.raises(ValueError, match="fc"):
+        figures.sensitivities({"conv1": 1.0}, {"conv1": 1, "fc": 2})
+
+
+def test_policy_heatmap_before_and_after_share_one_scale() -> None:
+    after = {"conv1": [0.1, 0.9], "conv2": [0.5, 0.5]}
+    before = {"conv2": [0.4, 0.6], "conv1": [0.7, 0.3]}
+    figure = figures.policy_heatmap(after, ["10%", "dense"], "Policy $5", before)
+    first, second, bar = figure.axes
+    for axes, cells in ((first, [[0.7, 0.3], [0.4, 0.6]]), (second, [[0.1, 0.9], [0.5, 0.5]])):
+        mesh = axes.collections[0]
+        values = mesh.get_array()
+        assert values is not None
+        assert np.reshape(values, (2, 2)).tolist() == cells  # both in the order of the layers of `after`
+        assert mesh.get_clim() == (0, 0.9)
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["10%", "dense"]
+        assert axes.get_xlabel() == "Candidate rank"
+    assert (first.get_title(), second.get_title(), bar.get_ylabel()) == ("Before", "After", "Probability")
+    assert [label.get_text() for label in first.get_yticklabels()] == ["conv1", "conv2"]
+    assert "Policy $5" in texts(figure)
+
+
+def test_policy_heatmap_of_one_state_and_wrong_shapes() -> None:
+    assert len(figures.policy_heatmap({"a": [1.0]}, ["dense"]).axes) == 2  # the panel and its colour bar
+    assert "no layer" in texts(figures.policy_heatmap({}, ["dense"]))
+    with pytest.raises(ValueError, match=r"'a' holds 1 probabilities for 2"):
+        figures.policy_heatmap({"a": [1.0]}, ["10%", "dense"])
+    with pytest.raises(ValueError, match="same layers"):
+        figures.policy_heatmap({"a": [1.0]}, ["dense"], before={"b": [1.0]})
+
+
+def test_training_curves() -> None:
+    history = [
+        {"epoch": 1, "train_loss": 2.0, "validation_loss": 2.1, "accuracy": 0.5, "lr": 0.1},
+        {"epoch": 2, "train_loss": 1.0, "validation_loss": float("nan"), "accuracy": 0.75, "lr": 0.01},
+    ]
+    left, right = figures.training_curves(history).axes
+    assert [line.get_label() for line in left.get_lines()] == ["train loss", "validation loss"]
+    assert [line.get_label() for line in right.get_lines()] == ["accuracy"]
+    assert np.asarray(left.get_lines()[0].get_xydata()).tolist() == [[1, 2], [2, 1]]
+    assert np.asarray(right.get_lines()[0].get_xydata()).tolist() == [[1, 50], [2, 75]]
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("Epoch", "Loss", "Metric (%)")
+    assert "No epoch" in texts(figures.training_curves([]))
+
+
+def test_names_in_any_script_are_drawn(tmp_path: Path) -> None:
+    odd = "網絡_ü $x^2$ \\frac"
+    shown = texts(figures.pareto([make_record(model="a"), make_record(model="a$b$")]))
+    assert "a$b$ (cifar10)" in shown
+    for name, figure in {
+        "radar": figures.radar([make_record(model=odd)]),
+        "pareto": figures.pareto([make_record(model=odd), make_record(model="b")]),
+        "spectra": figures.spectra({odd: [2.0, 1.0]}),
+    }.items():
+        assert len(figures.save_figure(figure, tmp_path / name)) == 2
+
+
+@pytest.mark.parametrize("name", ["radar", "pareto", "spectra", "sensitivities", "heatmap", "curves"])
+def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp_path: Path) -> None:
+    layers = [f"layer{n}.0.downsample.0" for n in range(20)]
+    many = [make_record(model=f"a_long_model_name_{n}") for n in range(6)]
+    figure = {
+        "radar": lambda: figures.radar(many),
+        "pareto": lambda: figures.pareto(many),
+        "spectra": lambda: figures.spectra({layer: [2.0, 1.0] for layer in layers}, {layers[0]: 1}),
+        "sensitivities": lambda: figures.sensitivities(dict.fromkeys(layers, 0.5), dict.fromkeys(layers, 10)),
+        "heatmap": lambda: figures.policy_heatmap({la: [0.5, 0.5] for la in layers}, ["10%", "dense"], "Policy"),
+        "curves": lambda: figures.training_curves([{"loss": 1.0, "accuracy": 0.5}] * 3),
+    }[name]()
+    figures.save_figure(figure, tmp_path / name)
+    drawn = [t for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
+    assert drawn
+    assert min(float(text.get_fontsize()) for text in drawn) >= 7
+    box = figure.get_tightbbox()  # inches, of what is really drawn
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01

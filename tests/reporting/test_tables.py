@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from common.reporting.runs import find_logs, group_records, load_runs
+from common.reporting.tables import COLUMNS, format_summary, human_count, summary_notes, summary_table
+from common.trials import TRIAL_MARK, TrialWriter
+from tests.records import DENSE_MACS, DENSE_PARAMS, make_baseline, make_record
+
+SMALL = make_record(trial=4)
+FAST = make_record(trial=7, params=3_000_000, macs=60_000_000, latency={"speedup": 2.5}, method="htd")
+
+
+def rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    return {row["Criterion"]: row for _, row in frame.iterrows()}
+
+
+def test_raw_numbers() -> None:
+    frame = summary_table([SMALL, FAST])
+    assert list(frame["Criterion"]) == ["baseline", "best params", "best MACs", "best speedup"]
+    assert list(frame["Trial"])[1:] == [4, 7, 7]
+    assert set(frame["Model"]) == {"resnet18 (cifar10)"}
+    dense, small, fast = (rows(frame)[name] for name in ("baseline", "best params", "best MACs"))
+    assert (dense["Parameters"], dense["MACs"]) == (DENSE_PARAMS, DENSE_MACS)
+    assert (dense["Params Red."], dense["MACs Red."], dense["Speedup"], dense["Comp. Rate"]) == (0, 0, 1, 1)
+    assert (dense["Accuracy"], dense["Split"]) == (0.95, "validation")
+    assert small["Params Red."] == pytest.approx((11_181_642 - 1_437_022) / 11_181_642)
+    assert small["MACs Red."] == pytest.approx((555_422_720 - 87_512_064) / 555_422_720)
+    assert small["Comp. Rate"] == pytest.approx(11_181_642 / 1_437_022)
+    assert (small["Speedup"], small["Accuracy"]) == (1.93, 0.9471)
+    assert (fast["Parameters"], fast["Method"]) == (3_000_000, "htd")
+
+
+def test_formatted_row_by_hand() -> None:
+    text = format_summary(summary_table([SMALL]))
+    assert list(text.columns) == list(COLUMNS)
+    assert rows(text)["best params"].to_list() == [
+        "resnet18 (cifar10)",
+        "best params",
+        "-87.15%",
+        "-84.24%",
+        "94.71% (val)",
+        "1.93x",
+        "1.44 M",
+        "87.51 M",
+        "7.78x",
+        "tucker2",
+        "4",
+    ]
+    assert rows(text)["baseline"].to_list()[2:] == [
+        "0.00%",
+        "0.00%",
+        "95.00% (val)",
+        "1.00x",
+        "11.18 M",
+        "0.56 G",
+        "1.00x",
+        "dense",
+        "-",
+    ]
+
+
+def test_the_test_metric_is_shown_where_it_was_read() -> None:
+    baseline = make_baseline(metrics={"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.9432}})
+    tested = make_record(trial=1, baseline=baseline, metrics={**SMALL.metrics, "test": {"accuracy": 0.9401}})
+    frame = summary_table([FAST, tested])  # the first record's baseline knows no test metric, the second one's does
+    assert rows(frame)["baseline"][["Accuracy", "Split"]].to_list() == [0.9432, "test"]
+    text = rows(format_summary(frame))
+    assert text["baseline"]["Accuracy"] == "94.32%"
+    assert text["best params"]["Accuracy"] == "94.01%"
+    assert text["best speedup"]["Accuracy"] == "94.71% (val)"
+
+
+def test_the_test_metric_never_chooses() -> None:
+    tempting = make_record(trial=1, params=1000, metrics={"raw": {"accuracy": 0.1}, "test": {"accuracy": 0.99}})
+    assert list(summary_table([SMALL, tempting])["Trial"])[1:] == [4, 4, 4]
+
+
+def test_another_metric_names_itself() -> None:
+    baseline = make_baseline(metrics={"validation": {"dice": 0.9}})
+    unet = make_record(metric="dice", metrics={"raw": {"dice": 0.899}}, baseline=baseline, model="unet")
+    assert list(format_summary(summary_table([unet]))["Accuracy"])[:2] == ["90.00% dice (val)", "89.90% dice (val)"]
+
+
+def test_no_accepted_trial_leaves_the_baseline_and_a_note() -> None:
+    weak = make_record(trial=3, metrics={"raw": {"accuracy": 0.76}})
+    assert list(summary_table([weak])["Criterion"]) == ["baseline"]
+    (note,) = summary_notes([weak])
+    assert "resnet18 (cifar10): no accepted trial" in note
+    assert "none of 1 kept 99% of the dense accuracy" in note
+    assert "trial 3, kept 80.00%" in note
+    assert summary_notes([weak], keep=0.8) == []
+
+
+def test_only_failed_trials() -> None:
+    failed = [make_record(trial=n, status="failed", metrics={}, latency=None, error="no") for n in range(3)]
+    frame = summary_table(failed)
+    assert list(frame["Criterion"]) == ["baseline"]
+    assert "none was measured" in summary_notes(failed)[0]
+
+
+def test_what_was_not_measured_is_missing() -> None:
+    frame = summary_table([make_record(latency=None)])
+    assert list(frame["Criterion"]) == ["baseline", "best params", "best MACs"]
+    assert math.isnan(rows(frame)["best params"]["Speedup"])
+    assert rows(format_summary(frame))["best params"]["Speedup"] == "-"
+    assert "latency" in summary_notes([make_record(latency=None)])[0]
+    empty = format_summary(summary_table([make_record(baseline={})]))
+    assert list(empty["Parameters"]) == ["-"]
+
+
+def test_a_network_that_grew_has_a_plus() -> None:
+    grown = make_record(params=2 * DENSE_PARAMS)
+    assert rows(format_summary(summary_table([grown])))["best params"]["Params Red."] == "+100.00%"
+
+
+def test_no_record_gives_an_empty_table() -> None:
+    frame = summary_table([])
+    assert frame.empty
+    assert list(format_summary(frame).columns) == list(COLUMNS)
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan")])
+def test_keep_is_checked(keep: float) -> None:
+    with pytest.raises(ValueError, match=r"keep=.*\(0, 1\]"):
+        summary_table([SMALL], keep)
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "text"),
+    [
+        (1_437_022, "KM", "1.44 M"),
+        (138_357_544, "KM", "138.36 M"),
+        (310_000_000, "KMG", "0.31 G"),
+        (99_999_999, "KMG", "100.00 M"),
+        (61_706, "KM", "61.71 K"),
+        (12, "KM", "12"),
+        (0, "KM", "0"),
+    ],
+)
+def test_human_count(value: int, units: str, text: str) -> None:
+    assert human_count(value, units) == text
+
+
+def test_blocks_by_model_and_dataset() -> None:
+    records = [make_record(model=m, dataset=d) for m, d in [("a", "x"), ("b", "x"), ("a", "y"), ("a", "x")]]
+    assert {label: len(group) for label, group in group_records(records).items()} == {
+        "a (x)": 2,
+        "a (y)": 1,
+        "b (x)": 1,
+    }
+
+
+def test_runs_of_one_dense_network_share_a_block_whatever_its_latency() -> None:
+    slower = make_baseline(latency={"median_s": 0.04, "iqr_s": 0.001})
+    frame = summary_table([make_record(run="one"), make_record(run="two", baseline=slower, params=1000)])
+    assert len(frame) == 4
+    assert list(format_summary(frame)["Trial"])[1:] == ["0 of two", "0 of one", "0 of one"]
+
+
+def test_runs_of_different_dense_networks_stand_apart() -> None:
+    other = make_baseline(metrics={"validation": {"accuracy": 0.90}})
+    frame = summary_table([make_record(run="one"), make_record(run="two", baseline=other)])
+    assert list(dict.fromkeys(frame["Model"])) == ["resnet18 (cifar10), run one", "resnet18 (cifar10), run two"]
+    assert list(frame[frame["Criterion"] == "baseline"]["Accuracy"]) == [0.95, 0.90]
+
+
+def write(folder: Path, run: str, trials: int) -> Path:
+    with TrialWriter(folder, run) as writer:
+        for number in range(trials):
+            writer.write(make_record(run=run, trial=number))
+    return writer.path
+
+
+def test_a_log_wins_over_its_json(tmp_path: Path) -> None:
+    log = write(tmp_path, "v1.2", 2)
+    stale = tmp_path / "v1.2.json"
+    stale.write_text("{}")
+    for paths in ([tmp_path], [stale], [log, stale], [tmp_path, log]):
+        (run,) = load_runs(paths)
+        assert run.path == log
+        assert len(run.trials) == 2
+
+
+def test_json_is_read_where_there_is_no_log(tmp_path: Path) -> None:
+    good, old = make_record(trial=1).to_json(), '{"schema": 7}'
+    again = make_record(trial=1, seconds=1.0).to_json()
+    (tmp_path / "a.json").write_text(
+        f'{{"schema": 1, "trials": [{good}, {old}, {again}], "skipped": [{{"line": 9, "reason": "torn"}}]}}'
+    )
+    (run,) = load_runs([tmp_path])
+    assert [(record.trial, record.seconds) for record in run.trials] == [(1, 1.0)]
+    assert "a.log, line 9: torn" in run.skipped
+    assert any("trials[1]" in text and "schema version 7" in text for text in run.skipped)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"trials": 3}', "null", "\xff"])
+def test_a_foreign_json_is_named_and_passed_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    (run,) = load_runs([tmp_path])
+    assert not run.trials
+    assert run.skipped == ["x.json: not a file of trials made by jsonify_logs.py"]
+
+
+def test_find_logs_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_logs([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.log file"):
+        find_logs([tmp_path])
+    (tmp_path / "a.txt").write_text(TRIAL_MARK)
+    with pytest.raises(ValueError, match=r"a\.txt"):
+        find_logs([tmp_path / "a.txt"])
