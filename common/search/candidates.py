@@ -1,0 +1,75 @@
+"""The candidate ranks of each layer, from which a policy picks one a layer."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.planning.layers import Decompositions, LayerShape, layer_method
+from common.planning.plan import LayerPlan, RankPlan
+from common.planning.planner import depthwise
+
+LEVELS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
+"""Shares of a layer's parameters that a candidate may keep; the last is the dense layer."""
+LEVEL_NAMES = (*(f"{level:.0%}" for level in LEVELS[:-1]), "dense")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice for one layer: its plan, its cost, and the relative weight error ``||W - W'|| / ||W||``."""
+
+    plan: LayerPlan
+    params: int
+    macs: int
+    error: float
+
+
+Candidates = Mapping[str, tuple[Candidate | None, ...]]
+"""Layer -> one entry a level; None where not even rank 1 is that small."""
+
+
+def layer_candidates(shapes: Mapping[str, LayerShape], decompositions: Decompositions, method: str) -> Candidates:
+    """For each layer and level the candidate with the greatest ranks, all modes at the same share of their maximum.
+
+    A candidate never has more MACs than the dense layer.
+    """
+    return {name: _candidates(name, shape, decompositions, method) for name, shape in shapes.items()}
+
+
+def _candidates(
+    name: str, shape: LayerShape, decompositions: Decompositions, method: str
+) -> tuple[Candidate | None, ...]:
+    dense_params, dense_macs = shape.dense_cost
+    dense = Candidate(LayerPlan(reason="the policy chose it dense"), dense_params, dense_macs, 0.0)
+    if depthwise(shape):
+        return (*[None] * (len(LEVELS) - 1), dense)
+    chosen = layer_method(method, shape)
+    decomposition = decompositions.get(name, chosen)
+    steps = range(1, max(decomposition.max_ranks) + 1)
+
+    def kept(step: int) -> float:
+        params, macs = shape.cost(chosen, decomposition.fraction(step / len(steps)))
+        return params / dense_params if macs <= dense_macs else float("inf")
+
+    found: list[Candidate | None] = []
+    for level in LEVELS[:-1]:
+        step = bisect.bisect_right(steps, level, key=kept)
+        if step:
+            ranks = decomposition.fraction(step / len(steps))
+            found.append(
+                Candidate(LayerPlan(chosen, ranks), *shape.cost(chosen, ranks), decomposition.relative_error(ranks))
+            )
+        else:
+            found.append(None)
+    return (*found, dense)
+
+
+def plan_of(candidates: Candidates, levels: Mapping[str, int], method: str, rule: str) -> RankPlan:
+    """The plan that takes for each layer the candidate at the index ``levels`` names."""
+    layers = {}
+    for name, index in levels.items():
+        candidate = candidates[name][index]
+        assert candidate is not None
+        layers[name] = candidate.plan
+    return RankPlan(layers, method, rule)

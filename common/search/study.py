@@ -1,0 +1,287 @@
+"""``search_ranks``: the loop that samples plans, measures them, moves the policy, and fine-tunes the best few."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from common.checkpoints import save_compressed
+from common.data import DataBundle
+from common.environment import describe_environment
+from common.metrics import evaluate
+from common.models.provenance import get_provenance
+from common.planning.layers import Decompositions, trace_layers
+from common.planning.plan import RankPlan
+from common.search.candidates import layer_candidates, plan_of
+from common.search.objective import Measured, Objective, calibration_inputs
+from common.search.policy import Levels, Policy, elite_of
+from common.search.sensitivity import layer_sensitivities
+from common.training import TrainingSettings, train
+from common.trials import TrialRecord, TrialWriter, choose_best, git_commit, summary_line
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class SearchSettings:
+    """How ranks are searched for.
+
+    Attributes:
+        method: the decomposition.
+        policy: ``adaptive`` moves toward the best trials, ``static`` never moves.
+        trials: how many plans are measured.
+        batch: trials between two moves of the policy.
+        elite: share of all trials so far that the policy moves toward.
+        smoothing: how far it moves, in (0, 1].
+        alpha, beta, temperature: of the policy's first distributions, see :class:`common.search.policy.Policy`.
+        size_weight: what the score takes off for the size kept, see :meth:`common.search.objective.Objective.score`.
+        keep: a trial is accepted when it keeps this share of the dense accuracy.
+        finetune_top: how many of the best trials by score are fine-tuned.
+        finetune: how; at most 3 epochs.
+        sensitivity_images: from the calibration split, for the sensitivities.
+        latency_batch: inputs in a timed pass.
+        seed: of the sampling.
+    """
+
+    method: Literal["svd", "tucker2", "htd"] = "htd"
+    policy: Literal["adaptive", "static"] = "adaptive"
+    trials: Annotated[int, Field(ge=1)] = 30
+    batch: Annotated[int, Field(ge=1)] = 10
+    elite: Share = 0.2
+    smoothing: Share = 0.5
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Positive = 0.02
+    size_weight: Annotated[float, Field(ge=0)] = 0.3
+    keep: Share = 0.99
+    finetune_top: Annotated[int, Field(ge=0)] = 3
+    finetune: TrainingSettings = TrainingSettings(epochs=1.0, learning_rate=0.02)
+    sensitivity_images: Annotated[int, Field(ge=1)] = 128
+    latency_batch: Annotated[int, Field(ge=1)] = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.finetune.epochs > 3:
+            raise ValueError(f"finetune.epochs={self.finetune.epochs}: a trial is fine-tuned for at most 3 epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        records: every trial in its latest version, by number.
+        best: criterion -> the accepted trial that is best by it, see :func:`common.trials.choose_best`.
+        networks: number of a chosen trial -> its network.
+        sensitivities: layer -> measured sensitivity.
+        first_policy, last_policy: layer -> probability of each candidate, before and after.
+        log: the log file.
+    """
+
+    records: list[TrialRecord]
+    best: dict[str, TrialRecord]
+    networks: dict[int, nn.Module]
+    sensitivities: dict[str, float]
+    first_policy: dict[str, list[float]]
+    last_policy: dict[str, list[float]]
+    log: Path
+
+
+def search_ranks(
+    model: nn.Module,
+    data: DataBundle,
+    settings: SearchSettings | None = None,
+    *,
+    logs: str | Path = "logs",
+    run: str | None = None,
+    on_trial: Callable[[TrialRecord], None] | None = None,
+) -> SearchResult:
+    """Search the ranks of every layer of ``model``; every trial is on the disk before the next one starts.
+
+    A trial compresses the network by a sampled plan, evaluates it on validation, recalibrates BatchNorm, evaluates
+    again, counts and times it. The best few are then fine-tuned with the dense network as their teacher. At the end,
+    and only then, the chosen networks and the dense one are evaluated on the test split; they are timed anew, because
+    the fastest of many noisy timings flatters; and they are saved beside the log.
+
+    Args:
+        model: the dense network, trained; it is not changed.
+        data: its four splits.
+        settings: how; None for the defaults.
+        logs: folder for the log.
+        run: name of the run and its log; None makes one from the model, data set, method and time.
+        on_trial: is called with every record as it is written; None prints its summary line.
+
+    Raises:
+        ValueError: the log of this run exists already.
+    """
+    settings = settings or SearchSettings()
+    show = on_trial or (lambda record: print(summary_line(record), flush=True))
+    provenance = get_provenance(model)
+    architecture = (provenance.builder if provenance else None) or type(model).__name__
+    run = run or f"{architecture}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if (Path(logs) / f"{run}.log").exists():
+        raise ValueError(f"run={run!r} has a log in {logs} already; give the run another name")
+    with TrialWriter(logs, run) as writer:
+        search = _Search(model, data, settings, writer, architecture, show)
+        search.run_trials()
+        search.finetune_best()
+        best = search.test_chosen()
+        return SearchResult(
+            records=[search.records[number] for number in sorted(search.records)],
+            best=best,
+            networks=search.networks,
+            sensitivities=search.sensitivities,
+            first_policy=search.first_policy,
+            last_policy=search.policy.probabilities,
+            log=writer.path,
+        )
+
+
+class _Search:
+    """A search under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataBundle,
+        settings: SearchSettings,
+        writer: TrialWriter,
+        architecture: str,
+        show: Callable[[TrialRecord], None],
+    ) -> None:
+        self.model, self.data, self.settings, self.writer, self.show = model, data, settings, writer, show
+        decompositions = Decompositions(model)
+        self.objective = Objective(model, data, decompositions, settings.latency_batch)
+        shapes = trace_layers(model, self.objective.x)
+        self.candidates = layer_candidates(shapes, decompositions, settings.method)
+        inputs = calibration_inputs(data, settings.sensitivity_images).to(self.objective.x.device)
+        self.sensitivities = layer_sensitivities(model, self.candidates, decompositions, inputs)
+        self.policy = Policy(
+            self.candidates,
+            self.sensitivities,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            temperature=settings.temperature,
+        )
+        self.first_policy = self.policy.probabilities
+        self.records: dict[int, TrialRecord] = {}
+        self.networks: dict[int, nn.Module] = {}
+        self._plans: dict[int, RankPlan] = {}
+        self._scores: dict[int, float] = {}
+        self._common: dict[str, Any] = {
+            "run": writer.run,
+            "model": architecture,
+            "dataset": data.name,
+            "method": settings.method,
+            "rule": f"{settings.policy} policy",
+            "metric": "accuracy",
+            "seed": settings.seed,
+            "baseline": self.objective.baseline(),
+            "environment": describe_environment(),
+            "git_commit": git_commit(Path(__file__).parent),
+        }
+        dense = self.objective
+        writer.note(
+            f"dense {architecture} on {data.name}: accuracy {dense.dense_metrics['accuracy']:.2%} on validation, "
+            f"{dense.dense_cost.params:,} parameters, {dense.dense_cost.macs:,} MACs, "
+            f"{dense.dense_latency.median_s * 1000:.2f} ms"
+        )
+
+    def run_trials(self) -> None:
+        """Sample, measure and log; move the policy after every batch."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        choices: dict[int, Levels] = {}
+        for number in range(self.settings.trials):
+            choices[number] = self.policy.sample(generator)
+            rule = f"{self.settings.policy} policy"
+            self._plans[number] = plan_of(self.candidates, choices[number], self.settings.method, rule)
+            self._run_trial(number)
+            if self.settings.policy == "adaptive" and (number + 1) % self.settings.batch == 0:
+                measured = [(score, choices[trial]) for trial, score in self._scores.items()]
+                self.policy.update(elite_of(measured, self.settings.elite), self.settings.smoothing)
+
+    def _run_trial(self, number: int) -> None:
+        start = time.perf_counter()
+        plan = self._plans[number].layers_as_json()
+        try:
+            measured = self.objective.measure(self._plans[number])
+        except Exception as error:  # one network that cannot be measured must not end the search
+            failed = TrialRecord(
+                **self._common, trial=number, status="failed", plan=plan, metrics={}, params=0, macs=0, size_bytes=0,
+                latency=None, seconds=time.perf_counter() - start, error=f"{type(error).__name__}: {error}",
+            )  # fmt: skip
+            self._write(failed)
+            return
+        score = self.objective.score(measured.metrics["recalibrated"], measured.cost, self.settings.size_weight)
+        self._scores[number] = score
+        self._write(self._record(number, measured, time.perf_counter() - start, {"score": score}))
+
+    def _record(self, number: int, measured: Measured, seconds: float, details: dict[str, Any]) -> TrialRecord:
+        return TrialRecord(
+            **self._common,
+            trial=number,
+            status="ok",
+            plan=self._plans[number].layers_as_json(),
+            metrics=measured.metrics,
+            params=measured.cost.params,
+            macs=measured.cost.macs,
+            size_bytes=measured.cost.size_bytes,
+            latency=measured.latency.to_json(),
+            seconds=seconds,
+            details=details,
+        )
+
+    def _write(self, record: TrialRecord) -> None:
+        self.writer.write(record)
+        self.records[record.trial] = record
+        self.show(record)
+
+    def finetune_best(self) -> None:
+        """Fine-tune the best trials by score, the dense network as their teacher, and log them again."""
+        ranked = sorted(self._scores, key=lambda number: self._scores[number], reverse=True)
+        for number in ranked[: self.settings.finetune_top]:
+            start = time.perf_counter()
+            network = self.objective.build(self._plans[number])
+            description = f"fine-tuning trial {number}"
+            history = train(network, self.data, self.settings.finetune, teacher=self.model, description=description)
+            record = self.records[number]
+            self.networks[number] = network
+            self._write(
+                dataclasses.replace(
+                    record,
+                    metrics={**record.metrics, "finetuned": evaluate(network, self.data.validation)},
+                    seconds=record.seconds + time.perf_counter() - start,
+                    details={**record.details, "finetuning": history},
+                )
+            )
+
+    def test_chosen(self) -> dict[str, TrialRecord]:
+        """Read the test split once, for the chosen trials and the dense network; time and save the chosen."""
+        best = choose_best(list(self.records.values()), self.settings.keep)
+        dense = self._common["baseline"]
+        dense["metrics"] = {**dense["metrics"], "test": evaluate(self.model, self.data.test)}
+        for number in sorted({record.trial for record in best.values()}):
+            network = self.networks.setdefault(number, self.objective.build(self._plans[number]))
+            file = save_compressed(network, self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors"))
+            record = self.records[number]
+            self._write(
+                dataclasses.replace(
+                    record,
+                    metrics={**record.metrics, "test": evaluate(network, self.data.test)},
+                    latency=self.objective.time(network, rounds=31).to_json(),
+                    baseline=dense,
+                    details={**record.details, "weights": file.name},
+                )
+            )
+        self.networks = {number: self.networks[number] for number in {record.trial for record in best.values()}}
+        return {criterion: self.records[record.trial] for criterion, record in best.items()}
