@@ -128,3 +128,7 @@ class Decompositions:
             groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
             self._made[name, method] = DECOMPOSITIONS[method](layer.weight, groups)
         return self._made[name, method]
+
+    def spectra(self) -> dict[str, list[float]]:
+        """Layer -> singular values of its weight unfolded along the output channels, descending."""
+        return {name: self.get(name, "svd").spectrum.tolist() for name in self._layers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.decomposition import Ranks
@@ -32,11 +32,13 @@ class RankPlan:
         layers: name of the layer (as in ``model.named_modules()``) -> its plan.
         method: what was asked for, e.g. ``htd``; single layers may differ (a 1x1 convolution is always ``svd``).
         rule: the rank rule that chose the ranks, or the name of the search policy.
+        settings: what the rule was told, e.g. ``{"tau": 0.9, "exponent": 1}``.
     """
 
     layers: Mapping[str, LayerPlan]
     method: str
     rule: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def factored(self) -> dict[str, LayerPlan]:
@@ -61,7 +63,12 @@ class RankPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values that JSON can hold."""
-        return {"method": self.method, "rule": self.rule, "layers": self.layers_as_json()}
+        return {
+            "method": self.method,
+            "rule": self.rule,
+            "settings": dict(self.settings),
+            "layers": self.layers_as_json(),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RankPlan:
@@ -77,6 +84,6 @@ class RankPlan:
                 else LayerPlan(str(layer["method"]), tuple(int(rank) for rank in layer["ranks"]))
                 for name, layer in values["layers"].items()
             }
-            return cls(layers, str(values["method"]), str(values["rule"]))
+            return cls(layers, str(values["method"]), str(values["rule"]), dict(values.get("settings", {})))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not a rank plan: {error!r}") from error

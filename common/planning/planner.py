@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,7 +86,12 @@ def plan_ranks(
             chosen = decomposition.select_ranks(lambda spectrum: entropy_rank(spectrum, tau, exponent))
         plan = LayerPlan(decomposition.method, chosen)
         layers[name] = dense_unless_smaller(shapes[name], plan) if only_if_smaller else plan
-    return RankPlan({name: layers[name] for name in shapes}, method, rule)
+    settings: dict[str, Any] = {
+        "fixed": {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks},
+        "energy": {"threshold": threshold},
+        "entropy": {"tau": tau, "exponent": exponent},
+    }
+    return RankPlan({name: layers[name] for name in shapes}, method, rule, settings[rule])
 
 
 def depthwise(shape: LayerShape) -> bool:

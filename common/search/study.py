@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from common.models.provenance import get_provenance
 from common.planning.layers import Decompositions, trace_layers
 from common.planning.plan import RankPlan
 from common.search.candidates import layer_candidates, plan_of
-from common.search.objective import Measured, Objective, calibration_inputs
+from common.search.objective import Objective, calibration_inputs
 from common.search.policy import Levels, Policy, elite_of
 from common.search.sensitivity import layer_sensitivities
 from common.training import TrainingSettings, train
@@ -84,6 +84,7 @@ class SearchResult:
         best: criterion -> the accepted trial that is best by it, see :func:`common.trials.choose_best`.
         networks: number of a chosen trial -> its network.
         sensitivities: layer -> measured sensitivity.
+        layer_sizes: layer -> its parameters in the dense network.
         first_policy, last_policy: layer -> probability of each candidate, before and after.
         log: the log file.
     """
@@ -92,6 +93,7 @@ class SearchResult:
     best: dict[str, TrialRecord]
     networks: dict[int, nn.Module]
     sensitivities: dict[str, float]
+    layer_sizes: dict[str, int]
     first_policy: dict[str, list[float]]
     last_policy: dict[str, list[float]]
     log: Path
@@ -102,6 +104,7 @@ def search_ranks(
     data: DataBundle,
     settings: SearchSettings | None = None,
     *,
+    plans: Sequence[RankPlan] = (),
     logs: str | Path = "logs",
     run: str | None = None,
     on_trial: Callable[[TrialRecord], None] | None = None,
@@ -117,6 +120,7 @@ def search_ranks(
         model: the dense network, trained; it is not changed.
         data: its four splits.
         settings: how; None for the defaults.
+        plans: measured first, as trials of their own that the policy does not learn from: rank rules to compare with.
         logs: folder for the log.
         run: name of the run and its log; None makes one from the model, data set, method and time.
         on_trial: is called with every record as it is written; None prints its summary line.
@@ -133,7 +137,7 @@ def search_ranks(
         raise ValueError(f"run={run!r} has a log in {logs} already; give the run another name")
     with TrialWriter(logs, run) as writer:
         search = _Search(model, data, settings, writer, architecture, show)
-        search.run_trials()
+        search.run_trials(plans)
         search.finetune_best()
         best = search.test_chosen()
         return SearchResult(
@@ -141,6 +145,7 @@ def search_ranks(
             best=best,
             networks=search.networks,
             sensitivities=search.sensitivities,
+            layer_sizes={name: shape.dense_cost[0] for name, shape in search.shapes.items()},
             first_policy=search.first_policy,
             last_policy=search.policy.probabilities,
             log=writer.path,
@@ -162,8 +167,8 @@ class _Search:
         self.model, self.data, self.settings, self.writer, self.show = model, data, settings, writer, show
         decompositions = Decompositions(model)
         self.objective = Objective(model, data, decompositions, settings.latency_batch)
-        shapes = trace_layers(model, self.objective.x)
-        self.candidates = layer_candidates(shapes, decompositions, settings.method)
+        self.shapes = trace_layers(model, self.objective.x)
+        self.candidates = layer_candidates(self.shapes, decompositions, settings.method)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(self.objective.x.device)
         self.sensitivities = layer_sensitivities(model, self.candidates, decompositions, inputs)
         self.policy = Policy(
@@ -182,8 +187,6 @@ class _Search:
             "run": writer.run,
             "model": architecture,
             "dataset": data.name,
-            "method": settings.method,
-            "rule": f"{settings.policy} policy",
             "metric": "accuracy",
             "seed": settings.seed,
             "baseline": self.objective.baseline(),
@@ -197,49 +200,58 @@ class _Search:
             f"{dense.dense_latency.median_s * 1000:.2f} ms"
         )
 
-    def run_trials(self) -> None:
-        """Sample, measure and log; move the policy after every batch."""
+    def run_trials(self, plans: Sequence[RankPlan]) -> None:
+        """Measure and log the given plans, then sampled ones; move the policy after every batch of those."""
+        for plan in plans:
+            self._run_trial(plan)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        choices: dict[int, Levels] = {}
-        for number in range(self.settings.trials):
-            choices[number] = self.policy.sample(generator)
-            rule = f"{self.settings.policy} policy"
-            self._plans[number] = plan_of(self.candidates, choices[number], self.settings.method, rule)
-            self._run_trial(number)
-            if self.settings.policy == "adaptive" and (number + 1) % self.settings.batch == 0:
-                measured = [(score, choices[trial]) for trial, score in self._scores.items()]
-                self.policy.update(elite_of(measured, self.settings.elite), self.settings.smoothing)
+        rule = f"{self.settings.policy} policy"
+        sampled: list[tuple[float, Levels]] = []
+        for count in range(1, self.settings.trials + 1):
+            levels = self.policy.sample(generator)
+            number = self._run_trial(plan_of(self.candidates, levels, self.settings.method, rule))
+            if number in self._scores:
+                sampled.append((self._scores[number], levels))
+            if self.settings.policy == "adaptive" and count % self.settings.batch == 0 and sampled:
+                self.policy.update(elite_of(sampled, self.settings.elite), self.settings.smoothing)
 
-    def _run_trial(self, number: int) -> None:
-        start = time.perf_counter()
-        plan = self._plans[number].layers_as_json()
-        try:
-            measured = self.objective.measure(self._plans[number])
-        except Exception as error:  # one network that cannot be measured must not end the search
-            failed = TrialRecord(
-                **self._common, trial=number, status="failed", plan=plan, metrics={}, params=0, macs=0, size_bytes=0,
-                latency=None, seconds=time.perf_counter() - start, error=f"{type(error).__name__}: {error}",
-            )  # fmt: skip
-            self._write(failed)
-            return
-        score = self.objective.score(measured.metrics["recalibrated"], measured.cost, self.settings.size_weight)
-        self._scores[number] = score
-        self._write(self._record(number, measured, time.perf_counter() - start, {"score": score}))
-
-    def _record(self, number: int, measured: Measured, seconds: float, details: dict[str, Any]) -> TrialRecord:
-        return TrialRecord(
+    def _run_trial(self, plan: RankPlan) -> int:
+        """Measure one plan and log it; returns the trial's number."""
+        start, number = time.perf_counter(), len(self.records)
+        self._plans[number] = plan
+        record = TrialRecord(
             **self._common,
             trial=number,
-            status="ok",
-            plan=self._plans[number].layers_as_json(),
-            metrics=measured.metrics,
-            params=measured.cost.params,
-            macs=measured.cost.macs,
-            size_bytes=measured.cost.size_bytes,
-            latency=measured.latency.to_json(),
-            seconds=seconds,
-            details=details,
+            status="failed",
+            method=plan.method,
+            rule=plan.rule,
+            plan=plan.layers_as_json(),
+            metrics={},
+            params=0,
+            macs=0,
+            size_bytes=0,
+            latency=None,
+            seconds=0.0,
         )
+        try:
+            measured = self.objective.measure(plan)
+        except Exception as error:  # one network that cannot be measured must not end the search
+            record = dataclasses.replace(record, error=f"{type(error).__name__}: {error}")
+        else:
+            score = self.objective.score(measured.metrics["recalibrated"], measured.cost, self.settings.size_weight)
+            self._scores[number] = score
+            record = dataclasses.replace(
+                record,
+                status="ok",
+                metrics=measured.metrics,
+                params=measured.cost.params,
+                macs=measured.cost.macs,
+                size_bytes=measured.cost.size_bytes,
+                latency=measured.latency.to_json(),
+                details={"score": score, "rule_settings": dict(plan.settings)},
+            )
+        self._write(dataclasses.replace(record, seconds=time.perf_counter() - start))
+        return number
 
     def _write(self, record: TrialRecord) -> None:
         self.writer.write(record)

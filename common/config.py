@@ -1,0 +1,139 @@
+"""The parameters of a notebook, validated at once: one dataclass a notebook."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+Config = TypeVar("Config", bound="NotebookConfig")
+Number = TypeVar("Number", int, float)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+_IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython"}
+_PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple, dict)
+_ACCEPTED = "_accepted_parameters"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class NotebookConfig:
+    """What every notebook is told; see ``notebooks/README.md`` for each in a sentence.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range, a folder or file is not there.
+    """
+
+    dataset: str
+    data_root: str | None = None
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    limit: Annotated[int, Field(ge=2)] | None = None
+    weights: str | None = None
+    dense_epochs: Annotated[float, Field(gt=0)] = 8.0
+    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    seed: int = 0
+    logs: str = "logs"
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.data_root is not None and not Path(self.data_root).is_dir():
+            raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"weights={self.weights!r}: there is no such file")
+
+    @classmethod
+    def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
+        """The configuration that the parameters cell of a notebook, and papermill after it, have set.
+
+        Args:
+            namespace: the notebook's ``globals()``. Every plain value in it (number, text, list, None) whose name has
+                no underscore in front is a parameter. When the cell is run again later in the same kernel, names that
+                are no parameters are passed over: they are the notebook's own variables by then.
+
+        Raises:
+            ValueError: a parameter is unknown, of the wrong type or out of range; one sentence names it, its value
+                and what is allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        found: dict[str, Any] = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, _PLAIN_TYPES) and not name.startswith("_") and name not in _IPYTHON_NAMES
+        }
+        unknown = sorted(found.keys() - set(known))
+        if unknown and _ACCEPTED not in namespace:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            allowed = ", ".join(known)
+            raise ValueError(
+                f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
+            )
+        try:
+            config = cls(**{name: value for name, value in found.items() if name in known})
+        except ValidationError as error:
+            raise ValueError(_sentence(error)) from None
+        namespace[_ACCEPTED] = tuple(found)
+        return config
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, as ``name=value: what is allowed``."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    return f"{first['loc'][0]}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class ClassifierConfig(NotebookConfig):
+    """Parameters of the notebooks that compress a classifier."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    pretrained: str | None = None
+    download: bool = False
+    method: Literal["svd", "tucker2", "htd"] = "htd"
+    policy: Literal["adaptive", "static"] = "adaptive"
+    trials: Count = 30
+    keep: Share = 0.99
+    size_weight: Annotated[float, Field(ge=0)] = 0.3
+    finetune_top: Annotated[int, Field(ge=0)] = 3
+    finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
+    finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    latency_batch: Count = 1
+    svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
+    arsvd_taus: str | float = "0.3,0.5,0.7"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.rank_list, self.tau_list
+
+    @property
+    def rank_list(self) -> list[int]:
+        """The whole numbers in ``svd_ranks``."""
+        return _listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
+
+    @property
+    def tau_list(self) -> list[float]:
+        """The numbers in ``arsvd_taus``."""
+        return _listed("arsvd_taus", str(self.arsvd_taus), float, "numbers in [0, 1]", lambda tau: 0 <= tau <= 1)
+
+
+def _listed(
+    name: str, text: str, kind: Callable[[str], Number], allowed: str, accept: Callable[[Number], bool]
+) -> list[Number]:
+    """The values of a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
+    try:
+        values: list[Number] | None = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = None
+    if values is None or not all(map(accept, values)):
+        raise ValueError(f"{name}={text!r}: it must be {allowed}, with commas between")
+    return values
