@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOK := notebooks/resnet18.ipynb
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test lint notebooks-sync clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+demo: .venv/.runtime  ## the whole path on the embedded digits: notebook, log, table, pictures
+	mkdir -p results
+	$(BIN)/papermill $(NOTEBOOK) results/resnet18-digits.ipynb --no-progress-bar --log-output
+	$(BIN)/python jsonify_logs.py
+	$(BIN)/python analyze_results.py
+
+test: .venv/.development  ## every test, linter and type check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
+	$(BIN)/jupytext --to ipynb notebooks/*.py
+
+clean:  ## remove the environment and everything that runs wrote
+	rm -rf .venv results logs/*.log logs/*.json logs/*.safetensors
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (set PYTHON=...)")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.runtime: .venv/.created requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.development: .venv/.runtime requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
