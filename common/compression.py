@@ -137,7 +137,7 @@ def _taken(values: Sequence[int], taken: tuple[bool, bool], otherwise: int) -> t
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` stands in ``model``; a module that is used twice stays one module."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would name a repeated child once
             if child is old:
-                setattr(parent, name, new)
+                parent.set_submodule(name, new)

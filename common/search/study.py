@@ -281,7 +281,7 @@ class _Search:
         """Read the test split once, for the chosen trials and the dense network; time and save the chosen."""
         best = choose_best(list(self.records.values()), self.settings.keep)
         dense = self._common["baseline"]
-        dense["metrics"] = {**dense["metrics"], "test": evaluate(self.model, self.data.test)}
+        dense = {**dense, "metrics": {**dense["metrics"], "test": evaluate(self.model, self.data.test)}}
         for number in sorted({record.trial for record in best.values()}):
             network = self.networks.setdefault(number, self.objective.build(self._plans[number]))
             file = save_compressed(network, self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors"))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.decomposition import DECOMPOSITIONS, HTD, SVD, Decomposition, Ranks, Tucker2
+
+weights = st.builds(
+    lambda seed, o, i, kh, kw, groups: (
+        torch.randn(o * groups, i, kh, kw, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
+        groups,
+    ),
+    st.integers(0, 2**31),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 3, 5]),
+    st.sampled_from([1, 3]),
+    st.integers(1, 3),
+)
+
+
+def every_rank(decomposition: Decomposition) -> list[Ranks]:
+    grids = itertools.product(*(range(1, most + 1) for most in decomposition.max_ranks))
+    return [ranks for ranks in grids if decomposition.fit(ranks) == ranks]
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights, st.sampled_from(sorted(DECOMPOSITIONS)), st.data())
+def test_predicted_error_is_the_measured_one(drawn: tuple[Tensor, int], method: str, data: st.DataObject) -> None:
+    weight, groups = drawn
+    decomposition = DECOMPOSITIONS[method](weight, groups)
+    ranks = data.draw(st.sampled_from(every_rank(decomposition)))
+    measured = float((weight - decomposition.reconstruct(ranks)).norm() / weight.norm())
+    assert decomposition.relative_error(ranks) == pytest.approx(measured, rel=1e-4, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(weights, st.sampled_from(sorted(DECOMPOSITIONS)))
+def test_more_rank_is_never_a_greater_error(drawn: tuple[Tensor, int], method: str) -> None:
+    decomposition = DECOMPOSITIONS[method](*drawn)
+    errors = {ranks: decomposition.relative_error(ranks) for ranks in every_rank(decomposition)}
+    for ranks, error in errors.items():
+        for mode in range(len(ranks)):
+            greater = tuple(rank + (position == mode) for position, rank in enumerate(ranks))
+            assert errors.get(greater, 0.0) <= error + 1e-7
+    assert errors[decomposition.max_ranks] < 1e-7
+
+
+def test_svd_is_the_best_approximation() -> None:
+    weight = torch.randn(7, 5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    u, s, vt = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    decomposition = SVD(weight)
+    torch.testing.assert_close(decomposition.spectrum, s)
+    for rank in range(1, 8):
+        best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        torch.testing.assert_close(decomposition.reconstruct((rank,)), best.reshape(weight.shape))
+
+
+def test_svd_of_each_group_is_the_best_approximation() -> None:
+    weight = torch.randn(8, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = SVD(weight, groups=2)
+    for part, group in zip(whole.reconstruct((2,)).chunk(2), weight.chunk(2), strict=True):
+        torch.testing.assert_close(part, SVD(group).reconstruct((2,)))
+
+
+def test_tucker_is_within_the_bound_of_the_hosvd() -> None:
+    """Its squared error is at most the sum of the truncated parts of both unfoldings (De Lathauwer 2000)."""
+    weight = torch.randn(9, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    by_output = torch.linalg.svdvals(weight.flatten(1))
+    by_input = torch.linalg.svdvals(weight.transpose(0, 1).flatten(1))
+    decomposition = Tucker2(weight)
+    for r_in, r_out in every_rank(decomposition):
+        error = (decomposition.relative_error((r_in, r_out)) * weight.norm()) ** 2
+        best = max(by_input[r_in:].square().sum(), by_output[r_out:].square().sum())
+        assert best - 1e-9 <= error <= by_input[r_in:].square().sum() + by_output[r_out:].square().sum() + 1e-9
+
+
+def test_tucker_agrees_with_tensorly() -> None:
+    tensorly = pytest.importorskip("tensorly")
+    tensorly.set_backend("pytorch")
+    weight = torch.randn(9, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (core, factors), _ = tensorly.decomposition.partial_tucker(weight, [4, 3], modes=[0, 1], n_iter_max=1, init="svd")
+    theirs = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+    error = float((weight - theirs).norm() / weight.norm())
+    assert Tucker2(weight).relative_error((3, 4)) <= 1.05 * error
+
+
+def test_htd_is_a_tucker_with_a_split_core() -> None:
+    weight = torch.randn(6, 5, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    tucker, htd = Tucker2(weight), HTD(weight)
+    for r_in, r_out in every_rank(tucker):
+        full = min(3 * r_in, 3 * r_out)
+        torch.testing.assert_close(htd.reconstruct((r_in, full, r_out)), tucker.reconstruct((r_in, r_out)))
+
+
+def test_htd_respects_its_dimension_tree() -> None:
+    """The unfoldings of the tree's nodes have the ranks that were asked for."""
+    weight = torch.randn(8, 7, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    approximation = HTD(weight).reconstruct((3, 4, 5))
+    assert torch.linalg.matrix_rank(approximation.transpose(0, 1).flatten(1)) == 3
+    assert torch.linalg.matrix_rank(approximation.flatten(1)) == 5
+    assert torch.linalg.matrix_rank(approximation.permute(1, 2, 3, 0).reshape(21, 24)) == 4
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_weights_without_substance(method: str) -> None:
+    zero = DECOMPOSITIONS[method](torch.zeros(6, 5, 3, 3))
+    one = tuple(1 for _ in zero.max_ranks)
+    assert zero.relative_error(one) == 0
+    assert not zero.reconstruct(one).any()
+    rank_one = torch.ones(6, 5, 3, 3)
+    decomposition = DECOMPOSITIONS[method](rank_one)
+    assert decomposition.relative_error(one) < 1e-6
+    torch.testing.assert_close(decomposition.reconstruct(one), rank_one)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_the_weight_is_not_changed_or_shared(method: str) -> None:
+    weight = torch.randn(6, 5, 3, 3, dtype=torch.float64)
+    before = weight.clone()
+    decomposition = DECOMPOSITIONS[method](weight)
+    for factor in (
+        *decomposition.factors(decomposition.max_ranks),
+        decomposition.reconstruct(decomposition.max_ranks),
+    ):
+        factor.zero_()
+    assert torch.equal(weight, before)
+
+
+def test_ranks_outside_the_range_are_refused() -> None:
+    decomposition = HTD(torch.randn(6, 5, 3, 3))
+    with pytest.raises(ValueError, match=r"r_in=0 .* must be in 1\.\.5"):
+        decomposition.check((0, 1, 1))
+    with pytest.raises(ValueError, match=r"r_out=7 .* must be in 1\.\.6"):
+        decomposition.check((1, 1, 7))
+    with pytest.raises(ValueError, match="at most \\(1, 3, 6\\)"):
+        decomposition.check((1, 4, 6))
+    with pytest.raises(ValueError, match="takes 3"):
+        decomposition.check((1, 1))
+    with pytest.raises(ValueError, match="must be \\(O, I\\)"):
+        SVD(torch.randn(3))

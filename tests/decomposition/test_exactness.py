@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.compression import MODES, compress
+from common.decomposition import DECOMPOSITIONS
+from common.planning import plan_ranks
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+Pair = tuple[int, int]
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def check_full_rank(layer: nn.Module, x: Tensor, method: str) -> None:
+    """At full rank both modes give the layer's output, and the layer itself is left as it was."""
+    model = nn.Sequential(layer).eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model(x)
+        plan = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False)
+        assert list(plan.factored) == ["0"]
+        for mode in MODES:
+            small = compress(model, plan, mode=mode)
+            assert relative_difference(small(x), expected) < TOLERANCE[x.dtype], mode
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 3), (7, 7)])
+def test_convolutions_are_exact_at_full_rank(kernel: Pair, method: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 15, 14, dtype=dtype)
+    strides: list[int | Pair] = [1, 2, (2, 1)]
+    paddings: list[int | Pair | str] = [0, 1, (2, 1), "same"]
+    checked = 0
+    for stride, padding, dilation, bias in itertools.product(strides, paddings, [1, 2], [True, False]):
+        if padding == "same" and stride != 1:
+            continue  # PyTorch refuses it
+        layer = nn.Conv2d(6, 8, kernel, stride, padding, dilation, bias=bias, dtype=dtype)
+        check_full_rank(layer, x, method)
+        checked += 1
+    assert checked == 40
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("channels", [(6, 8), (8, 6), (3, 20), (20, 3)])
+def test_channels_of_any_proportion(channels: Pair, method: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    check_full_rank(
+        nn.Conv2d(*channels, 3, padding=1, dtype=dtype), torch.randn(2, channels[0], 9, 9, dtype=dtype), method
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("features", [(6, 8), (8, 6), (5, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_are_exact_at_full_rank(features: Pair, bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(*features, bias=bias, dtype=dtype)
+    check_full_rank(layer, torch.randn(4, features[0], dtype=dtype), "htd")
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("groups", [2, 3])
+def test_grouped_convolutions_are_exact_at_full_rank(groups: int, method: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 12, 3, padding=1, groups=groups, dtype=torch.float64)
+    check_full_rank(layer, torch.randn(2, 6, 9, 9, dtype=torch.float64), method)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+def test_every_padding_mode_is_exact_at_full_rank(padding_mode: Any, method: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, (5, 3), 1, (2, 1), padding_mode=padding_mode, dtype=torch.float64)
+    check_full_rank(layer, torch.randn(2, 4, 9, 9, dtype=torch.float64), method)

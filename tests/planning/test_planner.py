@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS, SVD
+from common.planning import METHODS, LayerPlan, RankPlan, plan_ranks
+from common.planning.layers import trace_layers
+from common.planning.rules import entropy_rank
+from common.profiling import profile
+from tests.networks import tiny_cnn
+
+X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+def plan(**changes: Any) -> RankPlan:
+    return plan_ranks(tiny_cnn(), X, **changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rule", [{"rule": "energy", "threshold": 0.7}, {"rule": "entropy", "tau": 0.6}])
+def test_every_layer_is_planned(method: str, rule: dict[str, Any]) -> None:
+    found = plan(method=method, **rule)
+    assert list(found.layers) == ["stem.0", "conv", "shortcut", "head"]
+    assert found.layers["shortcut"].method in {"svd", None}
+    assert found.layers["head"].method in {"svd", None}
+    for name, reason in found.skipped.items():
+        assert reason
+        assert f"{name} stays dense: {reason}" in str(found)
+
+
+def test_a_layer_that_would_grow_stays_dense_and_says_why() -> None:
+    found = plan(method="htd", rule="fixed", ranks="full")
+    assert not found.factored
+    assert found.skipped["conv"] == ("at ranks 16x48x32 its factors would have 8,224 parameters, the layer has 4,640")
+    assert list(plan(method="htd", rule="fixed", ranks="full", only_if_smaller=False).skipped) == []
+
+
+def test_more_macs_are_a_reason_too() -> None:
+    """Before a stride, the 1x1 factor runs over four times the pixels."""
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, stride=4, padding=1, bias=False))
+    found = plan_ranks(model, torch.randn(1, 32, 16, 16), "tucker2", "fixed", ranks={"0": (20, 10)})
+    assert "MACs, the layer needs 147,456" in found.skipped["0"]
+
+
+def test_arsvd_is_svd_with_entropy() -> None:
+    model = tiny_cnn()
+    found = plan_ranks(model, X, "arsvd", "entropy", tau=0.8, exponent=2, only_if_smaller=False)
+    assert (found.method, found.rule, found.settings) == ("svd", "entropy", {"tau": 0.8, "exponent": 2})
+    assert found.layers["conv"].ranks == (entropy_rank(SVD(model.conv.weight).spectrum, 0.8, 2),)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "method", "expected"),
+    [
+        (5, "svd", (5,)),
+        (5, "tucker2", (5, 5)),
+        (20, "tucker2", (16, 20)),
+        (0.5, "tucker2", (8, 16)),
+        (0.5, "htd", (8, 12, 16)),
+        ("full", "htd", (16, 48, 32)),
+        ({"conv": (3, 4, 5)}, "htd", (3, 4, 5)),
+        ({"conv": 0.25}, "svd", (8,)),
+    ],
+)
+def test_fixed_ranks(ranks: Any, method: str, expected: tuple[int, ...]) -> None:
+    found = plan(method=method, rule="fixed", ranks=ranks, only_if_smaller=False)
+    assert found.layers["conv"] == LayerPlan(method, expected)
+
+
+def test_layers_that_a_map_leaves_out_stay_dense() -> None:
+    found = plan(method="svd", rule="fixed", ranks={"conv": 4})
+    assert list(found.factored) == ["conv"]
+    assert found.skipped["head"] == "no ranks were given for it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "hdt"}, r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, tucker2, htd, arsvd"),
+        ({"rule": "rank"}, "rule='rank' is unknown; allowed: fixed, energy, entropy"),
+        ({"rule": "entropy", "tau": 1.5}, r"tau=1.5: it must be in \[0, 1\]"),
+        ({"rule": "energy", "threshold": -1}, r"threshold=-1: it must be in \[0, 1\]"),
+        ({"rule": "fixed"}, "the rule 'fixed' needs ranks"),
+        ({"rule": "energy", "ranks": 3}, "no other takes them"),
+        ({"rule": "fixed", "ranks": 0}, r"ranks=0 for layer 'stem.0': it must be a whole number in 1\.\.48"),
+        ({"rule": "fixed", "ranks": 49}, r"ranks=49 .* it must be a whole number in 1\.\.48"),
+        ({"rule": "fixed", "ranks": 1.5}, r"ranks=1.5 .* a fraction in \(0, 1\]"),
+        ({"rule": "fixed", "ranks": True}, "ranks=True for layer"),
+        ({"rule": "fixed", "ranks": "half"}, "ranks='half' for layer"),
+        ({"rule": "fixed", "ranks": {"conv": (1, 2, 99)}}, r"layer 'conv': r_out=99 .* must be in 1\.\.32"),
+        ({"rule": "fixed", "ranks": {"head": 11}}, r"ranks=11 for layer 'head': it must be a whole number in 1\.\.10"),
+        ({"rule": "fixed", "ranks": {"cnov": 1}}, r"layer name in ranks='cnov' is unknown \(did you mean 'conv'\?\)"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        plan(**changes)
+
+
+def test_depthwise_layers_stay_dense() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2))
+    found = plan_ranks(model, torch.randn(1, 8, 9, 9), "svd", "fixed", ranks=1)
+    assert "depthwise" in found.skipped["0"]
+    assert found.layers["1"] == LayerPlan("svd", (1,))
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_predicted_cost_is_the_measured_one(method: str) -> None:
+    kernels, strides = [(3, 3), (5, 3)], [(1, 1), (2, 1)]
+    for kernel, stride, groups, bias in itertools.product(kernels, strides, [1, 2], [True, False]):
+        model = nn.Sequential(
+            nn.Conv2d(6, 8, kernel, stride, 1, groups=groups, bias=bias), nn.Flatten(1, 2), nn.Linear(8, 4)
+        )
+        x = torch.randn(3, 6, 12, 10)
+        model[2] = nn.Linear(model[1](model[0](x)).shape[-1], 4)
+        found = plan_ranks(model, x, method, "fixed", ranks=2, only_if_smaller=False)
+        shapes = trace_layers(model, x)
+        costs = [shapes[name].cost(str(layer.method), layer.ranks) for name, layer in found.layers.items()]
+        small, dense = profile(compress(model, found), x), profile(model, x)
+        assert (small.params, small.macs) == tuple(map(sum, zip(*costs, strict=True)))
+        dense_costs = [shape.dense_cost for shape in shapes.values()]
+        assert (dense.params, dense.macs) == tuple(map(sum, zip(*dense_costs, strict=True)))
+
+
+def test_a_plan_survives_json() -> None:
+    found = plan(method="htd", rule="energy", threshold=0.5)
+    assert RankPlan.from_json(found.to_json()) == found
+    with pytest.raises(ValueError, match="not a rank plan"):
+        RankPlan.from_json({"layers": {"a": 3}})
+
+
+def test_tracing_leaves_the_network_alone() -> None:
+    model = tiny_cnn()
+    model.train()
+    model.norm.eval()
+    trace_layers(model, X)
+    assert model.training
+    assert not model.norm.training
+    assert not model.conv._forward_hooks

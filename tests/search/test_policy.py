@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.planning import LayerPlan
+from common.planning.layers import Decompositions, trace_layers
+from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
+from common.search.policy import Policy, elite_of
+from common.search.sensitivity import layer_sensitivities
+from tests.networks import tiny_cnn
+
+X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def candidate(share: float, error: float) -> Candidate:
+    return Candidate(LayerPlan("svd", (1,)), int(1000 * share), int(1000 * share), error)
+
+
+CANDIDATES: Candidates = {
+    "tough": (candidate(0.1, 0.9), candidate(0.5, 0.5), candidate(1.0, 0.0)),
+    "tender": (candidate(0.1, 0.9), candidate(0.5, 0.5), candidate(1.0, 0.0)),
+    "small": (None, candidate(0.5, 0.5), candidate(1.0, 0.0)),
+}
+SENSITIVITIES = {"tough": 0.01, "tender": 5.0, "small": 0.01}
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])
+def test_candidates_keep_to_their_level(method: str) -> None:
+    model = tiny_cnn(width=32)
+    shapes = trace_layers(model, X)
+    found = layer_candidates(shapes, Decompositions(model), method)
+    assert list(found) == list(shapes)
+    for name, choices in found.items():
+        dense_params, dense_macs = shapes[name].dense_cost
+        assert len(choices) == len(LEVELS)
+        for level, choice in zip(LEVELS, choices, strict=True):
+            if choice is not None:
+                assert choice.params <= level * dense_params
+                assert choice.macs <= dense_macs
+        errors = [choice.error for choice in choices if choice]
+        assert errors == sorted(errors, reverse=True)
+        dense = choices[-1]
+        assert dense is not None
+        assert (dense.plan.method, dense.params, dense.macs) == (None, dense_params, dense_macs)
+    assert sum(choice is not None for choice in found["conv"]) >= 5
+
+
+def test_the_first_policy_follows_sensitivity_and_size() -> None:
+    probabilities = Policy(CANDIDATES, SENSITIVITIES, temperature=0.1).probabilities
+    for row in probabilities.values():
+        assert sum(row) == pytest.approx(1)
+    assert probabilities["small"][0] == 0
+    assert probabilities["tough"][0] > probabilities["tough"][1] > probabilities["tough"][2]
+    assert probabilities["tender"][2] > probabilities["tender"][1] > probabilities["tender"][0]
+
+
+def test_logits_by_hand() -> None:
+    """One layer of two candidates: harm 1 and size 0.1 against harm 0 and size 1."""
+    one: Candidates = {"a": (candidate(0.1, 0.5), candidate(1.0, 0.0))}
+    row = Policy(one, {"a": 3.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities["a"]
+    expected = torch.tensor([-(0.5 * 1 + 2 * 0.1) / 0.5, -(2 * 1.0) / 0.5]).softmax(0)
+    assert row == pytest.approx(expected.tolist())
+
+
+def test_without_any_sensitivity_only_size_counts() -> None:
+    row = Policy(CANDIDATES, {}, temperature=0.1).probabilities["tender"]
+    assert row[0] > row[1] > row[2]
+
+
+def test_samples_follow_the_probabilities_and_the_seed() -> None:
+    policy = Policy(CANDIDATES, SENSITIVITIES, temperature=0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [policy.sample(generator) for _ in range(3000)]
+    for name, row in policy.probabilities.items():
+        for level, probability in enumerate(row):
+            assert sum(levels[name] == level for levels in drawn) / 3000 == pytest.approx(probability, abs=0.03)
+    assert policy.sample(torch.Generator().manual_seed(7)) == policy.sample(torch.Generator().manual_seed(7))
+
+
+def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
+    policy = Policy(CANDIDATES, SENSITIVITIES, temperature=0.5)
+    before = policy.probabilities
+    policy.update([], smoothing=0.5)
+    assert policy.probabilities == before
+    elite = [{"tough": 2, "tender": 0, "small": 1}] * 3 + [{"tough": 1, "tender": 0, "small": 1}]
+    policy.update(elite, smoothing=0.5, floor=0.0)
+    expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], [0, 0.25, 0.75], strict=True)]
+    assert policy.probabilities["tough"] == pytest.approx(expected)
+    for _ in range(50):
+        policy.update(elite, smoothing=1.0, floor=0.03)
+    assert policy.probabilities["tender"] == pytest.approx([0.98, 0.01, 0.01])
+    assert policy.probabilities["small"] == pytest.approx([0.0, 0.985, 0.015])
+
+
+def test_the_elite_is_the_best_share() -> None:
+    trials = [(score, {"a": index}) for index, score in enumerate([0.1, 0.9, 0.5, 0.7, 0.3])]
+    assert elite_of(trials, 0.4) == [{"a": 1}, {"a": 3}]
+    assert elite_of(trials, 0.01) == [{"a": 1}]
+
+
+def test_sensitivity_is_measured_on_the_output() -> None:
+    model = tiny_cnn(width=32)
+    with torch.no_grad():
+        model.shortcut.weight.zero_()  # takes no part in the output
+    decompositions = Decompositions(model)
+    candidates = layer_candidates(trace_layers(model, X), decompositions, "svd")
+    found = layer_sensitivities(model, candidates, decompositions, X)
+    assert found.keys() == candidates.keys()
+    assert found["shortcut"] == 0
+    assert found["conv"] > 0
+    assert found["stem.0"] > 0
+
+
+def test_a_plan_takes_the_chosen_candidates() -> None:
+    plan = plan_of(CANDIDATES, {"tough": 0, "tender": 2, "small": 1}, "svd", "test")
+    assert list(plan.layers.values()) == [
+        choices[index].plan  # type: ignore[union-attr]
+        for choices, index in zip(CANDIDATES.values(), (0, 2, 1), strict=True)
+    ]

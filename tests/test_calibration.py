@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from common.calibration import recalibrate_bn
+from tests.networks import tiny_cnn
+
+
+def test_statistics_are_those_of_the_batches() -> None:
+    norm = nn.BatchNorm2d(3)
+    nn.init.constant_(norm.get_buffer("running_mean"), 9.0)
+    batches = [torch.randn(8, 3, 4, 4) * 2 + 1 for _ in range(5)]
+    assert recalibrate_bn(norm.eval(), batches) == 1
+    torch.testing.assert_close(
+        norm.get_buffer("running_mean"), torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
+    )
+    variances = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches]).mean(0)
+    torch.testing.assert_close(norm.get_buffer("running_var"), variances)
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
+def test_only_statistics_change_and_targets_are_not_read() -> None:
+    model = tiny_cnn()
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    x = torch.randn(6, 3, 12, 12)
+    assert recalibrate_bn(model, [(x, torch.empty(0))]) == 2
+    assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
+    conv, norm = model.stem.get_submodule("0"), model.stem.get_submodule("1")
+    torch.testing.assert_close(norm.get_buffer("running_mean"), conv(x).mean((0, 2, 3)).detach())
+
+
+def test_it_undoes_a_shift_of_the_activations() -> None:
+    model = tiny_cnn()
+    x = torch.randn(32, 3, 12, 12)
+    recalibrate_bn(model, [x])
+    with torch.no_grad():
+        expected = model(x)
+        model.stem.get_parameter("0.weight").mul_(3)
+        assert not torch.allclose(model(x), expected, rtol=0.01)
+        recalibrate_bn(model, [x])
+        torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_max_batches_and_networks_without_batchnorm() -> None:
+    norm = nn.BatchNorm1d(2)
+    recalibrate_bn(norm, [torch.ones(2, 2), torch.full((2, 2), 100.0)], max_batches=1)
+    assert norm.get_buffer("running_mean").tolist() == [1, 1]
+    assert recalibrate_bn(nn.Linear(2, 2), [torch.ones(2, 2)]) == 0
+    with pytest.raises(ValueError, match="no batch"):
+        recalibrate_bn(nn.BatchNorm1d(2), [])

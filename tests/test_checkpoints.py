@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from common.checkpoints import load_compressed, save_compressed
+from common.compression import compress
+from common.models import build_model
+from common.models.provenance import get_provenance
+from common.planning import plan_ranks
+from tests.networks import same_weights, tiny_cnn
+
+X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def dense() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model("resnet18", 10).eval()
+
+
+def test_a_dense_network_comes_back(dense: torch.nn.Module, tmp_path: Path) -> None:
+    loaded = load_compressed(save_compressed(dense, tmp_path / "new" / "dense.safetensors"))
+    assert same_weights(loaded, dense)
+    assert get_provenance(loaded) == get_provenance(dense)
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])
+def test_a_compressed_network_comes_back_without_the_dense_weights(
+    dense: torch.nn.Module, method: str, tmp_path: Path
+) -> None:
+    plan = plan_ranks(dense, X, method, "fixed", ranks=0.2)
+    small = compress(dense, plan)
+    loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"))
+    assert same_weights(loaded, small)
+    assert get_provenance(loaded) == get_provenance(small)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), small(X))
+
+
+def test_a_users_own_network_comes_back(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    small = compress(model, plan_ranks(model, X, "htd", "fixed", ranks=0.4))
+    path = save_compressed(small, tmp_path / "own.safetensors")
+    assert same_weights(load_compressed(path, tiny_cnn(seed=1)), small)
+    with pytest.raises(ValueError, match="names no architecture; give the dense network as model="):
+        load_compressed(path)
+
+
+def test_weights_of_another_architecture_are_refused(dense: torch.nn.Module, tmp_path: Path) -> None:
+    path = save_compressed(dense, tmp_path / "resnet18.safetensors")
+    with pytest.raises(ValueError, match=r"holds a resnet18 with .* a resnet34 with .* is wanted"):
+        load_compressed(path, build_model("resnet34", 10))
+    with pytest.raises(ValueError, match=r"'num_classes': 10\}; a resnet18 with \{'num_classes': 7\} is wanted"):
+        load_compressed(path, build_model("resnet18", 7))
+    with pytest.raises(ValueError, match=r"does not fit the network: it lacks conv.bias, conv.weight"):
+        load_compressed(path, tiny_cnn())
+    own = save_compressed(tiny_cnn(), tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"conv.bias has shape \(32,\), the network needs \(16,\)"):
+        load_compressed(own, tiny_cnn(width=8))
+
+
+def test_files_of_other_kinds_are_refused(dense: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        load_compressed(tmp_path / "none.safetensors")
+    pickled = tmp_path / "weights.pt"
+    torch.save(dense.state_dict(), pickled)
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_compressed(pickled)
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
+    with pytest.raises(ValueError, match="has schema version none; this code reads version 1"):
+        load_compressed(foreign)
+
+
+def test_the_plan_can_be_read_without_this_suite(dense: torch.nn.Module, tmp_path: Path) -> None:
+    plan = plan_ranks(dense, X, "svd", "fixed", ranks=8)
+    path = save_compressed(compress(dense, plan), tmp_path / "small.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["plan"])["layers"]["conv1"] == {"method": "svd", "ranks": [8]}
+    assert json.loads(metadata["builder"]) == {"name": "resnet18", "arguments": {"num_classes": 10}}

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+from common.colab import missing_requirements
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def test_only_what_is_missing_is_installed_and_never_torch() -> None:
+    lines = [
+        "# comment",
+        "",
+        "torch==0.1",
+        "torchvision==0.1",
+        "numpy==0.1",
+        "pytest==0.1",
+        "no-such-package==1.0  # why",
+    ]
+    assert missing_requirements(lines) == ["no-such-package==1.0"]
+
+
+def set_up_cell(notebook: Path) -> str:
+    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    return str(cells[0].source)
+
+
+def run_cell(cell: str, folder: Path, **environment: str) -> str:
+    """Run the cell as a fresh kernel in ``folder`` would, and say where it ended and what it can import."""
+    after = "\nimport common.config\nprint('AT', os.getcwd(), Path(common.config.__file__).resolve())"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", environment.pop("before", "") + cell + after],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("start", [".", "notebooks"])
+def test_elsewhere_the_cell_only_steps_to_the_suite(notebook: Path, start: str) -> None:
+    assert run_cell(set_up_cell(notebook), ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'config.py'}\n"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on this machine")
+def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", source)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "a copy"]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    content = tmp_path / "content"
+    content.mkdir()
+    stand_in = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+    clone = content / "low-rank-cnn"
+    for _ in range(2):  # a kernel that starts again finds the clone and does not fetch it anew
+        shown = run_cell(set_up_cell(notebook), content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
+        assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'config.py'}\n"
+        shutil.rmtree(source, ignore_errors=True)

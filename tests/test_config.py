@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import ClassifierConfig
+
+
+def notebook(**parameters: Any) -> dict[str, Any]:
+    """The names that a fresh kernel holds, with these parameters."""
+    return {"In": ["", "x"], "Out": {}, "_": "", "__name__": "__main__", "Path": Path, "exit": 0, **parameters}
+
+
+def test_defaults_and_changes() -> None:
+    assert ClassifierConfig.from_notebook(notebook()) == ClassifierConfig()
+    assert ClassifierConfig.from_notebook(notebook(trials=3, dense_epochs=2)).dense_epochs == 2.0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"trails": 5}, r"^trails=5 is no parameter of this notebook; did you mean 'trials'\?; allowed: dataset, "),
+        ({"trials": "5"}, "^trials='5': input should be a valid integer$"),
+        ({"trials": 0}, "^trials=0: input should be greater than or equal to 1$"),
+        ({"keep": 1.5}, "^keep=1.5: input should be less than or equal to 1$"),
+        ({"method": "hdt"}, "^method='hdt': input should be 'svd', 'tucker2' or 'htd'$"),
+        ({"dataset": "minst"}, "^dataset='minst': input should be 'digits' or 'mnist'$"),
+        ({"finetune_epochs": 4.0}, "^finetune_epochs=4.0: input should be less than or equal to 3$"),
+        ({"image_size": None, "limit": 1.5}, "^limit=1.5: input should be a valid integer"),
+        ({"data_root": "/no/such/folder"}, "^data_root='/no/such/folder': there is no such folder$"),
+        ({"weights": "none.safetensors"}, "^weights='none.safetensors': there is no such file$"),
+        ({"svd_ranks": "16,x"}, "^svd_ranks='16,x': it must be whole numbers >= 1, with commas between$"),
+        ({"svd_ranks": "0"}, "^svd_ranks='0': it must be whole numbers"),
+        ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
+    ],
+)
+def test_bad_parameters_are_one_sentence(parameters: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ClassifierConfig.from_notebook(notebook(**parameters))
+
+
+def test_running_the_cell_again_passes_over_the_notebooks_own_variables() -> None:
+    namespace = notebook(trials=3)
+    ClassifierConfig.from_notebook(namespace)
+    namespace |= {"accuracy": 0.9, "trials": 4}
+    assert ClassifierConfig.from_notebook(namespace).trials == 4
+
+
+def test_lists_are_written_with_commas() -> None:
+    config = ClassifierConfig(svd_ranks="16, 32", arsvd_taus="")
+    assert (config.rank_list, config.tau_list) == ([16, 32], [])
+    assert ClassifierConfig(svd_ranks=8, arsvd_taus=0.5).rank_list == [8]

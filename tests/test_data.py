@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.data import load_data
+from common.data.bundle import ImageTensors, Loader
+from common.data.digits import load_digits
+from common.data.splits import split_indices
+
+MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
+PARTS = ("train", "calibration", "validation", "test")
+
+
+def images_of(loader: Loader) -> torch.Tensor:
+    assert isinstance(loader.dataset, ImageTensors)
+    return loader.dataset.images
+
+
+def test_splits_are_disjoint_and_complete() -> None:
+    parts = split_indices(100, {"validation": 20, "calibration": 10}, seed=3)
+    assert {name: len(index) for name, index in parts.items()} == {"validation": 20, "calibration": 10, "train": 70}
+    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(100))
+    again = split_indices(100, {"validation": 20, "calibration": 10}, seed=3)
+    assert all(torch.equal(parts[name], again[name]) for name in parts)
+    other = split_indices(100, {"validation": 20, "calibration": 10}, seed=4)
+    assert not torch.equal(parts["train"], other["train"])
+    with pytest.raises(ValueError, match="30 images cannot give 30"):
+        split_indices(30, {"validation": 20, "calibration": 10}, seed=3)
+
+
+def test_digits_come_in_four_disjoint_parts() -> None:
+    data = load_data("digits", seed=5)
+    sizes = {part: len(images_of(getattr(data, part))) for part in PARTS}
+    assert sizes == {"train": 1037, "calibration": 160, "validation": 240, "test": 360}
+    everything = torch.cat([images_of(getattr(data, part)) for part in PARTS])
+    whole = torch.cat([load_digits(0)[0], load_digits(0)[2]])
+    assert torch.equal(everything.flatten(1).sort(0).values, whole.flatten(1).sort(0).values)
+    assert (data.num_classes, data.task, data.image_size) == (10, "classification", 32)
+
+
+def test_batches_are_normalised_colour_images() -> None:
+    data = load_data("digits", image_size=20, batch_size=16)
+    inputs, targets = next(iter(data.train))
+    assert (inputs.shape, inputs.dtype, targets.dtype) == ((16, 3, 20, 20), torch.float32, torch.int64)
+    assert torch.equal(inputs[:, 0], inputs[:, 2])
+    pixels = torch.cat([batch for batch, _ in data.train])
+    assert abs(float(pixels.mean())) < 0.1
+    assert abs(float(pixels.std()) - 1) < 0.2
+    assert data.example().shape == (1, 3, 20, 20)
+
+
+def test_the_seed_fixes_the_order_of_training() -> None:
+    data, again = load_data("digits", image_size=8), load_data("digits", image_size=8)
+    for bundle in (data, again):
+        bundle.shuffle(7)
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(data.train, again.train, strict=True))
+    data.shuffle(8)
+    again.shuffle(7)
+    assert not torch.equal(next(iter(data.train))[1], next(iter(again.train))[1])
+
+
+def test_evaluation_reads_every_image_once_and_in_order() -> None:
+    data = load_data("digits", image_size=8, batch_size=50)
+    assert isinstance(data.test.dataset, ImageTensors)
+    assert torch.equal(torch.cat([targets for _, targets in data.test]), data.test.dataset.labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"name": "digit"}, r"dataset='digit' is unknown \(did you mean 'digits'\?\); allowed: digits, mnist"),
+        ({"name": "digits", "image_size": 4}, "image_size=4: it must be at least 8"),
+        ({"name": "digits", "batch_size": 1}, "batch_size=1: it must be at least 2"),
+        ({"name": "digits", "limit": 0}, "limit=0: it must be at least 2"),
+        ({"name": "mnist"}, "data_root=None: mnist needs the folder"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load_data(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_root_without_mnist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data_root=.* does not hold MNIST"):
+        load_data("mnist", tmp_path)
+
+
+def test_a_download_without_a_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(ConnectionError, match="MNIST could not be downloaded"):
+        load_data("mnist", tmp_path, download=True)
+
+
+@pytest.mark.skipif(not (MNIST_ROOT / "MNIST" / "raw").is_dir(), reason="MNIST is not on this machine")
+def test_mnist_is_the_real_one() -> None:
+    data = load_data("mnist", MNIST_ROOT, batch_size=100)
+    sizes = {part: len(images_of(getattr(data, part))) for part in PARTS}
+    assert sizes == {"train": 53000, "calibration": 2000, "validation": 5000, "test": 10000}
+    assert torch.cat([targets for _, targets in data.test])[:5].tolist() == [7, 2, 1, 0, 4]

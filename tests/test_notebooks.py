@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from common.config import ClassifierConfig
+from common.trials import read_log
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+TINY: dict[str, Any] = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
+
+
+def code_lines(cell: Any) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_notebook_is_its_source(source: Path) -> None:
+    """``make notebooks-sync`` writes the .ipynb anew."""
+    script, notebook = jupytext.read(source), nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    assert [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in script.cells
+    ]
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_notebook_is_thin(source: Path) -> None:
+    lines = [line for cell in jupytext.read(source).cells if cell.cell_type == "code" for line in code_lines(cell)]
+    assert len(lines) <= 60
+    assert not [line for line in lines if line.lstrip().startswith(("def ", "class "))]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_badge_opens_this_notebook(source: Path) -> None:
+    text = source.read_text()
+    assert (
+        f"colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/{source.stem}.ipynb" in text
+    )
+    assert "https://github.com/low-rank-cnn/low-rank-cnn" in text
+
+
+@pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
+def test_parameter_files_hold_parameters(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
+    ClassifierConfig.from_notebook(values)
+
+
+def execute(name: str, folder: Path, **parameters: Any) -> Any:
+    return papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        folder / f"{name}.ipynb",
+        parameters={**TINY, "logs": str(folder / "logs"), "run": name, **parameters},
+        cwd=ROOT,
+        progress_bar=False,
+    )
+
+
+def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
+    notebook = execute("resnet18", tmp_path)
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
+
+    records, skipped = read_log(tmp_path / "logs" / "resnet18.log")
+    assert not skipped
+    assert [record.rule for record in records] == ["fixed", "entropy"] + ["adaptive policy"] * 4
+    for record in records:
+        assert record.status == "ok"
+        assert 0 < record.params < record.baseline["params"] == 11_181_642
+        assert 0 < record.macs < record.baseline["macs"]
+        assert record.size_bytes < record.baseline["size_bytes"]
+        assert all(0 <= stage["accuracy"] <= 1 for stage in record.metrics.values())
+    assert sum("finetuned" in record.metrics for record in records) == 1
+    assert any("test" in record.metrics for record in records)
+
+    command = [sys.executable, str(ROOT / "analyze_results.py"), str(tmp_path / "logs"), "--keep", "0.05"]
+    shown = subprocess.run([*command, "--out", str(tmp_path / "results")], capture_output=True, text=True, check=True)
+    assert "best params" in shown.stdout
+    with (tmp_path / "results" / "summary.csv").open() as file:
+        rows = {row["Criterion"]: row for row in csv.DictReader(file)}
+    best = min(records, key=lambda record: record.params)
+    assert float(rows["best params"]["Params Red."]) == pytest.approx(1 - best.params / 11_181_642)
+    assert (tmp_path / "results" / "radar.png").stat().st_size > 10_000
+    assert (tmp_path / "results" / "pareto.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"trails": 3}, "trails=3 is no parameter of this notebook; did you mean 'trials'?"),
+        ({"trials": "many"}, "trials='many': input should be a valid integer"),
+        ({"keep": 2.0}, "keep=2.0: input should be less than or equal to 1"),
+    ],
+)
+def test_bad_parameters_stop_the_notebook_before_any_work(
+    parameters: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        execute("resnet18", tmp_path, **parameters)
+    assert sentence in str(error.value)
+    assert not (tmp_path / "logs").exists()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.checkpoints import save_compressed
+from common.models import build_model
+from common.profiling import measure_latency, profile
+from tests.networks import tiny_cnn
+
+
+def test_counts_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 49, 5))
+    cost = profile(model, torch.randn(4, 3, 16, 16))
+    assert cost.params == (3 * 8 * 9 + 8) + 16 + (392 * 5 + 5)
+    assert cost.macs == 3 * 8 * 9 * 49 + 392 * 5
+    assert {name: (layer.params, layer.macs) for name, layer in cost.layers.items()} == {
+        "0": (224, 3 * 8 * 9 * 49),
+        "1": (16, 0),
+        "3": (1965, 1960),
+    }
+
+
+def test_resnet18_has_the_published_macs() -> None:
+    """1.81 G multiply-accumulates at 224 x 224 (He et al. 2016 state 1.8 G)."""
+    cost = profile(build_model("resnet18", 1000), torch.randn(1, 3, 224, 224))
+    assert cost.macs == 1_814_073_344
+    assert sum(layer.macs for layer in cost.layers.values()) == cost.macs
+    assert sum(layer.params for layer in cost.layers.values()) == cost.params
+
+
+def test_size_is_that_of_the_file(tmp_path: Path) -> None:
+    """The saved file holds the plan and the builder's arguments besides."""
+    model = tiny_cnn()
+    size = save_compressed(model, tmp_path / "tiny.safetensors").stat().st_size
+    assert 0 < size - profile(model, torch.randn(1, 3, 8, 8)).size_bytes < 1000
+
+
+def test_profiling_leaves_the_network_alone() -> None:
+    model = tiny_cnn().train()
+    profile(model, torch.randn(2, 3, 8, 8))
+    measure_latency(model, torch.randn(2, 3, 8, 8), rounds=3, round_s=0.001)
+    assert model.training
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_latency_states_its_conditions() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    alone = measure_latency(tiny_cnn(), x, rounds=4, round_s=0.001)
+    assert alone.median_s > 0
+    assert alone.iqr_s >= 0
+    assert alone.speedup is None
+    assert (alone.batch_size, alone.threads, alone.memory_format) == (2, torch.get_num_threads(), "contiguous")
+    paired = measure_latency(tiny_cnn(), x, baseline=tiny_cnn(width=64), rounds=4, round_s=0.001)
+    assert paired.baseline_median_s is not None
+    assert paired.speedup == pytest.approx(paired.baseline_median_s / paired.median_s)
+    assert paired.to_json()["speedup"] == paired.speedup
+
+
+def test_too_few_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds=2: it must be at least 3"):
+        measure_latency(tiny_cnn(), torch.randn(1, 3, 8, 8), rounds=2)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.metrics import evaluate
+from common.training import EpochLog, TrainingSettings, distillation_loss, train, uses_bfloat16
+from tests.networks import same_weights, tiny_cnn, tiny_digits
+
+
+class Killed(Exception):
+    pass
+
+
+def test_training_learns() -> None:
+    model, data = tiny_cnn(), tiny_digits(limit=600)
+    before = evaluate(model, data.validation)["accuracy"]
+    history = train(model, data, TrainingSettings(epochs=5.0, learning_rate=0.1, amp="off"))
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert evaluate(model, data.validation)["accuracy"] > max(0.6, before)
+
+
+def test_the_best_epoch_is_kept() -> None:
+    model, data = tiny_cnn(), tiny_digits()
+    history = train(model, data, TrainingSettings(epochs=4.0, learning_rate=0.3, amp="off"))
+    assert evaluate(model, data.validation)["accuracy"] == max(entry["accuracy"] for entry in history)
+
+
+def test_a_fraction_of_an_epoch() -> None:
+    data = tiny_digits()
+    assert len(data.train) == 3
+    history = train(tiny_cnn(), data, TrainingSettings(epochs=1.4, amp="off"))
+    assert [round(entry["epoch"], 2) for entry in history] == [1, 1.33]
+
+
+@pytest.mark.parametrize("amp", ["off", "on"])
+def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, amp: str) -> None:
+    settings = TrainingSettings(epochs=4.0, amp=amp)  # type: ignore[arg-type]
+    whole, stopped = tiny_cnn(), tiny_cnn()
+    expected = train(whole, tiny_digits(), settings)
+
+    def kill(entry: EpochLog) -> None:
+        if entry["epoch"] == 3:
+            raise Killed
+
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(Killed):
+        train(stopped, tiny_digits(), settings, checkpoint=path, on_epoch=kill)
+    resumed = tiny_cnn(seed=9)
+    assert train(resumed, tiny_digits(), settings, checkpoint=path) == expected
+    assert same_weights(resumed, whole)
+    with pytest.raises(ValueError, match=r"written under other settings \(learning_rate\)"):
+        train(
+            tiny_cnn(),
+            tiny_digits(),
+            TrainingSettings(epochs=4.0, learning_rate=0.2, amp=settings.amp),
+            checkpoint=path,
+        )
+
+
+def test_early_stopping() -> None:
+    model, data = tiny_cnn(), tiny_digits()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.head.weight.requires_grad_()
+    settings = TrainingSettings(epochs=50.0, learning_rate=1e-9, patience=2, amp="off")
+    assert len(train(model.eval(), data, settings)) < 50
+
+
+def test_distillation_pulls_toward_the_teacher() -> None:
+    data = tiny_digits(limit=300)
+    teacher = tiny_cnn()
+    train(teacher, data, TrainingSettings(epochs=6.0, amp="off"))
+    student = tiny_cnn(seed=5)
+    inputs = next(iter(data.validation))[0]
+
+    def distance() -> float:
+        with torch.no_grad():
+            return distillation_loss(student.eval()(inputs), teacher(inputs), 2.0).item()
+
+    before = distance()
+    train(student, data, TrainingSettings(epochs=8.0, distillation=1.0, amp="off"), teacher=teacher)
+    assert distance() < 0.5 * before
+
+
+def test_distillation_loss_by_hand() -> None:
+    """Two classes at T = 1: KL((0.8, 0.2) || (0.5, 0.5)) = 0.8 ln 1.6 + 0.2 ln 0.4; softening by 2 multiplies by 4."""
+    taught, logits = torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1, 2)
+    expected = 0.8 * torch.tensor(1.6).log() + 0.2 * torch.tensor(0.4).log()
+    assert distillation_loss(logits, taught, 1.0) == pytest.approx(float(expected), rel=1e-5)
+    assert distillation_loss(2 * logits, 2 * taught, 2.0) == pytest.approx(4 * float(expected), rel=1e-5)
+    assert distillation_loss(taught, taught, 3.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
+    model = tiny_cnn()
+    nn.init.constant_(model.head.weight, torch.nan)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; learning_rate=0.1 is too high"):
+        train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0.0), ("learning_rate", -1.0), ("amp", "yes"), ("patience", 0)]
+)
+def test_bad_settings_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        TrainingSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_autocast_follows_the_setting() -> None:
+    cpu = torch.device("cpu")
+    assert uses_bfloat16("on", cpu)
+    assert not uses_bfloat16("off", cpu)
+    assert isinstance(uses_bfloat16("auto", cpu), bool)
