@@ -1,4 +1,4 @@
-"""What a compressed network is told of the data before any training: BatchNorm recalibration."""
+"""What is learnt of the data without any training: the moments of each layer, and BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,160 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from common.decomposition import LayerMoments
+from common.planning.layers import FactorableLayer, factorable_layers
+
+Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
+
 
 @torch.no_grad()
-def recalibrate_bn(
-    model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor]], *, max_batches: int | None = None
-) -> int:
+def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
+    """Gather the moments of every layer's input and output in one pass over ``batches``.
+
+    Outputs are summed over all positions, input patches over a random sample of them.
+
+    Memory, beside the network's own activations: for each layer O^2 + I^2 numbers in float64, for a Linear O^2 alone
+    (134 MB for VGG16's first, the largest of the suite), and for one layer at a time ``positions`` patches in float32
+    (75 MB for a 3x3 layer with 512 channels at the default). No Gram matrix of whole patches is ever formed.
+
+    Args:
+        model: the dense network, run in evaluation mode; its training mode is left as it was.
+        batches: input tensors, or pairs of (input, target); no target is read. Take the calibration split.
+        positions: patches that are sampled from each batch, at most.
+        seed: of the sample.
+
+    Returns:
+        Layer -> its moments, for the layers that the inputs passed.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    layers = factorable_layers(model)
+    sums = {name: _Sums(layer, positions) for name, layer in layers.items()}
+    generator = torch.Generator().manual_seed(seed)
+    handles = [
+        layer.register_forward_hook(lambda _, i, o, name=name: sums[name].add(i[0], o, generator))
+        for name, layer in layers.items()
+    ]
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    seen = 0
+    try:
+        model.eval()
+        for batch in batches:
+            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            seen += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if not seen:
+        raise ValueError("there is no batch to calibrate on")
+    return {name: total.moments() for name, total in sums.items() if total.outputs}
+
+
+class _Sums:
+    """Running sums over one layer's outputs and input patches."""
+
+    def __init__(self, layer: FactorableLayer, positions: int) -> None:
+        self.layer, self.positions = layer, positions
+        self.groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        self.kernel = (1, 1) if isinstance(layer, nn.Linear) else layer.kernel_size
+        self.outputs = self.patches = 0
+        self._sums: dict[str, Tensor | float] = {}
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value.double()
+
+    def add(self, inputs: Tensor, output: Tensor, generator: torch.Generator) -> None:
+        """Take one call of the layer in."""
+        channels = output if isinstance(self.layer, nn.Linear) else output.movedim(1, -1)
+        rows = (
+            channels.reshape(-1, self.groups, channels.shape[-1] // self.groups).float().transpose(0, 1)
+        )  # (G, N, O)
+        self.outputs += rows.shape[1]
+        self._add("output", rows.sum(1))
+        self._add("outputs", rows.mT @ rows)
+        patches = self._sample(inputs, output, generator).float()  # (N, I, kh, kw)
+        self.patches += len(patches)
+        self._add("patch", patches.sum(0))
+        if self.kernel != (1, 1):
+            grouped = patches.unflatten(1, (self.groups, -1))
+            self._add("channels", torch.einsum("ngihw,ngjhw->gij", grouped, grouped))
+            self._add("rows", torch.einsum("nihw,nikw->hk", patches, patches))
+            self._add("columns", torch.einsum("nihw,nihl->wl", patches, patches))
+
+    def _sample(self, inputs: Tensor, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Patches ``(N, I, kh, kw)`` of the input at random positions of the output.
+
+        What meets the kernel of a transposed convolution is a single position, so its patch has that at every element.
+        """
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return _rows(inputs.flatten(0, -2), self.positions, generator)[:, :, None, None]
+        if isinstance(layer, nn.ConvTranspose2d):
+            rows = _rows(inputs.movedim(1, -1).flatten(0, 2), self.positions, generator)
+            return rows[:, :, None, None].expand(-1, -1, *self.kernel)
+        padded = _pad(layer, inputs)
+        count = min(self.positions, output[:, 0].numel())
+        image, y, x = (
+            torch.randint(size, (count,), generator=generator).to(inputs.device)
+            for size in (len(inputs), *output.shape[-2:])
+        )
+        offsets = [torch.arange(k, device=inputs.device) * d for k, d in zip(self.kernel, layer.dilation, strict=True)]
+        y = (y * layer.stride[0])[:, None, None] + offsets[0][None, :, None]
+        x = (x * layer.stride[1])[:, None, None] + offsets[1][None, None, :]
+        return padded.movedim(1, -1)[image[:, None, None], y, x].movedim(-1, 1)
+
+    def moments(self) -> LayerMoments:
+        """The centred moments of what was summed."""
+        sums = {name: torch.as_tensor(value) for name, value in self._sums.items()}
+        output_mean = sums["output"] / self.outputs
+        outputs = sums["outputs"] / self.outputs - output_mean.unsqueeze(2) * output_mean.unsqueeze(1)
+        mean = sums["patch"] / self.patches  # (I, kh, kw)
+        grouped = mean.unflatten(0, (self.groups, -1))
+        if isinstance(self.layer, nn.ConvTranspose2d):
+            # An output position meets only every stride-th element of the kernel.
+            grouped = grouped / (self.layer.stride[0] * self.layer.stride[1])
+        if self.kernel == (1, 1):
+            return LayerMoments(outputs, grouped)
+        split = mean.unflatten(0, (self.groups, -1))
+        channels = sums["channels"] / self.patches - torch.einsum("gihw,gjhw->gij", split, split)
+        if isinstance(self.layer, nn.ConvTranspose2d):
+            return LayerMoments(outputs, grouped, channels)
+        return LayerMoments(
+            outputs,
+            grouped,
+            channels,
+            sums["rows"] / self.patches - torch.einsum("ihw,ikw->hk", mean, mean),
+            sums["columns"] / self.patches - torch.einsum("ihw,ihl->wl", mean, mean),
+        )
+
+
+def _rows(matrix: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` rows, all of them where there are no more."""
+    if len(matrix) <= count:
+        return matrix
+    return matrix[torch.randint(len(matrix), (count,), generator=generator).to(matrix.device)]
+
+
+def _pad(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """The input with the layer's own padding around it."""
+    if isinstance(layer.padding, str):
+        needed = [
+            d * (k - 1) if layer.padding == "same" else 0
+            for k, d in zip(layer.kernel_size, layer.dilation, strict=True)
+        ]
+        height, width = ((total // 2, total - total // 2) for total in needed)
+    else:
+        height, width = ((padding, padding) for padding in layer.padding)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return nn.functional.pad(inputs, (*width, *height), mode=mode)
+
+
+@torch.no_grad()
+def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | None = None) -> int:
     """Measure the running mean and variance of every BatchNorm anew, on the activations the network has now.
 
     Compression shifts the activations, and the stored statistics belong to the dense network. The new ones are the

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.choices import check_choice
+from common.decomposition import DECOMPOSITIONS, LayerMoments
 from common.models.provenance import Provenance, get_provenance, set_provenance
-from common.planning.layers import Decompositions, FactorableLayer
+from common.planning.layers import Decompositions, FactorableLayer, set_convolution_weight
 from common.planning.plan import LayerPlan, RankPlan
 
 MODES = ("factorized", "reconstruct")
 
-_AXES = {
-    "svd": ((True, True), (False, False)),
-    "tucker2": ((False, False), (True, True), (False, False)),
-    "htd": ((False, False), (True, False), (False, True), (False, False)),
-}
-"""For each factor of a method: whether it takes over the (height, width) of the layer's kernel, stride, padding and
-dilation; a factor that takes over neither is a 1x1 convolution."""
-
 
 def compress(
-    model: nn.Module, plan: RankPlan, *, mode: str = "factorized", decompositions: Decompositions | None = None
+    model: nn.Module,
+    plan: RankPlan,
+    *,
+    moments: Mapping[str, LayerMoments] | None = None,
+    mode: str = "factorized",
+    decompositions: Decompositions | None = None,
 ) -> nn.Module:
     """A smaller copy of ``model`` in which the layers that ``plan`` factors are low-rank.
 
     Args:
         model: the dense network; neither it nor its weights are changed or shared.
         plan: from :func:`common.planning.plan_ranks` for this network.
+        moments: from :func:`common.calibration.calibrate`: the factors then keep the layers' outputs on data rather
+            than their weights.
         mode: ``factorized`` replaces a layer by a ``Sequential`` of smaller ones. ``reconstruct`` keeps the
-            architecture and writes the low-rank weight back: the same size, for studying the approximation alone.
-        decompositions: those of ``model``, when they are there already.
+            architecture and writes the low-rank weight back: the same size, for studying the approximation alone. A
+            layer without a bias then cannot keep its output's mean, which BatchNorm recalibration makes up for.
+        decompositions: those of ``model``, when they are there already; they bring their own moments.
 
     Returns:
         The compressed network, in ``model``'s training mode, on its device.
@@ -44,7 +46,7 @@ def compress(
             layer cannot have.
     """
     check_choice("mode", mode, MODES)
-    decompositions = decompositions or Decompositions(model)
+    decompositions = decompositions or Decompositions(model, moments)
     small = copy.deepcopy(model)
     layers = planned_layers(small, plan)
     with torch.no_grad():
@@ -52,11 +54,21 @@ def compress(
             planned = plan.layers[name]
             assert planned.method is not None
             decomposition = decompositions.get(name, planned.method)
+            shift = decomposition.bias_shift(planned.ranks)
             if mode == "reconstruct":
-                layer.weight.copy_(decomposition.reconstruct(planned.ranks))
+                set_convolution_weight(layer, decomposition.reconstruct(planned.ranks))
+                last: nn.Module = layer
             else:
-                factors = low_rank_layers(layer, planned, decomposition.factors(planned.ranks))
+                factors = factor_modules(layer, planned)
+                for factor, weight in zip(factors, decomposition.factors(planned.ranks), strict=True):
+                    assert isinstance(factor, FactorableLayer)
+                    set_convolution_weight(factor, weight)
+                last = factors[-1]
+                if last.bias is not None:
+                    last.get_parameter("bias").copy_(torch.tensor(0.0) if layer.bias is None else layer.bias)
                 replace_module(small, layer, factors)
+            if last.bias is not None and shift is not None:
+                last.get_parameter("bias").add_(shift)
     if mode == "factorized":
         provenance = get_provenance(model) or Provenance()
         set_provenance(small, Provenance(provenance.builder, provenance.arguments, plan))
@@ -75,64 +87,54 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLaye
         check_choice("layer of the plan", name, modules)
         layer = modules[name]
         if not isinstance(layer, FactorableLayer):
-            raise ValueError(
-                f"layer {name!r} of the plan is a {type(layer).__name__}; only Conv2d and Linear have ranks"
-            )
+            raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which has no ranks")
         layers[name] = layer
     return layers
 
 
-def low_rank_layers(layer: FactorableLayer, plan: LayerPlan, weights: Sequence[Tensor]) -> nn.Sequential:
-    """The layers that stand in for ``layer``, with ``weights`` as theirs and its bias on the last one."""
-    factors = factor_modules(layer, plan)
-    with torch.no_grad():
-        for factor, weight in zip(factors, weights, strict=True):
-            assert isinstance(factor, FactorableLayer)
-            factor.weight.copy_(weight)
-        if layer.bias is not None:
-            assert isinstance(factors[-1].bias, Tensor)
-            factors[-1].bias.copy_(layer.bias)
-    for factor in factors:
-        factor.requires_grad_(layer.weight.requires_grad)
-    return factors.train(layer.training)
-
-
 def factor_modules(layer: FactorableLayer, plan: LayerPlan) -> nn.Sequential:
     """The layers that stand in for ``layer`` at the plan's ranks, with weights that are still to be filled in."""
-    place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    has_bias = layer.bias is not None
-    ranks = plan.ranks
+    place: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    bias = layer.bias is not None or plan.shift
     if isinstance(layer, nn.Linear):
-        return nn.Sequential(
-            nn.Linear(layer.in_features, ranks[0], bias=False, **place),
-            nn.Linear(ranks[0], layer.out_features, bias=has_bias, **place),
-        )
-
-    axes = _AXES[str(plan.method)]
-    widths = (layer.in_channels, *(rank * layer.groups for rank in ranks), layer.out_channels)
-    padding = layer.padding
-    return nn.Sequential(
-        *(
-            nn.Conv2d(
-                widths[index],
-                widths[index + 1],
-                _taken(layer.kernel_size, taken, 1),
-                stride=_taken(layer.stride, taken, 1),
-                padding=padding if isinstance(padding, str) else _taken(padding, taken, 0),
-                dilation=_taken(layer.dilation, taken, 1),
-                groups=layer.groups,
-                bias=has_bias and index == len(axes) - 1,
-                padding_mode=layer.padding_mode,
-                **place,
-            )
+        rank = plan.ranks[0]
+        factors: list[nn.Module] = [
+            nn.Linear(layer.in_features, rank, bias=False, **place),
+            nn.Linear(rank, layer.out_features, bias=bias, **place),
+        ]
+    else:
+        axes = DECOMPOSITIONS[str(plan.method)].axes
+        widths = (layer.in_channels, *(rank * layer.groups for rank in plan.ranks), layer.out_channels)
+        factors = [
+            _convolution(layer, widths[index], widths[index + 1], taken, bias and index == len(axes) - 1, place)
             for index, taken in enumerate(axes)
-        )
-    )
+        ]
+    return nn.Sequential(*factors).requires_grad_(layer.weight.requires_grad).train(layer.training)
 
 
-def _taken(values: Sequence[int], taken: tuple[bool, bool], otherwise: int) -> tuple[int, int]:
-    """The layer's values on the axes that a factor takes over, ``otherwise`` on the others."""
-    return (values[0] if taken[0] else otherwise, values[1] if taken[1] else otherwise)
+def _convolution(
+    layer: nn.Conv2d | nn.ConvTranspose2d,
+    inputs: int,
+    outputs: int,
+    taken: tuple[bool, bool],
+    bias: bool,
+    place: dict[str, Any],
+) -> nn.Conv2d | nn.ConvTranspose2d:
+    """One factor: it takes over the layer's kernel, stride, padding and dilation on the axes that are ``taken``."""
+
+    def take(values: Sequence[int], otherwise: int) -> tuple[int, int]:
+        return (values[0] if taken[0] else otherwise, values[1] if taken[1] else otherwise)
+
+    shared: dict[str, Any] = {"groups": layer.groups, "bias": bias, **place}
+    if not any(taken):
+        return nn.Conv2d(inputs, outputs, 1, **shared)
+    shared["padding"] = layer.padding if isinstance(layer.padding, str) else take(layer.padding, 0)
+    shared["padding_mode"] = layer.padding_mode
+    shared["dilation"] = take(layer.dilation, 1)
+    kernel, stride = take(layer.kernel_size, 1), take(layer.stride, 1)
+    if isinstance(layer, nn.Conv2d):
+        return nn.Conv2d(inputs, outputs, kernel, stride, **shared)
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride, output_padding=take(layer.output_padding, 0), **shared)
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

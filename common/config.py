@@ -99,7 +99,8 @@ class ClassifierConfig(NotebookConfig):
     dataset: Literal["digits", "mnist"] = "digits"
     pretrained: str | None = None
     download: bool = False
-    method: Literal["svd", "tucker2", "htd"] = "htd"
+    method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
+    data_aware: bool = True
     policy: Literal["adaptive", "static"] = "adaptive"
     trials: Count = 30
     keep: Share = 0.99

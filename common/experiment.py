@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.calibration import calibrate
 from common.checkpoints import load_compressed
 from common.config import ClassifierConfig
 from common.data import DataBundle, load_data
@@ -46,6 +47,11 @@ def dense_network(config: ClassifierConfig, name: str, data: DataBundle) -> tupl
         return load_compressed(config.weights, model), []
     settings = TrainingSettings(epochs=config.dense_epochs, learning_rate=config.dense_learning_rate, seed=config.seed)
     return model, train(model, data, settings, description=f"dense {name}")
+
+
+def decompose(config: ClassifierConfig, model: nn.Module, data: DataBundle) -> Decompositions:
+    """The layers' decompositions: best for the outputs on the calibration split, or for the weights alone."""
+    return Decompositions(model, calibrate(model, data.calibration) if config.data_aware else None)
 
 
 def rule_plans(

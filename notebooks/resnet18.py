@@ -54,7 +54,8 @@ dense_epochs = 6.0  # passes over the data when the dense network is trained her
 dense_learning_rate = 0.1  # peak of its one-cycle schedule
 svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-method = "htd"  # what the policy searches with: svd, tucker2 or htd
+method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
+data_aware = True  # keep the layers' outputs on calibration images rather than their weights
 policy = "adaptive"  # adaptive learns from the trials, static does not
 trials = 20  # plans that the policy samples
 size_weight = 0.3  # what keeping the whole size costs in the score, against 1 for losing all accuracy
@@ -62,7 +63,6 @@ keep = 0.99  # a trial is accepted when it keeps this share of the dense accurac
 finetune_top = 4  # so many of the best trials are fine-tuned
 finetune_epochs = 3.0  # for so many epochs, 3 at most
 finetune_learning_rate = 0.02  # peak
-latency_batch = 1  # images in a timed pass
 seed = 0
 logs = "logs"  # folder of the logs
 run = None  # name of this run's log; None makes one from the model, data set, method and time
@@ -77,8 +77,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.experiment import dense_network, load_data_of, rule_plans, search_settings
-from common.planning.layers import Decompositions
+from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
 from common.search import LEVEL_NAMES, search_ranks
@@ -90,11 +89,11 @@ figures.training_curves(history)
 # %% [markdown]
 # ## Rank rules
 #
-# Each layer is decomposed once; any rank is then a slice. The singular values show how much of a layer's weight a rank
-# keeps; the dots are the ranks of the last rule below.
+# Each layer is decomposed once; any rank is then a slice. The spectra show how much of a layer's output a rank keeps
+# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule.
 
 # %%
-decompositions = Decompositions(dense)
+decompositions = decompose(config, dense, data)
 plans = rule_plans(config, dense, data, decompositions)
 print(*plans, sep="\n")
 
@@ -111,11 +110,12 @@ figures.spectra(
 # The rank rules come first, for comparison.
 
 # %%
-result = search_ranks(dense, data, search_settings(config), plans=plans, logs=config.logs, run=config.run)
+settings = search_settings(config)
+result = search_ranks(dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run)
 
 # %% [markdown]
-# How sensitive each layer is (divergence of the output in nats per unit of squared relative weight error), and what
-# the policy made of that before and after the trials.
+# How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),
+# and what the policy made of that before and after the trials.
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)

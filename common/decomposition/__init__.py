@@ -7,9 +7,11 @@ a Linear's ``(O, I)`` counts as a 1x1 kernel.
 
 from common.decomposition.base import Decomposition, Ranks
 from common.decomposition.htd import HTD
+from common.decomposition.metric import LayerMoments
+from common.decomposition.spatial import SpatialSVD
 from common.decomposition.svd import SVD
 from common.decomposition.tucker import Tucker2
 
-DECOMPOSITIONS: dict[str, type[Decomposition]] = {cls.method: cls for cls in (SVD, Tucker2, HTD)}
+DECOMPOSITIONS: dict[str, type[Decomposition]] = {cls.method: cls for cls in (SVD, SpatialSVD, Tucker2, HTD)}
 
-__all__ = ["DECOMPOSITIONS", "HTD", "SVD", "Decomposition", "Ranks", "Tucker2"]
+__all__ = ["DECOMPOSITIONS", "HTD", "SVD", "Decomposition", "LayerMoments", "Ranks", "SpatialSVD", "Tucker2"]

@@ -1,4 +1,4 @@
-"""What every decomposition offers, and the orthonormal bases that all of them are made of."""
+"""What every decomposition offers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from common.decomposition.metric import LayerMoments, Metric
 
 Ranks = tuple[int, ...]
 RankSelector = Callable[[Tensor], int]
@@ -21,26 +23,34 @@ class Decomposition(ABC):
     Args:
         weight: ``(O, I/groups, kh, kw)`` or ``(O, I)``; it is not changed.
         groups: as in ``torch.nn.Conv2d``; every group is factored by itself, all with the same ranks.
+        moments: of the layer's data; with them the error that is made small is that of the layer's output, and all
+            errors are relative to its variance. Without them it is the error of the weight.
 
     All computation is in float64; factors come back in the weight's own dtype.
 
     Attributes:
         weight: ``(G, O/G, I/G, kh, kw)`` in float64.
         max_ranks: the ranks at which the decomposition is exact.
+        axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
+            dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
+            ``ranks[i] * groups`` channels.
     """
 
     method: ClassVar[str]
     rank_names: ClassVar[tuple[str, ...]]
+    axes: ClassVar[tuple[tuple[bool, bool], ...]]
     max_ranks: Ranks
 
-    def __init__(self, weight: Tensor, groups: int = 1) -> None:
+    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
         if weight.dim() not in (2, 4):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be (O, I) or (O, I/groups, kh, kw)")
         self.dtype = weight.dtype
         self.shape = tuple(weight.shape)
         kernel = self.shape[2:] or (1, 1)
         self.weight = weight.detach().double().reshape(groups, -1, self.shape[1], *kernel)
-        self.total = float(self.weight.square().sum())
+        self.moments = moments
+        self._metric = Metric(self.weight, moments)
+        self._total = float(self._metric.weighted.square().sum())
 
     @abstractmethod
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -52,7 +62,7 @@ class Decomposition(ABC):
 
     @abstractmethod
     def kept_energy(self, ranks: Ranks) -> float:
-        """``||W'||^2``; as W' is an orthogonal projection of W, the squared error is the rest of ``||W||^2``."""
+        """``||W'||^2`` in the metric; W' is an orthogonal projection of W there, so the error is the rest."""
 
     @abstractmethod
     def select_ranks(self, select: RankSelector) -> Ranks:
@@ -61,12 +71,19 @@ class Decomposition(ABC):
     @property
     @abstractmethod
     def spectrum(self) -> Tensor:
-        """Singular values of the weight unfolded along its output channels, descending, 1-D."""
+        """Singular values along the output channels, descending, 1-D: of the weight, or of the output on data."""
 
     def relative_error(self, ranks: Ranks) -> float:
-        """``||W - W'|| / ||W||`` in the Frobenius norm, without building W'; 0 for a weight that is zero."""
+        """``||W - W'|| / ||W||`` in the metric, without building W'; 0 for a weight that is zero."""
         ranks = self.check(ranks)
-        return math.sqrt(max(0.0, 1 - self.kept_energy(ranks) / self.total)) if self.total else 0.0
+        return math.sqrt(max(0.0, 1 - self.kept_energy(ranks) / self._total)) if self._total else 0.0
+
+    def bias_shift(self, ranks: Ranks) -> Tensor | None:
+        """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
+        if self.moments is None:
+            return None
+        lost = self.weight - self.reconstruct(ranks).double().reshape(self.weight.shape)
+        return torch.einsum("goihw,gihw->go", lost, self.moments.patch_mean).flatten().to(self.dtype)
 
     def cap(self, rank: int) -> Ranks:
         """``rank`` in every mode, or the mode's maximum where that is less."""
@@ -97,33 +114,3 @@ class Decomposition(ABC):
                 f"ranks={ranks} for a weight of shape {self.shape}: at most {self.fit(ranks)} can be used"
             )
         return ranks
-
-
-def leading_basis(unfolding: Tensor) -> Tensor:
-    """Left singular vectors of a batch of matrices, leading first.
-
-    Args:
-        unfolding: ``(G, n, m)``.
-
-    Returns:
-        ``(G, n, min(n, m))`` with orthonormal columns that span the matrix's columns to machine precision. They come
-        from the Gram matrix, many times cheaper than a full SVD; where n > m a QR comes first, because the
-        eigenvectors of a rank-deficient n x n Gram matrix would lose the smallest singular directions.
-    """
-    rows, columns = unfolding.shape[-2:]
-    if rows > columns:
-        q, r = torch.linalg.qr(unfolding)
-        return q @ leading_basis(r)
-    return torch.linalg.eigh(unfolding @ unfolding.mT).eigenvectors.flip(-1)
-
-
-def pooled_spectrum(projected: Tensor) -> Tensor:
-    """Singular values from ``basis.T @ matrix``: the norms of its rows, pooled over groups.
-
-    Args:
-        projected: ``(G, R, m)``.
-
-    Returns:
-        ``(R,)``, made descending: eigenvectors of values that are equal to rounding may come in any order.
-    """
-    return projected.square().sum(dim=(0, 2)).sqrt().cummin(0).values

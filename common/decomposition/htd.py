@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector, leading_basis, pooled_spectrum
+from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
 
@@ -21,10 +22,11 @@ class HTD(Decomposition):
 
     method = "htd"
     rank_names = ("r_in", "r_mid", "r_out")
+    axes = ((False, False), (True, False), (False, True), (False, False))
 
-    def __init__(self, weight: Tensor, groups: int = 1) -> None:
-        super().__init__(weight, groups)
-        self._tucker = Tucker2(weight, groups)
+    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
+        super().__init__(weight, groups, moments)
+        self._tucker = Tucker2(weight, groups, moments)
         self._kernel = self.weight.shape[3:]
         self._roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         r_in, r_out = self._tucker.max_ranks
@@ -32,7 +34,7 @@ class HTD(Decomposition):
 
     @property
     def spectrum(self) -> Tensor:
-        """Singular values of the unfolding along the output channels, descending."""
+        """Singular values along the output channels, descending."""
         return self._tucker.spectrum
 
     def _most_middle(self, r_in: int, r_out: int) -> int:
@@ -63,9 +65,11 @@ class HTD(Decomposition):
         height, width = self._kernel
         basis, projected = self._root(r_in, r_out)
         reduce, expand = self._tucker.outer_factors(r_in, r_out)
-        vertical = basis[:, :, :r_mid].mT.reshape(-1, r_in, height, 1)
+        vertical = self._metric.restore(basis[:, :, :r_mid].mT.unflatten(2, (r_in, height)), "gmsh,hk->gmsk", "height")
         horizontal = projected[:, :r_mid].unflatten(2, (width, r_out)).permute(0, 3, 1, 2)  # (G, r_out, r_mid, kw)
-        horizontal = horizontal.reshape(-1, r_mid, 1, width)
+        horizontal = self._metric.restore(horizontal, "grmw,wl->grml", "width")
+        horizontal = self._metric.restore_rows(horizontal.unsqueeze(3)).reshape(-1, r_mid, 1, width)
+        vertical = vertical.reshape(-1, r_in, height, 1)
         return reduce, vertical.to(self.dtype), horizontal.to(self.dtype), expand
 
     def reconstruct(self, ranks: Ranks) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector, leading_basis, pooled_spectrum
+from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
 
 
 class Tucker2(Decomposition):
@@ -18,48 +19,55 @@ class Tucker2(Decomposition):
 
     method = "tucker2"
     rank_names = ("r_in", "r_out")
+    axes = ((False, False), (True, True), (False, False))
 
-    def __init__(self, weight: Tensor, groups: int = 1) -> None:
-        super().__init__(weight, groups)
-        by_output = self.weight.flatten(2)
-        by_input = self.weight.transpose(1, 2).flatten(2)
-        self._output_basis = leading_basis(by_output)  # (G, O/G, R_out)
+    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
+        super().__init__(weight, groups, moments)
+        weighted = self._metric.weighted
+        self._output_spectrum = pooled_spectrum(weighted.flatten(2))
+        by_input = weighted.transpose(1, 2).flatten(2)
         self._input_basis = leading_basis(by_input)  # (G, I/G, R_in)
-        self._output_spectrum = pooled_spectrum(self._output_basis.mT @ by_output)
         self._input_spectrum = pooled_spectrum(self._input_basis.mT @ by_input)
-        self._core = torch.einsum(
-            "gor,goihw,gis->grshw", self._output_basis, self.weight, self._input_basis
-        )  # (G, R_out, R_in, kh, kw)
+        self._core = torch.einsum("grihw,gis->grshw", weighted, self._input_basis)  # (G, R_out, R_in, kh, kw)
         self._energy = self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
-        self.max_ranks = (self._input_basis.shape[-1], self._output_basis.shape[-1])
+        self.max_ranks = (self._input_basis.shape[-1], self._core.shape[1])
 
     @property
     def spectrum(self) -> Tensor:
-        """Singular values of the unfolding along the output channels, descending."""
+        """Singular values along the output channels, descending."""
         return self._output_spectrum
 
     def core(self, r_in: int, r_out: int) -> Tensor:
-        """``(G, r_out, r_in, kh, kw)``, in float64."""
+        """``(G, r_out, r_in, kh, kw)``, in the coordinates of the metric."""
         return self._core[:, :r_out, :r_in]
 
     def outer_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
-        """The two 1x1 factors, ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
-        reduce = self._input_basis[:, :, :r_in].mT.reshape(-1, self.shape[1], 1, 1)
-        expand = self._output_basis[:, :, :r_out].reshape(self.shape[0], r_out, 1, 1)
-        return reduce.to(self.dtype), expand.to(self.dtype)
+        """The two 1x1 factors ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
+        reduce = self._metric.restore(self._input_basis[:, :, :r_in].mT, "gri,gij->grj", "input")
+        expand = self._metric.output_basis[:, :, :r_out]
+        return (
+            reduce.reshape(-1, self.shape[1], 1, 1).to(self.dtype),
+            expand.reshape(self.shape[0], r_out, 1, 1).to(self.dtype),
+        )
+
+    def restore_core(self, core: Tensor) -> Tensor:
+        """A core ``(G, r_out, r_in, kh, kw)`` in the coordinates of the weight."""
+        core = self._metric.restore(core, "grshw,hk->grskw", "height")
+        return self._metric.restore_rows(self._metric.restore(core, "grshw,wl->grshl", "width"))
 
     def expand_core(self, core: Tensor) -> Tensor:
-        """The weight that stands behind a core ``(G, r_out, r_in, kh, kw)``, in the shape of the original."""
-        output_basis = self._output_basis[:, :, : core.shape[1]]
-        input_basis = self._input_basis[:, :, : core.shape[2]]
-        weight = torch.einsum("gor,grshw,gis->goihw", output_basis, core, input_basis)
+        """The weight behind a core that is in the coordinates of the metric, in the shape of the original."""
+        r_out, r_in = core.shape[1:3]
+        reduce = self._metric.restore(self._input_basis[:, :, :r_in].mT, "gri,gij->grj", "input")
+        expand = self._metric.output_basis[:, :, :r_out]
+        weight = torch.einsum("gor,grshw,gsi->goihw", expand, self.restore_core(core), reduce)
         return weight.reshape(self.shape).to(self.dtype)
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """``(G*r_in, I/G, 1, 1)``, ``(G*r_out, r_in, kh, kw)`` and ``(O, r_out, 1, 1)``."""
         r_in, r_out = self.check(ranks)
         reduce, expand = self.outer_factors(r_in, r_out)
-        return reduce, self.core(r_in, r_out).flatten(0, 1).to(self.dtype), expand
+        return reduce, self.restore_core(self.core(r_in, r_out)).flatten(0, 1).to(self.dtype), expand
 
     def reconstruct(self, ranks: Ranks) -> Tensor:
         """The weight projected on both bases, in the shape of the original."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS, Decomposition, Ranks
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks
+from common.planning.plan import LayerPlan
 
-FactorableLayer = nn.Conv2d | nn.Linear
+FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,65 +26,66 @@ class LayerShape:
         kernel: ``(kh, kw)``; ``(1, 1)`` for a Linear.
         groups: as in ``Conv2d``.
         bias: whether the layer has one.
+        transposed: whether it is a transposed convolution.
         calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
             A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
     """
 
     channels: tuple[int, int]
-    kernel: tuple[int, int]
+    kernel: Size
     groups: int
     bias: bool
-    calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    transposed: bool
+    calls: tuple[tuple[Size, Size], ...]
 
     @property
     def dense_cost(self) -> tuple[int, int]:
         """Parameters and MACs of the layer as it is."""
-        weight = self.channels[1] * (self.channels[0] // self.groups) * math.prod(self.kernel)
-        params = weight + self.bias * self.channels[1]
-        return params, sum(weight * math.prod(output) for _, output in self.calls)
+        return self._cost((), ((True, True),), self.bias)
 
-    def cost(self, method: str, ranks: Ranks) -> tuple[int, int]:
-        """Parameters and MACs of the layer's factors; one multiply-accumulate counts as one, a bias as none."""
-        (inputs, outputs), (height, width), groups = self.channels, self.kernel, self.groups
-        inner = inputs // groups
-        # One entry a factor: its weights, and which rows and columns it runs over (0 the input's, 1 the output's).
-        factors: list[tuple[int, int, int]]
-        if method == "svd":
-            (rank,) = ranks
-            factors = [(groups * rank * inner * height * width, 1, 1), (outputs * rank, 1, 1)]
-        elif method == "tucker2":
-            r_in, r_out = ranks
-            core = groups * r_out * r_in * height * width
-            factors = [(inputs * r_in, 0, 0), (core, 1, 1), (outputs * r_out, 1, 1)]
-        else:
-            r_in, r_mid, r_out = ranks
-            vertical, horizontal = groups * r_mid * r_in * height, groups * r_out * r_mid * width
-            factors = [(inputs * r_in, 0, 0), (vertical, 1, 0), (horizontal, 1, 1), (outputs * r_out, 1, 1)]
-        params = sum(weights for weights, _, _ in factors) + self.bias * outputs
-        macs = sum(
-            weights * call[rows][0] * call[columns][1] for call in self.calls for weights, rows, columns in factors
-        )
-        return params, macs
+    def cost(self, plan: LayerPlan) -> tuple[int, int]:
+        """Parameters and MACs of what the plan makes of the layer; biases are parameters but no MACs."""
+        if plan.method is None:
+            return self.dense_cost
+        return self._cost(plan.ranks, DECOMPOSITIONS[plan.method].axes, self.bias or plan.shift)
+
+    def _cost(self, ranks: Ranks, axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[int, int]:
+        widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
+        weights = [
+            outputs
+            * (inputs // self.groups)
+            * math.prod(k for k, taken in zip(self.kernel, axis, strict=True) if taken)
+            for (inputs, outputs), axis in zip(pairwise(widths), axes, strict=True)
+        ]
+        macs = 0
+        for before, after in self.calls:
+            rows, columns = before
+            for weight, (height, width) in zip(weights, axes, strict=True):
+                old = rows * columns
+                rows, columns = after[0] if height else rows, after[1] if width else columns
+                # A transposed convolution multiplies once for each input position, any other for each output position.
+                macs += weight * (old if self.transposed and (height or width) else rows * columns)
+        return sum(weights) + bias * self.channels[1], macs
 
 
 def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
-    """Shapes of every Conv2d and Linear that ``x`` passes, by name, in the order of ``model.named_modules()``.
+    """Shapes of every layer that can be factored and that ``x`` passes, in the order of ``model.named_modules()``.
 
     Args:
         model: left as it was, its training mode included.
         x: example input ``(N, C, H, W)``.
     """
-    calls: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
+    calls: dict[str, list[tuple[Size, Size]]] = {}
 
     def record(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            sizes = (tuple(inputs.shape[-2:]), tuple(output.shape[-2:]))
+        if isinstance(module, nn.Linear):
+            positions = (inputs.numel() // inputs.shape[-1] // x.shape[0], 1)
+            sizes = (positions, positions)
         else:
-            positions = inputs.numel() // inputs.shape[-1] // x.shape[0]
-            sizes = ((positions, 1), (positions, 1))
-        calls.setdefault(name, []).append(sizes)  # type: ignore[arg-type]
+            sizes = ((inputs.shape[-2], inputs.shape[-1]), (output.shape[-2], output.shape[-1]))
+        calls.setdefault(name, []).append(sizes)
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FactorableLayer)}
+    layers = factorable_layers(model)
     handles = [
         module.register_forward_hook(lambda m, i, o, name=name: record(name, m, i[0], o))
         for name, module in layers.items()
@@ -97,17 +102,51 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     return {name: _shape(layer, tuple(calls[name])) for name, layer in layers.items() if name in calls}
 
 
-def _shape(layer: FactorableLayer, calls: tuple[tuple[tuple[int, int], tuple[int, int]], ...]) -> LayerShape:
+def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
+    """The layers that a decomposition could replace, by name; a module that is used twice stands once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FactorableLayer)}
+
+
+def _shape(layer: FactorableLayer, calls: tuple[tuple[Size, Size], ...]) -> LayerShape:
+    bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, layer.bias is not None, calls)
+        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls)
     height, width = layer.kernel_size
     channels = (layer.in_channels, layer.out_channels)
-    return LayerShape(channels, (height, width), layer.groups, layer.bias is not None, calls)
+    return LayerShape(channels, (height, width), layer.groups, bias, isinstance(layer, nn.ConvTranspose2d), calls)
 
 
 def layer_method(method: str, shape: LayerShape) -> str:
-    """The method that really serves a layer: a Linear or a 1x1 convolution has no kernel to split, so it takes SVD."""
-    return "svd" if shape.kernel == (1, 1) else method
+    """The method that really serves a layer.
+
+    A Linear or a 1x1 convolution has no kernel to split, so it takes SVD. A transposed convolution's kernel is not
+    split between its axes: it takes Tucker-2 for ``htd`` and SVD for ``spatial_svd``.
+    """
+    if shape.kernel == (1, 1):
+        return "svd"
+    return {"htd": "tucker2", "spatial_svd": "svd"}.get(method, method) if shape.transposed else method
+
+
+def dense_reason(shape: LayerShape) -> str:
+    """Why a layer has to stay dense whatever the ranks; empty for one that need not."""
+    depthwise = shape.groups > 1 and shape.groups == shape.channels[0]
+    return "a depthwise convolution has no channels to factor" if depthwise else ""
+
+
+def convolution_weight(layer: FactorableLayer) -> Tensor:
+    """The weight as that of a convolution, ``(O, I/groups, kh, kw)``, or ``(O, I)`` of a Linear."""
+    return _swap_channels(layer.weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
+
+
+def set_convolution_weight(layer: FactorableLayer, weight: Tensor) -> None:
+    """Write a weight that is laid out as :func:`convolution_weight` gives it."""
+    layer.weight.copy_(_swap_channels(weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else weight)
+
+
+def _swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """``(O, I/groups, kh, kw)`` to ``(I, O/groups, kh, kw)`` or back."""
+    split = weight.unflatten(0, (groups, -1))
+    return split.transpose(1, 2).flatten(0, 1)
 
 
 class Decompositions:
@@ -115,20 +154,30 @@ class Decompositions:
 
     Hand one to :func:`common.planning.plan_ranks` and :func:`common.compression.compress` to decompose once and
     plan and compress many times. The weights must not change in between.
+
+    Args:
+        model: the dense network.
+        moments: from :func:`common.calibration.calibrate`: errors are then those of the layers' outputs on data.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = {name: module for name, module in model.named_modules() if isinstance(module, FactorableLayer)}
+    def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None) -> None:
+        self._layers = factorable_layers(model)
+        self.moments = dict(moments or {})
         self._made: dict[tuple[str, str], Decomposition] = {}
 
     def get(self, name: str, method: str) -> Decomposition:
         """The decomposition of layer ``name`` by ``method``."""
         if (name, method) not in self._made:
             layer = self._layers[name]
-            groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-            self._made[name, method] = DECOMPOSITIONS[method](layer.weight, groups)
+            groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+            weight = convolution_weight(layer)
+            self._made[name, method] = DECOMPOSITIONS[method](weight, groups, self.moments.get(name))
         return self._made[name, method]
 
+    def plan(self, name: str, method: str, ranks: Ranks) -> LayerPlan:
+        """The plan for layer ``name`` at these ranks, with a shift of the mean where its moments are known."""
+        return LayerPlan(method, ranks, shift=name in self.moments)
+
     def spectra(self) -> dict[str, list[float]]:
-        """Layer -> singular values of its weight unfolded along the output channels, descending."""
+        """Layer -> singular values along its output channels, descending."""
         return {name: self.get(name, "svd").spectrum.tolist() for name in self._layers}

@@ -17,11 +17,13 @@ class LayerPlan:
         method: name of the decomposition, or None when the layer stays dense.
         ranks: the method's ranks; empty when the layer stays dense.
         reason: why it stays dense; empty when it is factored.
+        shift: whether the last factor has a bias of its own where the layer has none, to keep the output's mean.
     """
 
     method: str | None = None
     ranks: Ranks = ()
     reason: str = ""
+    shift: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class RankPlan:
     def layers_as_json(self) -> dict[str, dict[str, Any]]:
         """Layer -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": why}``; what a trial record holds."""
         return {
-            name: {"method": layer.method, "ranks": list(layer.ranks)} if layer.method else {"dense": layer.reason}
+            name: {"method": layer.method, "ranks": list(layer.ranks), **({"shift": True} if layer.shift else {})}
+            if layer.method
+            else {"dense": layer.reason}
             for name, layer in self.layers.items()
         }
 
@@ -81,7 +85,9 @@ class RankPlan:
             layers = {
                 str(name): LayerPlan(reason=str(layer["dense"]))
                 if "dense" in layer
-                else LayerPlan(str(layer["method"]), tuple(int(rank) for rank in layer["ranks"]))
+                else LayerPlan(
+                    str(layer["method"]), tuple(int(rank) for rank in layer["ranks"]), shift=layer.get("shift", False)
+                )
                 for name, layer in values["layers"].items()
             }
             return cls(layers, str(values["method"]), str(values["rule"]), dict(values.get("settings", {})))

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.choices import check_choice
-from common.decomposition import DECOMPOSITIONS, Decomposition, Ranks
-from common.planning.layers import Decompositions, LayerShape, layer_method, trace_layers
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks
+from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method, trace_layers
 from common.planning.plan import LayerPlan, RankPlan
 from common.planning.rules import energy_rank, entropy_rank
 
@@ -30,15 +30,17 @@ def plan_ranks(
     tau: float = 0.9,
     exponent: int = 1,
     only_if_smaller: bool = True,
+    moments: Mapping[str, LayerMoments] | None = None,
     decompositions: Decompositions | None = None,
 ) -> RankPlan:
-    """Choose the ranks of every Conv2d and Linear of ``model``.
+    """Choose the ranks of every Conv2d, ConvTranspose2d and Linear of ``model``.
 
     Args:
         model: the dense network; it is not changed.
         x: one example input ``(N, C, H, W)``; it tells the layers' spatial sizes.
-        method: ``svd``, ``tucker2``, ``htd``, or ``arsvd``, which is ``svd`` with the rule ``entropy``. Linear layers
-            and 1x1 convolutions take ``svd`` whatever the method.
+        method: ``svd``, ``spatial_svd``, ``tucker2``, ``htd``, or ``arsvd``, which is ``svd`` with the rule
+            ``entropy``. Layers that a method does not fit take the nearest that does, see
+            :func:`common.planning.layers.layer_method`.
         rule: ``fixed``, ``energy`` or ``entropy``.
         ranks: for ``fixed``: a whole number (the rank in every mode, or the mode's maximum where that is less), a
             fraction in (0, 1] of each maximum, ``"full"``, or a map from layer names to such values or to the
@@ -47,7 +49,9 @@ def plan_ranks(
         tau: for ``entropy``: the share of the spectral entropy to keep, in [0, 1].
         exponent: for ``entropy``: 1 (the paper) or 2.
         only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs.
-        decompositions: those of ``model``, when they are there already.
+        moments: from :func:`common.calibration.calibrate`: spectra and errors are then those of the layers' outputs
+            on data instead of their weights.
+        decompositions: those of ``model``, when they are there already; they bring their own moments.
 
     Raises:
         ValueError: an argument is unknown or out of range; the sentence names it, its value and what is allowed.
@@ -59,7 +63,7 @@ def plan_ranks(
     if (rule == "fixed") != (ranks is not None):
         raise ValueError(f"ranks={ranks!r} with rule={rule!r}: the rule 'fixed' needs ranks, no other takes them")
     shapes = trace_layers(model, x)
-    decompositions = decompositions or Decompositions(model)
+    decompositions = decompositions or Decompositions(model, moments)
     if isinstance(ranks, Mapping):
         for name in ranks:
             check_choice("layer name in ranks", name, shapes)
@@ -70,8 +74,8 @@ def plan_ranks(
     for name, shape in shapes.items():
         if name not in per_layer:
             layers[name] = LayerPlan(reason="no ranks were given for it")
-        elif depthwise(shape):
-            layers[name] = LayerPlan(reason="a depthwise convolution has no channels to factor")
+        elif reason := dense_reason(shape):
+            layers[name] = LayerPlan(reason=reason)
         else:
             eligible[name] = decompositions.get(name, layer_method(method, shape))
 
@@ -84,7 +88,7 @@ def plan_ranks(
             chosen = decomposition.select_ranks(lambda spectrum: energy_rank(spectrum, threshold))
         else:
             chosen = decomposition.select_ranks(lambda spectrum: entropy_rank(spectrum, tau, exponent))
-        plan = LayerPlan(decomposition.method, chosen)
+        plan = decompositions.plan(name, decomposition.method, chosen)
         layers[name] = dense_unless_smaller(shapes[name], plan) if only_if_smaller else plan
     settings: dict[str, Any] = {
         "fixed": {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks},
@@ -94,15 +98,9 @@ def plan_ranks(
     return RankPlan({name: layers[name] for name in shapes}, method, rule, settings[rule])
 
 
-def depthwise(shape: LayerShape) -> bool:
-    """Whether every group of the layer has a single input channel."""
-    return shape.groups > 1 and shape.groups == shape.channels[0]
-
-
 def dense_unless_smaller(shape: LayerShape, plan: LayerPlan) -> LayerPlan:
     """``plan``, or a dense layer and the reason, where the factors would not be smaller."""
-    assert plan.method is not None
-    (params, macs), (dense_params, dense_macs) = shape.cost(plan.method, plan.ranks), shape.dense_cost
+    (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
     ranks = "x".join(map(str, plan.ranks))
     if params >= dense_params:
         reason = f"at ranks {ranks} its factors would have {params:,} parameters, the layer has {dense_params:,}"

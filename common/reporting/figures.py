@@ -195,7 +195,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
     """One bar a layer for its sensitivity to decomposition, and next to it its share of the parameters.
 
     Args:
-        values: layer name -> sensitivity, in the order of the network.
+        values: layer name -> sensitivity in nats, in the order of the network.
         sizes: layer name -> parameters, for the same layers.
 
     Raises:
@@ -213,7 +213,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
         place = range(len(values))
         left.barh(place, list(values.values()), color=palette(2)[0])
         right.barh(place, [100 * sizes[name] / whole for name in values], color=palette(2)[1])
-        left.set(xlabel="Sensitivity", ylim=(len(values) - 0.4, -0.6))
+        left.set(xlabel="Sensitivity (nats)", ylim=(len(values) - 0.4, -0.6))
         left.set_yticks(place, labels=list(values))
         right.set_xlabel("Share of these layers' parameters (%)")
         for axes in (left, right):

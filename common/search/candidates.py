@@ -6,9 +6,8 @@ import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.planning.layers import Decompositions, LayerShape, layer_method
+from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
 from common.planning.plan import LayerPlan, RankPlan
-from common.planning.planner import depthwise
 
 LEVELS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
 """Shares of a layer's parameters that a candidate may keep; the last is the dense layer."""
@@ -17,7 +16,7 @@ LEVEL_NAMES = (*(f"{level:.0%}" for level in LEVELS[:-1]), "dense")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice for one layer: its plan, its cost, and the relative weight error ``||W - W'|| / ||W||``."""
+    """One choice for one layer: its plan, its cost, and the relative error."""
 
     plan: LayerPlan
     params: int
@@ -42,14 +41,14 @@ def _candidates(
 ) -> tuple[Candidate | None, ...]:
     dense_params, dense_macs = shape.dense_cost
     dense = Candidate(LayerPlan(reason="the policy chose it dense"), dense_params, dense_macs, 0.0)
-    if depthwise(shape):
+    if dense_reason(shape):
         return (*[None] * (len(LEVELS) - 1), dense)
     chosen = layer_method(method, shape)
     decomposition = decompositions.get(name, chosen)
     steps = range(1, max(decomposition.max_ranks) + 1)
 
     def kept(step: int) -> float:
-        params, macs = shape.cost(chosen, decomposition.fraction(step / len(steps)))
+        params, macs = shape.cost(decompositions.plan(name, chosen, decomposition.fraction(step / len(steps))))
         return params / dense_params if macs <= dense_macs else float("inf")
 
     found: list[Candidate | None] = []
@@ -57,9 +56,8 @@ def _candidates(
         step = bisect.bisect_right(steps, level, key=kept)
         if step:
             ranks = decomposition.fraction(step / len(steps))
-            found.append(
-                Candidate(LayerPlan(chosen, ranks), *shape.cost(chosen, ranks), decomposition.relative_error(ranks))
-            )
+            plan = decompositions.plan(name, chosen, ranks)
+            found.append(Candidate(plan, *shape.cost(plan), decomposition.relative_error(ranks)))
         else:
             found.append(None)
     return (*found, dense)

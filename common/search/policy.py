@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from common.search.candidates import Candidates
+from common.search.candidates import Candidate, Candidates
+from common.search.sensitivity import reference_candidate
 
 POLICIES = ("adaptive", "static")
 
@@ -17,11 +18,13 @@ Levels = dict[str, int]
 class Policy:
     """A product of categorical distributions, one a layer.
 
-    It starts from what is known before any trial. With ``harm`` = sensitivity x squared error and ``size`` = the mean
-    of the candidate's shares of the network's parameters and of its MACs, a candidate's logit is
-    ``-(alpha * harm + beta * size) / temperature``; harm is scaled so that cutting every layer to the smallest
-    candidate it has costs 1. The adaptive policy then follows the cross-entropy method (Rubinstein 1999): after each
-    batch of trials it moves toward the frequencies of the elite. The static one never moves.
+    It starts from what is known before any trial. A candidate's ``harm`` is the layer's sensitivity, times the
+    candidate's squared error over that at which the sensitivity was measured; its ``size`` is the mean of its shares
+    of the network's parameters and of its MACs. Its logit is ``-(alpha * harm + beta * size) / temperature``, with
+    harm scaled so that cutting every layer to the smallest candidate it has costs 1.
+
+    The adaptive policy then follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves
+    toward the frequencies of the elite. The static one never moves.
 
     Args:
         candidates: of each layer.
@@ -42,12 +45,10 @@ class Policy:
     ) -> None:
         logits = {}
         params, macs = (sum(getattr(c[-1], cost) for c in candidates.values()) for cost in ("params", "macs"))
-        worst = sum(
-            sensitivities.get(name, 0.0) * max(choice.error for choice in choices if choice) ** 2
-            for name, choices in candidates.items()
-        )
+        harms = {name: _harms(choices, sensitivities.get(name, 0.0)) for name, choices in candidates.items()}
+        worst = sum(map(max, harms.values()))
         for name, choices in candidates.items():
-            harm = [sensitivities.get(name, 0.0) * c.error**2 / worst if c and worst else 0.0 for c in choices]
+            harm = [value / worst if worst else 0.0 for value in harms[name]]
             size = [(c.params / params + c.macs / macs) / 2 if c else 0.0 for c in choices]
             logits[name] = -(alpha * torch.tensor(harm) + beta * torch.tensor(size)) / temperature
             logits[name][[choice is None for choice in choices]] = -torch.inf
@@ -81,6 +82,13 @@ class Policy:
             moved = (1 - smoothing) * values + smoothing * counts / len(elite)
             possible = self._possible[name]
             self._probabilities[name] = (1 - floor) * moved + floor * possible / possible.sum()
+
+
+def _harms(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
+    reference = reference_candidate(choices)
+    if reference is None:
+        return [0.0] * len(choices)
+    return [sensitivity * (choice.error / reference.error) ** 2 if choice else 0.0 for choice in choices]
 
 
 def elite_of(trials: Sequence[tuple[float, Levels]], share: float) -> list[Levels]:

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from common.calibration import calibrate
 from common.checkpoints import save_compressed
 from common.data import DataBundle
 from common.environment import describe_environment
@@ -53,7 +54,7 @@ class SearchSettings:
         seed: of the sampling.
     """
 
-    method: Literal["svd", "tucker2", "htd"] = "htd"
+    method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     policy: Literal["adaptive", "static"] = "adaptive"
     trials: Annotated[int, Field(ge=1)] = 30
     batch: Annotated[int, Field(ge=1)] = 10
@@ -105,6 +106,7 @@ def search_ranks(
     settings: SearchSettings | None = None,
     *,
     plans: Sequence[RankPlan] = (),
+    decompositions: Decompositions | None = None,
     logs: str | Path = "logs",
     run: str | None = None,
     on_trial: Callable[[TrialRecord], None] | None = None,
@@ -121,6 +123,7 @@ def search_ranks(
         data: its four splits.
         settings: how; None for the defaults.
         plans: measured first, as trials of their own that the policy does not learn from: rank rules to compare with.
+        decompositions: those of ``model``; None makes them here, with the moments of the calibration split.
         logs: folder for the log.
         run: name of the run and its log; None makes one from the model, data set, method and time.
         on_trial: is called with every record as it is written; None prints its summary line.
@@ -136,7 +139,8 @@ def search_ranks(
     if (Path(logs) / f"{run}.log").exists():
         raise ValueError(f"run={run!r} has a log in {logs} already; give the run another name")
     with TrialWriter(logs, run) as writer:
-        search = _Search(model, data, settings, writer, architecture, show)
+        decompositions = decompositions or Decompositions(model, calibrate(model, data.calibration))
+        search = _Search(model, data, settings, writer, architecture, show, decompositions)
         search.run_trials(plans)
         search.finetune_best()
         best = search.test_chosen()
@@ -163,9 +167,9 @@ class _Search:
         writer: TrialWriter,
         architecture: str,
         show: Callable[[TrialRecord], None],
+        decompositions: Decompositions,
     ) -> None:
         self.model, self.data, self.settings, self.writer, self.show = model, data, settings, writer, show
-        decompositions = Decompositions(model)
         self.objective = Objective(model, data, decompositions, settings.latency_batch)
         self.shapes = trace_layers(model, self.objective.x)
         self.candidates = layer_candidates(self.shapes, decompositions, settings.method)
@@ -179,6 +183,7 @@ class _Search:
             temperature=settings.temperature,
         )
         self.first_policy = self.policy.probabilities
+        self._data_aware = bool(decompositions.moments)
         self.records: dict[int, TrialRecord] = {}
         self.networks: dict[int, nn.Module] = {}
         self._plans: dict[int, RankPlan] = {}
@@ -248,7 +253,7 @@ class _Search:
                 macs=measured.cost.macs,
                 size_bytes=measured.cost.size_bytes,
                 latency=measured.latency.to_json(),
-                details={"score": score, "rule_settings": dict(plan.settings)},
+                details={"score": score, "rule_settings": dict(plan.settings), "data_aware": self._data_aware},
             )
         self._write(dataclasses.replace(record, seconds=time.perf_counter() - start))
         return number

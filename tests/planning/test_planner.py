@@ -82,7 +82,10 @@ def test_layers_that_a_map_leaves_out_stay_dense() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"method": "hdt"}, r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, tucker2, htd, arsvd"),
+        (
+            {"method": "hdt"},
+            r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, arsvd",
+        ),
         ({"rule": "rank"}, "rule='rank' is unknown; allowed: fixed, energy, entropy"),
         ({"rule": "entropy", "tau": 1.5}, r"tau=1.5: it must be in \[0, 1\]"),
         ({"rule": "energy", "threshold": -1}, r"threshold=-1: it must be in \[0, 1\]"),
@@ -121,7 +124,7 @@ def test_predicted_cost_is_the_measured_one(method: str) -> None:
         model[2] = nn.Linear(model[1](model[0](x)).shape[-1], 4)
         found = plan_ranks(model, x, method, "fixed", ranks=2, only_if_smaller=False)
         shapes = trace_layers(model, x)
-        costs = [shapes[name].cost(str(layer.method), layer.ranks) for name, layer in found.layers.items()]
+        costs = [shapes[name].cost(layer) for name, layer in found.layers.items()]
         small, dense = profile(compress(model, found), x), profile(model, x)
         assert (small.params, small.macs) == tuple(map(sum, zip(*costs, strict=True)))
         dense_costs = [shape.dense_cost for shape in shapes.values()]

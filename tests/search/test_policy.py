@@ -7,7 +7,7 @@ from common.planning import LayerPlan
 from common.planning.layers import Decompositions, trace_layers
 from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
 from common.search.policy import Policy, elite_of
-from common.search.sensitivity import layer_sensitivities
+from common.search.sensitivity import REFERENCE_LEVEL, layer_sensitivities
 from tests.networks import tiny_cnn
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -17,11 +17,13 @@ def candidate(share: float, error: float) -> Candidate:
     return Candidate(LayerPlan("svd", (1,)), int(1000 * share), int(1000 * share), error)
 
 
+CHOICES = (*[None] * (REFERENCE_LEVEL - 1), candidate(0.1, 0.9), candidate(0.5, 0.5), candidate(1.0, 0.0))
 CANDIDATES: Candidates = {
-    "tough": (candidate(0.1, 0.9), candidate(0.5, 0.5), candidate(1.0, 0.0)),
-    "tender": (candidate(0.1, 0.9), candidate(0.5, 0.5), candidate(1.0, 0.0)),
-    "small": (None, candidate(0.5, 0.5), candidate(1.0, 0.0)),
+    "tough": CHOICES,
+    "tender": CHOICES,
+    "small": (*[None] * REFERENCE_LEVEL, *CHOICES[REFERENCE_LEVEL:]),
 }
+SMALLEST, MIDDLE, DENSE = range(REFERENCE_LEVEL - 1, REFERENCE_LEVEL + 2)
 SENSITIVITIES = {"tough": 0.01, "tender": 5.0, "small": 0.01}
 
 
@@ -50,22 +52,29 @@ def test_the_first_policy_follows_sensitivity_and_size() -> None:
     probabilities = Policy(CANDIDATES, SENSITIVITIES, temperature=0.1).probabilities
     for row in probabilities.values():
         assert sum(row) == pytest.approx(1)
-    assert probabilities["small"][0] == 0
-    assert probabilities["tough"][0] > probabilities["tough"][1] > probabilities["tough"][2]
-    assert probabilities["tender"][2] > probabilities["tender"][1] > probabilities["tender"][0]
+    assert probabilities["small"][SMALLEST] == 0
+    tough, tender = probabilities["tough"], probabilities["tender"]
+    assert tough[SMALLEST] > tough[MIDDLE] > tough[DENSE]
+    assert tender[DENSE] > tender[MIDDLE] > tender[SMALLEST]
 
 
 def test_logits_by_hand() -> None:
-    """One layer of two candidates: harm 1 and size 0.1 against harm 0 and size 1."""
-    one: Candidates = {"a": (candidate(0.1, 0.5), candidate(1.0, 0.0))}
-    row = Policy(one, {"a": 3.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities["a"]
-    expected = torch.tensor([-(0.5 * 1 + 2 * 0.1) / 0.5, -(2 * 1.0) / 0.5]).softmax(0)
-    assert row == pytest.approx(expected.tolist())
+    """Two layers of one size, measured at error 0.2: harms of 1 x (0.4 / 0.2)^2 = 4 and 6, of 10 at the worst."""
+    filler = [None] * REFERENCE_LEVEL
+    two: Candidates = {
+        "a": (candidate(0.1, 0.4), *filler[1:], candidate(0.3, 0.2), candidate(1.0, 0.0)),
+        "b": (*filler, candidate(0.3, 0.2), candidate(1.0, 0.0)),
+    }
+    rows = Policy(two, {"a": 1.0, "b": 6.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities
+    expected = torch.tensor([0.5 * 0.4 + 2 * 0.05, 0.5 * 0.1 + 2 * 0.15, 2 * 0.5]).div(-0.5).softmax(0).tolist()
+    assert [probability for probability in rows["a"] if probability] == pytest.approx(expected)
+    expected = torch.tensor([0.5 * 0.6 + 2 * 0.15, 2 * 0.5]).div(-0.5).softmax(0).tolist()
+    assert [probability for probability in rows["b"] if probability] == pytest.approx(expected)
 
 
 def test_without_any_sensitivity_only_size_counts() -> None:
     row = Policy(CANDIDATES, {}, temperature=0.1).probabilities["tender"]
-    assert row[0] > row[1] > row[2]
+    assert row[SMALLEST] > row[MIDDLE] > row[DENSE]
 
 
 def test_samples_follow_the_probabilities_and_the_seed() -> None:
@@ -83,14 +92,16 @@ def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
     before = policy.probabilities
     policy.update([], smoothing=0.5)
     assert policy.probabilities == before
-    elite = [{"tough": 2, "tender": 0, "small": 1}] * 3 + [{"tough": 1, "tender": 0, "small": 1}]
+    most = {"tough": DENSE, "tender": SMALLEST, "small": MIDDLE}
+    elite = [most] * 3 + [{**most, "tough": MIDDLE}]
     policy.update(elite, smoothing=0.5, floor=0.0)
-    expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], [0, 0.25, 0.75], strict=True)]
+    shares = [0.0] * SMALLEST + [0, 0.25, 0.75]
+    expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], shares, strict=True)]
     assert policy.probabilities["tough"] == pytest.approx(expected)
     for _ in range(50):
         policy.update(elite, smoothing=1.0, floor=0.03)
-    assert policy.probabilities["tender"] == pytest.approx([0.98, 0.01, 0.01])
-    assert policy.probabilities["small"] == pytest.approx([0.0, 0.985, 0.015])
+    assert policy.probabilities["tender"][SMALLEST:] == pytest.approx([0.98, 0.01, 0.01])
+    assert policy.probabilities["small"][SMALLEST:] == pytest.approx([0.0, 0.985, 0.015])
 
 
 def test_the_elite_is_the_best_share() -> None:
@@ -113,8 +124,8 @@ def test_sensitivity_is_measured_on_the_output() -> None:
 
 
 def test_a_plan_takes_the_chosen_candidates() -> None:
-    plan = plan_of(CANDIDATES, {"tough": 0, "tender": 2, "small": 1}, "svd", "test")
+    plan = plan_of(CANDIDATES, {"tough": SMALLEST, "tender": DENSE, "small": MIDDLE}, "svd", "test")
     assert list(plan.layers.values()) == [
         choices[index].plan  # type: ignore[union-attr]
-        for choices, index in zip(CANDIDATES.values(), (0, 2, 1), strict=True)
+        for choices, index in zip(CANDIDATES.values(), (SMALLEST, DENSE, MIDDLE), strict=True)
     ]

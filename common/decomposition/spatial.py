@@ -1,0 +1,64 @@
+"""Spatial SVD: a kernel's height apart from its width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
+
+
+class SpatialSVD(Decomposition):
+    """Truncated SVD of W reshaped ``(I*kh, kw*O)`` (Jaderberg, Vedaldi and Zisserman 2014, scheme 2).
+
+    Factors, with G groups: ``(G*r, I/G, kh, 1)``, then ``(O, r, 1, kw)``, which takes the bias; each takes its own
+    axis of stride, padding and dilation. Ranks: ``(r,)``.
+    """
+
+    method = "spatial_svd"
+    rank_names = ("rank",)
+    axes = ((True, False), (False, True))
+
+    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
+        super().__init__(weight, groups, moments)
+        matrix = self._metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
+        self._basis = leading_basis(matrix)
+        self._projected = self._basis.mT @ matrix
+        self._spectrum = pooled_spectrum(self._projected)
+        self._energy = self._projected.square().sum(dim=(0, 2)).cumsum(0)
+        self.max_ranks = (self._basis.shape[-1],)
+
+    @property
+    def spectrum(self) -> Tensor:
+        """Singular values of the reshaped weight, descending."""
+        return self._spectrum
+
+    def _restored(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The factors as ``(G, r, I/G, kh)`` and ``(G, O/G, r, kw)``, in float64."""
+        inputs, height, width = self.weight.shape[2:]
+        vertical = self._basis[:, :, :rank].mT.unflatten(2, (inputs, height))
+        vertical = self._metric.restore(vertical, "grih,gij->grjh", "input")
+        vertical = self._metric.restore(vertical, "grih,hk->grik", "height")
+        horizontal = self._projected[:, :rank].unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (G, R_out, r, kw)
+        horizontal = self._metric.restore(horizontal, "gsrw,wl->gsrl", "width")
+        horizontal = self._metric.restore_rows(horizontal.unsqueeze(3)).squeeze(3)
+        return vertical, torch.einsum("gos,gsrw->gorw", self._metric.output_basis, horizontal)
+
+    def factors(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
+        """``(G*r, I/G, kh, 1)`` and ``(O, r, 1, kw)``."""
+        vertical, horizontal = self._restored(*self.check(ranks))
+        return vertical.flatten(0, 1).unsqueeze(3).to(self.dtype), horizontal.flatten(0, 1).unsqueeze(2).to(self.dtype)
+
+    def reconstruct(self, ranks: Ranks) -> Tensor:
+        """The rank-r weight, in the shape of the original."""
+        vertical, horizontal = self._restored(*self.check(ranks))
+        return torch.einsum("grih,gorw->goihw", vertical, horizontal).reshape(self.shape).to(self.dtype)
+
+    def kept_energy(self, ranks: Ranks) -> float:
+        """Sum of the first r squared singular values."""
+        return float(self._energy[ranks[0] - 1])
+
+    def select_ranks(self, select: RankSelector) -> Ranks:
+        """One rank, chosen on the spectrum."""
+        return (select(self._spectrum),)
