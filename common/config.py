@@ -104,7 +104,7 @@ class ClassifierConfig(NotebookConfig):
     policy: Literal["adaptive", "static"] = "adaptive"
     trials: Count = 30
     keep: Share = 0.99
-    size_weight: Annotated[float, Field(ge=0)] = 0.3
+    size_weight: Annotated[float, Field(ge=0)] = 0.5
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
     finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02

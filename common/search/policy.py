@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,8 +10,7 @@ import torch
 from common.search.candidates import Candidate, Candidates
 from common.search.sensitivity import reference_candidate
 
-POLICIES = ("adaptive", "static")
-
+COSTS = ("params", "macs")
 Levels = dict[str, int]
 """Layer -> index of the candidate it takes."""
 
@@ -18,10 +18,11 @@ Levels = dict[str, int]
 class Policy:
     """A product of categorical distributions, one a layer.
 
-    It starts from what is known before any trial. A candidate's ``harm`` is the layer's sensitivity, times the
-    candidate's squared error over that at which the sensitivity was measured; its ``size`` is the mean of its shares
-    of the network's parameters and of its MACs. Its logit is ``-(alpha * harm + beta * size) / temperature``, with
-    harm scaled so that cutting every layer to the smallest candidate it has costs 1.
+    It starts from what is known before any trial. A candidate's expected divergence d is the layer's sensitivity,
+    times the candidate's squared error over that at which the sensitivity was measured. Its ``harm`` is
+    ``log(1 + d / m)`` with m the median sensitivity: layers differ by powers of ten, and one that must not be touched
+    should not make all others look free. Its ``size`` is the mean of its shares of the network's parameters and of
+    its MACs, in units of a layer's average share. Its logit is ``-(alpha * harm + beta * size) / temperature``.
 
     The adaptive policy then follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves
     toward the frequencies of the elite. The static one never moves.
@@ -41,16 +42,16 @@ class Policy:
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
-        temperature: float = 0.02,
+        temperature: float = 0.3,
     ) -> None:
         logits = {}
-        params, macs = (sum(getattr(c[-1], cost) for c in candidates.values()) for cost in ("params", "macs"))
-        harms = {name: _harms(choices, sensitivities.get(name, 0.0)) for name, choices in candidates.items()}
-        worst = sum(map(max, harms.values()))
+        average = [sum(getattr(c[-1], cost) for c in candidates.values()) / len(candidates) for cost in COSTS]
+        positive = [value for value in sensitivities.values() if value > 0]
+        median = statistics.median(positive) if positive else 1.0
         for name, choices in candidates.items():
-            harm = [value / worst if worst else 0.0 for value in harms[name]]
-            size = [(c.params / params + c.macs / macs) / 2 if c else 0.0 for c in choices]
-            logits[name] = -(alpha * torch.tensor(harm) + beta * torch.tensor(size)) / temperature
+            harm = torch.tensor(_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
+            size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
+            logits[name] = -(alpha * harm + beta * size) / temperature
             logits[name][[choice is None for choice in choices]] = -torch.inf
         self._possible = {name: values > -torch.inf for name, values in logits.items()}
         self._probabilities = {name: values.softmax(0) for name, values in logits.items()}
@@ -84,7 +85,7 @@ class Policy:
             self._probabilities[name] = (1 - floor) * moved + floor * possible / possible.sum()
 
 
-def _harms(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
+def _divergences(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
     reference = reference_candidate(choices)
     if reference is None:
         return [0.0] * len(choices)

@@ -62,8 +62,8 @@ class SearchSettings:
     smoothing: Share = 0.5
     alpha: Annotated[float, Field(ge=0)] = 1.0
     beta: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Positive = 0.02
-    size_weight: Annotated[float, Field(ge=0)] = 0.3
+    temperature: Positive = 0.3
+    size_weight: Annotated[float, Field(ge=0)] = 0.5
     keep: Share = 0.99
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune: TrainingSettings = TrainingSettings(epochs=1.0, learning_rate=0.02)

@@ -24,7 +24,7 @@ CANDIDATES: Candidates = {
     "small": (*[None] * REFERENCE_LEVEL, *CHOICES[REFERENCE_LEVEL:]),
 }
 SMALLEST, MIDDLE, DENSE = range(REFERENCE_LEVEL - 1, REFERENCE_LEVEL + 2)
-SENSITIVITIES = {"tough": 0.01, "tender": 5.0, "small": 0.01}
+SENSITIVITIES = {"tough": 0.01, "tender": 50.0, "small": 1.0}
 
 
 @pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])
@@ -59,16 +59,18 @@ def test_the_first_policy_follows_sensitivity_and_size() -> None:
 
 
 def test_logits_by_hand() -> None:
-    """Two layers of one size, measured at error 0.2: harms of 1 x (0.4 / 0.2)^2 = 4 and 6, of 10 at the worst."""
+    """Two layers of one size, measured at error 0.2 with 1 and 3 nats (median 2); an error of 0.4 quadruples them."""
     filler = [None] * REFERENCE_LEVEL
     two: Candidates = {
         "a": (candidate(0.1, 0.4), *filler[1:], candidate(0.3, 0.2), candidate(1.0, 0.0)),
         "b": (*filler, candidate(0.3, 0.2), candidate(1.0, 0.0)),
     }
-    rows = Policy(two, {"a": 1.0, "b": 6.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities
-    expected = torch.tensor([0.5 * 0.4 + 2 * 0.05, 0.5 * 0.1 + 2 * 0.15, 2 * 0.5]).div(-0.5).softmax(0).tolist()
+    rows = Policy(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities
+    harms = torch.tensor([4 / 2, 1 / 2, 0.0]).log1p()
+    expected = (0.5 * harms + 2 * torch.tensor([0.1, 0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["a"] if probability] == pytest.approx(expected)
-    expected = torch.tensor([0.5 * 0.6 + 2 * 0.15, 2 * 0.5]).div(-0.5).softmax(0).tolist()
+    harms = torch.tensor([3 / 2, 0.0]).log1p()
+    expected = (0.5 * harms + 2 * torch.tensor([0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["b"] if probability] == pytest.approx(expected)
 
 
