@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from common.choices import check_choice
 from common.reporting import figures
 from common.reporting.runs import Run, check_keep, load_runs
 from common.reporting.tables import format_summary, summary_notes, summary_table
@@ -21,6 +22,7 @@ EXAMPLES = """\
 examples:
   python analyze_results.py                              every run in logs/, into results/
   python analyze_results.py logs/resnet18.log            one run
+  python analyze_results.py --method htd                 only what one decomposition reached
   python analyze_results.py logs --keep 0.95             accept trials that kept 95% of the dense metric
   python analyze_results.py logs more/logs --out paper   the runs of two folders, into paper/
 
@@ -54,6 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FRACTION",
         help="a trial is accepted when it kept this fraction of the dense metric, in (0, 1] (default: 0.99)",
     )
+    parser.add_argument("--model", help="only the trials of this model")
+    parser.add_argument("--method", help="only the trials of this decomposition, e.g. htd")
     return parser.parse_args(arguments)
 
 
@@ -105,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = [record for run in runs for record in run.trials]
         if not records:
             raise ValueError(f"There is no trial in {', '.join(map(str, options.paths))}; run a notebook first.")
+        for name in ("model", "method"):
+            if wanted := getattr(options, name):
+                check_choice(name, wanted, sorted({getattr(record, name) for record in records}))
+                records = [record for record in records if getattr(record, name) == wanted]
         written = write_results(records, options.keep, options.out)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -18,7 +18,7 @@ Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
 def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
     """Gather the moments of every layer's input and output in one pass over ``batches``.
 
-    Outputs are summed over all positions, input patches over a random sample of them.
+    Outputs are summed over all positions, input patches over a random sample of them where they are many.
 
     Memory, beside the network's own activations: for each layer O^2 + I^2 numbers in float64, for a Linear O^2 alone
     (134 MB for VGG16's first, the largest of the suite), and for one layer at a time ``positions`` patches in float32
@@ -99,16 +99,15 @@ class _Sums:
         """
         layer = self.layer
         if isinstance(layer, nn.Linear):
-            return _rows(inputs.flatten(0, -2), self.positions, generator)[:, :, None, None]
+            rows = inputs.flatten(0, -2)
+            return rows[_places(len(rows), self.positions, generator).to(rows.device)][:, :, None, None]
         if isinstance(layer, nn.ConvTranspose2d):
-            rows = _rows(inputs.movedim(1, -1).flatten(0, 2), self.positions, generator)
+            rows = inputs.movedim(1, -1).flatten(0, 2)
+            rows = rows[_places(len(rows), self.positions, generator).to(rows.device)]
             return rows[:, :, None, None].expand(-1, -1, *self.kernel)
         padded = _pad(layer, inputs)
-        count = min(self.positions, output[:, 0].numel())
-        image, y, x = (
-            torch.randint(size, (count,), generator=generator).to(inputs.device)
-            for size in (len(inputs), *output.shape[-2:])
-        )
+        places = _places(output[:, 0].numel(), self.positions, generator).to(inputs.device)
+        image, y, x = torch.unravel_index(places, output[:, 0].shape)
         offsets = [torch.arange(k, device=inputs.device) * d for k, d in zip(self.kernel, layer.dilation, strict=True)]
         y = (y * layer.stride[0])[:, None, None] + offsets[0][None, :, None]
         x = (x * layer.stride[1])[:, None, None] + offsets[1][None, None, :]
@@ -139,11 +138,9 @@ class _Sums:
         )
 
 
-def _rows(matrix: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """At most ``count`` rows, all of them where there are no more."""
-    if len(matrix) <= count:
-        return matrix
-    return matrix[torch.randint(len(matrix), (count,), generator=generator).to(matrix.device)]
+def _places(total: int, most: int, generator: torch.Generator) -> Tensor:
+    """All of 0..total-1, or ``most`` of them at random where there are more."""
+    return torch.arange(total) if total <= most else torch.randint(total, (most,), generator=generator)
 
 
 def _pad(layer: nn.Conv2d, inputs: Tensor) -> Tensor:

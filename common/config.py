@@ -32,7 +32,7 @@ class NotebookConfig:
 
     dataset: str
     data_root: str | None = None
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Annotated[int, Field(ge=8)] = 32
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Annotated[int, Field(ge=2)] | None = None
     weights: str | None = None
@@ -96,7 +96,7 @@ def _sentence(error: ValidationError) -> str:
 class ClassifierConfig(NotebookConfig):
     """Parameters of the notebooks that compress a classifier."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     pretrained: str | None = None
     download: bool = False
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"

@@ -301,11 +301,16 @@ def is_accepted(record: TrialRecord, keep: float) -> bool:
 def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, TrialRecord]:
     """The accepted trial with the greatest reduction for each criterion (``params``, ``macs``, ``speedup``).
 
-    Ties go to the better deciding metric, then to the earlier trial. Nothing here reads a test metric.
+    Ties go to the better deciding metric, then to the earlier trial. Once a search has chosen, only its chosen trials
+    count, the ones that carry a test metric: those were timed anew, and the fastest of many single timings is luck.
+    No value on test is looked at.
     """
+    accepted = [record for record in records if is_accepted(record, keep)]
+    finished = {record.run for record in accepted if "test" in record.metrics}
+    eligible = [record for record in accepted if "test" in record.metrics or record.run not in finished]
     best: dict[str, TrialRecord] = {}
     for criterion in CRITERIA:
-        candidates = [r for r in records if is_accepted(r, keep) and criterion in reductions(r)]
+        candidates = [r for r in eligible if criterion in reductions(r)]
         if candidates:
             best[criterion] = max(candidates, key=lambda r: (reductions(r)[criterion], final_metric(r) or 0.0))
     return best

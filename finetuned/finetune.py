@@ -22,10 +22,11 @@ sys.path.insert(0, str(FOLDER.parent))
 import torch  # noqa: E402
 
 from common.checkpoints import save_compressed  # noqa: E402
+from common.choices import check_choice  # noqa: E402
 from common.data import DATASETS, load_data  # noqa: E402
 from common.environment import default_device, describe_environment  # noqa: E402
 from common.metrics import evaluate  # noqa: E402
-from common.models import MODELS, build_model  # noqa: E402
+from common.models import CLASSIFIERS, build_model  # noqa: E402
 from common.profiling import profile  # noqa: E402
 from common.training import EpochLog, TrainingSettings, train  # noqa: E402
 from common.trials import git_commit  # noqa: E402
@@ -38,11 +39,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     settings = TrainingSettings(epochs=3, patience=5)
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(CLASSIFIERS)}")
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--data-root", help="folder that holds the data set; digits needs none")
     parser.add_argument("--download", action="store_true", help="fetch the data set into --data-root")
-    parser.add_argument("--image-size", type=int, help="height and width the images are resized to")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels, height and width; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="use at most this many images of each split")
     parser.add_argument("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> Path:
     settings = TrainingSettings(
         **{f.name: values[f.name] for f in dataclasses.fields(TrainingSettings) if f.name in values}
     )
+    check_choice("model", options.model, CLASSIFIERS)
     data = load_data(
         options.dataset,
         options.data_root,

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path.cwd()))
 # Change them here, or from outside: `papermill notebooks/resnet18.ipynb out.ipynb -p dataset mnist -p data_root data`.
 
 # %% tags=["parameters"]
-dataset = "digits"  # digits (embedded) or mnist
+dataset = "digits"  # digits (embedded), mnist or cifar10
 data_root = None  # folder that holds the data set; digits needs none
 download = False  # fetch the data set into data_root
 image_size = 64  # pixels, height and width

@@ -3,11 +3,14 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.data import load_data
 from common.data.bundle import ImageTensors, Loader
+from common.data.cifar10 import CLASSES
 from common.data.digits import load_digits
 from common.data.splits import split_indices
 
@@ -69,14 +72,53 @@ def test_evaluation_reads_every_image_once_and_in_order() -> None:
     assert torch.equal(torch.cat([targets for _, targets in data.test]), data.test.dataset.labels)
 
 
+def test_cifar10_from_class_folders(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 720), ("test", 3)):
+        for name in CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((32, 32), 0).save(tmp_path / part / name / f"{index}.png")
+    data = load_data("cifar10", tmp_path)
+    assert [len(images_of(getattr(data, part))) for part in PARTS] == [200, 2000, 5000, 30]
+    assert data.num_classes == 10
+    inputs, targets = next(iter(data.test))
+    assert inputs.shape == (30, 3, 32, 32)
+    assert targets.tolist() == sorted(list(range(10)) * 3)
+    with Image.open(tmp_path / "test" / "airplane" / "0.png") as image:
+        expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert torch.equal(images_of(data.test)[0], expected)
+    (tmp_path / "test" / "truck").rename(tmp_path / "test" / "lorry")
+    with pytest.raises(FileNotFoundError, match=r"data_root=.* does not hold CIFAR-10: .*truck has no images"):
+        load_data("cifar10", tmp_path)
+
+
+def test_augmentation_moves_and_mirrors_whole_images() -> None:
+    images = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(400, -1, -1, -1)
+    data = ImageTensors(images, torch.zeros(400, dtype=torch.long), 8, (0.0,), (1.0,), augment=True)
+    torch.manual_seed(0)
+    batch = data[range(400)][0][:, 0] * 255
+    straight = images[0, 0].float()
+    padded = [torch.nn.functional.pad(view, (1, 1, 1, 1)) for view in (straight, straight.flip(1))]
+    allowed = [view[y : y + 8, x : x + 8] for view in padded for y in range(3) for x in range(3)]
+    seen = [[bool(torch.allclose(image, candidate)) for candidate in allowed] for image in batch]
+    assert all(sum(row) == 1 for row in seen)
+    assert all(any(column) for column in zip(*seen, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"name": "digit"}, r"dataset='digit' is unknown \(did you mean 'digits'\?\); allowed: digits, mnist"),
+        (
+            {"name": "digit"},
+            r"dataset='digit' is unknown \(did you mean 'digits'\?\); allowed: digits, mnist, cifar10",
+        ),
         ({"name": "digits", "image_size": 4}, "image_size=4: it must be at least 8"),
         ({"name": "digits", "batch_size": 1}, "batch_size=1: it must be at least 2"),
         ({"name": "digits", "limit": 0}, "limit=0: it must be at least 2"),
         ({"name": "mnist"}, "data_root=None: mnist needs the folder"),
+        ({"name": "cifar10"}, "data_root=None: cifar10 needs the folder"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], sentence: str) -> None:

@@ -36,6 +36,7 @@ def test_weights_and_how_they_were_made(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["--model", "resnet", "--dataset", "digits"], "model='resnet' is unknown"),
+        (["--model", "unet", "--dataset", "digits"], "model='unet' is unknown"),
         (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
         (["--model", "resnet18", "--dataset", "mnist"], "data_root=None: mnist needs the folder"),
         (["--model", "resnet18", "--dataset", "mnist", "--data-root", "/nowhere"], "does not hold MNIST"),

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.models import MODELS, build_model
+from common.models import CLASSIFIERS, build_model
 from common.models.provenance import get_provenance
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_heads_fit_the_classes(name: str) -> None:
     model = build_model(name, 7).eval()
     with torch.no_grad():
-        assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+        assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
     provenance = get_provenance(model)
     assert provenance is not None
     assert (provenance.builder, provenance.arguments, provenance.plan) == (name, {"num_classes": 7}, None)
@@ -26,12 +26,39 @@ def test_resnet18_has_torchvisions_parameters() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"model='resnet' is unknown .*; allowed: resnet18, resnet34"):
+    with pytest.raises(
+        ValueError,
+        match=r"model='resnet' is unknown .*; allowed: resnet18, resnet34, vgg16, alexnet, resnet20, resnet56, unet",
+    ):
         build_model("resnet", 10)
     with pytest.raises(ValueError, match="num_classes=1: it must be at least 2"):
         build_model("resnet18", 1)
     with pytest.raises(ValueError, match=r"weights='IMAGENET' is unknown .*; allowed: DEFAULT, IMAGENET1K_V1"):
         build_model("resnet18", 10, weights="IMAGENET")
+
+
+@pytest.mark.parametrize(("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)])
+def test_the_cifar_resnets_have_their_papers_size(name: str, params: int) -> None:
+    """0.27 M and 0.85 M (He et al. 2016, table 6)."""
+    model = build_model(name, 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == params
+    with pytest.raises(ValueError, match="weights='DEFAULT' is unknown"):
+        build_model(name, 10, weights="DEFAULT")
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+@pytest.mark.parametrize(("size", "classes"), [((32, 32), 1), ((37, 51), 1), ((16, 47), 3)])
+def test_the_unet_keeps_the_images_size(size: tuple[int, int], classes: int, upsampling: str) -> None:
+    model = build_model("unet", classes, width=4, depth=3, upsampling=upsampling).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, *size)).shape == (2, classes, *size)
+    with pytest.raises(ValueError, match="upsampling='nearest' is unknown"):
+        build_model("unet", 1, upsampling="nearest")
+
+
+def test_the_unet_has_its_papers_size() -> None:
+    """31.0 M parameters at 64 channels and depth 4; BatchNorm takes the place of the biases."""
+    assert sum(parameter.numel() for parameter in build_model("unet", 1).parameters()) == 31_037_633
 
 
 def test_weights_without_a_network_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

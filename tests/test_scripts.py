@@ -223,3 +223,14 @@ def test_a_folder_that_cannot_be_written_is_one_clear_sentence(workplace: Path) 
         result = run(workplace, script, "logs", "--out", "taken")
         assert result.returncode == 2
         assert "taken" in result.stderr
+
+
+def test_one_method_alone(workplace: Path) -> None:
+    write(workplace / "logs", "mixed-run", {"method": "svd", "params": 100_000}, {"method": "htd"})
+    shown = run(workplace, "analyze_results.py", "--method", "htd")
+    assert shown.returncode == 0
+    assert " htd " in shown.stdout
+    assert " svd " not in shown.stdout
+    refused = run(workplace, "analyze_results.py", "--method", "hdt")
+    assert refused.returncode == 2
+    assert "method='hdt' is unknown (did you mean 'htd'?); allowed: htd, svd" in refused.stderr

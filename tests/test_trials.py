@@ -243,3 +243,14 @@ def test_choose_best_by_hand() -> None:
     }
     assert {record.trial for record in choose_best(records, keep=0.5).values()} == {2}
     assert choose_best([]) == {}
+
+
+def test_once_a_search_has_chosen_only_its_chosen_trials_count() -> None:
+    lucky = make_record(trial=0, latency={"speedup": 9.0})
+    tested = make_record(
+        trial=1, latency={"speedup": 2.0}, metrics={"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.1}}
+    )
+    unfinished = make_record(trial=0, run="another", latency={"speedup": 3.0})
+    assert choose_best([lucky])["speedup"] is lucky
+    assert choose_best([lucky, tested])["speedup"] is tested
+    assert choose_best([lucky, tested, unfinished])["speedup"] is unfinished

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from common.torchvision_compat import torchvision
@@ -49,19 +49,29 @@ class DataBundle:
 
 
 class ImageTensors(Dataset[Batch]):
-    """Small images kept in memory as bytes; a whole batch is resized and normalised at once.
+    """Small images kept in memory as bytes; a whole batch is resized, augmented and normalised at once.
 
     Args:
-        images: ``(N, H, W)``, uint8, grey.
+        images: ``(N, C, H, W)``, uint8, with C = 1 (grey) or 3.
         labels: ``(N,)``, int64.
         image_size: height and width after resizing.
-        mean: of the images' values in [0, 1].
+        mean: of each channel's values in [0, 1].
         deviation: standard deviation of the same.
+        augment: mirror every second image at random and move each by up to an eighth of its size, black behind it.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, image_size: int, mean: float, deviation: float) -> None:
-        self.images, self.labels, self.image_size = images, labels, image_size
-        self.mean, self.deviation = mean, deviation
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        image_size: int,
+        mean: Sequence[float],
+        deviation: Sequence[float],
+        augment: bool = False,
+    ) -> None:
+        self.images, self.labels, self.image_size, self.augment = images, labels, image_size, augment
+        self.mean = torch.tensor(mean).view(1, -1, 1, 1)
+        self.deviation = torch.tensor(deviation).view(1, -1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,11 +79,25 @@ class ImageTensors(Dataset[Batch]):
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """Inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` for a list of indices."""
         index = torch.as_tensor(indices)
-        images = self.images[index].unsqueeze(1).float() / 255
-        size = [self.image_size, self.image_size]
-        images = torchvision.transforms.v2.functional.resize(images, size, antialias=True)
+        images = self.images[index].float() / 255
+        size = self.image_size
+        if images.shape[-2:] != (size, size):
+            images = torchvision.transforms.v2.functional.resize(images, [size, size], antialias=True)
+        if self.augment:
+            images = _mirror_and_move(images, size // 8)
         images = (images - self.mean) / self.deviation
         return images.expand(-1, 3, -1, -1).contiguous(), self.labels[index]
+
+
+def _mirror_and_move(images: Tensor, most: int) -> Tensor:
+    """Each image ``(N, C, S, S)`` mirrored or not, and moved by up to ``most`` pixels in both directions."""
+    count, size = len(images), images.shape[-1]
+    mirrored = torch.rand(count) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    padded = nn.functional.pad(images, (most, most, most, most))
+    top, left = (torch.randint(2 * most + 1, (count, 1)) + torch.arange(size) for _ in range(2))
+    moved = padded[torch.arange(count)[:, None, None], :, top[:, :, None], left[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
 
 
 def make_loader(dataset: ImageTensors, batch_size: int, shuffle_seed: int | None = None) -> Loader:

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from common.choices import check_choice
-from common.data.bundle import DataBundle, ImageTensors, make_loader
+from common.data.bundle import DataBundle, ImageTensors, Loader, make_loader
+from common.data.cifar10 import load_cifar10
 from common.data.digits import load_digits
 from common.data.mnist import load_mnist
 from common.data.splits import split_indices
 
-DATASETS = ("digits", "mnist")
-_DEFAULT_SIZE = {"digits": 32, "mnist": 32}
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is fixed for a data set: its values' statistics, sizes of the splits, whether it is augmented."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    validation: int
+    calibration: int
+    augment: bool = False
+
+
+_RECIPES = {
+    "digits": _Recipe((0.3053,), (0.3760,), validation=240, calibration=160),
+    "mnist": _Recipe((0.1307,), (0.3081,), validation=5000, calibration=2000),
+    "cifar10": _Recipe(
+        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), validation=5000, calibration=2000, augment=True
+    ),
+}
+DATASETS = tuple(_RECIPES)
 
 
 def load_data(
     name: str,
     root: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: int = 32,
     *,
     batch_size: int = 128,
     seed: int = 0,
     limit: int | None = None,
     download: bool = False,
+    augment: bool | None = None,
 ) -> DataBundle:
     """Load a data set and split it.
 
     Args:
-        name: ``digits`` (1,797 images of 8x8 from scikit-learn, no files needed) or ``mnist``.
-        root: the folder that holds the set, in torchvision's layout; not needed for ``digits``.
-        image_size: images are resized to this height and width; None for the set's own default, 32.
+        name: ``digits`` (1,797 images of 8x8 from scikit-learn, no files needed), ``mnist`` or ``cifar10``.
+        root: the folder that holds the set: ``mnist`` in torchvision's layout, ``cifar10`` as class folders
+            (``train/<class>/``, ``test/<class>/``); not needed for ``digits``.
+        image_size: images are resized to this height and width.
         batch_size: of every loader.
         seed: fixes the splits and the order of training.
         limit: use at most this many images of each split, for quick tries.
-        download: fetch the set into ``root`` when it is not there.
+        download: fetch ``mnist`` into ``root`` when it is not there.
+        augment: mirror and move the training images at random; None for what suits the set (``cifar10`` alone).
 
     Raises:
         ValueError: an argument is unknown or out of range.
@@ -43,28 +66,33 @@ def load_data(
         ConnectionError: the download failed.
     """
     check_choice("dataset", name, DATASETS)
-    image_size = _DEFAULT_SIZE[name] if image_size is None else image_size
     for parameter, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 2), ("limit", limit, 2)):
         if value is not None and value < least:
             raise ValueError(f"{parameter}={value!r}: it must be at least {least}")
     if name == "digits":
         images, labels, test_images, test_labels = load_digits(seed)
-        mean, deviation, validation, calibration = 0.3053, 0.3760, 240, 160
-    else:
+    elif name == "mnist":
         images, labels, test_images, test_labels = load_mnist(root, download)
-        mean, deviation, validation, calibration = 0.1307, 0.3081, 5000, 2000
+    else:
+        images, labels, test_images, test_labels = load_cifar10(root)
+    recipe = _RECIPES[name]
+    augment = recipe.augment if augment is None else augment
+    sizes = {"validation": recipe.validation, "calibration": recipe.calibration}
+    parts = split_indices(len(images), sizes, seed)
 
-    parts = split_indices(len(images), {"validation": validation, "calibration": calibration}, seed)
+    def dataset(images: Tensor, labels: Tensor, augment: bool = False) -> ImageTensors:
+        images = images[:limit] if images.dim() == 4 else images[:limit].unsqueeze(1)
+        return ImageTensors(images, labels[:limit], image_size, recipe.mean, recipe.deviation, augment)
 
-    def dataset(images: Tensor, labels: Tensor) -> ImageTensors:
-        return ImageTensors(images[:limit], labels[:limit], image_size, mean, deviation)
+    def loader(part: str) -> Loader:
+        return make_loader(dataset(images[parts[part]], labels[parts[part]]), batch_size)
 
-    splits = {part: dataset(images[index], labels[index]) for part, index in parts.items()}
+    train = dataset(images[parts["train"]], labels[parts["train"]], augment)
     return DataBundle(
         name=name,
-        train=make_loader(splits["train"], batch_size, shuffle_seed=seed),
-        calibration=make_loader(splits["calibration"], batch_size),
-        validation=make_loader(splits["validation"], batch_size),
+        train=make_loader(train, batch_size, shuffle_seed=seed),
+        calibration=loader("calibration"),
+        validation=loader("validation"),
         test=make_loader(dataset(test_images, test_labels), batch_size),
         num_classes=int(labels.max()) + 1,
         image_size=image_size,

@@ -7,14 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.decomposition.metric import LayerMoments, Metric
 
 Ranks = tuple[int, ...]
-RankSelector = Callable[[Tensor], int]
-"""Takes a spectrum (singular values, descending, 1-D) and returns a rank between 1 and its length."""
+Floats = NDArray[np.float64]
+RankSelector = Callable[[Tensor, int], int]
+"""Takes a spectrum (singular values of a matrix, descending, 1-D) and the matrix's greater side; returns a rank."""
 
 
 class Decomposition(ABC):
@@ -68,6 +71,18 @@ class Decomposition(ABC):
     def select_ranks(self, select: RankSelector) -> Ranks:
         """Ranks chosen by applying ``select`` to the spectrum of each unfolding."""
 
+    @abstractmethod
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """The relative error of many ranks at once, none of them built.
+
+        Args:
+            round_to: ranks are multiples of it, or the mode's maximum.
+
+        Returns:
+            Ranks ``(K, modes)`` and their errors ``(K,)``. Every rank of a method with one or two modes is there; of
+            the three of HTD, all middle ranks at a choice of the outer ones.
+        """
+
     @property
     @abstractmethod
     def spectrum(self) -> Tensor:
@@ -77,6 +92,11 @@ class Decomposition(ABC):
         """``||W - W'|| / ||W||`` in the metric, without building W'; 0 for a weight that is zero."""
         ranks = self.check(ranks)
         return math.sqrt(max(0.0, 1 - self.kept_energy(ranks) / self._total)) if self._total else 0.0
+
+    def errors_of(self, kept_energy: Tensor) -> Floats:
+        """Relative errors from what is kept of the energy, any shape."""
+        lost = 1 - kept_energy / self._total if self._total else torch.zeros_like(kept_energy)
+        return lost.clamp(min=0).sqrt().numpy()
 
     def bias_shift(self, ranks: Ranks) -> Tensor | None:
         """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
@@ -96,6 +116,11 @@ class Decomposition(ABC):
     def fit(self, ranks: Ranks) -> Ranks:
         """``ranks`` lowered where a mode's bound depends on the other modes' ranks."""
         return ranks
+
+    def ladder(self, mode: int, round_to: int) -> Tensor:
+        """The ranks of one mode: multiples of ``round_to`` up to its maximum, and the maximum."""
+        most = self.max_ranks[mode]
+        return torch.tensor(sorted({*range(round_to, most + 1, round_to), most}))
 
     def check(self, ranks: Ranks) -> Ranks:
         """``ranks`` unchanged.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
+
+OUTER_PAIRS = 24
 
 
 class HTD(Decomposition):
@@ -86,7 +89,28 @@ class HTD(Decomposition):
         projected = self._root(r_in, r_out)[1]
         return float(torch.sum(projected[:, :r_mid].square()))
 
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """All middle ranks at a choice of outer ones, and their errors.
+
+        The outer ranks are pairs of Tucker-2 that no other pair with as few entries in its core beats, ``OUTER_PAIRS``
+        of them, evenly spread.
+        """
+        pairs, errors = self._tucker.error_table(round_to)
+        order = np.lexsort((errors, pairs.prod(axis=1)))
+        best = np.minimum.accumulate(errors[order])
+        front = order[np.concatenate([[True], best[1:] < best[:-1]])]
+        chosen = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
+        tables, kept = [], []
+        for r_in, r_out in pairs[chosen].astype(int).tolist():
+            energy = self._root(r_in, r_out)[1].square().sum(dim=(0, 2)).cumsum(0)
+            middle = torch.tensor(sorted({*range(round_to, len(energy) + 1, round_to), len(energy)}))
+            tables.append(np.stack([np.full(len(middle), r_in), middle.numpy(), np.full(len(middle), r_out)], axis=1))
+            kept.append(self.errors_of(energy[middle - 1]))
+        return np.concatenate(tables).astype(np.float64), np.concatenate(kept)
+
     def select_ranks(self, select: RankSelector) -> Ranks:
         """The leaves' ranks on their own spectra, then the root's on the spectrum of the core that they leave."""
         r_in, r_out = self._tucker.select_ranks(select)
-        return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1])), r_out
+        height, width = self._kernel
+        columns = max(r_in * height, r_out * width)
+        return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1]), columns), r_out

@@ -96,15 +96,16 @@ class Metric:
 def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors ``(G, O, R)`` of the outputs' covariance, and the variances along them ``(G, R)``.
 
-    A trace of the weight's own Gram matrix is mixed in: it orders the directions in which the data does not vary
-    (dead channels, constant inputs, fewer samples than channels) and keeps the span that of the weight.
+    They are looked for in the span of the weight's rows, which holds all outputs. A trace of the weight's own Gram
+    matrix is mixed in: it orders the directions in which the data does not vary (dead channels, constant inputs, fewer
+    samples than channels).
     """
     matrix = weight.flatten(2)
-    gram = matrix @ matrix.mT
+    span = leading_basis(matrix)
+    gram, covariance = (span.mT @ m @ span for m in (matrix @ matrix.mT, covariance))
     total, own = (m.diagonal(dim1=1, dim2=2).sum().clamp(min=1e-300) for m in (covariance, gram))
     variances, vectors = torch.linalg.eigh(covariance / total + RIDGE * gram / own)
-    rank = min(matrix.shape[1:])
-    return vectors.flip(-1)[..., :rank], (variances.flip(-1)[..., :rank] * total).clamp(min=0)
+    return span @ vectors.flip(-1), (variances.flip(-1) * total).clamp(min=0)
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

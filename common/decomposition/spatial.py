@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
 
 
@@ -27,6 +27,7 @@ class SpatialSVD(Decomposition):
         self._projected = self._basis.mT @ matrix
         self._spectrum = pooled_spectrum(self._projected)
         self._energy = self._projected.square().sum(dim=(0, 2)).cumsum(0)
+        self._columns = max(matrix.shape[1:])
         self.max_ranks = (self._basis.shape[-1],)
 
     @property
@@ -59,6 +60,11 @@ class SpatialSVD(Decomposition):
         """Sum of the first r squared singular values."""
         return float(self._energy[ranks[0] - 1])
 
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """Every rank, and its error."""
+        ranks = self.ladder(0, round_to)
+        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._energy[ranks - 1])
+
     def select_ranks(self, select: RankSelector) -> Ranks:
         """One rank, chosen on the spectrum."""
-        return (select(self._spectrum),)
+        return (select(self._spectrum, self._columns),)

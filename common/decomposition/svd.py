@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.metric import LayerMoments, pooled_spectrum
 
 
@@ -25,6 +25,7 @@ class SVD(Decomposition):
         weighted = self._metric.weighted.flatten(2)
         self._spectrum = pooled_spectrum(weighted)
         self._energy = weighted.square().sum(dim=(0, 2)).cumsum(0)
+        self._columns = max(self.weight.shape[1], weighted.shape[2])
         self.max_ranks = (weighted.shape[1],)
 
     @property
@@ -50,6 +51,11 @@ class SVD(Decomposition):
         """Sum of the first r squared singular values."""
         return float(self._energy[ranks[0] - 1])
 
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """Every rank, and its error."""
+        ranks = self.ladder(0, round_to)
+        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._energy[ranks - 1])
+
     def select_ranks(self, select: RankSelector) -> Ranks:
         """One rank, chosen on the spectrum."""
-        return (select(self._spectrum),)
+        return (select(self._spectrum, self._columns),)

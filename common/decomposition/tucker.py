@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
 
 
@@ -78,6 +80,17 @@ class Tucker2(Decomposition):
         r_in, r_out = ranks
         return float(self._energy[r_out - 1, r_in - 1])
 
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """Every pair of ranks, and its error."""
+        inputs, outputs = self.ladder(0, round_to), self.ladder(1, round_to)
+        errors = self.errors_of(self._energy[outputs - 1][:, inputs - 1].T)
+        return torch.cartesian_prod(inputs, outputs).double().numpy(), errors.flatten()
+
     def select_ranks(self, select: RankSelector) -> Ranks:
         """``r_in`` and ``r_out``, each chosen on the singular values of its own unfolding."""
-        return select(self._input_spectrum), select(self._output_spectrum)
+        outputs, inputs, *kernel = self.weight.shape[1:]
+        elements = math.prod(kernel)
+        return (
+            select(self._input_spectrum, max(inputs, outputs * elements)),
+            select(self._output_spectrum, max(outputs, inputs * elements)),
+        )

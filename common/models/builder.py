@@ -1,4 +1,4 @@
-"""``build_model``: torchvision's classifiers with their heads replaced."""
+"""``build_model``: torchvision's classifiers with their heads replaced, and the ResNets for CIFAR-10, the U-Net."""
 
 from __future__ import annotations
 
@@ -9,32 +9,66 @@ from torch import nn
 
 from common.choices import check_choice
 from common.models.provenance import Provenance, set_provenance
+from common.models.resnet_cifar import CifarResNet
+from common.models.unet import UPSAMPLING, UNet
 from common.torchvision_compat import torchvision
 
-HEADS = {"resnet18": "fc", "resnet34": "fc"}
-"""Architecture -> name of its last Linear, which is replaced to fit the number of classes."""
-MODELS = tuple(HEADS)
+HEADS = {"resnet18": "fc", "resnet34": "fc", "vgg16": "classifier.6", "alexnet": "classifier.6"}
+"""torchvision's architectures -> name of the last Linear, which is replaced to fit the number of classes."""
+CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9}
+CLASSIFIERS = (*HEADS, *CIFAR_BLOCKS)
+MODELS = (*CLASSIFIERS, "unet")
 
 
-def build_model(name: str, num_classes: int, *, weights: str | None = None) -> nn.Module:
-    """A classifier for images ``(N, 3, H, W)``; its output is ``(N, num_classes)``.
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    weights: str | None = None,
+    width: int = 64,
+    depth: int = 4,
+    upsampling: str = "transposed",
+) -> nn.Module:
+    """A network for images ``(N, 3, H, W)``; a classifier's output is ``(N, num_classes)``.
 
     Args:
-        name: one of ``MODELS``.
-        num_classes: at least 2.
+        name: one of ``MODELS``. ``resnet20`` and ``resnet56`` are made for 32 x 32 pixels, the others take any size
+            from 32 (``alexnet`` from 63).
+        num_classes: at least 2; for ``unet`` at least 1.
         weights: None for a random start, ``"DEFAULT"`` or another name of torchvision's weights for this
             architecture (``"IMAGENET1K_V1"``), which are downloaded on first use; the head always starts at random.
+            There are none for the ResNets for CIFAR-10 and the U-Net.
+        width: for ``unet``: channels of its first level.
+        depth: for ``unet``: how many times it halves the image.
+        upsampling: for ``unet``: ``transposed`` or ``bilinear``.
 
     Raises:
-        ValueError: ``name``, ``num_classes`` or ``weights`` is not allowed.
+        ValueError: an argument is not allowed.
         ConnectionError: the weights are not on this machine and cannot be downloaded.
     """
     check_choice("model", name, MODELS)
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes!r}: it must be at least 2")
+    least = 1 if name == "unet" else 2
+    for parameter, value, low in (("num_classes", num_classes, least), ("width", width, 1), ("depth", depth, 1)):
+        if value < low:
+            raise ValueError(f"{parameter}={value!r}: it must be at least {low}")
+    check_choice("upsampling", upsampling, UPSAMPLING)
     if weights is not None:
-        known = [entry.name for entry in torchvision.models.get_model_weights(name)]
-        check_choice("weights", weights, ["DEFAULT", *known])
+        listed = [entry.name for entry in torchvision.models.get_model_weights(name)] if name in HEADS else []
+        check_choice("weights", weights, ["DEFAULT", *listed] if listed else [])
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    model: nn.Module
+    if name == "unet":
+        arguments |= {"width": width, "depth": depth, "upsampling": upsampling}
+        model = UNet(**arguments)
+    elif name in CIFAR_BLOCKS:
+        model = CifarResNet(CIFAR_BLOCKS[name], num_classes)
+    else:
+        model = _torchvision(name, num_classes, weights)
+    set_provenance(model, Provenance(name, arguments))
+    return model
+
+
+def _torchvision(name: str, num_classes: int, weights: str | None) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (URLError, OSError) as error:
@@ -45,6 +79,4 @@ def build_model(name: str, num_classes: int, *, weights: str | None = None) -> n
     head = model.get_submodule(HEADS[name])
     assert isinstance(head, nn.Linear)
     model.set_submodule(HEADS[name], nn.Linear(head.in_features, num_classes))
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    set_provenance(model, Provenance(name, arguments))
     return model

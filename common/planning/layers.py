@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks
+from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
 from common.planning.plan import LayerPlan
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 Size = tuple[int, int]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,13 @@ class LayerShape:
             return self.dense_cost
         return self._cost(plan.ranks, DECOMPOSITIONS[plan.method].axes, self.bias or plan.shift)
 
-    def _cost(self, ranks: Ranks, axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[int, int]:
+    def costs(self, method: str, ranks: Floats, shift: bool) -> tuple[Floats, Floats]:
+        """Parameters and MACs of many ranks ``(K, modes)`` at once, ``(K,)`` each."""
+        columns = tuple(ranks[:, mode] for mode in range(ranks.shape[1]))
+        params, macs = self._cost(columns, DECOMPOSITIONS[method].axes, self.bias or shift)
+        return params, macs
+
+    def _cost(self, ranks: tuple[Any, ...], axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[Any, Any]:
         widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
         weights = [
             outputs
@@ -57,7 +65,7 @@ class LayerShape:
             * math.prod(k for k, taken in zip(self.kernel, axis, strict=True) if taken)
             for (inputs, outputs), axis in zip(pairwise(widths), axes, strict=True)
         ]
-        macs = 0
+        macs: Any = 0
         for before, after in self.calls:
             rows, columns = before
             for weight, (height, width) in zip(weights, axes, strict=True):
@@ -164,6 +172,7 @@ class Decompositions:
         self._layers = factorable_layers(model)
         self.moments = dict(moments or {})
         self._made: dict[tuple[str, str], Decomposition] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     def get(self, name: str, method: str) -> Decomposition:
         """The decomposition of layer ``name`` by ``method``."""
@@ -173,6 +182,12 @@ class Decompositions:
             weight = convolution_weight(layer)
             self._made[name, method] = DECOMPOSITIONS[method](weight, groups, self.moments.get(name))
         return self._made[name, method]
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What ``make`` returned when ``key`` was first asked for: tables that every plan reads anew."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def plan(self, name: str, method: str, ranks: Ranks) -> LayerPlan:
         """The plan for layer ``name`` at these ranks, with a shift of the mean where its moments are known."""

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks
+from common.planning.budget import Budget, allocate
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method, trace_layers
+from common.planning.options import Harms, layer_options
 from common.planning.plan import LayerPlan, RankPlan
 from common.planning.rules import energy_rank, entropy_rank
+from common.planning.vbmf import vbmf_rank
+from common.profiling import profile
 
-METHODS = (*DECOMPOSITIONS, "arsvd")
-RULES = ("fixed", "energy", "entropy")
+METHODS = (*DECOMPOSITIONS, "mixed", "arsvd")
+RULES = ("fixed", "energy", "entropy", "vbmf", "budget")
 
 LayerRanks = int | float | str | Sequence[int]
 
@@ -29,6 +33,9 @@ def plan_ranks(
     threshold: float = 0.9,
     tau: float = 0.9,
     exponent: int = 1,
+    budget: Budget | None = None,
+    harms: Harms | None = None,
+    round_to: int = 1,
     only_if_smaller: bool = True,
     moments: Mapping[str, LayerMoments] | None = None,
     decompositions: Decompositions | None = None,
@@ -38,68 +45,123 @@ def plan_ranks(
     Args:
         model: the dense network; it is not changed.
         x: one example input ``(N, C, H, W)``; it tells the layers' spatial sizes.
-        method: ``svd``, ``spatial_svd``, ``tucker2``, ``htd``, or ``arsvd``, which is ``svd`` with the rule
-            ``entropy``. Layers that a method does not fit take the nearest that does, see
-            :func:`common.planning.layers.layer_method`.
-        rule: ``fixed``, ``energy`` or ``entropy``.
+        method: ``svd``, ``spatial_svd``, ``tucker2``, ``htd``; ``mixed``, for each layer the best of them; or
+            ``arsvd``, which is ``svd`` with the rule ``entropy``. Layers that a method does not fit take the nearest
+            that does, see :func:`common.planning.layers.layer_method`.
+        rule: ``fixed``, ``energy``, ``entropy``, ``vbmf`` or ``budget``.
         ranks: for ``fixed``: a whole number (the rank in every mode, or the mode's maximum where that is less), a
             fraction in (0, 1] of each maximum, ``"full"``, or a map from layer names to such values or to the
             method's ranks, e.g. ``(r_in, r_mid, r_out)``. Layers that a map leaves out stay dense.
         threshold: for ``energy``: the share of the squared singular values to keep, in [0, 1].
         tau: for ``entropy``: the share of the spectral entropy to keep, in [0, 1].
         exponent: for ``entropy``: 1 (the paper) or 2.
-        only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs.
+        budget: for ``budget``: what to keep of the network; the plan never exceeds it.
+        harms: for ``budget``: measured harm of errors, layer by layer, from
+            :func:`common.search.sensitivity.measure_harms`; without it every layer's squared relative error counts
+            the same.
+        round_to: for ``budget``: ranks are multiples of it, or a mode's maximum.
+        only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs; under a
+            budget that is always so.
         moments: from :func:`common.calibration.calibrate`: spectra and errors are then those of the layers' outputs
-            on data instead of their weights.
+            on data instead of their weights. (``vbmf`` is a model of the weights and always reads theirs.)
         decompositions: those of ``model``, when they are there already; they bring their own moments.
 
     Raises:
-        ValueError: an argument is unknown or out of range; the sentence names it, its value and what is allowed.
+        ValueError: an argument is unknown or out of range, or the budget cannot be met; the sentence names it, its
+            value and what is allowed.
     """
     check_choice("method", method, METHODS)
     check_choice("rule", rule, RULES)
     if method == "arsvd":
         method, rule = "svd", "entropy"
-    if (rule == "fixed") != (ranks is not None):
-        raise ValueError(f"ranks={ranks!r} with rule={rule!r}: the rule 'fixed' needs ranks, no other takes them")
+    for name, value, owner in (("ranks", ranks, "fixed"), ("budget", budget, "budget")):
+        if (rule == owner) != (value is not None):
+            raise ValueError(
+                f"{name}={value!r} with rule={rule!r}: the rule {owner!r} needs {name}, no other takes them"
+            )
+    if method == "mixed" and rule == "fixed":
+        raise ValueError("method='mixed' with rule='fixed': the methods' ranks differ; choose another rule")
+    if round_to < 1:
+        raise ValueError(f"round_to={round_to!r}: it must be at least 1")
     shapes = trace_layers(model, x)
     decompositions = decompositions or Decompositions(model, moments)
+    methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+    settings: dict[str, Any]
+    if budget is not None:
+        options = {
+            name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to)
+            for name, shape in shapes.items()
+        }
+        cost = profile(model, x)
+        changed = [sum(shape.dense_cost[index] for shape in shapes.values()) for index in (0, 1)]
+        rest = (cost.params - changed[0], cost.macs - changed[1])
+        layers = allocate(options, budget, (cost.params, cost.macs), rest)
+        settings = {"params": budget.params, "macs": budget.macs, "round_to": round_to, "harms": harms is not None}
+        return RankPlan(layers, method, rule, settings)
+
+    if rule == "fixed":
+        layers = _fixed_plans(shapes, decompositions, method, ranks)
+        settings = {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks}
+    else:
+        # VBMF models a weight as signal and noise; of outputs on data it knows nothing.
+        read = Decompositions(model) if rule == "vbmf" and decompositions.moments else decompositions
+
+        def select(spectrum: Tensor, columns: int) -> int:
+            if rule == "energy":
+                return energy_rank(spectrum, threshold)
+            return vbmf_rank(spectrum, columns) if rule == "vbmf" else entropy_rank(spectrum, tau, exponent)
+
+        layers = {}
+        for name, shape in shapes.items():
+            if reason := dense_reason(shape):
+                layers[name] = LayerPlan(reason=reason)
+                continue
+            fitting = dict.fromkeys(layer_method(candidate, shape) for candidate in methods)
+            plans = [decompositions.plan(name, m, read.get(name, m).select_ranks(select)) for m in fitting]
+            layers[name] = min(plans, key=lambda plan: sum(kept_shares(shape, plan)))
+        settings = {"energy": {"threshold": threshold}, "vbmf": {}, "entropy": {"tau": tau, "exponent": exponent}}[
+            rule
+        ]
+    if only_if_smaller:
+        layers = {name: dense_unless_smaller(shapes[name], plan) for name, plan in layers.items()}
+    return RankPlan(layers, method, rule, settings)
+
+
+def kept_shares(shape: LayerShape, plan: LayerPlan) -> tuple[float, float]:
+    """Shares of the dense layer's parameters and of its MACs that the plan keeps."""
+    (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
+    return params / dense_params, macs / dense_macs
+
+
+def _fixed_plans(
+    shapes: Mapping[str, LayerShape],
+    decompositions: Decompositions,
+    method: str,
+    ranks: LayerRanks | Mapping[str, LayerRanks] | None,
+) -> dict[str, LayerPlan]:
     if isinstance(ranks, Mapping):
         for name in ranks:
             check_choice("layer name in ranks", name, shapes)
     per_layer = ranks if isinstance(ranks, Mapping) else dict.fromkeys(shapes, ranks)
-
     layers: dict[str, LayerPlan] = {}
     eligible: dict[str, Decomposition] = {}
     for name, shape in shapes.items():
-        if name not in per_layer:
-            layers[name] = LayerPlan(reason="no ranks were given for it")
-        elif reason := dense_reason(shape):
+        if reason := dense_reason(shape) or ("" if name in per_layer else "no ranks were given for it"):
             layers[name] = LayerPlan(reason=reason)
         else:
             eligible[name] = decompositions.get(name, layer_method(method, shape))
-
     most = max((max(decomposition.max_ranks) for decomposition in eligible.values()), default=1)
     for name, decomposition in eligible.items():
-        if rule == "fixed":
-            limit = max(decomposition.max_ranks) if isinstance(ranks, Mapping) else most
-            chosen = fixed_ranks(decomposition, per_layer[name], name, limit)
-        elif rule == "energy":
-            chosen = decomposition.select_ranks(lambda spectrum: energy_rank(spectrum, threshold))
-        else:
-            chosen = decomposition.select_ranks(lambda spectrum: entropy_rank(spectrum, tau, exponent))
-        plan = decompositions.plan(name, decomposition.method, chosen)
-        layers[name] = dense_unless_smaller(shapes[name], plan) if only_if_smaller else plan
-    settings: dict[str, Any] = {
-        "fixed": {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks},
-        "energy": {"threshold": threshold},
-        "entropy": {"tau": tau, "exponent": exponent},
-    }
-    return RankPlan({name: layers[name] for name in shapes}, method, rule, settings[rule])
+        limit = max(decomposition.max_ranks) if isinstance(ranks, Mapping) else most
+        chosen = fixed_ranks(decomposition, per_layer[name], name, limit)
+        layers[name] = decompositions.plan(name, decomposition.method, chosen)
+    return {name: layers[name] for name in shapes}
 
 
 def dense_unless_smaller(shape: LayerShape, plan: LayerPlan) -> LayerPlan:
     """``plan``, or a dense layer and the reason, where the factors would not be smaller."""
+    if plan.method is None:
+        return plan
     (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
     ranks = "x".join(map(str, plan.ranks))
     if params >= dense_params:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from common.compression import compress
 from common.planning.layers import Decompositions
-from common.planning.plan import RankPlan
+from common.planning.options import Harms
+from common.planning.plan import LayerPlan, RankPlan
 from common.progress import track
 from common.search.candidates import LEVELS, Candidate, Candidates
 
@@ -21,7 +22,6 @@ def reference_candidate(choices: Sequence[Candidate | None]) -> Candidate | None
     return next((choice for choice in choices[REFERENCE_LEVEL:] if choice and choice.error), None)
 
 
-@torch.no_grad()
 def layer_sensitivities(
     model: nn.Module, candidates: Candidates, decompositions: Decompositions, inputs: Tensor
 ) -> dict[str, float]:
@@ -37,14 +37,59 @@ def layer_sensitivities(
         decompositions: of its layers.
         inputs: ``(N, C, H, W)`` from the calibration split.
     """
+    references = {name: reference_candidate(choices) for name, choices in candidates.items()}
+    measured = _divergences(
+        model, [(name, choice.plan) for name, choice in references.items() if choice], decompositions, inputs
+    )
+    return dict.fromkeys(candidates, 0.0) | {name: value for (name, _), value in measured}
+
+
+def measure_harms(
+    model: nn.Module,
+    candidates: Candidates,
+    decompositions: Decompositions,
+    inputs: Tensor,
+    levels: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
+) -> Harms:
+    """A table, layer x level, of what decomposing that layer alone does to the network's output.
+
+    Measured once, it serves every budget: :func:`common.planning.plan_ranks` interpolates in it.
+
+    Args:
+        model: the dense network; its training mode is left as it was.
+        candidates: of its layers, by any one method.
+        decompositions: of its layers.
+        inputs: ``(N, C, H, W)`` from the calibration split.
+        levels: which of ``LEVELS`` are measured.
+
+    Returns:
+        Layer -> points (squared relative error, Kullback-Leibler divergence from the dense outputs in nats).
+    """
+    chosen = [
+        (name, choice)
+        for name, choices in candidates.items()
+        for level in levels
+        if (choice := choices[LEVELS.index(level)]) and choice.error
+    ]
+    measured = _divergences(model, [(name, choice.plan) for name, choice in chosen], decompositions, inputs)
+    table: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for (name, choice), (_, divergence) in zip(chosen, measured, strict=True):
+        table[name].append((choice.error**2, divergence))
+    return {name: points for name, points in table.items() if points}
+
+
+@torch.no_grad()
+def _divergences(
+    model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
+) -> list[tuple[tuple[str, LayerPlan], float]]:
+    """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
     training = model.training
     dense = model.eval()(inputs).log_softmax(1)
-    found = dict.fromkeys(candidates, 0.0)
-    for name, choices in track(candidates.items(), "sensitivity", unit="layer"):
-        if reference := reference_candidate(choices):
-            small = compress(model, RankPlan({name: reference.plan}, "", ""), decompositions=decompositions)
-            output = small.eval()(inputs).log_softmax(1)
-            divergence = nn.functional.kl_div(output, dense, reduction="batchmean", log_target=True)
-            found[name] = max(0.0, divergence.item())
+    found = []
+    for name, plan in track(plans, "sensitivity", unit="layer"):
+        small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
+        output = small.eval()(inputs).log_softmax(1)
+        divergence = nn.functional.kl_div(output, dense, reduction="batchmean", log_target=True)
+        found.append(((name, plan), max(0.0, divergence.item())))
     model.train(training)
     return found

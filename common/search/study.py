@@ -188,6 +188,7 @@ class _Search:
         self.networks: dict[int, nn.Module] = {}
         self._plans: dict[int, RankPlan] = {}
         self._scores: dict[int, float] = {}
+        self._given = 0
         self._common: dict[str, Any] = {
             "run": writer.run,
             "model": architecture,
@@ -209,6 +210,7 @@ class _Search:
         """Measure and log the given plans, then sampled ones; move the policy after every batch of those."""
         for plan in plans:
             self._run_trial(plan)
+        self._given = len(plans)
         generator = torch.Generator().manual_seed(self.settings.seed)
         rule = f"{self.settings.policy} policy"
         sampled: list[tuple[float, Levels]] = []
@@ -283,11 +285,17 @@ class _Search:
             )
 
     def test_chosen(self) -> dict[str, TrialRecord]:
-        """Read the test split once, for the chosen trials and the dense network; time and save the chosen."""
-        best = choose_best(list(self.records.values()), self.settings.keep)
+        """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
+
+        Chosen are the best of all trials and, where given plans beat those of the policy, the policy's best as well.
+        """
+        every = list(self.records.values())
+        sampled = [record for record in every if record.trial >= self._given]
+        best = choose_best(every, self.settings.keep)
+        chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
         dense = self._common["baseline"]
         dense = {**dense, "metrics": {**dense["metrics"], "test": evaluate(self.model, self.data.test)}}
-        for number in sorted({record.trial for record in best.values()}):
+        for number in sorted(chosen):
             network = self.networks.setdefault(number, self.objective.build(self._plans[number]))
             file = save_compressed(network, self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors"))
             record = self.records[number]
@@ -300,5 +308,5 @@ class _Search:
                     details={**record.details, "weights": file.name},
                 )
             )
-        self.networks = {number: self.networks[number] for number in {record.trial for record in best.values()}}
-        return {criterion: self.records[record.trial] for criterion, record in best.items()}
+        self.networks = {number: self.networks[number] for number in sorted(chosen)}
+        return choose_best(list(self.records.values()), self.settings.keep)

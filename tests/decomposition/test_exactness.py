@@ -79,6 +79,20 @@ def test_grouped_convolutions_are_exact_at_full_rank(groups: int, method: str) -
     check_full_rank(layer, torch.randn(2, 6, 9, 9, dtype=torch.float64), method)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (4, 2)])
+def test_transposed_convolutions_are_exact_at_full_rank(kernel: Pair, method: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 7, 5, dtype=dtype)
+    strides: list[int | Pair] = [1, 2, (2, 1)]
+    paddings: list[int | Pair] = [0, 1, (1, 0)]
+    for stride, padding, dilation, groups in itertools.product(strides, paddings, [1, 2], [1, 2]):
+        extra = (1, 0) if dilation == 2 or stride in (2, (2, 1)) else 0
+        layer = nn.ConvTranspose2d(6, 8, kernel, stride, padding, extra, groups, True, dilation, dtype=dtype)
+        check_full_rank(layer, x, method)
+
+
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
 def test_every_padding_mode_is_exact_at_full_rank(padding_mode: Any, method: str) -> None:

@@ -84,9 +84,9 @@ def test_layers_that_a_map_leaves_out_stay_dense() -> None:
     [
         (
             {"method": "hdt"},
-            r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, arsvd",
+            r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed, arsvd",
         ),
-        ({"rule": "rank"}, "rule='rank' is unknown; allowed: fixed, energy, entropy"),
+        ({"rule": "rank"}, "rule='rank' is unknown; allowed: fixed, energy, entropy, vbmf, budget"),
         ({"rule": "entropy", "tau": 1.5}, r"tau=1.5: it must be in \[0, 1\]"),
         ({"rule": "energy", "threshold": -1}, r"threshold=-1: it must be in \[0, 1\]"),
         ({"rule": "fixed"}, "the rule 'fixed' needs ranks"),

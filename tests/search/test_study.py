@@ -72,9 +72,13 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         assert record.latency["speedup"] > 0
         assert record.seconds > 0
 
-    chosen = {record.trial for record in result.best.values()}
-    assert chosen == {record.trial for record in choose_best(records, SETTINGS.keep).values()}
-    assert chosen == {record.trial for record in records if "test" in record.metrics} == result.networks.keys()
+    assert {name: record.trial for name, record in result.best.items()} == {
+        name: record.trial for name, record in choose_best(records, SETTINGS.keep).items()
+    }
+    chosen = set(result.networks)
+    assert {record.trial for record in result.best.values()} <= chosen
+    assert any(trial >= len(plans) for trial in chosen)
+    assert chosen == {record.trial for record in records if "test" in record.metrics}
     for number, network in result.networks.items():
         record = records[number]
         assert evaluate(network, tiny_digits().test)["accuracy"] == pytest.approx(record.metrics["test"]["accuracy"])
@@ -107,7 +111,10 @@ def test_the_test_split_is_read_for_the_chosen_only(
 
 def test_the_same_seed_gives_the_same_trials(dense: TinyCNN, tmp_path: Path) -> None:
     (one, _), (other, _) = search(dense, tmp_path, "one"), search(dense, tmp_path, "other")
-    assert [(r.plan, r.metrics) for r in one.records] == [(r.plan, r.metrics) for r in other.records]
+    assert [record.plan for record in one.records] == [record.plan for record in other.records]
+    for mine, theirs in zip(one.records, other.records, strict=True):
+        for stage in mine.metrics.keys() - {"test"}:  # sums over several threads may differ in their last bits
+            assert mine.metrics[stage] == pytest.approx(theirs.metrics[stage], rel=1e-3)
     assert one.last_policy == other.last_policy != one.first_policy
 
 

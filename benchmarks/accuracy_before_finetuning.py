@@ -1,0 +1,175 @@
+"""Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by method, allocation and calibration.
+
+    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 30 --learning-rate 0.2
+    python benchmarks/accuracy_before_finetuning.py --data-root DATA
+
+The steps that are added one by one, for every method:
+
+    plain        factors of the weights, the same fraction of the ranks in every layer
+    data-aware   factors of the outputs on the calibration split, ranks as before
+    budget       data-aware, ranks allotted over the network by measured harm
+    recalibrated the same, with BatchNorm's statistics measured anew on the calibration split
+
+Accuracy is on the test split (the plans see only calibration images; nothing is chosen by accuracy). Writes
+``results/accuracy_before_finetuning.{csv,png,pdf}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pandas as pd
+import seaborn as sns
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from common.calibration import calibrate, recalibrate_bn
+from common.checkpoints import load_compressed
+from common.compression import compress
+from common.data import DataBundle, load_data
+from common.decomposition import DECOMPOSITIONS
+from common.metrics import evaluate
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import Decompositions, trace_layers
+from common.profiling import profile
+from common.progress import track
+from common.reporting.style import save_figure, styled
+from common.search.candidates import layer_candidates
+from common.search.objective import calibration_inputs
+from common.search.sensitivity import measure_harms
+
+METHODS = (*DECOMPOSITIONS, "mixed")
+KEPT = (0.8, 0.6, 0.5, 0.4, 0.3)
+PEER = {  # BALF (activation-aware SVD with a budget), on the same images and another ResNet-20 of 81.0%
+    "params": {0.8: (78.5, 77.6), 0.6: (71.6, 73.0), 0.5: (61.2, 67.7), 0.4: (47.8, 55.7)},
+    "macs": {0.5: (48.5, 68.1)},
+}
+PEER_DENSE = 81.0
+
+
+def uniform_plan(model: nn.Module, x: torch.Tensor, method: str, budget: Budget, kept: Decompositions) -> RankPlan:
+    """The greatest common fraction of the ranks, in steps of a hundredth, that keeps to the budget."""
+    dense = profile(model, x)
+    shapes = trace_layers(model, x)
+    best: RankPlan | None = None
+    for step in range(1, 101):
+        plan = plan_ranks(model, x, method, "fixed", ranks=step / 100, decompositions=kept)
+        costs = [shapes[name].cost(layer) for name, layer in plan.layers.items()]
+        whole = [shape.dense_cost for shape in shapes.values()]
+        params = dense.params + sum(cost[0] for cost in costs) - sum(cost[0] for cost in whole)
+        macs = dense.macs + sum(cost[1] for cost in costs) - sum(cost[1] for cost in whole)
+        if params <= (budget.params or 1.0) * dense.params and macs <= (budget.macs or 1.0) * dense.macs:
+            best = plan
+    if best is None:
+        raise ValueError(f"no common fraction of the ranks keeps to {budget}")
+    return best
+
+
+def measure(model: nn.Module, data: DataBundle) -> pd.DataFrame:
+    """A row for every criterion, share kept, method and step: accuracy in %, and the shares really kept."""
+    x = data.example()
+    dense = profile(model, x)
+    plain, aware = Decompositions(model), Decompositions(model, calibrate(model, data.calibration))
+    candidates = layer_candidates(trace_layers(model, x), aware, "svd")
+    harms = measure_harms(model, candidates, aware, calibration_inputs(data, 1000))
+    rows = []
+    cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in KEPT for method in METHODS]
+    for criterion, kept, method in track(cases, "measuring", unit="case"):
+        budget = Budget(**{criterion: kept})
+        steps: dict[str, tuple[RankPlan, Decompositions]] = {}
+        if method != "mixed":
+            steps["plain"] = uniform_plan(model, x, method, budget, plain), plain
+            steps["data-aware"] = uniform_plan(model, x, method, budget, aware), aware
+        steps["budget"] = (
+            plan_ranks(model, x, method, "budget", budget=budget, harms=harms, decompositions=aware),
+            aware,
+        )
+        for step, (plan, decompositions) in steps.items():
+            small = compress(model, plan, decompositions=decompositions)
+            cost = profile(small, x)
+            row = {
+                "criterion": criterion,
+                "kept": kept,
+                "method": method,
+                "params kept": cost.params / dense.params,
+                "MACs kept": cost.macs / dense.macs,
+            }
+            rows.append({**row, "step": step, "accuracy": 100 * evaluate(small, data.test)["accuracy"]})
+            if step == "budget":
+                recalibrate_bn(small, data.calibration)
+                accuracy = 100 * evaluate(small, data.test)["accuracy"]
+                rows.append({**row, "step": "recalibrated", "accuracy": accuracy})
+    return pd.DataFrame(rows)
+
+
+def show(table: pd.DataFrame, dense: float) -> None:
+    """Print the tables, and what is lost against what the peer loses."""
+    for criterion, part in table.groupby("criterion", sort=False):
+        wide = part.pivot_table(index=["method", "step"], columns="kept", values="accuracy", sort=False)[list(KEPT)]
+        print(f"\nAccuracy (%) at the share of {criterion} kept; dense {dense:.1f}")
+        heads = ["method", "step", *(f"{kept:.0%}" for kept in KEPT)]
+        print(tabulate(wide.reset_index().to_numpy().tolist(), heads, floatfmt=".1f"))
+    rows = []
+    for criterion, points in PEER.items():
+        for kept, accuracies in points.items():
+            for step, theirs in zip(("budget", "recalibrated"), accuracies, strict=True):
+                part = table[(table.criterion == criterion) & (table.kept == kept) & (table.step == step)]
+                best = part.nlargest(1, "accuracy").iloc[0]
+                lost, peer_lost = dense - best.accuracy, PEER_DENSE - theirs
+                rows.append(
+                    [criterion, f"{kept:.0%}", step, best.method, best.accuracy, lost, peer_lost, lost / peer_lost]
+                )
+    heads = ["kept", "share", "step", "best method", "accuracy %", "points lost", "BALF loses", "ratio"]
+    print("\nAgainst BALF, which was measured on another ResNet-20 of 81.0%")
+    print(tabulate(rows, heads, floatfmt=("", "", "", "", ".1f", ".1f", ".1f", ".2f")))
+
+
+def draw(table: pd.DataFrame, dense: float, path: Path) -> list[Path]:
+    """One panel a criterion and step: accuracy against the share kept, a line for each method."""
+    with styled():
+        grid = sns.relplot(
+            table,
+            x="kept",
+            y="accuracy",
+            hue="method",
+            style="method",
+            row="criterion",
+            col="step",
+            kind="line",
+            markers=True,
+            dashes=False,
+            palette="colorblind",
+            height=2.0,
+            aspect=0.9,
+        )
+        for axes in grid.axes.flat:
+            axes.axhline(dense, color="0.4", linewidth=0.8, linestyle="--")
+        grid.set_axis_labels("Share kept", "Test accuracy (%)")
+        grid.set_titles("{row_name}, {col_name}")
+    return save_figure(grid.figure, path)
+
+
+def main() -> None:
+    """Measure, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True, help="folder of CIFAR-10's class folders")
+    parser.add_argument("--weights", default="finetuned/resnet20-cifar10.safetensors")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    options = parser.parse_args()
+    data = load_data("cifar10", options.data_root, batch_size=500)
+    model = load_compressed(options.weights)
+    dense = 100 * evaluate(model, data.test)["accuracy"]
+    table = measure(model, data)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "accuracy_before_finetuning.csv", index=False)
+    show(table, dense)
+    print(*draw(table, dense, options.out / "accuracy_before_finetuning"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

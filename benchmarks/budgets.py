@@ -1,0 +1,113 @@
+"""1000 random budgets on ResNet18, VGG16 and the U-Net: how many plans exceed theirs, how many miss it by over 1%.
+
+    python benchmarks/budgets.py
+
+A budget is on parameters, on MACs or on both, between 1% and 100%, for a random method. One that cannot be met must be
+refused with the least that can be; that least is then asked for and must be met. Every hundredth plan is built and
+counted, to see that the costs it was planned with are those of the network. Prints the counts; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS
+from common.models import build_model
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import Decompositions, trace_layers
+from common.profiling import Profile, profile
+from common.progress import track
+
+METHODS = (*DECOMPOSITIONS, "mixed")
+
+
+class Counted:
+    """A network and its dense cost, and the shares that a plan keeps of it."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model, self.x = model, x
+        self.dense: Profile = profile(model, x)
+        self.shapes = trace_layers(model, x)
+        self.kept = Decompositions(model)
+
+    def plan(self, method: str, budget: Budget) -> RankPlan:
+        """The plan under a budget."""
+        return plan_ranks(self.model, self.x, method, "budget", budget=budget, decompositions=self.kept)
+
+    def shares(self, plan: RankPlan) -> tuple[float, float]:
+        """Parameters and MACs kept, from the plan alone."""
+        saved = np.zeros(2)
+        for name, layer in plan.layers.items():
+            saved += np.subtract(self.shapes[name].dense_cost, self.shapes[name].cost(layer))
+        return 1 - saved[0] / self.dense.params, 1 - saved[1] / self.dense.macs
+
+    def measured(self, plan: RankPlan) -> tuple[float, float]:
+        """The same, counted on the network."""
+        small = profile(compress(self.model, plan, decompositions=self.kept), self.x)
+        return small.params / self.dense.params, small.macs / self.dense.macs
+
+
+def random_budget(generator: np.random.Generator) -> Budget:
+    """On parameters, on MACs or on both, each uniform in 1%..100%."""
+    params, macs = generator.uniform(0.01, 1, 2).tolist()
+    return (Budget(params=params), Budget(macs=macs), Budget(params=params, macs=macs))[generator.integers(3)]
+
+
+def verdict(network: Counted, method: str, budget: Budget, build: bool) -> str:
+    """What became of one budget, in a word."""
+    try:
+        plan = network.plan(method, budget)
+    except ValueError as error:
+        least = re.search(r"(params|macs)=(\d\.\d+)$", str(error))
+        if least is None:
+            return "refused, the two together"
+        reachable = network.plan(method, Budget(**{least[1]: float(least[2])}))
+        kept = network.shares(reachable)[least[1] == "macs"]
+        return "refused, least met" if kept <= float(least[2]) else "refused, least NOT met"
+    shares = network.shares(plan)
+    if build and not np.allclose(shares, network.measured(plan), atol=1e-9):
+        return "planned and counted cost differ"
+    room = [
+        asked - kept for asked, kept in zip((budget.params, budget.macs), shares, strict=True) if asked is not None
+    ]
+    if min(room) < 0:
+        return "exceeded"
+    least_room = min(room)
+    return "within 1%" if least_room <= 0.01 or not plan.factored else "missed by over 1%"
+
+
+def main() -> None:
+    """Try all budgets and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=int, default=1000, help="over the three networks; default: %(default)s")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    rows = []
+    for name, size in (("resnet18", 224), ("vgg16", 224), ("unet", 128)):
+        start = time.perf_counter()
+        network = Counted(build_model(name, 1 if name == "unet" else 10).eval(), torch.randn(1, 3, size, size))
+        counts: Counter[str] = Counter()
+        share = options.budgets // 3 + (name == "resnet18") * (options.budgets % 3)
+        for index in track(range(share), name, unit="budget"):
+            method = str(generator.choice(METHODS))
+            counts[verdict(network, method, random_budget(generator), build=index % 100 == 0)] += 1
+        rows += [[name, what, number, time.perf_counter() - start] for what, number in sorted(counts.items())]
+    print(tabulate(rows, ["network", "budget", "count", "seconds for all"], floatfmt=".0f"))
+
+
+if __name__ == "__main__":
+    main()

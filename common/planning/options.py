@@ -1,0 +1,88 @@
+"""Every rank a layer could have, with its cost and its harm, without building any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from common.decomposition import Floats
+from common.planning.budget import Options
+from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
+from common.planning.plan import LayerPlan
+
+Harms = Mapping[str, Sequence[tuple[float, float]]]
+"""Layer -> measured points (squared relative error, harm); between them harm is linear, at no error it is 0."""
+
+
+def layer_options(
+    name: str,
+    shape: LayerShape,
+    decompositions: Decompositions,
+    methods: Sequence[str],
+    *,
+    harms: Harms | None = None,
+    round_to: int = 1,
+) -> Options:
+    """The dense layer, and all ranks by any of ``methods`` that make it smaller and that no other option beats.
+
+    Args:
+        name: of the layer.
+        shape: its shape.
+        decompositions: of the network.
+        methods: candidates; what does not fit the layer is replaced, see ``layer_method``.
+        harms: measured harm of errors; without it the harm is the squared relative error itself.
+        round_to: ranks are multiples of it, or the mode's maximum.
+    """
+    plans = [LayerPlan(reason=dense_reason(shape) or "the budget leaves room for it")]
+    table = [np.array([[*shape.dense_cost, 0.0]])]
+    if not dense_reason(shape):
+        for method in dict.fromkeys(layer_method(method, shape) for method in methods):
+            ranks, rows = decompositions.keep(
+                (name, method, shape, round_to), partial(_frontier, name, shape, decompositions, method, round_to)
+            )
+            plans += [decompositions.plan(name, method, tuple(map(int, row))) for row in ranks]
+            table.append(rows)
+    rows = np.concatenate(table)
+    harm = _harm(rows[:, 2] ** 2, (harms or {}).get(name))
+    best = _unbeaten(np.column_stack([rows[:, :2], harm]))
+    return Options([plans[index] for index in best], rows[best, 0], rows[best, 1], harm[best])
+
+
+def _frontier(
+    name: str, shape: LayerShape, decompositions: Decompositions, method: str, round_to: int
+) -> tuple[Floats, Floats]:
+    """The ranks ``(K, modes)`` worth having, and for each its parameters, MACs and relative error, ``(K, 3)``."""
+    ranks, errors = decompositions.get(name, method).error_table(round_to)
+    rows = np.column_stack([*shape.costs(method, ranks, shift=name in decompositions.moments), errors])
+    dense_params, dense_macs = shape.dense_cost
+    smaller = np.flatnonzero((rows[:, 0] < dense_params) & (rows[:, 1] <= dense_macs))
+    kept = smaller[_unbeaten(rows[smaller])]
+    return ranks[kept], rows[kept]
+
+
+def _harm(squared_errors: Floats, points: Sequence[tuple[float, float]] | None) -> Floats:
+    if points is None:
+        return squared_errors
+    known = np.array([(0.0, 0.0), *sorted(points)])
+    known[:, 1] = np.maximum.accumulate(known[:, 1])  # a greater error that harmed less was luck
+    inside = np.interp(squared_errors, known[:, 0], known[:, 1])
+    (x0, y0), (x1, y1) = known[-2:] if len(known) > 1 else (known[0], known[0])
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+    # Ties between ranks whose harm was measured as nothing go to the smaller error.
+    return inside + slope * np.maximum(squared_errors - x1, 0.0) + 1e-9 * squared_errors
+
+
+def _unbeaten(rows: Floats) -> np.ndarray:
+    """Indices of the rows on a Pareto front of (params, harm), of (MACs, harm) or of (both costs' mean, harm)."""
+    if not len(rows):
+        return np.zeros(0, dtype=int)
+    shares = rows[:, :2] / rows[:, :2].max(axis=0).clip(min=1)
+    kept: set[int] = set()
+    for cost in (shares[:, 0], shares[:, 1], shares.mean(axis=1)):
+        order = np.lexsort((rows[:, 2], cost))
+        harm = rows[order, 2]
+        before = np.concatenate([[np.inf], np.minimum.accumulate(harm)[:-1]])
+        kept.update(order[harm < before].tolist())
+    return np.array(sorted(kept))

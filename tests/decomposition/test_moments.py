@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.calibration import calibrate
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS, SVD, LayerMoments
+from common.planning import RankPlan, plan_ranks
+from common.planning.layers import Decompositions, convolution_weight, layer_method, trace_layers
+
+LAYERS: dict[str, Any] = {
+    "3x3": lambda: nn.Conv2d(6, 10, 3, padding=1),
+    "5x3 strided": lambda: nn.Conv2d(6, 10, (5, 3), (2, 1), (2, 1), bias=False),
+    "same dilated grouped": lambda: nn.Conv2d(6, 10, 3, padding="same", dilation=2, groups=2),
+    "reflect": lambda: nn.Conv2d(6, 10, 3, padding=1, padding_mode="reflect"),
+    "pointwise": lambda: nn.Conv2d(6, 10, 1),
+    "wide": lambda: nn.Conv2d(6, 90, 3, padding=1),
+    "transposed": lambda: nn.ConvTranspose2d(6, 10, 2, 2),
+    "transposed overlapping": lambda: nn.ConvTranspose2d(6, 10, 3, 2, 1, 1, groups=2),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6 * 12 * 12, 10)),
+}
+
+
+def network(kind: str) -> nn.Sequential:
+    """The layer behind another one, whose outputs are correlated, unequal and not centred."""
+    torch.manual_seed(0)
+    mix = nn.Conv2d(3, 6, 3, padding=1)
+    with torch.no_grad():
+        mix.weight.mul_(torch.tensor([4.0, 3.0, 2.0, 1.0, 0.5, 0.1]).view(6, 1, 1, 1))
+        mix.bias.fill_(0.5)  # type: ignore[union-attr]
+    return nn.Sequential(mix, nn.ReLU(), LAYERS[kind]()).double().eval()
+
+
+def inputs(seed: int, count: int = 24) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return nn.functional.interpolate(coarse, size=12, mode="bilinear") + 0.3
+
+
+def the_layer(model: nn.Module) -> str:
+    return [name for name, module in model.named_modules() if hasattr(module, "weight")][-1]
+
+
+def output_error(model: nn.Module, small: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x) - small(x)).square().sum())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_moments_are_those_of_the_outputs_and_inputs(kind: str) -> None:
+    model, batches = network(kind), [inputs(1), inputs(2)]
+    moments = calibrate(model, batches, positions=100_000)[the_layer(model)]
+    with torch.no_grad():
+        output = torch.cat([model(x) for x in batches])
+    rows = output if output.dim() == 2 else output.movedim(1, -1).flatten(0, 2)
+    covariance = torch.cov(rows.T, correction=0)
+    size = moments.output_covariance.shape[1]
+    for index, block in enumerate(moments.output_covariance):
+        own = slice(index * size, (index + 1) * size)
+        torch.testing.assert_close(block, covariance[own, own], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_outputs_mean_follows_from_the_patches_mean(kind: str) -> None:
+    """Sampled patches, folded with the weight, give the mean that the layer really puts out."""
+    model, x = network(kind), inputs(1)
+    layer = model.get_submodule(the_layer(model))
+    moments = calibrate(model, [x], positions=50_000)[the_layer(model)]
+    groups = getattr(layer, "groups", 1)
+    weight = convolution_weight(layer).reshape(groups, -1, *moments.patch_mean.shape[1:])  # type: ignore[arg-type]
+    predicted = torch.einsum("goihw,gihw->go", weight, moments.patch_mean).flatten()
+    with torch.no_grad():
+        output = model(x)
+    bias = layer.bias if layer.bias is not None else torch.zeros(())
+    measured = (output if output.dim() == 2 else output.mean((2, 3))).mean(0) - bias
+    spread = float(output.std())
+    torch.testing.assert_close(predicted, measured.detach(), rtol=0, atol=0.1 * spread)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_full_rank_is_exact_with_moments_too(kind: str, method: str) -> None:
+    model, x = network(kind), inputs(1)
+    moments = calibrate(model, [x])
+    plan = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False, moments=moments)
+    small = compress(model, plan, moments=moments)
+    assert output_error(model, small, inputs(9)) < 1e-12 * float(model(inputs(9)).detach().square().sum())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_data_aware_factors_beat_plain_ones_on_held_out_inputs(kind: str, method: str, share: float) -> None:
+    model, held_out = network(kind), inputs(99, count=64)
+    name = the_layer(model)
+    errors = []
+    for moments in (calibrate(model, [inputs(seed) for seed in range(8)]), None):
+        kept = Decompositions(model, moments)
+        chosen = layer_method(method, trace_layers(model, held_out)[name])
+        plan = RankPlan({name: kept.plan(name, chosen, kept.get(name, chosen).fraction(share))}, method, "fixed")
+        errors.append(output_error(model, compress(model, plan, decompositions=kept), held_out))
+    aware, plain = errors
+    assert aware <= 1.01 * plain
+
+
+def test_svd_with_moments_is_optimal_on_its_data() -> None:
+    """No rank-r linear map of the outputs beats their leading principal components."""
+    model = network("3x3")
+    x = inputs(1)
+    kept = Decompositions(model, calibrate(model, [x]))
+    with torch.no_grad():
+        rows = model(x).movedim(1, -1).flatten(0, 2)
+    centred = rows - rows.mean(0)
+    values = torch.linalg.svdvals(centred)
+    for rank in (1, 3, 7):
+        small = compress(model, RankPlan({"2": kept.plan("2", "svd", (rank,))}, "svd", "fixed"), decompositions=kept)
+        least = float(values[rank:].square().sum())
+        assert output_error(model, small, x) == pytest.approx(least, rel=0.02)
+        predicted = kept.get("2", "svd").relative_error((rank,)) ** 2 * float(values.square().sum())
+        assert predicted == pytest.approx(least, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_errors_stay_monotone_and_true_in_the_metric(method: str) -> None:
+    model = network("3x3")
+    decomposition = Decompositions(model, calibrate(model, [inputs(1)])).get("2", method)
+    ranks, errors = decomposition.error_table()
+    for row, error in list(zip(ranks, errors, strict=True))[::7]:
+        assert decomposition.relative_error(tuple(map(int, row))) == pytest.approx(error, abs=1e-9)
+    for share in (0.2, 0.5, 0.8):
+        less, more = decomposition.fraction(share), decomposition.fraction(share + 0.2)
+        assert decomposition.relative_error(more) <= decomposition.relative_error(less)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("odd", ["constant input", "dead channels", "one sample", "zero weight"])
+def test_degenerate_moments(odd: str, method: str) -> None:
+    model, x = network("3x3"), inputs(1)
+    with torch.no_grad():
+        if odd == "constant input":
+            x = torch.ones_like(x)
+        elif odd == "dead channels":
+            model.get_parameter("0.weight")[:3] = 0
+            model.get_parameter("0.bias")[:3] = 0
+        elif odd == "zero weight":
+            model.get_parameter("2.weight").zero_()
+    moments = calibrate(model, [x[:1] if odd == "one sample" else x], positions=1 if odd == "one sample" else 4096)
+    full = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False, moments=moments)
+    half = plan_ranks(model, x, method, "fixed", ranks=0.5, only_if_smaller=False, moments=moments)
+    with torch.no_grad():
+        torch.testing.assert_close(compress(model, full, moments=moments)(inputs(5)), model(inputs(5)))
+        assert compress(model, half, moments=moments)(inputs(5)).isfinite().all()
+
+
+def test_the_shift_goes_into_a_bias_of_the_last_factor() -> None:
+    model, x = network("5x3 strided"), inputs(1)
+    moments = calibrate(model, [x], positions=50_000)
+    plan = plan_ranks(model, x, "svd", "fixed", ranks={"2": 2}, moments=moments)
+    assert plan.layers["2"].shift
+    small = compress(model, plan, moments=moments)
+    with torch.no_grad():
+        lost = (model(x) - small(x)).mean((0, 2, 3)).norm() / model(x).std()
+    assert lost < 1e-5
+    cost = trace_layers(model, x)["2"].cost(plan.layers["2"])[0]
+    assert cost == sum(parameter.numel() for parameter in small.get_submodule("2").parameters())
+
+
+def test_calibration_leaves_the_network_alone() -> None:
+    model = network("3x3").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calibrate(model, [(inputs(1), torch.empty(0))])
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="no batch to calibrate on"):
+        calibrate(model, [])
+
+
+def test_moments_without_a_kernel_need_no_input_covariance() -> None:
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    covariance = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)).unsqueeze(0)
+    moments = LayerMoments(covariance, torch.zeros(1, 4, 1, 1, dtype=torch.float64))
+    assert SVD(weight, moments=moments).max_ranks == (4,)

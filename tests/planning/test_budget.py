@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.calibration import calibrate
+from common.compression import compress
+from common.models import build_model
+from common.planning import Budget, LayerPlan, plan_ranks
+from common.planning.budget import Options, allocate
+from common.planning.layers import Decompositions
+from common.profiling import profile
+from tests.networks import tiny_cnn
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def options(seed: int, count: int) -> Options:
+    """Random options with falling harm, the last of them dense."""
+    generator = np.random.default_rng(seed)
+    sizes = np.sort(generator.uniform(1, 100, (2, count)), axis=1)
+    harm = np.sort(generator.exponential(size=count))[::-1].copy()
+    harm[-1] = 0
+    return Options([LayerPlan("svd", (index + 1,)) for index in range(count)], sizes[0], sizes[1], harm)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(params=0.5), Budget(macs=0.4), Budget(params=0.5, macs=0.6), Budget(macs=1.0)]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_allocation_is_nearly_the_best_of_all(seed: int, budget: Budget) -> None:
+    """Against every combination: within the budget, and at most 15% above the least harm there is."""
+    layers = {str(index): options(10 * seed + index, 7) for index in range(4)}
+    dense = tuple(sum(float(getattr(layer, cost)[-1]) for layer in layers.values()) for cost in ("params", "macs"))
+    limits = [
+        np.inf if kept is None else kept * whole
+        for kept, whole in zip((budget.params, budget.macs), dense, strict=True)
+    ]
+    best = np.inf
+    for combination in itertools.product(range(7), repeat=4):
+        chosen = list(zip(layers.values(), combination, strict=True))
+        if sum(o.params[i] for o, i in chosen) <= limits[0] and sum(o.macs[i] for o, i in chosen) <= limits[1]:
+            best = min(best, sum(o.harm[i] for o, i in chosen))
+    found = allocate(layers, budget, (dense[0], dense[1]), (0.0, 0.0))
+    picked = [(layers[name], plan.ranks[0] - 1) for name, plan in found.items()]
+    assert sum(o.params[i] for o, i in picked) <= limits[0]
+    assert sum(o.macs[i] for o, i in picked) <= limits[1]
+    assert sum(o.harm[i] for o, i in picked) <= 1.15 * best + 1e-12
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> tuple[nn.Module, Decompositions]:
+    torch.manual_seed(0)
+    model = build_model("resnet18", 10).eval()
+    return model, Decompositions(model)
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker2", "htd", "mixed"])
+def test_random_budgets_on_resnet18_are_met_within_a_percent(
+    resnet18: tuple[nn.Module, Decompositions], method: str
+) -> None:
+    model, kept = resnet18
+    x = torch.randn(1, 3, 64, 64)
+    dense = profile(model, x)
+    generator = np.random.default_rng(0)
+    for _ in range(6):
+        share = float(generator.uniform(0.05, 0.95))
+        which = generator.integers(3)
+        budget = [Budget(params=share), Budget(macs=share), Budget(params=share, macs=share)][which]
+        plan = plan_ranks(model, x, method, "budget", budget=budget, decompositions=kept)
+        small = profile(compress(model, plan, decompositions=kept), x)
+        kept_shares = [small.params / dense.params, small.macs / dense.macs]
+        bound = [value for value, asked in zip(kept_shares, (budget.params, budget.macs), strict=True) if asked]
+        assert max(bound) <= share
+        assert max(bound) >= share - 0.01
+
+
+def test_the_whole_network_counts_and_more_budget_is_never_worse() -> None:
+    model = tiny_cnn(width=32)
+    dense = profile(model, X)
+    errors = []
+    for share in (0.3, 0.5, 0.7, 0.9):
+        plan = plan_ranks(model, X, "mixed", "budget", budget=Budget(params=share))
+        assert profile(compress(model, plan), X).params <= share * dense.params
+        kept = Decompositions(model)
+        errors.append(sum(kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in plan.factored.items()))
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_mixed_is_never_worse_than_any_single_method() -> None:
+    model = tiny_cnn(width=32)
+    kept = Decompositions(model, calibrate(model, [X]))
+
+    def harm(method: str) -> float:
+        plan = plan_ranks(model, X, method, "budget", budget=Budget(macs=0.4), decompositions=kept)
+        return sum(kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in plan.factored.items())
+
+    assert harm("mixed") <= 1.001 * min(harm(method) for method in ("svd", "spatial_svd", "tucker2", "htd"))
+
+
+def test_ranks_are_rounded_when_asked() -> None:
+    plan = plan_ranks(tiny_cnn(width=32), X, "mixed", "budget", budget=Budget(params=0.5), round_to=8)
+    assert plan.factored
+    maxima = {3, 10, 32, 64}
+    assert all(rank % 8 == 0 or rank in maxima for layer in plan.factored.values() for rank in layer.ranks)
+
+
+def test_measured_harms_decide_where_to_cut() -> None:
+    model = tiny_cnn(width=32)
+    gentle = plan_ranks(model, X, "svd", "budget", budget=Budget(macs=0.2))
+    harms = {"conv": [(0.1, 0.1), (1.0, 1.0)], "stem.0": [(0.1, 100.0), (1.0, 1000.0)]}
+    guarded = plan_ranks(model, X, "svd", "budget", budget=Budget(macs=0.2), harms=harms)
+    assert "stem.0" in gentle.factored
+    assert guarded.layers["stem.0"].method is None or guarded.layers["stem.0"].ranks > gentle.layers["stem.0"].ranks
+    assert guarded.layers["conv"].ranks <= gentle.layers["conv"].ranks
+
+
+def test_budgets_out_of_reach_name_the_least() -> None:
+    model = tiny_cnn()
+    with pytest.raises(
+        ValueError, match=r"Budget\(params=0.001, macs=None\) cannot be met: .* params=0\.\d{4}"
+    ) as error:
+        plan_ranks(model, X, "svd", "budget", budget=Budget(params=0.001))
+    least = float(str(error.value).split("params=")[-1])
+    plan = plan_ranks(model, X, "svd", "budget", budget=Budget(params=least))
+    assert profile(compress(model, plan), X).params <= least * profile(model, X).params
+    with pytest.raises(ValueError, match="cannot be met"):
+        plan_ranks(model, X, "svd", "budget", budget=Budget(params=least - 0.0002))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "a Budget needs params or macs"),
+        ({"params": 0.0}, r"Budget\(params=0.0\): it must be in \(0, 1\]"),
+        ({"macs": 1.5}, r"Budget\(macs=1.5\): it must be in \(0, 1\]"),
+    ],
+)
+def test_bad_budgets_are_named(arguments: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Budget(**arguments)
+
+
+def test_bad_uses_are_named() -> None:
+    with pytest.raises(ValueError, match="the rule 'budget' needs budget"):
+        plan_ranks(tiny_cnn(), X, "svd", "budget")
+    with pytest.raises(ValueError, match="no other takes them"):
+        plan_ranks(tiny_cnn(), X, "svd", "energy", budget=Budget(params=0.5))
+    with pytest.raises(ValueError, match="round_to=0: it must be at least 1"):
+        plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(params=0.5), round_to=0)
+    with pytest.raises(ValueError, match="method='mixed' with rule='fixed'"):
+        plan_ranks(tiny_cnn(), X, "mixed", "fixed", ranks=3)
