@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import LayerMoments
+from common.modes import evaluating
 from common.planning.layers import FactorableLayer, factorable_layers
 
 Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
@@ -21,8 +22,9 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     Outputs are summed over all positions, input patches over a random sample of them where they are many.
 
     Memory, beside the network's own activations: for each layer O^2 + I^2 numbers in float64, for a Linear O^2 alone
-    (134 MB for VGG16's first, the largest of the suite), and for one layer at a time ``positions`` patches in float32
-    (75 MB for a 3x3 layer with 512 channels at the default). No Gram matrix of whole patches is ever formed.
+    (134 MB for VGG16's first, the largest of the suite); and for one layer at a time a copy of its input and of its
+    output and ``positions`` patches in float32 (75 MB for a 3x3 layer with 512 channels at the default). Smaller
+    batches make the copies smaller. No Gram matrix of whole patches is ever formed.
 
     Args:
         model: the dense network, run in evaluation mode; its training mode is left as it was.
@@ -43,22 +45,19 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         layer.register_forward_hook(lambda _, i, o, name=name: sums[name].add(i[0], o, generator))
         for name, layer in layers.items()
     ]
-    modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     seen = 0
     try:
-        model.eval()
-        for batch in batches:
-            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
-            seen += 1
+        with evaluating(model):
+            for batch in batches:
+                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+                seen += 1
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not seen:
         raise ValueError("there is no batch to calibrate on")
-    return {name: total.moments() for name, total in sums.items() if total.outputs}
+    return {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}
 
 
 class _Sums:
@@ -178,24 +177,21 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     device = next(model.parameters()).device
     seen = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average instead of a moving one
-            norm.train()
-        for batch in itertools.islice(batches, max_batches):
-            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
-            seen += 1
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average instead of a moving one
+                norm.train()
+            for batch in itertools.islice(batches, max_batches):
+                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+                seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
     if not seen:
         raise ValueError("there is no batch to recalibrate on")
     return len(norms)

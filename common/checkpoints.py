@@ -9,13 +9,13 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from common.compression import factor_modules, planned_layers, replace_module
 from common.models import build_model
 from common.models.provenance import Provenance, get_provenance, set_provenance
 from common.planning.plan import RankPlan
+from common.profiling import distinct_tensors
 
 SCHEMA_VERSION = "1"
 
@@ -38,7 +38,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
         "plan": json.dumps(provenance.plan.to_json() if provenance.plan else None),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()}
     partial = path.with_name(path.name + ".partial")
     safetensors.torch.save_file(tensors, partial, metadata)
     partial.replace(path)
@@ -103,7 +103,7 @@ def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Modu
 
 
 def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
+    own = distinct_tensors(model)
     for problem, names in (("lacks", own.keys() - tensors.keys()), ("has besides", tensors.keys() - own.keys())):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -112,6 +112,4 @@ def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}, the network needs {tuple(own[name].shape)}"
             raise ValueError(f"weights={str(path)!r} does not fit the network: {name} has shape {shapes}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    model.load_state_dict(dict(tensors), strict=False)  # a second name of a shared tensor is not in the file

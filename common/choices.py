@@ -1,9 +1,11 @@
-"""The sentence for a value that is none of the allowed ones."""
+"""The sentences for values that are not allowed."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+from pydantic import ValidationError
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -17,3 +19,12 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"{name}={value!r} is unknown{hint}; allowed: {', '.join(options)}")
+
+
+def sentence(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as ``name=value: what is allowed``."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    return f"{first['loc'][0]}={first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from common.choices import sentence
+from common.trials import log_path
+
 Config = TypeVar("Config", bound="NotebookConfig")
 Number = TypeVar("Number", int, float)
 
@@ -24,10 +27,10 @@ _ACCEPTED = "_accepted_parameters"
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class NotebookConfig:
-    """What every notebook is told; see ``notebooks/README.md`` for each in a sentence.
+    """What every notebook is told; the comments in its parameters cell say what each parameter is.
 
     Raises:
-        ValueError: a value is of the wrong type or out of range, a folder or file is not there.
+        ValueError: a value is of the wrong type or out of range, a folder or file is not there, or the run has a log.
     """
 
     dataset: str
@@ -47,6 +50,8 @@ class NotebookConfig:
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
+        if self.run is not None:
+            log_path(self.logs, self.run)
 
     @classmethod
     def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
@@ -65,7 +70,8 @@ class NotebookConfig:
         found: dict[str, Any] = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, _PLAIN_TYPES) and not name.startswith("_") and name not in _IPYTHON_NAMES
+            if name in known
+            or (isinstance(value, _PLAIN_TYPES) and not name.startswith("_") and name not in _IPYTHON_NAMES)
         }
         unknown = sorted(found.keys() - set(known))
         if unknown and _ACCEPTED not in namespace:
@@ -78,18 +84,9 @@ class NotebookConfig:
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
         except ValidationError as error:
-            raise ValueError(_sentence(error)) from None
+            raise ValueError(sentence(error)) from None
         namespace[_ACCEPTED] = tuple(found)
         return config
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, as ``name=value: what is allowed``."""
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    return f"{first['loc'][0]}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from common.modes import evaluating
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
-    """Quality of a classifier in float32, in evaluation mode; the model's training mode is left as it was.
+    """Quality of a classifier in float32, in evaluation mode; the modules' training modes are left as they were.
 
     Args:
         model: maps ``(N, C, H, W)`` to logits ``(N, classes)``.
@@ -25,16 +27,15 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
     Raises:
         ValueError: there is no batch.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     correct = loss = count = 0.0
-    for inputs, targets in batches:
-        logits = model(inputs.to(device)).float()
-        targets = targets.to(device)
-        correct += float((logits.argmax(1) == targets).sum())
-        loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-        count += len(targets)
-    model.train(training)
+    with evaluating(model):
+        for inputs, targets in batches:
+            logits = model(inputs.to(device)).float()
+            targets = targets.to(device)
+            correct += float((logits.argmax(1) == targets).sum())
+            loss += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            count += len(targets)
     if not count:
         raise ValueError("there is no batch to evaluate on")
     return {"accuracy": correct / count, "loss": loss / count}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.modes import evaluating
+
 
 @dataclass(frozen=True)
 class LayerProfile:
@@ -45,10 +47,8 @@ def profile(model: nn.Module, x: Tensor) -> Profile:
         model: left as it was.
         x: example input ``(N, C, H, W)``; MACs are divided by N.
     """
-    training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(x)
-    model.train(training)
+    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(model).__name__
     layers = {
@@ -62,9 +62,21 @@ def profile(model: nn.Module, x: Tensor) -> Profile:
     return Profile(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // 2 // len(x),
-        size_bytes=len(safetensors.torch.save({name: t.contiguous() for name, t in model.state_dict().items()})),
+        size_bytes=len(safetensors.torch.save(distinct_tensors(model))),
         layers=layers,
     )
+
+
+def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of ``model.state_dict()``, contiguous; one that stands under several names comes once, by the first.
+
+    A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    state = model.state_dict()
+    return {name: state[name].contiguous() for name in first.values()}
 
 
 @dataclass(frozen=True)
@@ -112,20 +124,16 @@ def measure_latency(
     if rounds < 3:
         raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
     networks = [model] if baseline is None else [model, baseline]
-    modes = [network.training for network in networks]
     threads = torch.get_num_threads()
     times: list[list[float]] = [[] for _ in networks]
-    with torch.inference_mode():
+    with evaluating(*networks), torch.inference_mode():
         timers = [
-            Timer("network(x)", globals={"network": network.eval(), "x": x}, num_threads=threads)
-            for network in networks
+            Timer("network(x)", globals={"network": network, "x": x}, num_threads=threads) for network in networks
         ]
         passes = [max(1, round(round_s / timer.timeit(2).median)) for timer in timers]  # also the warm-up
         for _ in range(rounds):
             for series, timer, count in zip(times, timers, passes, strict=True):
                 series.append(timer.timeit(count).median)
-    for network, mode in zip(networks, modes, strict=True):
-        network.train(mode)
     median = statistics.median(times[0])
     low, _, high = statistics.quantiles(times[0], n=4)
     dense = statistics.median(times[1]) if baseline is not None else None

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,10 +75,10 @@ def train(
 
     Returns:
         An entry an epoch: ``epoch`` (in passes over the data), ``train_loss``, ``learning_rate``, ``loss`` and
-        ``accuracy`` on validation.
+        ``accuracy`` on validation, and the ``seconds`` it took.
 
     Raises:
-        ValueError: the checkpoint is one of other settings, or the training split gives no batch.
+        ValueError: the checkpoint is one of other settings or data, or the training split gives no batch.
         FloatingPointError: the loss is no longer finite.
     """
     settings = settings or TrainingSettings()
@@ -86,15 +87,17 @@ def train(
     torch.manual_seed(settings.seed)
     if teacher is not None:
         teacher.eval()
-    run = _Run(model, teacher, settings, steps=max(1, round(settings.epochs * len(data.train))))
+    run = _Run(model, teacher, settings, data)
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
         run.restore(path)
     while run.step < run.steps and not run.out_of_patience():
         data.shuffle(settings.seed + len(run.history))
+        start = time.perf_counter()
         loss = run.train_epoch(data.train, description)
         passes, rate = run.step / len(data.train), float(run.schedule.get_last_lr()[0])
-        run.log({"epoch": passes, "train_loss": loss, "learning_rate": rate, **evaluate(model, data.validation)})
+        entry = {"epoch": passes, "train_loss": loss, "learning_rate": rate, **evaluate(model, data.validation)}
+        run.log({**entry, "seconds": time.perf_counter() - start})
         if on_epoch:
             on_epoch(run.history[-1])
         if path:
@@ -106,8 +109,17 @@ def train(
 class _Run:
     """A training under way: all that its checkpoint has to hold."""
 
-    def __init__(self, model: nn.Module, teacher: nn.Module | None, settings: TrainingSettings, steps: int) -> None:
-        self.model, self.teacher, self.settings, self.steps = model, teacher, settings, steps
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module | None, settings: TrainingSettings, data: DataBundle
+    ) -> None:
+        self.model, self.teacher, self.settings = model, teacher, settings
+        self.steps = max(1, round(settings.epochs * len(data.train)))
+        self.conditions = {
+            **dataclasses.asdict(settings),
+            "dataset": data.name,
+            "image_size": data.image_size,
+            "batches": len(data.train),
+        }
         self.device = next(model.parameters()).device
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -117,7 +129,7 @@ class _Run:
             nesterov=settings.momentum > 0,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, settings.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+            self.optimizer, settings.learning_rate, total_steps=max(self.steps, 2), cycle_momentum=False
         )
         self.step = 0
         self.history: list[EpochLog] = []
@@ -174,7 +186,7 @@ class _Run:
     def save(self, path: Path) -> None:
         """Write the checkpoint; a kill while writing leaves the one before it."""
         values = {
-            "settings": dataclasses.asdict(self.settings),
+            "conditions": self.conditions,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -182,6 +194,7 @@ class _Run:
             "history": self.history,
             "best_weights": self.best_weights,
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         partial = path.with_name(path.name + ".partial")
         torch.save(values, partial)
@@ -194,15 +207,16 @@ class _Run:
             ValueError: it was written under other settings.
         """
         values = torch.load(path, map_location=self.device, weights_only=True)
-        settings = dataclasses.asdict(self.settings)
-        if values["settings"] != settings:
-            changed = ", ".join(name for name in settings if values["settings"].get(name) != settings[name])
+        if values["conditions"] != self.conditions:
+            changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
             raise ValueError(f"{path} was written under other settings ({changed}); delete it to start anew")
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])
         self.step, self.history, self.best_weights = values["step"], values["history"], values["best_weights"]
         torch.set_rng_state(values["rng"].cpu())
+        if values["cuda_rng"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in values["cuda_rng"]])
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

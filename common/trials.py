@@ -146,6 +146,25 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
+    """The log of a run.
+
+    Args:
+        folder: where the logs lie.
+        run: name of the run.
+        new: whether it must not have a log yet.
+
+    Raises:
+        ValueError: ``run`` cannot name a file, or has a log although it is to be new.
+    """
+    if not run or run != Path(run).name or run in {".", ".."}:
+        raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
+    path = Path(folder) / f"{run}.log"
+    if new and path.exists():
+        raise ValueError(f"run={run!r} has a log in {folder} already; give the run another name")
+    return path
+
+
 class TrialWriter:
     """Appends to ``logs/<run>.log``; what it has returned from is on the disk, whatever happens next.
 
@@ -158,10 +177,8 @@ class TrialWriter:
     """
 
     def __init__(self, folder: str | Path, run: str) -> None:
-        if not run or run != Path(run).name or run in {".", ".."}:
-            raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
         self.run = run
-        self.path = Path(folder) / f"{run}.log"
+        self.path = log_path(folder, run, new=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
         if self._file.tell() and not _ends_with_newline(self.path):

@@ -13,16 +13,16 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 import torch  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
 from common.checkpoints import save_compressed  # noqa: E402
-from common.choices import check_choice  # noqa: E402
+from common.choices import check_choice, sentence  # noqa: E402
 from common.data import DATASETS, load_data  # noqa: E402
 from common.environment import default_device, describe_environment  # noqa: E402
 from common.metrics import evaluate  # noqa: E402
@@ -82,17 +82,16 @@ def main(arguments: list[str] | None = None) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"{options.model}-{options.dataset}"
     checkpoint = stem.with_suffix(".checkpoint")
-    start = time.perf_counter()
 
     def show(entry: EpochLog) -> None:
         print(
             f"epoch {entry['epoch']:g} of {settings.epochs:g}: train loss {entry['train_loss']:.4f}, validation "
-            f"accuracy {entry['accuracy']:.2%}, {(time.perf_counter() - start) / 60:.1f} min",
+            f"accuracy {entry['accuracy']:.2%}, {entry['seconds'] / 60:.1f} min",
             flush=True,
         )
 
     history = train(model, data, settings, checkpoint=checkpoint, description=stem.name, on_epoch=show)
-    minutes = (time.perf_counter() - start) / 60
+    minutes = sum(entry["seconds"] for entry in history) / 60
     test = evaluate(model, data.test)
     cost = profile(model, data.example().to(next(model.parameters()).device))
     weights = save_compressed(model, stem.with_suffix(".safetensors"))
@@ -117,5 +116,7 @@ def main(arguments: list[str] | None = None) -> Path:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except ValidationError as error:
+        sys.exit(f"finetune.py: {sentence(error)}")
+    except (ValueError, OSError, ArithmeticError) as error:
         sys.exit(f"finetune.py: {error}")

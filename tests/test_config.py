@@ -31,6 +31,8 @@ def test_defaults_and_changes() -> None:
         ({"limit": 1.5}, "^limit=1.5: input should be a valid integer"),
         ({"data_root": "/no/such/folder"}, "^data_root='/no/such/folder': there is no such folder$"),
         ({"weights": "none.safetensors"}, "^weights='none.safetensors': there is no such file$"),
+        ({"weights": Path("w.safetensors")}, "^weights=.*: input should be a valid string$"),
+        ({"run": "a/b"}, "^run='a/b' cannot name a log file"),
         ({"svd_ranks": "16,x"}, "^svd_ranks='16,x': it must be whole numbers >= 1, with commas between$"),
         ({"svd_ranks": "0"}, "^svd_ranks='0': it must be whole numbers"),
         ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
@@ -52,3 +54,9 @@ def test_lists_are_written_with_commas() -> None:
     config = ClassifierConfig(svd_ranks="16, 32", arsvd_taus="")
     assert (config.rank_list, config.tau_list) == ([16, 32], [])
     assert ClassifierConfig(svd_ranks=8, arsvd_taus=0.5).rank_list == [8]
+
+
+def test_a_run_that_has_a_log_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "done.log").touch()
+    with pytest.raises(ValueError, match=r"^run='done' has a log in .* already; give the run another name$"):
+        ClassifierConfig.from_notebook(notebook(run="done", logs=str(tmp_path)))

@@ -36,7 +36,7 @@ def test_splits_are_disjoint_and_complete() -> None:
 
 
 def test_digits_come_in_four_disjoint_parts() -> None:
-    data = load_data("digits", seed=5)
+    data = load_data("digits", split_seed=5)
     sizes = {part: len(images_of(getattr(data, part))) for part in PARTS}
     assert sizes == {"train": 1037, "calibration": 160, "validation": 240, "test": 360}
     everything = torch.cat([images_of(getattr(data, part)) for part in PARTS])
@@ -64,6 +64,18 @@ def test_the_seed_fixes_the_order_of_training() -> None:
     data.shuffle(8)
     again.shuffle(7)
     assert not torch.equal(next(iter(data.train))[1], next(iter(again.train))[1])
+
+
+def test_the_seed_of_training_does_not_move_an_image_between_the_splits() -> None:
+    one, other = load_data("digits", seed=1), load_data("digits", seed=2)
+    for part in PARTS:
+        assert torch.equal(images_of(getattr(one, part)), images_of(getattr(other, part)))
+
+
+def test_calibration_comes_in_whole_batches() -> None:
+    data = load_data("digits", image_size=8, batch_size=53)  # 160 images: three batches and one image
+    assert [len(targets) for _, targets in data.calibration] == [53, 53, 53]
+    assert [len(targets) for _, targets in load_data("digits", image_size=8, batch_size=500).calibration] == [160]
 
 
 def test_evaluation_reads_every_image_once_and_in_order() -> None:

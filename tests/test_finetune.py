@@ -40,12 +40,14 @@ def test_weights_and_how_they_were_made(tmp_path: Path) -> None:
         (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
         (["--model", "resnet18", "--dataset", "mnist"], "data_root=None: mnist needs the folder"),
         (["--model", "resnet18", "--dataset", "mnist", "--data-root", "/nowhere"], "does not hold MNIST"),
-        ([*TINY, "--learning-rate", "-1"], "learning_rate"),
+        ([*TINY, "--learning-rate", "-1"], "learning_rate=-1.0: input should be greater than 0"),
+        ([*TINY, "--learning-rate", "1e9"], "learning_rate=1000000000.0 is too high"),
     ],
 )
 def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     result = run(*arguments, "--out", str(tmp_path))
     assert result.returncode == 1
     assert sentence in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("finetune.py: ")
     assert "Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.safetensors"))

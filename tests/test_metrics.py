@@ -19,9 +19,11 @@ def test_accuracy_and_loss_are_pooled_over_batches_of_any_size() -> None:
 
 def test_the_mode_is_left_and_evaluation_is_not_training() -> None:
     norm = nn.BatchNorm1d(2)
-    model = nn.Sequential(nn.Linear(2, 2), norm).train()
+    frozen = nn.BatchNorm1d(2)
+    model = nn.Sequential(nn.Linear(2, 2), norm, frozen).train()
+    frozen.eval()
     evaluate(model, [(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))])
-    assert model.training
+    assert [module.training for module in model] == [True, True, False]
     assert norm.num_batches_tracked == 0
 
 

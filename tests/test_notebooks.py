@@ -52,10 +52,10 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
-def test_parameter_files_hold_parameters(path: Path) -> None:
+def test_parameter_files_hold_parameters(path: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
-    ClassifierConfig.from_notebook(values)
+    ClassifierConfig.from_notebook({**values, "logs": str(tmp_path)})
 
 
 def execute(name: str, folder: Path, **parameters: Any) -> Any:

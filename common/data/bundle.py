@@ -21,7 +21,7 @@ class DataBundle:
 
     Attributes:
         train: shuffled anew each epoch; the last, smaller batch is left out.
-        calibration: for statistics of the activations; its targets are not looked at.
+        calibration: for statistics of the activations, in whole batches; its targets are not looked at.
         validation: for every choice that is made.
         test: to be read once, at the end.
         task: ``classification``; targets are class numbers ``(N,)``.
@@ -100,13 +100,20 @@ def _mirror_and_move(images: Tensor, most: int) -> Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
-def make_loader(dataset: ImageTensors, batch_size: int, shuffle_seed: int | None = None) -> Loader:
-    """A loader that asks the data set for whole batches; shuffled when a seed is given."""
-    if shuffle_seed is None:
-        batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    else:
-        generator = torch.Generator().manual_seed(shuffle_seed)
-        batches = BatchSampler(
-            RandomSampler(dataset, generator=generator), batch_size, drop_last=len(dataset) >= batch_size
-        )
+def make_loader(
+    dataset: ImageTensors, batch_size: int, *, whole_batches: bool = False, shuffle_seed: int | None = None
+) -> Loader:
+    """A loader that asks the data set for whole batches.
+
+    Args:
+        dataset: the images.
+        batch_size: images in a batch.
+        whole_batches: leave out a last, smaller batch, unless it is the only one; BatchNorm cannot learn from one
+            image.
+        shuffle_seed: of a random order; None for the data set's own.
+    """
+    order: RandomSampler | SequentialSampler = SequentialSampler(dataset)
+    if shuffle_seed is not None:
+        order = RandomSampler(dataset, generator=torch.Generator().manual_seed(shuffle_seed))
+    batches = BatchSampler(order, batch_size, drop_last=whole_batches and len(dataset) >= batch_size)
     return DataLoader(dataset, sampler=batches, batch_size=None)

@@ -43,6 +43,7 @@ def load_data(
     *,
     batch_size: int = 128,
     seed: int = 0,
+    split_seed: int = 0,
     limit: int | None = None,
     download: bool = False,
     augment: bool | None = None,
@@ -55,7 +56,9 @@ def load_data(
             (``train/<class>/``, ``test/<class>/``); not needed for ``digits``.
         image_size: images are resized to this height and width.
         batch_size: of every loader.
-        seed: fixes the splits and the order of training.
+        seed: fixes the order of training.
+        split_seed: fixes the splits. It is apart from ``seed``, so that a network trained under one seed never meets
+            its training images in the validation or test split of another.
         limit: use at most this many images of each split, for quick tries.
         download: fetch ``mnist`` into ``root`` when it is not there.
         augment: mirror and move the training images at random; None for what suits the set (``cifar10`` alone).
@@ -70,7 +73,7 @@ def load_data(
         if value is not None and value < least:
             raise ValueError(f"{parameter}={value!r}: it must be at least {least}")
     if name == "digits":
-        images, labels, test_images, test_labels = load_digits(seed)
+        images, labels, test_images, test_labels = load_digits(split_seed)
     elif name == "mnist":
         images, labels, test_images, test_labels = load_mnist(root, download)
     else:
@@ -78,20 +81,20 @@ def load_data(
     recipe = _RECIPES[name]
     augment = recipe.augment if augment is None else augment
     sizes = {"validation": recipe.validation, "calibration": recipe.calibration}
-    parts = split_indices(len(images), sizes, seed)
+    parts = split_indices(len(images), sizes, split_seed)
 
     def dataset(images: Tensor, labels: Tensor, augment: bool = False) -> ImageTensors:
         images = images[:limit] if images.dim() == 4 else images[:limit].unsqueeze(1)
         return ImageTensors(images, labels[:limit], image_size, recipe.mean, recipe.deviation, augment)
 
-    def loader(part: str) -> Loader:
-        return make_loader(dataset(images[parts[part]], labels[parts[part]]), batch_size)
+    def loader(part: str, whole_batches: bool = False) -> Loader:
+        return make_loader(dataset(images[parts[part]], labels[parts[part]]), batch_size, whole_batches=whole_batches)
 
     train = dataset(images[parts["train"]], labels[parts["train"]], augment)
     return DataBundle(
         name=name,
-        train=make_loader(train, batch_size, shuffle_seed=seed),
-        calibration=loader("calibration"),
+        train=make_loader(train, batch_size, whole_batches=True, shuffle_seed=seed),
+        calibration=loader("calibration", whole_batches=True),
         validation=loader("validation"),
         test=make_loader(dataset(test_images, test_labels), batch_size),
         num_classes=int(labels.max()) + 1,

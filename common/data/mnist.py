@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.error import URLError
 
 from torch import Tensor
 
@@ -28,6 +27,8 @@ def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor,
             message = f"data_root={str(root)!r} does not hold MNIST: {folder / 'MNIST' / 'raw'} lacks its files"
             raise FileNotFoundError(f"{message}; give the right folder, or allow the download") from error
         raise ConnectionError(f"MNIST could not be downloaded to data_root={str(root)!r}: {error}") from error
-    except (URLError, OSError) as error:
+    except OSError as error:  # URLError among them
+        if not download:
+            raise
         raise ConnectionError(f"MNIST could not be downloaded to data_root={str(root)!r}: {error}") from error
     return train.data, train.targets, test.data, test.targets

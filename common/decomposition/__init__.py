@@ -5,7 +5,7 @@ rank: its factors, the weight they stand for, and the error. Weights have PyTorc
 a Linear's ``(O, I)`` counts as a 1x1 kernel.
 """
 
-from common.decomposition.base import Decomposition, Floats, Ranks
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.htd import HTD
 from common.decomposition.metric import LayerMoments
 from common.decomposition.spatial import SpatialSVD
@@ -14,4 +14,15 @@ from common.decomposition.tucker import Tucker2
 
 DECOMPOSITIONS: dict[str, type[Decomposition]] = {cls.method: cls for cls in (SVD, SpatialSVD, Tucker2, HTD)}
 
-__all__ = ["DECOMPOSITIONS", "HTD", "SVD", "Decomposition", "Floats", "LayerMoments", "Ranks", "SpatialSVD", "Tucker2"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "HTD",
+    "SVD",
+    "Decomposition",
+    "Floats",
+    "LayerMoments",
+    "RankSelector",
+    "Ranks",
+    "SpatialSVD",
+    "Tucker2",
+]

@@ -28,6 +28,9 @@ class Decomposition(ABC):
         groups: as in ``torch.nn.Conv2d``; every group is factored by itself, all with the same ranks.
         moments: of the layer's data; with them the error that is made small is that of the layer's output, and all
             errors are relative to its variance. Without them it is the error of the weight.
+        sweeps: of alternating improvement at the ranks that are asked for, where a method has any to make (Tucker-2
+            and HTD; the SVDs are optimal as they are).
+        metric: that of this weight and these moments, where another decomposition has made it already.
 
     All computation is in float64; factors come back in the weight's own dtype.
 
@@ -44,15 +47,22 @@ class Decomposition(ABC):
     axes: ClassVar[tuple[tuple[bool, bool], ...]]
     max_ranks: Ranks
 
-    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        groups: int = 1,
+        moments: LayerMoments | None = None,
+        sweeps: int = 0,
+        metric: Metric | None = None,
+    ) -> None:
         if weight.dim() not in (2, 4):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be (O, I) or (O, I/groups, kh, kw)")
         self.dtype = weight.dtype
         self.shape = tuple(weight.shape)
         kernel = self.shape[2:] or (1, 1)
         self.weight = weight.detach().double().reshape(groups, -1, self.shape[1], *kernel)
-        self.moments = moments
-        self._metric = Metric(self.weight, moments)
+        self.moments, self.sweeps = moments, sweeps
+        self._metric = metric or Metric(self.weight, moments)
         self._total = float(self._metric.weighted.square().sum())
 
     @abstractmethod
@@ -96,7 +106,7 @@ class Decomposition(ABC):
     def errors_of(self, kept_energy: Tensor) -> Floats:
         """Relative errors from what is kept of the energy, any shape."""
         lost = 1 - kept_energy / self._total if self._total else torch.zeros_like(kept_energy)
-        return lost.clamp(min=0).sqrt().numpy()
+        return lost.clamp(min=0).sqrt().cpu().numpy()
 
     def bias_shift(self, ranks: Ranks) -> Tensor | None:
         """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
@@ -121,6 +131,16 @@ class Decomposition(ABC):
         """The ranks of one mode: multiples of ``round_to`` up to its maximum, and the maximum."""
         most = self.max_ranks[mode]
         return torch.tensor(sorted({*range(round_to, most + 1, round_to), most}))
+
+    @property
+    def metric(self) -> Metric:
+        """The norm in which this decomposition is best; other methods for the same weight can share it."""
+        return self._metric
+
+    def round_up(self, ranks: Ranks, multiple: int) -> Ranks:
+        """``ranks`` raised to multiples of ``multiple``, or to the mode's maximum where that is less."""
+        raised = (-(-rank // multiple) * multiple for rank in ranks)
+        return self.fit(tuple(min(rank, most) for rank, most in zip(raised, self.max_ranks, strict=True)))
 
     def check(self, ranks: Ranks) -> Ranks:
         """``ranks`` unchanged.

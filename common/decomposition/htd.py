@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
+from common.decomposition.metric import LayerMoments, Metric, leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
 OUTER_PAIRS = 24
+KEPT_ROOTS = 12
+"""Split cores that are kept at a time, as many as a policy has candidates for a layer and a few more."""
 
 
 class HTD(Decomposition):
@@ -27,9 +29,16 @@ class HTD(Decomposition):
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
 
-    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
-        super().__init__(weight, groups, moments)
-        self._tucker = Tucker2(weight, groups, moments)
+    def __init__(
+        self,
+        weight: Tensor,
+        groups: int = 1,
+        moments: LayerMoments | None = None,
+        sweeps: int = 0,
+        metric: Metric | None = None,
+    ) -> None:
+        super().__init__(weight, groups, moments, sweeps, metric)
+        self._tucker = Tucker2(weight, groups, moments, sweeps, self._metric)
         self._kernel = self.weight.shape[3:]
         self._roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         r_in, r_out = self._tucker.max_ranks
@@ -49,17 +58,17 @@ class HTD(Decomposition):
         return r_in, max(1, round(share * self._most_middle(r_in, r_out))), r_out
 
     def fit(self, ranks: Ranks) -> Ranks:
-        """``r_mid`` lowered to what ``r_in`` and ``r_out`` allow."""
+        """Ranks lowered to what the others allow."""
         r_in, r_mid, r_out = ranks
+        r_in, r_out = self._tucker.fit((r_in, r_out))
         return r_in, min(r_mid, self._most_middle(r_in, r_out)), r_out
 
     def _root(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
         """Basis ``(G, r_in*kh, R)`` of the unfolded core and the core in it, ``(G, R, kw*r_out)``; kept once made."""
         if (r_in, r_out) not in self._roots:
-            core = self._tucker.core(r_in, r_out)  # (G, r_out, r_in, kh, kw)
-            matrix = core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)
-            basis = leading_basis(matrix)
-            self._roots[r_in, r_out] = basis, basis.mT @ matrix
+            if len(self._roots) == KEPT_ROOTS:
+                self._roots.pop(next(iter(self._roots)))  # the oldest
+            self._roots[r_in, r_out] = _split(self._tucker.parts(r_in, r_out)[2])
         return self._roots[r_in, r_out]
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -67,11 +76,11 @@ class HTD(Decomposition):
         r_in, r_mid, r_out = self.check(ranks)
         height, width = self._kernel
         basis, projected = self._root(r_in, r_out)
-        reduce, expand = self._tucker.outer_factors(r_in, r_out)
+        reduce, expand = self._tucker.pointwise_factors(r_in, r_out)
         vertical = self._metric.restore(basis[:, :, :r_mid].mT.unflatten(2, (r_in, height)), "gmsh,hk->gmsk", "height")
         horizontal = projected[:, :r_mid].unflatten(2, (width, r_out)).permute(0, 3, 1, 2)  # (G, r_out, r_mid, kw)
         horizontal = self._metric.restore(horizontal, "grmw,wl->grml", "width")
-        horizontal = self._metric.restore_rows(horizontal.unsqueeze(3)).reshape(-1, r_mid, 1, width)
+        horizontal = horizontal.reshape(-1, r_mid, 1, width)
         vertical = vertical.reshape(-1, r_in, height, 1)
         return reduce, vertical.to(self.dtype), horizontal.to(self.dtype), expand
 
@@ -102,7 +111,7 @@ class HTD(Decomposition):
         chosen = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
         tables, kept = [], []
         for r_in, r_out in pairs[chosen].astype(int).tolist():
-            energy = self._root(r_in, r_out)[1].square().sum(dim=(0, 2)).cumsum(0)
+            energy = _split(self._tucker.corner(r_in, r_out))[1].square().sum(dim=(0, 2)).cumsum(0)
             middle = torch.tensor(sorted({*range(round_to, len(energy) + 1, round_to), len(energy)}))
             tables.append(np.stack([np.full(len(middle), r_in), middle.numpy(), np.full(len(middle), r_out)], axis=1))
             kept.append(self.errors_of(energy[middle - 1]))
@@ -114,3 +123,10 @@ class HTD(Decomposition):
         height, width = self._kernel
         columns = max(r_in * height, r_out * width)
         return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1]), columns), r_out
+
+
+def _split(core: Tensor) -> tuple[Tensor, Tensor]:
+    """Basis ``(G, r_in*kh, R)`` of a core ``(G, r_out, r_in, kh, kw)`` unfolded, and the core in it."""
+    matrix = core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)
+    basis = leading_basis(matrix)
+    return basis, basis.mT @ matrix

@@ -70,7 +70,7 @@ class Metric:
                 weighted = torch.einsum(equation, weighted, root)
         energy = weighted.square().sum(dim=(2, 3, 4))
         scale = (variances / energy).sqrt()
-        scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)[:, :, None, None, None]
+        scale = torch.where(energy > 0, scale, 1.0)[:, :, None, None, None]
         self._inverse["output"] = 1 / scale
         self.weighted = weighted * scale
 
@@ -88,6 +88,11 @@ class Metric:
         """
         return torch.einsum(equation, tensor, self._inverse[mode]) if mode in self._inverse else tensor
 
+    def expand_rows(self, rows: Tensor) -> Tensor:
+        """``(G, R, r)`` of combinations of the weighted rows to channels of the output, ``(G, O, r)``."""
+        scaled = rows * self._inverse["output"][:, :, :, 0, 0] if "output" in self._inverse else rows
+        return self.output_basis @ scaled
+
     def restore_rows(self, core: Tensor) -> Tensor:
         """``(G, r, a, b, c)`` with its rows, the first r of the output basis, back in their own scale."""
         return core * self._inverse["output"][:, : core.shape[1]] if "output" in self._inverse else core
@@ -103,9 +108,11 @@ def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     matrix = weight.flatten(2)
     span = leading_basis(matrix)
     gram, covariance = (span.mT @ m @ span for m in (matrix @ matrix.mT, covariance))
-    total, own = (m.diagonal(dim1=1, dim2=2).sum().clamp(min=1e-300) for m in (covariance, gram))
+    total, own = (m.diagonal(dim1=1, dim2=2).sum() for m in (covariance, gram))
+    total, own = (torch.where(trace > 0, trace, 1.0) for trace in (total, own))
     variances, vectors = torch.linalg.eigh(covariance / total + RIDGE * gram / own)
-    return span @ vectors.flip(-1), (variances.flip(-1) * total).clamp(min=0)
+    # Rounding can turn what is nothing negative; it must stay small beside the rest, or its rows would count as much.
+    return span @ vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

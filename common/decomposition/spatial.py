@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, leading_basis, pooled_spectrum
+from common.decomposition.metric import LayerMoments, Metric, leading_basis, pooled_spectrum
 
 
 class SpatialSVD(Decomposition):
@@ -20,8 +20,15 @@ class SpatialSVD(Decomposition):
     rank_names = ("rank",)
     axes = ((True, False), (False, True))
 
-    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
-        super().__init__(weight, groups, moments)
+    def __init__(
+        self,
+        weight: Tensor,
+        groups: int = 1,
+        moments: LayerMoments | None = None,
+        sweeps: int = 0,
+        metric: Metric | None = None,
+    ) -> None:
+        super().__init__(weight, groups, moments, sweeps, metric)
         matrix = self._metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
         self._basis = leading_basis(matrix)
         self._projected = self._basis.mT @ matrix

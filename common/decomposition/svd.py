@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, pooled_spectrum
+from common.decomposition.metric import LayerMoments, Metric, pooled_spectrum
 
 
 class SVD(Decomposition):
@@ -20,8 +20,15 @@ class SVD(Decomposition):
     rank_names = ("rank",)
     axes = ((True, True), (False, False))
 
-    def __init__(self, weight: Tensor, groups: int = 1, moments: LayerMoments | None = None) -> None:
-        super().__init__(weight, groups, moments)
+    def __init__(
+        self,
+        weight: Tensor,
+        groups: int = 1,
+        moments: LayerMoments | None = None,
+        sweeps: int = 0,
+        metric: Metric | None = None,
+    ) -> None:
+        super().__init__(weight, groups, moments, sweeps, metric)
         weighted = self._metric.weighted.flatten(2)
         self._spectrum = pooled_spectrum(weighted)
         self._energy = weighted.square().sum(dim=(0, 2)).cumsum(0)

@@ -92,7 +92,12 @@ def allocate(
             chosen = _fill(chosen, sizes, harms, limits)
             found.append((sum(harm[index] for harm, index in zip(harms, chosen, strict=True)), chosen))
     if not found:
-        raise ValueError(f"{budget} cannot be met: each value can alone, but not both together; raise one of them")
+        # Both limits can be met alone. Name what one costs the other: the least MACs found within the parameters.
+        macs = [size[1] for size in sizes]
+        within = _cheapest_price(sizes, macs, np.array([1 / dense[0], 0.0]), np.array([limits[0], np.inf]))
+        least = "" if within is None else f"; at params={budget.params} the least found is macs="
+        least += "" if within is None else f"{_shown((_total(sizes, within)[1] + rest[1]) / dense[1])}"
+        raise ValueError(f"{budget} cannot be met: no ranks were found that keep to both{least}")
     best = min(found, key=lambda pair: pair[0])[1]
     return {name: options[name].plans[index] for name, index in zip(names, best, strict=True)}
 
@@ -103,9 +108,13 @@ def _refuse_unreachable(
     least = sum((size.min(axis=1) for size in sizes), np.zeros(2))
     for index, name in enumerate(("params", "macs")):
         if least[index] > limits[index]:
-            reachable = (least[index] + rest[index]) / dense[index]
-            shown = np.ceil(reachable * 1e4) / 1e4
-            raise ValueError(f"{budget} cannot be met: the least that can be kept is {name}={shown:.4f}")
+            reachable = _shown((least[index] + rest[index]) / dense[index])
+            raise ValueError(f"{budget} cannot be met: the least that can be kept is {name}={reachable}")
+
+
+def _shown(share: float) -> str:
+    """A share with four decimals, rounded up so that asking for it can be met."""
+    return f"{np.ceil(share * 1e4) / 1e4:.4f}"
 
 
 def _total(sizes: list[Floats], chosen: Sequence[int]) -> Floats:

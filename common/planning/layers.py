@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
+from common.modes import evaluating
 from common.planning.plan import LayerPlan
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -98,15 +99,12 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         module.register_forward_hook(lambda m, i, o, name=name: record(name, m, i[0], o))
         for name, module in layers.items()
     ]
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(x)
+        with evaluating(model), torch.no_grad():
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return {name: _shape(layer, tuple(calls[name])) for name, layer in layers.items() if name in calls}
 
 
@@ -166,11 +164,12 @@ class Decompositions:
     Args:
         model: the dense network.
         moments: from :func:`common.calibration.calibrate`: errors are then those of the layers' outputs on data.
+        sweeps: of the higher-order orthogonal iteration for Tucker-2 and HTD, at the ranks that are used.
     """
 
-    def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None) -> None:
+    def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None, sweeps: int = 0) -> None:
         self._layers = factorable_layers(model)
-        self.moments = dict(moments or {})
+        self.moments, self.sweeps = dict(moments or {}), sweeps
         self._made: dict[tuple[str, str], Decomposition] = {}
         self._kept: dict[Hashable, Any] = {}
 
@@ -180,7 +179,9 @@ class Decompositions:
             layer = self._layers[name]
             groups = 1 if isinstance(layer, nn.Linear) else layer.groups
             weight = convolution_weight(layer)
-            self._made[name, method] = DECOMPOSITIONS[method](weight, groups, self.moments.get(name))
+            metric = next((made.metric for (layer_name, _), made in self._made.items() if layer_name == name), None)
+            moments = self.moments.get(name)
+            self._made[name, method] = DECOMPOSITIONS[method](weight, groups, moments, self.sweeps, metric)
         return self._made[name, method]
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from common.choices import check_choice
-from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, RankSelector
 from common.planning.budget import Budget, allocate
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method, trace_layers
 from common.planning.options import Harms, layer_options
@@ -59,7 +60,8 @@ def plan_ranks(
         harms: for ``budget``: measured harm of errors, layer by layer, from
             :func:`common.search.sensitivity.measure_harms`; without it every layer's squared relative error counts
             the same.
-        round_to: for ``budget``: ranks are multiples of it, or a mode's maximum.
+        round_to: ranks are multiples of it, raised to the next one, or a mode's maximum; ranks that are given layer by
+            layer stay as they are.
         only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs; under a
             budget that is always so.
         moments: from :func:`common.calibration.calibrate`: spectra and errors are then those of the layers' outputs
@@ -73,12 +75,16 @@ def plan_ranks(
     check_choice("method", method, METHODS)
     check_choice("rule", rule, RULES)
     if method == "arsvd":
+        if rule not in ("energy", "entropy"):  # energy is what a caller gets who names no rule
+            raise ValueError(f"rule={rule!r} with method='arsvd': ARSVD is the rule 'entropy'")
         method, rule = "svd", "entropy"
     for name, value, owner in (("ranks", ranks, "fixed"), ("budget", budget, "budget")):
         if (rule == owner) != (value is not None):
             raise ValueError(
                 f"{name}={value!r} with rule={rule!r}: the rule {owner!r} needs {name}, no other takes them"
             )
+    if harms is not None and rule != "budget":
+        raise ValueError(f"harms with rule={rule!r}: only the rule 'budget' takes them")
     if method == "mixed" and rule == "fixed":
         raise ValueError("method='mixed' with rule='fixed': the methods' ranks differ; choose another rule")
     if round_to < 1:
@@ -88,43 +94,72 @@ def plan_ranks(
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
     settings: dict[str, Any]
     if budget is not None:
-        options = {
-            name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to)
-            for name, shape in shapes.items()
-        }
-        cost = profile(model, x)
-        changed = [sum(shape.dense_cost[index] for shape in shapes.values()) for index in (0, 1)]
-        rest = (cost.params - changed[0], cost.macs - changed[1])
-        layers = allocate(options, budget, (cost.params, cost.macs), rest)
+        layers = _budget_plans(model, x, shapes, decompositions, methods, budget, harms, round_to)
         settings = {"params": budget.params, "macs": budget.macs, "round_to": round_to, "harms": harms is not None}
-        return RankPlan(layers, method, rule, settings)
-
-    if rule == "fixed":
+    elif rule == "fixed":
         layers = _fixed_plans(shapes, decompositions, method, ranks)
         settings = {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks}
+    elif rule == "energy":
+        layers = _selected_plans(shapes, decompositions, methods, lambda s, _: energy_rank(s, threshold))
+        settings = {"threshold": threshold}
+    elif rule == "entropy":
+        layers = _selected_plans(shapes, decompositions, methods, lambda s, _: entropy_rank(s, tau, exponent))
+        settings = {"tau": tau, "exponent": exponent}
     else:
         # VBMF models a weight as signal and noise; of outputs on data it knows nothing.
-        read = Decompositions(model) if rule == "vbmf" and decompositions.moments else decompositions
-
-        def select(spectrum: Tensor, columns: int) -> int:
-            if rule == "energy":
-                return energy_rank(spectrum, threshold)
-            return vbmf_rank(spectrum, columns) if rule == "vbmf" else entropy_rank(spectrum, tau, exponent)
-
-        layers = {}
-        for name, shape in shapes.items():
-            if reason := dense_reason(shape):
-                layers[name] = LayerPlan(reason=reason)
-                continue
-            fitting = dict.fromkeys(layer_method(candidate, shape) for candidate in methods)
-            plans = [decompositions.plan(name, m, read.get(name, m).select_ranks(select)) for m in fitting]
-            layers[name] = min(plans, key=lambda plan: sum(kept_shares(shape, plan)))
-        settings = {"energy": {"threshold": threshold}, "vbmf": {}, "entropy": {"tau": tau, "exponent": exponent}}[
-            rule
-        ]
+        weights = Decompositions(model) if decompositions.moments else decompositions
+        layers = _selected_plans(shapes, weights, methods, vbmf_rank)
+        layers = {
+            name: replace(plan, shift=name in decompositions.moments) if plan.method else plan
+            for name, plan in layers.items()
+        }
+        settings = {}
+    if round_to > 1 and rule != "budget" and not isinstance(ranks, Mapping):
+        layers = {
+            name: replace(plan, ranks=decompositions.get(name, plan.method).round_up(plan.ranks, round_to))
+            if plan.method
+            else plan
+            for name, plan in layers.items()
+        }
     if only_if_smaller:
         layers = {name: dense_unless_smaller(shapes[name], plan) for name, plan in layers.items()}
     return RankPlan(layers, method, rule, settings)
+
+
+def _budget_plans(
+    model: nn.Module,
+    x: Tensor,
+    shapes: Mapping[str, LayerShape],
+    decompositions: Decompositions,
+    methods: Sequence[str],
+    budget: Budget,
+    harms: Harms | None,
+    round_to: int,
+) -> dict[str, LayerPlan]:
+    """The plans with the least harm within the budget, which counts the whole network."""
+    options = {
+        name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to)
+        for name, shape in shapes.items()
+    }
+    cost = profile(model, x)
+    dense = [shape.dense_cost for shape in shapes.values()]
+    rest = (cost.params - sum(params for params, _ in dense), cost.macs - sum(macs for _, macs in dense))
+    return allocate(options, budget, (cost.params, cost.macs), rest)
+
+
+def _selected_plans(
+    shapes: Mapping[str, LayerShape], decompositions: Decompositions, methods: Sequence[str], select: RankSelector
+) -> dict[str, LayerPlan]:
+    """The ranks that ``select`` finds on the spectra; of several methods the one that keeps least of the layer."""
+    layers: dict[str, LayerPlan] = {}
+    for name, shape in shapes.items():
+        if reason := dense_reason(shape):
+            layers[name] = LayerPlan(reason=reason)
+        else:
+            fitting = dict.fromkeys(layer_method(method, shape) for method in methods)
+            plans = [decompositions.plan(name, m, decompositions.get(name, m).select_ranks(select)) for m in fitting]
+            layers[name] = min(plans, key=lambda plan: sum(kept_shares(shape, plan)))
+    return layers
 
 
 def kept_shares(shape: LayerShape, plan: LayerPlan) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.compression import compress
+from common.modes import evaluating
 from common.planning.layers import Decompositions
 from common.planning.options import Harms
 from common.planning.plan import LayerPlan, RankPlan
@@ -83,13 +84,12 @@ def _divergences(
     model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
-    training = model.training
-    dense = model.eval()(inputs).log_softmax(1)
+    with evaluating(model):
+        dense = model(inputs).log_softmax(1)
     found = []
     for name, plan in track(plans, "sensitivity", unit="layer"):
         small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
         output = small.eval()(inputs).log_softmax(1)
         divergence = nn.functional.kl_div(output, dense, reduction="batchmean", log_target=True)
         found.append(((name, plan), max(0.0, divergence.item())))
-    model.train(training)
     return found

@@ -27,7 +27,7 @@ from common.search.objective import Objective, calibration_inputs
 from common.search.policy import Levels, Policy, elite_of
 from common.search.sensitivity import layer_sensitivities
 from common.training import TrainingSettings, train
-from common.trials import TrialRecord, TrialWriter, choose_best, git_commit, summary_line
+from common.trials import TrialRecord, TrialWriter, choose_best, git_commit, log_path, summary_line
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -136,11 +136,11 @@ def search_ranks(
     provenance = get_provenance(model)
     architecture = (provenance.builder if provenance else None) or type(model).__name__
     run = run or f"{architecture}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    if (Path(logs) / f"{run}.log").exists():
-        raise ValueError(f"run={run!r} has a log in {logs} already; give the run another name")
+    log_path(logs, run)
+    decompositions = decompositions or Decompositions(model, calibrate(model, data.calibration))
+    search = _Search(model, data, settings, run, architecture, decompositions)
     with TrialWriter(logs, run) as writer:
-        decompositions = decompositions or Decompositions(model, calibrate(model, data.calibration))
-        search = _Search(model, data, settings, writer, architecture, show, decompositions)
+        search.start(writer, show)
         search.run_trials(plans)
         search.finetune_best()
         best = search.test_chosen()
@@ -164,12 +164,11 @@ class _Search:
         model: nn.Module,
         data: DataBundle,
         settings: SearchSettings,
-        writer: TrialWriter,
+        run: str,
         architecture: str,
-        show: Callable[[TrialRecord], None],
         decompositions: Decompositions,
     ) -> None:
-        self.model, self.data, self.settings, self.writer, self.show = model, data, settings, writer, show
+        self.model, self.data, self.settings = model, data, settings
         self.objective = Objective(model, data, decompositions, settings.latency_batch)
         self.shapes = trace_layers(model, self.objective.x)
         self.candidates = layer_candidates(self.shapes, decompositions, settings.method)
@@ -190,7 +189,7 @@ class _Search:
         self._scores: dict[int, float] = {}
         self._given = 0
         self._common: dict[str, Any] = {
-            "run": writer.run,
+            "run": run,
             "model": architecture,
             "dataset": data.name,
             "metric": "accuracy",
@@ -199,10 +198,14 @@ class _Search:
             "environment": describe_environment(),
             "git_commit": git_commit(Path(__file__).parent),
         }
+
+    def start(self, writer: TrialWriter, show: Callable[[TrialRecord], None]) -> None:
+        """Log what the dense network is like; from here on every trial goes to ``writer`` and to ``show``."""
+        self.writer, self.show = writer, show
         dense = self.objective
         writer.note(
-            f"dense {architecture} on {data.name}: accuracy {dense.dense_metrics['accuracy']:.2%} on validation, "
-            f"{dense.dense_cost.params:,} parameters, {dense.dense_cost.macs:,} MACs, "
+            f"dense {self._common['model']} on {self.data.name}: accuracy {dense.dense_metrics['accuracy']:.2%} on "
+            f"validation, {dense.dense_cost.params:,} parameters, {dense.dense_cost.macs:,} MACs, "
             f"{dense.dense_latency.median_s * 1000:.2f} ms"
         )
 
@@ -272,7 +275,13 @@ class _Search:
             start = time.perf_counter()
             network = self.objective.build(self._plans[number])
             description = f"fine-tuning trial {number}"
-            history = train(network, self.data, self.settings.finetune, teacher=self.model, description=description)
+            try:
+                history = train(
+                    network, self.data, self.settings.finetune, teacher=self.model, description=description
+                )
+            except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
+                self.writer.note(f"{description} failed: {error}")
+                continue
             record = self.records[number]
             self.networks[number] = network
             self._write(
@@ -296,7 +305,9 @@ class _Search:
         dense = self._common["baseline"]
         dense = {**dense, "metrics": {**dense["metrics"], "test": evaluate(self.model, self.data.test)}}
         for number in sorted(chosen):
-            network = self.networks.setdefault(number, self.objective.build(self._plans[number]))
+            if number not in self.networks:
+                self.networks[number] = self.objective.build(self._plans[number])
+            network = self.networks[number]
             file = save_compressed(network, self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors"))
             record = self.records[number]
             self._write(

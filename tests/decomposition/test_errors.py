@@ -144,3 +144,56 @@ def test_ranks_outside_the_range_are_refused() -> None:
         decomposition.check((1, 1))
     with pytest.raises(ValueError, match="must be \\(O, I\\)"):
         SVD(torch.randn(3))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", ["tucker2", "htd"])
+def test_sweeps_only_lower_the_error_and_predict_it(method: str, groups: int) -> None:
+    weight = torch.randn(12, 10 // groups, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for share in (0.3, 0.6, 1.0):
+        errors = []
+        for sweeps in (0, 1, 2, 6):
+            decomposition = DECOMPOSITIONS[method](weight, groups, sweeps=sweeps)
+            ranks = decomposition.fraction(share)
+            measured = float((weight - decomposition.reconstruct(ranks)).norm() / weight.norm())
+            assert decomposition.relative_error(ranks) == pytest.approx(measured, abs=1e-7)
+            errors.append(measured)
+        if method == "tucker2":
+            assert errors == sorted(errors, reverse=True) or share == 1.0
+        assert errors[-1] <= errors[0] + 1e-9
+
+
+def test_two_sweeps_are_within_half_a_percent_of_tensorly() -> None:
+    tensorly = pytest.importorskip("tensorly")
+    tensorly.set_backend("pytorch")
+    weight = torch.randn(48, 40, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    (core, factors), _ = tensorly.decomposition.partial_tucker(weight, [16, 13], modes=[0, 1])
+    theirs = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+    error = float((weight - theirs).norm() / weight.norm())
+    assert Tucker2(weight, sweeps=2).relative_error((13, 16)) <= 1.005 * error
+
+
+@pytest.mark.parametrize("sweeps", [0, 2])
+@pytest.mark.parametrize("method", ["tucker2", "htd"])
+@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (3, 64, 3, 3), (40, 2, 1, 3)])
+def test_ranks_that_carry_nothing_are_lowered(shape: tuple[int, ...], method: str, sweeps: int) -> None:
+    """Three input channels of a 3x3 kernel span 27 directions, and one of them 9."""
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+    decomposition = DECOMPOSITIONS[method](weight, sweeps=sweeps)
+    for share in (0.1, 0.4, 0.7, 1.0):
+        ranks = decomposition.fraction(share)
+        assert decomposition.check(ranks) == ranks
+        measured = float((weight - decomposition.reconstruct(ranks)).norm() / weight.norm())
+        assert decomposition.relative_error(ranks) == pytest.approx(measured, abs=1e-5)
+        assert [factor.numel() > 0 for factor in decomposition.factors(ranks)]
+    table, _ = decomposition.error_table()
+    assert all(decomposition.fit(ranks) == ranks for ranks in (tuple(map(int, row)) for row in table))
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_rounded_ranks_are_multiples_or_maxima(method: str) -> None:
+    decomposition = DECOMPOSITIONS[method](torch.randn(20, 13, 3, 3))
+    for share in (0.1, 0.4, 0.9):
+        rounded = decomposition.round_up(decomposition.fraction(share), 4)
+        assert all(rank % 4 == 0 or rank == most for rank, most in zip(rounded, decomposition.max_ranks, strict=True))
+        assert all(new >= old for new, old in zip(rounded, decomposition.fraction(share), strict=True))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.compression import MODES, compress
@@ -99,3 +101,34 @@ def test_every_padding_mode_is_exact_at_full_rank(padding_mode: Any, method: str
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, (5, 3), 1, (2, 1), padding_mode=padding_mode, dtype=torch.float64)
     check_full_rank(layer, torch.randn(2, 4, 9, 9, dtype=torch.float64), method)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """Any Conv2d or ConvTranspose2d, and an input that it takes."""
+    groups = draw(st.sampled_from([1, 2, 3]))
+    inputs, outputs = groups * draw(st.integers(2, 5)), groups * draw(st.integers(1, 5))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride, dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(st.sampled_from([1, 2, (2, 1)]))
+    shared: dict[str, Any] = {
+        "dilation": dilation,
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "dtype": torch.float64,
+    }
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    x = torch.randn(2, inputs, 11, 12, dtype=torch.float64)
+    if draw(st.booleans()):
+        cropped: Pair = draw(st.tuples(st.integers(0, 1), st.integers(0, 1))) if min(kernel) > 1 else (0, 0)
+        return nn.ConvTranspose2d(inputs, outputs, kernel, stride, cropped, **shared), x
+    mode: Any = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    padding: Any = draw(st.sampled_from([0, 1, (2, 1), "valid", "same"]))
+    return nn.Conv2d(
+        inputs, outputs, kernel, 1 if padding == "same" else stride, padding, padding_mode=mode, **shared
+    ), x
+
+
+@settings(max_examples=120, deadline=None)
+@given(convolutions(), st.sampled_from(sorted(DECOMPOSITIONS)))
+def test_any_convolution_is_exact_at_full_rank(drawn: tuple[nn.Module, Tensor], method: str) -> None:
+    check_full_rank(*drawn, method)

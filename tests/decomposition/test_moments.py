@@ -185,3 +185,17 @@ def test_moments_without_a_kernel_need_no_input_covariance() -> None:
     covariance = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)).unsqueeze(0)
     moments = LayerMoments(covariance, torch.zeros(1, 4, 1, 1, dtype=torch.float64))
     assert SVD(weight, moments=moments).max_ranks == (4,)
+
+
+def test_fewer_samples_than_channels_still_predict_the_error() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 80)).double().eval()
+    x = torch.randn(30, 64, dtype=torch.float64)
+    kept = Decompositions(model, calibrate(model, [x]))
+    decomposition = kept.get("2", "svd")
+    with torch.no_grad():
+        spread = float((model(x) - model(x).mean(0)).square().sum())
+    for rank in (3, 10, 20, 29, 40):
+        plan = RankPlan({"2": kept.plan("2", "svd", (rank,))}, "svd", "fixed")
+        measured = output_error(model, compress(model, plan, decompositions=kept), x) / spread
+        assert decomposition.relative_error((rank,)) ** 2 == pytest.approx(measured, rel=0.02, abs=1e-5)

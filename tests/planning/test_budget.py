@@ -132,6 +132,14 @@ def test_budgets_out_of_reach_name_the_least() -> None:
         plan_ranks(model, X, "svd", "budget", budget=Budget(params=least - 0.0002))
 
 
+def test_two_budgets_that_exclude_each_other_name_what_one_costs_the_other() -> None:
+    """Either layer can be small in one currency only."""
+    plans = [LayerPlan("svd", (1,)), LayerPlan("svd", (2,))]
+    one = Options(plans, np.array([1.0, 9.0]), np.array([9.0, 1.0]), np.array([1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"keep to both; at params=0.2 the least found is macs=0.9000"):
+        allocate({"a": one}, Budget(params=0.2, macs=0.2), (10.0, 10.0), (0.0, 0.0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -150,6 +158,10 @@ def test_bad_uses_are_named() -> None:
         plan_ranks(tiny_cnn(), X, "svd", "budget")
     with pytest.raises(ValueError, match="no other takes them"):
         plan_ranks(tiny_cnn(), X, "svd", "energy", budget=Budget(params=0.5))
+    with pytest.raises(ValueError, match="harms with rule='energy'"):
+        plan_ranks(tiny_cnn(), X, "svd", "energy", harms={})
+    with pytest.raises(ValueError, match="rule='vbmf' with method='arsvd'"):
+        plan_ranks(tiny_cnn(), X, "arsvd", "vbmf")
     with pytest.raises(ValueError, match="round_to=0: it must be at least 1"):
         plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(params=0.5), round_to=0)
     with pytest.raises(ValueError, match="method='mixed' with rule='fixed'"):

@@ -142,6 +142,19 @@ def test_a_trial_that_fails_is_logged_and_the_search_goes_on(
     assert result.records[1].plan
 
 
+def test_a_finetuning_that_diverges_does_not_end_the_search(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("common.search.study.train", diverge)
+    result, _ = search(dense, tmp_path)
+    assert not any("finetuned" in record.metrics for record in result.records)
+    assert result.best
+    assert result.log.read_text().count("failed: the loss is nan") == 2
+
+
 def test_a_run_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
     search(dense, tmp_path)
     with pytest.raises(ValueError, match=r"run='run' has a log in .* already"):
