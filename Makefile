@@ -9,7 +9,6 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
 demo: .venv/.runtime  ## the whole path on the embedded digits: notebook, log, table, pictures
-	mkdir -p results
 	$(BIN)/papermill $(NOTEBOOK) results/resnet18-digits.ipynb --no-progress-bar --log-output
 	$(BIN)/python jsonify_logs.py
 	$(BIN)/python analyze_results.py
@@ -24,7 +23,7 @@ notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from it
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 clean:  ## remove the environment and everything that runs wrote
-	rm -rf .venv results logs/*.log logs/*.json logs/*.safetensors
+	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (set PYTHON=...)")'

@@ -52,9 +52,7 @@ def pareto(records: Sequence[TrialRecord]) -> Figure:
                     _draw_trials(axes, points, name, palette(10)[index % 10], several=len(groups) > 1)
             axes.set_xlabel(f"{title} kept (% of dense)")
             axes.set_xlim(left=0)
-        low, high = panels[0].get_ylim()
-        if high - low < 2:  # a few hundredths of a percent must not look like a cliff
-            panels[0].set_ylim(low - (2 - high + low) / 2, high + (2 - high + low) / 2)
+        _fit_height(panels[0], [100 * value for points in groups.values() for _, value, _ in points])
         metrics = sorted({record.metric for record in records})
         panels[0].set_ylabel(f"{' or '.join(metrics).capitalize()} on validation (%)")
         handles = _pareto_legend(list(groups), [stage for stage in STAGE_MARKERS if stage in stages])
@@ -65,6 +63,21 @@ def pareto(records: Sequence[TrialRecord]) -> Figure:
             frameon=False,
         )
     return figure
+
+
+def _fit_height(axes: Axes, values: Sequence[float]) -> None:
+    """Neither may a few hundredths of a percent look like a cliff, nor a few failed trials flatten all the others."""
+    low, high = axes.get_ylim()
+    top, tenth = axes.dataLim.ymax, float(np.quantile(values, 0.1))
+    bottom = tenth - (top - tenth) / 2
+    below = sum(value < bottom for value in values)
+    if below and bottom - low > top - bottom:
+        low, high = bottom, top + 0.05 * (top - bottom)
+        note = f"{below} of {len(values)} trials lie below"
+        axes.text(0.5, 0.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="0.35")
+    if high - low < 2:
+        low, high = low - (2 - high + low) / 2, high + (2 - high + low) / 2
+    axes.set_ylim(low, high)
 
 
 def _points(records: Sequence[TrialRecord]) -> list[tuple[str, float, TrialRecord]]:
@@ -214,6 +227,9 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
         left.barh(place, list(values.values()), color=palette(2)[0])
         right.barh(place, [100 * sizes[name] / whole for name in values], color=palette(2)[1])
         left.set(xlabel="Sensitivity (nats)", ylim=(len(values) - 0.4, -0.6))
+        positive = [value for value in values.values() if value > 0]
+        if positive and max(positive) > 100 * min(positive):  # else the greatest would be all there is to see
+            left.set_xscale("log")
         left.set_yticks(place, labels=list(values))
         right.set_xlabel("Share of these layers' parameters (%)")
         for axes in (left, right):

@@ -47,7 +47,7 @@ def radar(records: Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     values = {label: _gains(record) for label, record in chosen.items()}
     ranges = _radar_ranges(list(values.values()), keep)
     with styled():
-        figure = picture(NARROW + 0.6, 3.2 + 0.16 * (len(chosen) + len(without)))
+        figure = picture(NARROW + 1.5, 3.2 + 0.16 * (len(chosen) + len(without)))
         axes = figure.add_subplot(projection="polar")
         _draw_radar_grid(axes, ranges)
         angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)

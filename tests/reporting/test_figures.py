@@ -141,6 +141,17 @@ def test_pareto_of_one_model() -> None:
     assert "recalibrated" not in shown.splitlines()
 
 
+def test_pareto_is_not_flattened_by_a_few_failures() -> None:
+    good = [make_record(trial=n, metrics={"raw": {"accuracy": 0.93 + 0.001 * n}}) for n in range(20)]
+    bad = make_record(trial=20, metrics={"raw": {"accuracy": 0.1}})
+    figure = figures.pareto([*good, bad])
+    assert figure.axes[0].get_ylim()[0] > 85
+    assert "1 of 21 trials lie below" in texts(figure)
+    assert "lie below" not in texts(figures.pareto(good))
+    half = [make_record(trial=n, metrics={"raw": {"accuracy": 0.1 + 0.04 * n}}) for n in range(20)]
+    assert figures.pareto(half).axes[0].get_ylim()[0] < 10  # a spread that is the rule is shown whole
+
+
 def test_pareto_of_several_models() -> None:
     unet = make_baseline(metrics={"validation": {"dice": 0.9}})
     records = [
@@ -262,12 +273,19 @@ def test_names_in_any_script_are_drawn(tmp_path: Path) -> None:
         assert len(figures.save_figure(figure, tmp_path / name)) == 2
 
 
-@pytest.mark.parametrize("name", ["radar", "pareto", "spectra", "sensitivities", "heatmap", "curves"])
+def test_sensitivities_that_differ_by_powers_of_ten_are_on_a_logarithmic_axis() -> None:
+    sizes = {"a": 1, "b": 2, "c": 3}
+    assert figures.sensitivities({"a": 5.0, "b": 0.001, "c": 0.0}, sizes).axes[0].get_xscale() == "log"
+    assert figures.sensitivities({"a": 5.0, "b": 1.0, "c": 0.0}, sizes).axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("name", ["radar", "radar of one", "pareto", "spectra", "sensitivities", "heatmap", "curves"])
 def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp_path: Path) -> None:
     layers = [f"layer{n}.0.downsample.0" for n in range(20)]
     many = [make_record(model=f"a_long_model_name_{n}") for n in range(6)]
     figure = {
         "radar": lambda: figures.radar(many),
+        "radar of one": lambda: figures.radar([make_record(model="cnn")]),
         "pareto": lambda: figures.pareto(many),
         "spectra": lambda: figures.spectra({layer: [2.0, 1.0] for layer in layers}, {layers[0]: 1}),
         "sensitivities": lambda: figures.sensitivities(dict.fromkeys(layers, 0.5), dict.fromkeys(layers, 10)),
