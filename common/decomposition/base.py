@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.decomposition.metric import LayerMoments, Metric
+from common.decomposition.metric import LayerMoments, Metric, pooled_spectrum
 
 Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -36,6 +36,7 @@ class Decomposition(ABC):
 
     Attributes:
         weight: ``(G, O/G, I/G, kh, kw)`` in float64.
+        metric: the norm in which it is best; other methods for the same weight can share it.
         max_ranks: the ranks at which the decomposition is exact.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
             dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
@@ -57,13 +58,18 @@ class Decomposition(ABC):
     ) -> None:
         if weight.dim() not in (2, 4):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be (O, I) or (O, I/groups, kh, kw)")
-        self.dtype = weight.dtype
-        self.shape = tuple(weight.shape)
+        self.original, self.groups = weight.detach(), groups
+        self.dtype, self.shape = weight.dtype, tuple(weight.shape)
         kernel = self.shape[2:] or (1, 1)
-        self.weight = weight.detach().double().reshape(groups, -1, self.shape[1], *kernel)
+        self.weight = self.original.double().reshape(groups, -1, self.shape[1], *kernel)
         self.moments, self.sweeps = moments, sweeps
-        self._metric = metric or Metric(self.weight, moments)
-        self._total = float(self._metric.weighted.square().sum())
+        self.metric = metric or Metric(self.weight, moments)
+        self._total = float(self.metric.weighted.square().sum())
+        self._decompose()
+
+    @abstractmethod
+    def _decompose(self) -> None:
+        """Compute the bases and set ``max_ranks``."""
 
     @abstractmethod
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -132,11 +138,6 @@ class Decomposition(ABC):
         most = self.max_ranks[mode]
         return torch.tensor(sorted({*range(round_to, most + 1, round_to), most}))
 
-    @property
-    def metric(self) -> Metric:
-        """The norm in which this decomposition is best; other methods for the same weight can share it."""
-        return self._metric
-
     def round_up(self, ranks: Ranks, multiple: int) -> Ranks:
         """``ranks`` raised to multiples of ``multiple``, or to the mode's maximum where that is less."""
         raised = (-(-rank // multiple) * multiple for rank in ranks)
@@ -159,3 +160,33 @@ class Decomposition(ABC):
                 f"ranks={ranks} for a weight of shape {self.shape}: at most {self.fit(ranks)} can be used"
             )
         return ranks
+
+
+class OneRank(Decomposition):
+    """A decomposition by the singular values of one matrix that the weight is reshaped to."""
+
+    rank_names = ("rank",)
+
+    def _keep(self, rows: Tensor, columns: int) -> None:
+        """Take over the matrix in its own left basis, ``(G, R, m)``; its greater side before that was ``columns``."""
+        self._spectrum, self._columns = pooled_spectrum(rows), columns
+        self._energy = rows.square().sum(dim=(0, 2)).cumsum(0)
+        self.max_ranks = (rows.shape[1],)
+
+    @property
+    def spectrum(self) -> Tensor:
+        """Singular values of the matrix, descending."""
+        return self._spectrum
+
+    def kept_energy(self, ranks: Ranks) -> float:
+        """Sum of the first r squared singular values."""
+        return float(self._energy[ranks[0] - 1])
+
+    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+        """Every rank, and its error."""
+        ranks = self.ladder(0, round_to)
+        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._energy[ranks - 1])
+
+    def select_ranks(self, select: RankSelector) -> Ranks:
+        """One rank, chosen on the spectrum."""
+        return (select(self._spectrum, self._columns),)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, Metric, leading_basis, pooled_spectrum
+from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
 OUTER_PAIRS = 24
@@ -29,16 +29,8 @@ class HTD(Decomposition):
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
 
-    def __init__(
-        self,
-        weight: Tensor,
-        groups: int = 1,
-        moments: LayerMoments | None = None,
-        sweeps: int = 0,
-        metric: Metric | None = None,
-    ) -> None:
-        super().__init__(weight, groups, moments, sweeps, metric)
-        self._tucker = Tucker2(weight, groups, moments, sweeps, self._metric)
+    def _decompose(self) -> None:
+        self._tucker = Tucker2(self.original, self.groups, self.moments, self.sweeps, self.metric)
         self._kernel = self.weight.shape[3:]
         self._roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         r_in, r_out = self._tucker.max_ranks
@@ -77,9 +69,9 @@ class HTD(Decomposition):
         height, width = self._kernel
         basis, projected = self._root(r_in, r_out)
         reduce, expand = self._tucker.pointwise_factors(r_in, r_out)
-        vertical = self._metric.restore(basis[:, :, :r_mid].mT.unflatten(2, (r_in, height)), "gmsh,hk->gmsk", "height")
+        vertical = self.metric.restore(basis[:, :, :r_mid].mT.unflatten(2, (r_in, height)), "gmsh,hk->gmsk", "height")
         horizontal = projected[:, :r_mid].unflatten(2, (width, r_out)).permute(0, 3, 1, 2)  # (G, r_out, r_mid, kw)
-        horizontal = self._metric.restore(horizontal, "grmw,wl->grml", "width")
+        horizontal = self.metric.restore(horizontal, "grmw,wl->grml", "width")
         horizontal = horizontal.reshape(-1, r_mid, 1, width)
         vertical = vertical.reshape(-1, r_in, height, 1)
         return reduce, vertical.to(self.dtype), horizontal.to(self.dtype), expand

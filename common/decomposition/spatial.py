@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, Metric, leading_basis, pooled_spectrum
+from common.decomposition.base import OneRank, Ranks
+from common.decomposition.metric import leading_basis
 
 
-class SpatialSVD(Decomposition):
+class SpatialSVD(OneRank):
     """Truncated SVD of W reshaped ``(I*kh, kw*O)`` (Jaderberg, Vedaldi and Zisserman 2014, scheme 2).
 
     Factors, with G groups: ``(G*r, I/G, kh, 1)``, then ``(O, r, 1, kw)``, which takes the bias; each takes its own
@@ -17,41 +17,24 @@ class SpatialSVD(Decomposition):
     """
 
     method = "spatial_svd"
-    rank_names = ("rank",)
     axes = ((True, False), (False, True))
 
-    def __init__(
-        self,
-        weight: Tensor,
-        groups: int = 1,
-        moments: LayerMoments | None = None,
-        sweeps: int = 0,
-        metric: Metric | None = None,
-    ) -> None:
-        super().__init__(weight, groups, moments, sweeps, metric)
-        matrix = self._metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
+    def _decompose(self) -> None:
+        matrix = self.metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
         self._basis = leading_basis(matrix)
         self._projected = self._basis.mT @ matrix
-        self._spectrum = pooled_spectrum(self._projected)
-        self._energy = self._projected.square().sum(dim=(0, 2)).cumsum(0)
-        self._columns = max(matrix.shape[1:])
-        self.max_ranks = (self._basis.shape[-1],)
-
-    @property
-    def spectrum(self) -> Tensor:
-        """Singular values of the reshaped weight, descending."""
-        return self._spectrum
+        self._keep(self._projected, max(matrix.shape[1:]))
 
     def _restored(self, rank: int) -> tuple[Tensor, Tensor]:
         """The factors as ``(G, r, I/G, kh)`` and ``(G, O/G, r, kw)``, in float64."""
         inputs, height, width = self.weight.shape[2:]
         vertical = self._basis[:, :, :rank].mT.unflatten(2, (inputs, height))
-        vertical = self._metric.restore(vertical, "grih,gij->grjh", "input")
-        vertical = self._metric.restore(vertical, "grih,hk->grik", "height")
+        vertical = self.metric.restore(vertical, "grih,gij->grjh", "input")
+        vertical = self.metric.restore(vertical, "grih,hk->grik", "height")
         horizontal = self._projected[:, :rank].unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (G, R_out, r, kw)
-        horizontal = self._metric.restore(horizontal, "gsrw,wl->gsrl", "width")
-        horizontal = self._metric.restore_rows(horizontal.unsqueeze(3)).squeeze(3)
-        return vertical, torch.einsum("gos,gsrw->gorw", self._metric.output_basis, horizontal)
+        horizontal = self.metric.restore(horizontal, "gsrw,wl->gsrl", "width")
+        horizontal = self.metric.restore_rows(horizontal.unsqueeze(3)).squeeze(3)
+        return vertical, torch.einsum("gos,gsrw->gorw", self.metric.output_basis, horizontal)
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """``(G*r, I/G, kh, 1)`` and ``(O, r, 1, kw)``."""
@@ -62,16 +45,3 @@ class SpatialSVD(Decomposition):
         """The rank-r weight, in the shape of the original."""
         vertical, horizontal = self._restored(*self.check(ranks))
         return torch.einsum("grih,gorw->goihw", vertical, horizontal).reshape(self.shape).to(self.dtype)
-
-    def kept_energy(self, ranks: Ranks) -> float:
-        """Sum of the first r squared singular values."""
-        return float(self._energy[ranks[0] - 1])
-
-    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
-        """Every rank, and its error."""
-        ranks = self.ladder(0, round_to)
-        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._energy[ranks - 1])
-
-    def select_ranks(self, select: RankSelector) -> Ranks:
-        """One rank, chosen on the spectrum."""
-        return (select(self._spectrum, self._columns),)

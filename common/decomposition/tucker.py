@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
-from common.decomposition.metric import LayerMoments, Metric, leading_basis, pooled_spectrum
+from common.decomposition.metric import leading_basis, pooled_spectrum
 
 
 class Tucker2(Decomposition):
@@ -26,16 +26,8 @@ class Tucker2(Decomposition):
     rank_names = ("r_in", "r_out")
     axes = ((False, False), (True, True), (False, False))
 
-    def __init__(
-        self,
-        weight: Tensor,
-        groups: int = 1,
-        moments: LayerMoments | None = None,
-        sweeps: int = 0,
-        metric: Metric | None = None,
-    ) -> None:
-        super().__init__(weight, groups, moments, sweeps, metric)
-        weighted = self._metric.weighted
+    def _decompose(self) -> None:
+        weighted = self.metric.weighted
         self._output_spectrum = pooled_spectrum(weighted.flatten(2))
         by_input = weighted.transpose(1, 2).flatten(2)
         self._input_basis = leading_basis(by_input)  # (G, I/G, R_in)
@@ -70,7 +62,7 @@ class Tucker2(Decomposition):
 
     def _sweep(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor, Tensor]:
         """Each basis in turn is made the best one given the other (De Lathauwer, De Moor and Vandewalle 2000b)."""
-        weighted = self._metric.weighted
+        weighted = self.metric.weighted
         by_rows = weighted[:, :r_out]
         for _ in range(self.sweeps):
             inputs = leading_basis(by_rows.transpose(1, 2).flatten(2))[:, :, :r_in]
@@ -82,7 +74,7 @@ class Tucker2(Decomposition):
     def outer_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
         """The two channel factors in the coordinates of the weight, ``(G, r_in, I/G)`` and ``(G, O/G, r_out)``."""
         rows, inputs, _ = self.parts(r_in, r_out)
-        return self._metric.restore(inputs.mT, "gri,gij->grj", "input"), self._metric.expand_rows(rows)
+        return self.metric.restore(inputs.mT, "gri,gij->grj", "input"), self.metric.expand_rows(rows)
 
     def pointwise_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
         """The same as 1x1 convolutions, ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
@@ -94,8 +86,8 @@ class Tucker2(Decomposition):
 
     def restore_core(self, core: Tensor) -> Tensor:
         """A core ``(G, r_out, r_in, kh, kw)`` with its spatial modes in the coordinates of the weight."""
-        core = self._metric.restore(core, "grshw,hk->grskw", "height")
-        return self._metric.restore(core, "grshw,wl->grshl", "width")
+        core = self.metric.restore(core, "grshw,hk->grskw", "height")
+        return self.metric.restore(core, "grshw,wl->grshl", "width")
 
     def expand_core(self, core: Tensor) -> Tensor:
         """The weight behind a core that is in the coordinates of the metric, in the shape of the original."""
