@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from common.calibration import recalibrate_bn
 from common.data.bundle import DataBundle, Loader
 from common.metrics import evaluate
 from common.progress import track
@@ -35,6 +36,8 @@ class TrainingSettings:
         distillation: weight in [0, 1] of the teacher's softened logits against the labels, when there is a teacher.
         temperature: that softens both networks' logits for distillation.
         patience: stop after so many epochs without a better validation metric; None never stops early.
+        recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. The moving
+            averages of a short training lag behind its weights.
         amp: bfloat16 autocast; ``auto`` uses it where the processor or GPU has bfloat16 arithmetic.
         seed: of the order of the images and of dropout.
     """
@@ -47,6 +50,7 @@ class TrainingSettings:
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
     patience: Annotated[int, Field(ge=1)] | None = None
+    recalibrate: bool = True
     amp: Literal["auto", "on", "off"] = "auto"
     seed: int = 0
 
@@ -95,6 +99,8 @@ def train(
         data.shuffle(settings.seed + len(run.history))
         start = time.perf_counter()
         loss = run.train_epoch(data.train, description)
+        if settings.recalibrate:
+            recalibrate_bn(model, data.calibration)
         passes, rate = run.step / len(data.train), float(run.schedule.get_last_lr()[0])
         entry = {"epoch": passes, "train_loss": loss, "learning_rate": rate, **evaluate(model, data.validation)}
         run.log({**entry, "seconds": time.perf_counter() - start})

@@ -283,11 +283,15 @@ class _Search:
                 self.writer.note(f"{description} failed: {error}")
                 continue
             record = self.records[number]
+            tuned = evaluate(network, self.data.validation)
+            if tuned["accuracy"] < record.metrics["recalibrated"]["accuracy"]:
+                self.writer.note(f"{description} made it worse ({tuned['accuracy']:.2%}); the network stays as it was")
+                continue
             self.networks[number] = network
             self._write(
                 dataclasses.replace(
                     record,
-                    metrics={**record.metrics, "finetuned": evaluate(network, self.data.validation)},
+                    metrics={**record.metrics, "finetuned": tuned},
                     seconds=record.seconds + time.perf_counter() - start,
                     details={**record.details, "finetuning": history},
                 )

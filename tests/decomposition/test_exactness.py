@@ -128,6 +128,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     ), x
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch's, of its own speed
 @settings(max_examples=120, deadline=None)
 @given(convolutions(), st.sampled_from(sorted(DECOMPOSITIONS)))
 def test_any_convolution_is_exact_at_full_rank(drawn: tuple[nn.Module, Tensor], method: str) -> None:
