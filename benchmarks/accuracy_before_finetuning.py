@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,7 +71,7 @@ def uniform_plan(model: nn.Module, x: torch.Tensor, method: str, budget: Budget,
     return best
 
 
-def measure(model: nn.Module, data: DataBundle) -> pd.DataFrame:
+def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods: Sequence[str]) -> pd.DataFrame:
     """A row for every criterion, share kept, method and step: accuracy in %, and the shares really kept."""
     x = data.example()
     dense = profile(model, x)
@@ -78,7 +79,7 @@ def measure(model: nn.Module, data: DataBundle) -> pd.DataFrame:
     candidates = layer_candidates(trace_layers(model, x), aware, "svd")
     harms = measure_harms(model, candidates, aware, calibration_inputs(data, 1000))
     rows = []
-    cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in KEPT for method in METHODS]
+    cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in shares for method in methods]
     for criterion, kept, method in track(cases, "measuring", unit="case"):
         budget = Budget(**{criterion: kept})
         steps: dict[str, tuple[RankPlan, Decompositions]] = {}
@@ -110,15 +111,17 @@ def measure(model: nn.Module, data: DataBundle) -> pd.DataFrame:
 def show(table: pd.DataFrame, dense: float) -> None:
     """Print the tables, and what is lost against what the peer loses."""
     for criterion, part in table.groupby("criterion", sort=False):
-        wide = part.pivot_table(index=["method", "step"], columns="kept", values="accuracy", sort=False)[list(KEPT)]
+        wide = part.pivot_table(index=["method", "step"], columns="kept", values="accuracy", sort=False)
         print(f"\nAccuracy (%) at the share of {criterion} kept; dense {dense:.1f}")
-        heads = ["method", "step", *(f"{kept:.0%}" for kept in KEPT)]
+        heads = ["method", "step", *(f"{kept:.0%}" for kept in part.kept.unique())]
         print(tabulate(wide.reset_index().to_numpy().tolist(), heads, floatfmt=".1f"))
     rows = []
     for criterion, points in PEER.items():
         for kept, accuracies in points.items():
             for step, theirs in zip(("budget", "recalibrated"), accuracies, strict=True):
                 part = table[(table.criterion == criterion) & (table.kept == kept) & (table.step == step)]
+                if "mixed" not in part.method.to_list():
+                    continue
                 accuracy = float(part[part.method == "mixed"].accuracy.iloc[0])
                 lost, peer_lost = dense - accuracy, PEER_DENSE - theirs
                 rows.append([criterion, f"{kept:.0%}", step, accuracy, lost, peer_lost, lost / peer_lost])
@@ -157,12 +160,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="folder of CIFAR-10's class folders")
     parser.add_argument("--weights", default="finetuned/resnet20-cifar10.safetensors")
+    parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     data = load_data("cifar10", options.data_root, batch_size=500)
     model = load_compressed(options.weights)
     dense = 100 * evaluate(model, data.test)["accuracy"]
-    table = measure(model, data)
+    table = measure(model, data, options.kept, options.methods)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "accuracy_before_finetuning.csv", index=False)
     show(table, dense)

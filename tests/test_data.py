@@ -95,6 +95,8 @@ def test_cifar10_from_class_folders(tmp_path: Path) -> None:
     data = load_data("cifar10", tmp_path)
     assert [len(images_of(getattr(data, part))) for part in PARTS] == [200, 2000, 5000, 30]
     assert data.num_classes == 10
+    augmented = {part for part in PARTS if getattr(data, part).dataset.augment}
+    assert augmented == {"train", "calibration"}
     inputs, targets = next(iter(data.test))
     assert inputs.shape == (30, 3, 32, 32)
     assert targets.tolist() == sorted(list(range(10)) * 3)

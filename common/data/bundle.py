@@ -21,7 +21,8 @@ class DataBundle:
 
     Attributes:
         train: shuffled anew each epoch; the last, smaller batch is left out.
-        calibration: for statistics of the activations, in whole batches; its targets are not looked at.
+        calibration: for statistics of the activations, in whole batches; its targets are not looked at. Its images
+            are augmented as those of training are: BatchNorm's statistics belong to what the network was trained on.
         validation: for every choice that is made.
         test: to be read once, at the end.
         task: ``classification``; targets are class numbers ``(N,)``.

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from common.choices import check_choice
-from common.data.bundle import DataBundle, ImageTensors, Loader, make_loader
+from common.data.bundle import DataBundle, ImageTensors, make_loader
 from common.data.cifar10 import load_cifar10
 from common.data.digits import load_digits
 from common.data.mnist import load_mnist
@@ -61,7 +61,8 @@ def load_data(
             its training images in the validation or test split of another.
         limit: use at most this many images of each split, for quick tries.
         download: fetch ``mnist`` into ``root`` when it is not there.
-        augment: mirror and move the training images at random; None for what suits the set (``cifar10`` alone).
+        augment: mirror and move the images of training and calibration at random; None for what suits the set
+            (``cifar10`` alone).
 
     Raises:
         ValueError: an argument is unknown or out of range.
@@ -87,15 +88,14 @@ def load_data(
         images = images[:limit] if images.dim() == 4 else images[:limit].unsqueeze(1)
         return ImageTensors(images, labels[:limit], image_size, recipe.mean, recipe.deviation, augment)
 
-    def loader(part: str, whole_batches: bool = False) -> Loader:
-        return make_loader(dataset(images[parts[part]], labels[parts[part]]), batch_size, whole_batches=whole_batches)
+    def split(part: str, augment: bool = False) -> ImageTensors:
+        return dataset(images[parts[part]], labels[parts[part]], augment)
 
-    train = dataset(images[parts["train"]], labels[parts["train"]], augment)
     return DataBundle(
         name=name,
-        train=make_loader(train, batch_size, whole_batches=True, shuffle_seed=seed),
-        calibration=loader("calibration", whole_batches=True),
-        validation=loader("validation"),
+        train=make_loader(split("train", augment), batch_size, whole_batches=True, shuffle_seed=seed),
+        calibration=make_loader(split("calibration", augment), batch_size, whole_batches=True),
+        validation=make_loader(split("validation"), batch_size),
         test=make_loader(dataset(test_images, test_labels), batch_size),
         num_classes=int(labels.max()) + 1,
         image_size=image_size,
