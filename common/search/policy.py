@@ -49,7 +49,7 @@ class Policy:
         positive = [value for value in sensitivities.values() if value > 0]
         median = statistics.median(positive) if positive else 1.0
         for name, choices in candidates.items():
-            harm = torch.tensor(_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
+            harm = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
             size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
             logits[name] = -(alpha * harm + beta * size) / temperature
             logits[name][[choice is None for choice in choices]] = -torch.inf
@@ -85,7 +85,7 @@ class Policy:
             self._probabilities[name] = (1 - floor) * moved + floor * possible / possible.sum()
 
 
-def _divergences(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
+def _expected_divergences(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
     reference = reference_candidate(choices)
     if reference is None:
         return [0.0] * len(choices)
