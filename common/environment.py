@@ -1,4 +1,4 @@
-"""What a result depends on besides the code: versions, machine, threads."""
+"""What a result depends on besides the code: versions, machine, threads; and what the hardware can do."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def describe_environment() -> dict[str, Any]:
 def default_device() -> torch.device:
     """The first GPU where there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16; one that only imitates it is slower than with float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # an older torch has none: no bfloat16 there
+    capabilities: dict[str, Any] = ask()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.decomposition.metric import LayerMoments, Metric, pooled_spectrum
+from common.decomposition.metric import DataMetric, LayerMoments, Metric, pooled_spectrum
 
 Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -32,12 +33,12 @@ class Decomposition(ABC):
             and HTD; the SVDs are optimal as they are).
         metric: that of this weight and these moments, where another decomposition has made it already.
 
-    All computation is in float64; factors come back in the weight's own dtype.
+    Nothing is computed before it is asked for. Bases for all ranks are computed in float64, sweeps at given ranks in
+    the weight's own dtype; factors come back in that.
 
     Attributes:
-        weight: ``(G, O/G, I/G, kh, kw)`` in float64.
+        grouped: the weight as ``(G, O/G, I/G, kh, kw)``.
         metric: the norm in which it is best; other methods for the same weight can share it.
-        max_ranks: the ranks at which the decomposition is exact.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
             dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
             ``ranks[i] * groups`` channels.
@@ -46,7 +47,6 @@ class Decomposition(ABC):
     method: ClassVar[str]
     rank_names: ClassVar[tuple[str, ...]]
     axes: ClassVar[tuple[tuple[bool, bool], ...]]
-    max_ranks: Ranks
 
     def __init__(
         self,
@@ -60,16 +60,26 @@ class Decomposition(ABC):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be (O, I) or (O, I/groups, kh, kw)")
         self.original, self.groups = weight.detach(), groups
         self.dtype, self.shape = weight.dtype, tuple(weight.shape)
-        kernel = self.shape[2:] or (1, 1)
-        self.weight = self.original.double().reshape(groups, -1, self.shape[1], *kernel)
+        self.kernel = self.shape[2:] or (1, 1)
         self.moments, self.sweeps = moments, sweeps
-        self.metric = metric or Metric(self.weight, moments)
-        self._total = float(self.metric.weighted.square().sum())
-        self._decompose()
+        self.grouped = self.original.reshape(groups, -1, self.shape[1], *self.kernel)
+        self.metric = metric or (Metric(self.grouped) if moments is None else DataMetric(self.grouped, moments))
 
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """Of factors at given ranks: float64 with moments, whose variances span many orders; else float32 or more."""
+        return torch.float64 if self.moments is not None else torch.promote_types(self.dtype, torch.float32)
+
+    @cached_property
+    def _total(self) -> float:
+        """Squared norm of the weight in the metric."""
+        tensor = self.metric.weight if self.moments is None else self.metric.weighted
+        return float(tensor.square().sum())
+
+    @property
     @abstractmethod
-    def _decompose(self) -> None:
-        """Compute the bases and set ``max_ranks``."""
+    def max_ranks(self) -> Ranks:
+        """The ranks at which the decomposition is exact."""
 
     @abstractmethod
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -80,8 +90,8 @@ class Decomposition(ABC):
         """The weight that the factors stand for, in the shape and dtype of the original."""
 
     @abstractmethod
-    def kept_energy(self, ranks: Ranks) -> float:
-        """``||W'||^2`` in the metric; W' is an orthogonal projection of W there, so the error is the rest."""
+    def lost_energy(self, ranks: Ranks) -> float:
+        """``||W - W'||^2`` in the metric, where W' is an orthogonal projection of W."""
 
     @abstractmethod
     def select_ranks(self, select: RankSelector) -> Ranks:
@@ -107,18 +117,18 @@ class Decomposition(ABC):
     def relative_error(self, ranks: Ranks) -> float:
         """``||W - W'|| / ||W||`` in the metric, without building W'; 0 for a weight that is zero."""
         ranks = self.check(ranks)
-        return math.sqrt(max(0.0, 1 - self.kept_energy(ranks) / self._total)) if self._total else 0.0
+        return math.sqrt(max(0.0, self.lost_energy(ranks)) / self._total) if self._total else 0.0
 
-    def errors_of(self, kept_energy: Tensor) -> Floats:
-        """Relative errors from what is kept of the energy, any shape."""
-        lost = 1 - kept_energy / self._total if self._total else torch.zeros_like(kept_energy)
-        return lost.clamp(min=0).sqrt().cpu().numpy()
+    def errors_of(self, lost_energy: Tensor) -> Floats:
+        """Relative errors from what is lost of the energy, any shape."""
+        share = lost_energy / self._total if self._total else torch.zeros_like(lost_energy)
+        return share.clamp(min=0).sqrt().cpu().numpy()
 
     def bias_shift(self, ranks: Ranks) -> Tensor | None:
         """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
         if self.moments is None:
             return None
-        lost = self.weight - self.reconstruct(ranks).double().reshape(self.weight.shape)
+        lost = self.metric.weight - self.reconstruct(ranks).double().reshape(self.grouped.shape)
         return torch.einsum("goihw,gihw->go", lost, self.moments.patch_mean).flatten().to(self.dtype)
 
     def cap(self, rank: int) -> Ranks:
@@ -167,26 +177,41 @@ class OneRank(Decomposition):
 
     rank_names = ("rank",)
 
-    def _keep(self, rows: Tensor, columns: int) -> None:
-        """Take over the matrix in its own left basis, ``(G, R, m)``; its greater side before that was ``columns``."""
-        self._spectrum, self._columns = pooled_spectrum(rows), columns
-        self._energy = rows.square().sum(dim=(0, 2)).cumsum(0)
-        self.max_ranks = (rows.shape[1],)
+    @property
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """The matrix in its own left basis, ``(G, R, m)``, leading first, in float64."""
 
     @property
+    @abstractmethod
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the matrix."""
+
+    @property
+    def max_ranks(self) -> Ranks:
+        """The lesser side of the matrix."""
+        return (min(self.sides),)
+
+    @cached_property
     def spectrum(self) -> Tensor:
         """Singular values of the matrix, descending."""
-        return self._spectrum
+        return pooled_spectrum(self.rows)
 
-    def kept_energy(self, ranks: Ranks) -> float:
-        """Sum of the first r squared singular values."""
-        return float(self._energy[ranks[0] - 1])
+    @cached_property
+    def _lost(self) -> Tensor:
+        """What is lost at the ranks 1, 2, ...: the sum of the squared singular values behind, 0 at full rank."""
+        energy = self.rows.square().sum(dim=(0, 2))
+        return torch.cat([energy.flip(0).cumsum(0).flip(0)[1:], energy.new_zeros(1)])
+
+    def lost_energy(self, ranks: Ranks) -> float:
+        """Sum of the squared singular values behind the first r."""
+        return float(self._lost[ranks[0] - 1])
 
     def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
         """Every rank, and its error."""
         ranks = self.ladder(0, round_to)
-        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._energy[ranks - 1])
+        return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._lost[ranks - 1])
 
     def select_ranks(self, select: RankSelector) -> Ranks:
         """One rank, chosen on the spectrum."""
-        return (select(self._spectrum, self._columns),)
+        return (select(self.spectrum, max(self.sides)),)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,12 +31,19 @@ class HTD(Decomposition):
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
 
-    def _decompose(self) -> None:
-        self._tucker = Tucker2(self.original, self.groups, self.moments, self.sweeps, self.metric)
-        self._kernel = self.weight.shape[3:]
-        self._roots: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    @cached_property
+    def _tucker(self) -> Tucker2:
+        return Tucker2(self.original, self.groups, self.moments, self.sweeps, self.metric)
+
+    @cached_property
+    def _roots(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        return {}
+
+    @property
+    def max_ranks(self) -> Ranks:
+        """Those of Tucker-2, and what the core they leave can be split into."""
         r_in, r_out = self._tucker.max_ranks
-        self.max_ranks = (r_in, self._most_middle(r_in, r_out), r_out)
+        return r_in, self._most_middle(r_in, r_out), r_out
 
     @property
     def spectrum(self) -> Tensor:
@@ -42,7 +51,7 @@ class HTD(Decomposition):
         return self._tucker.spectrum
 
     def _most_middle(self, r_in: int, r_out: int) -> int:
-        return min(r_in * self._kernel[0], r_out * self._kernel[1])
+        return min(r_in * self.kernel[0], r_out * self.kernel[1])
 
     def fraction(self, share: float) -> Ranks:
         """``share`` of the maximum at the leaves, and for ``r_mid`` of what the leaves' ranks allow."""
@@ -66,7 +75,7 @@ class HTD(Decomposition):
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """``(G*r_in, I/G, 1, 1)``, ``(G*r_mid, r_in, kh, 1)``, ``(G*r_out, r_mid, 1, kw)``, ``(O, r_out, 1, 1)``."""
         r_in, r_mid, r_out = self.check(ranks)
-        height, width = self._kernel
+        height, width = self.kernel
         basis, projected = self._root(r_in, r_out)
         reduce, expand = self._tucker.pointwise_factors(r_in, r_out)
         vertical = self.metric.restore(basis[:, :, :r_mid].mT.unflatten(2, (r_in, height)), "gmsh,hk->gmsk", "height")
@@ -84,11 +93,11 @@ class HTD(Decomposition):
         core = matrix.unflatten(1, (r_in, -1)).unflatten(3, (-1, r_out))  # (G, r_in, kh, kw, r_out)
         return self._tucker.expand_core(core.permute(0, 4, 1, 2, 3))
 
-    def kept_energy(self, ranks: Ranks) -> float:
-        """Squared norm of the core after its truncation to ``r_mid``."""
+    def lost_energy(self, ranks: Ranks) -> float:
+        """What Tucker-2 loses, and what the truncation of its core to ``r_mid`` does."""
         r_in, r_mid, r_out = ranks
-        projected = self._root(r_in, r_out)[1]
-        return float(torch.sum(projected[:, :r_mid].square()))
+        behind = self._root(r_in, r_out)[1][:, r_mid:]
+        return self._tucker.lost_energy((r_in, r_out)) + float(behind.double().square().sum())
 
     def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
         """All middle ranks at a choice of outer ones, and their errors.
@@ -103,16 +112,18 @@ class HTD(Decomposition):
         chosen = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
         tables, kept = [], []
         for r_in, r_out in pairs[chosen].astype(int).tolist():
-            energy = _split(self._tucker.corner(r_in, r_out))[1].square().sum(dim=(0, 2)).cumsum(0)
+            projected = _split(self._tucker.corner(r_in, r_out).to(self.working_dtype))[1]
+            energy = projected.double().square().sum(dim=(0, 2))
+            lost = self._tucker.hosvd_loss(r_in, r_out) + energy.sum() - energy.cumsum(0)
             middle = torch.tensor(sorted({*range(round_to, len(energy) + 1, round_to), len(energy)}))
             tables.append(np.stack([np.full(len(middle), r_in), middle.numpy(), np.full(len(middle), r_out)], axis=1))
-            kept.append(self.errors_of(energy[middle - 1]))
+            kept.append(self.errors_of(lost[middle - 1]))
         return np.concatenate(tables).astype(np.float64), np.concatenate(kept)
 
     def select_ranks(self, select: RankSelector) -> Ranks:
         """The leaves' ranks on their own spectra, then the root's on the spectrum of the core that they leave."""
         r_in, r_out = self._tucker.select_ranks(select)
-        height, width = self._kernel
+        height, width = self.kernel
         columns = max(r_in * height, r_out * width)
         return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1]), columns), r_out
 

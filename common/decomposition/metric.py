@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,46 +37,35 @@ class LayerMoments:
 class Metric:
     """The weight in coordinates in which the plain Frobenius norm is the error that is to be small.
 
-    Without moments that is the norm of the weight itself. With them it is ``E||(W - W')p||^2`` over centred patches p:
-    output rows lie in the eigenbasis of the covariance of the outputs, each scaled to the variance that was measured
-    along it (for the SVD this alone is optimal, Zhang et al. 2015, section 3.1), and the other modes are multiplied
-    by the roots of their covariances.
+    This one is for a weight without data: the norm is that of the weight itself, and only its rows are turned, into
+    their leading basis. Nothing is computed before it is asked for.
 
     Args:
         weight: ``(G, O, I, kh, kw)``, O and I those of one group.
-        moments: of the layer, or None.
-
-    Attributes:
-        output_basis: ``(G, O, R)``, orthonormal, leading first; it spans the weight's rows.
-        projected: the weight in that basis, ``(G, R, I, kh, kw)``.
-        weighted: ``projected`` in the coordinates of the norm, of the same shape.
     """
 
-    def __init__(self, weight: Tensor, moments: LayerMoments | None) -> None:
-        self._inverse: dict[str, Tensor] = {}
-        if moments is None:
-            self.output_basis = leading_basis(weight.flatten(2))
-            self.projected = self.weighted = self._project(weight)
-            return
-        self.output_basis, variances = _output_basis(weight, moments.output_covariance)
-        self.projected = self._project(weight)
-        weighted = self.projected
-        for mode, covariance, equation in (
-            ("input", moments.input_covariance, "grihw,gij->grjhw"),
-            ("height", moments.height_covariance, "grihw,hk->grikw"),
-            ("width", moments.width_covariance, "grihw,wl->grihl"),
-        ):
-            if covariance is not None:
-                root, self._inverse[mode] = _roots(covariance)
-                weighted = torch.einsum(equation, weighted, root)
-        energy = weighted.square().sum(dim=(2, 3, 4))
-        scale = (variances / energy).sqrt()
-        scale = torch.where(energy > 0, scale, 1.0)[:, :, None, None, None]
-        self._inverse["output"] = 1 / scale
-        self.weighted = weighted * scale
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
 
-    def _project(self, weight: Tensor) -> Tensor:
-        return torch.einsum("gor,goihw->grihw", self.output_basis, weight)
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weight in float64."""
+        return self._weight.double()
+
+    @cached_property
+    def output_basis(self) -> Tensor:
+        """``(G, O, R)``, orthonormal, leading first; it spans the weight's rows."""
+        return leading_basis(self.weight.flatten(2))
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """The weight in that basis, ``(G, R, I, kh, kw)``."""
+        return torch.einsum("gor,goihw->grihw", self.output_basis, self.weight)
+
+    @property
+    def weighted(self) -> Tensor:
+        """``projected`` in the coordinates of the norm, of the same shape."""
+        return self.projected
 
     def restore(self, tensor: Tensor, equation: str, mode: str) -> Tensor:
         """``tensor`` with one of its modes back in the weight's own coordinates.
@@ -86,16 +76,80 @@ class Metric:
                 ``(kh, kh)`` for ``height`` and ``(kw, kw)`` for ``width``.
             mode: ``input``, ``height`` or ``width``.
         """
-        return torch.einsum(equation, tensor, self._inverse[mode]) if mode in self._inverse else tensor
+        return tensor
 
     def expand_rows(self, rows: Tensor) -> Tensor:
         """``(G, R, r)`` of combinations of the weighted rows to channels of the output, ``(G, O, r)``."""
-        scaled = rows * self._inverse["output"][:, :, :, 0, 0] if "output" in self._inverse else rows
-        return self.output_basis @ scaled
+        return self.output_basis @ rows
 
     def restore_rows(self, core: Tensor) -> Tensor:
         """``(G, r, a, b, c)`` with its rows, the first r of the output basis, back in their own scale."""
-        return core * self._inverse["output"][:, : core.shape[1]] if "output" in self._inverse else core
+        return core
+
+
+class DataMetric(Metric):
+    """The norm is ``E||(W - W')p||^2`` over centred patches p of the layer's data.
+
+    Output rows lie in the eigenbasis of the covariance of the outputs, each scaled to the variance that was measured
+    along it (for the SVD this alone is optimal, Zhang et al. 2015, section 3.1), and the other modes are multiplied
+    by the roots of their covariances.
+
+    Args:
+        weight: ``(G, O, I, kh, kw)``, O and I those of one group.
+        moments: of the layer.
+    """
+
+    def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
+        super().__init__(weight)
+        self._moments = moments
+
+    @cached_property
+    def _output(self) -> tuple[Tensor, Tensor]:
+        return _output_basis(self.weight, self._moments.output_covariance)
+
+    @cached_property
+    def output_basis(self) -> Tensor:
+        """``(G, O, R)``, orthonormal, leading first; it spans the weight's rows."""
+        return self._output[0]
+
+    @cached_property
+    def _roots(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mode -> the root of its covariance and the root's inverse."""
+        moments = self._moments
+        covariances = {
+            "input": moments.input_covariance,
+            "height": moments.height_covariance,
+            "width": moments.width_covariance,
+        }
+        return {mode: _root(covariance) for mode, covariance in covariances.items() if covariance is not None}
+
+    @cached_property
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """The weighted tensor, and the scale of each of its rows, ``(G, R, 1, 1, 1)``."""
+        weighted = self.projected
+        equations = {"input": "grihw,gij->grjhw", "height": "grihw,hk->grikw", "width": "grihw,wl->grihl"}
+        for mode, (root, _) in self._roots.items():
+            weighted = torch.einsum(equations[mode], weighted, root)
+        energy = weighted.square().sum(dim=(2, 3, 4))
+        scale = torch.where(energy > 0, (self._output[1] / energy).sqrt(), 1.0)[:, :, None, None, None]
+        return weighted * scale, scale
+
+    @property
+    def weighted(self) -> Tensor:
+        """``projected`` in the coordinates of the norm, of the same shape."""
+        return self._scaled[0]
+
+    def restore(self, tensor: Tensor, equation: str, mode: str) -> Tensor:
+        """See :meth:`Metric.restore`."""
+        return torch.einsum(equation, tensor, self._roots[mode][1]) if mode in self._roots else tensor
+
+    def expand_rows(self, rows: Tensor) -> Tensor:
+        """See :meth:`Metric.expand_rows`."""
+        return self.output_basis @ (rows / self._scaled[1][:, :, :, 0, 0])
+
+    def restore_rows(self, core: Tensor) -> Tensor:
+        """See :meth:`Metric.restore_rows`."""
+        return core / self._scaled[1][:, : core.shape[1]]
 
 
 def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +169,7 @@ def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     return span @ vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 
 
-def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """The symmetric square root of a covariance of unit mean variance, with the ridge, and its inverse."""
     variances, vectors = torch.linalg.eigh(covariance)
     mean = variances.clamp(min=0).mean(-1, keepdim=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -19,19 +22,31 @@ class SpatialSVD(OneRank):
     method = "spatial_svd"
     axes = ((True, False), (False, True))
 
-    def _decompose(self) -> None:
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Input channels times height, output channels times width, of a group."""
+        rows = min(self.shape[0] // self.groups, math.prod(self.shape[1:]))  # more outputs hold nothing new
+        return self.shape[1] * self.kernel[0], rows * self.kernel[1]
+
+    @cached_property
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Left basis ``(G, I*kh, R)`` of the matrix, and the matrix in it."""
         matrix = self.metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
-        self._basis = leading_basis(matrix)
-        self._projected = self._basis.mT @ matrix
-        self._keep(self._projected, max(matrix.shape[1:]))
+        basis = leading_basis(matrix)
+        return basis, basis.mT @ matrix
+
+    @property
+    def rows(self) -> Tensor:
+        """The matrix in its left basis."""
+        return self._split[1]
 
     def _restored(self, rank: int) -> tuple[Tensor, Tensor]:
         """The factors as ``(G, r, I/G, kh)`` and ``(G, O/G, r, kw)``, in float64."""
-        inputs, height, width = self.weight.shape[2:]
-        vertical = self._basis[:, :, :rank].mT.unflatten(2, (inputs, height))
+        inputs, (height, width) = self.shape[1], self.kernel
+        vertical = self._split[0][:, :, :rank].mT.unflatten(2, (inputs, height))
         vertical = self.metric.restore(vertical, "grih,gij->grjh", "input")
         vertical = self.metric.restore(vertical, "grih,hk->grik", "height")
-        horizontal = self._projected[:, :rank].unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (G, R_out, r, kw)
+        horizontal = self.rows[:, :rank].unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (G, R_out, r, kw)
         horizontal = self.metric.restore(horizontal, "gsrw,wl->gsrl", "width")
         horizontal = self.metric.restore_rows(horizontal.unsqueeze(3)).squeeze(3)
         return vertical, torch.einsum("gos,gsrw->gorw", self.metric.output_basis, horizontal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from common.decomposition.base import OneRank, Ranks
@@ -18,9 +20,15 @@ class SVD(OneRank):
     method = "svd"
     axes = ((True, True), (False, False))
 
-    def _decompose(self) -> None:
-        rows = self.metric.weighted.flatten(2)
-        self._keep(rows, max(self.weight.shape[1], rows.shape[2]))
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Output channels of a group, and the elements of one of its filters."""
+        return self.shape[0] // self.groups, math.prod(self.shape[1:])
+
+    @property
+    def rows(self) -> Tensor:
+        """The weight in its left basis."""
+        return self.metric.weighted.flatten(2)
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """``(G*r, I/G, kh, kw)`` and ``(O, r, 1, 1)``; for a Linear ``(r, I)`` and ``(O, r)``."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
 from common.decomposition.metric import leading_basis, pooled_spectrum
+from common.decomposition.subspace import leading_subspace
+
+Parts = tuple[Tensor, Tensor, Tensor]
 
 
 class Tucker2(Decomposition):
-    """``W ~ core x_O U_O x_I U_I``: HOSVD (De Lathauwer 2000; Kim 2016 for CNNs), and HOOI sweeps when asked.
+    """``W ~ core x_O U_O x_I U_I``: HOSVD (De Lathauwer 2000; Kim 2016 for CNNs), or HOOI sweeps when asked.
 
     The bases of the HOSVD are nested, so the core at any ranks is a corner of the full core, and the error at all
-    ranks is one table. At given ranks, sweeps of the higher-order orthogonal iteration improve them further; those
-    bases serve these ranks alone.
+    ranks is one table. Sweeps of the higher-order orthogonal iteration at given ranks find better bases, and without
+    those for all ranks; they serve these ranks alone.
 
     Factors, with G groups: ``(G*r_in, I/G, 1, 1)``, the core ``(G*r_out, r_in, kh, kw)``, which takes the layer's
     stride, padding and dilation, and ``(O, r_out, 1, 1)`` with its bias. Ranks: ``(r_in, r_out)``.
@@ -25,60 +29,78 @@ class Tucker2(Decomposition):
     method = "tucker2"
     rank_names = ("r_in", "r_out")
     axes = ((False, False), (True, True), (False, False))
+    _swept: tuple[Ranks, Parts] | None = None
 
-    def _decompose(self) -> None:
-        weighted = self.metric.weighted
-        self._output_spectrum = pooled_spectrum(weighted.flatten(2))
-        by_input = weighted.transpose(1, 2).flatten(2)
-        self._input_basis = leading_basis(by_input)  # (G, I/G, R_in)
-        self._input_spectrum = pooled_spectrum(self._input_basis.mT @ by_input)
-        self._core = torch.einsum("grihw,gis->grshw", weighted, self._input_basis)  # (G, R_out, R_in, kh, kw)
-        self._energy = self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
-        self._swept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-        self.max_ranks = (self._input_basis.shape[-1], self._core.shape[1])
+    @cached_property
+    def max_ranks(self) -> Ranks:
+        """Channels, or what the other mode and the kernel can tell apart where that is less."""
+        outputs, inputs = self.grouped.shape[1:3]
+        return self.fit((inputs, outputs))
+
+    @cached_property
+    def _input_basis(self) -> Tensor:
+        """``(G, I/G, R_in)``."""
+        return leading_basis(self.metric.weighted.transpose(1, 2).flatten(2))
+
+    @cached_property
+    def _core(self) -> Tensor:
+        """The core of the HOSVD at full ranks, ``(G, R_out, R_in, kh, kw)``."""
+        return torch.einsum("grihw,gis->grshw", self.metric.weighted, self._input_basis)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """``(R_out, R_in)``: the energy in each corner of the core."""
+        return self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
 
     @property
     def spectrum(self) -> Tensor:
         """Singular values along the output channels, descending."""
-        return self._output_spectrum
+        return pooled_spectrum(self.metric.weighted.flatten(2))
 
-    def parts(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Both bases ``(G, R_out, r_out)`` and ``(G, I/G, r_in)`` and the core ``(G, r_out, r_in, kh, kw)``.
+    def parts(self, r_in: int, r_out: int) -> Parts:
+        """The factors' ``(G, O/G, r_out)`` and ``(G, r_in, I/G)``, and the core ``(G, r_out, r_in, kh, kw)``.
 
-        All are in the coordinates of the metric. Those of the HOSVD are slices; swept ones are kept once made.
+        The core is in the coordinates of the metric. Swept parts are kept until other ranks are asked for.
         """
         if not self.sweeps or (r_in, r_out) == self.max_ranks:
             core = self.corner(r_in, r_out)
             rows = torch.eye(self._core.shape[1], r_out, dtype=core.dtype, device=core.device)
-            return rows.expand(len(core), -1, -1), self._input_basis[:, :, :r_in], core
-        if (r_in, r_out) not in self._swept:
-            self._swept.clear()  # swept bases serve one pair of ranks; the factors of one network are made in turn
-            self._swept[r_in, r_out] = self._sweep(r_in, r_out)
-        return self._swept[r_in, r_out]
+            expand = self.metric.expand_rows(rows.expand(len(core), -1, -1))
+            reduce = self._restore_inputs(self._input_basis[:, :, :r_in])
+            return expand.to(self.working_dtype), reduce.to(self.working_dtype), core.to(self.working_dtype)
+        if self._swept is None or self._swept[0] != (r_in, r_out):
+            self._swept = (r_in, r_out), self._sweep(r_in, r_out)
+        return self._swept[1]
 
     def corner(self, r_in: int, r_out: int) -> Tensor:
         """The core of the HOSVD at these ranks, ``(G, r_out, r_in, kh, kw)``."""
         return self._core[:, :r_out, :r_in]
 
-    def _sweep(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Each basis in turn is made the best one given the other (De Lathauwer, De Moor and Vandewalle 2000b)."""
-        weighted = self.metric.weighted
-        by_rows = weighted[:, :r_out]
-        for _ in range(self.sweeps):
-            inputs = leading_basis(by_rows.transpose(1, 2).flatten(2))[:, :, :r_in]
-            by_inputs = torch.einsum("grihw,gis->grshw", weighted, inputs)
-            rows = leading_basis(by_inputs.flatten(2))[:, :, :r_out]
-            by_rows = torch.einsum("grihw,grs->gsihw", weighted, rows)
-        return rows, inputs, torch.einsum("grshw,grt->gtshw", by_inputs, rows)
+    def _sweep(self, r_in: int, r_out: int) -> Parts:
+        """A sequentially truncated HOSVD (Vannieuwenhoven 2012), then each basis in turn made the best for the other.
 
-    def outer_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
-        """The two channel factors in the coordinates of the weight, ``(G, r_in, I/G)`` and ``(G, O/G, r_out)``."""
-        rows, inputs, _ = self.parts(r_in, r_out)
-        return self.metric.restore(inputs.mT, "gri,gij->grj", "input"), self.metric.expand_rows(rows)
+        The turns are those of De Lathauwer, De Moor and Vandewalle (2000b). A plain weight is taken as it is, in
+        single precision where it comes so: no basis for all ranks is ever computed.
+        """
+        tensor = self.grouped.to(self.working_dtype) if self.moments is None else self.metric.weighted
+        rows = leading_subspace(tensor.flatten(2), r_out)
+        by_rows = torch.einsum("goihw,gor->grihw", tensor, rows)
+        inputs = leading_subspace(by_rows.transpose(1, 2).flatten(2), r_in)
+        for _ in range(self.sweeps):
+            by_inputs = torch.einsum("goihw,gis->goshw", tensor, inputs)
+            rows = leading_subspace(by_inputs.flatten(2), r_out, rows)
+            by_rows = torch.einsum("goihw,gor->grihw", tensor, rows)
+            inputs = leading_subspace(by_rows.transpose(1, 2).flatten(2), r_in, inputs)
+        core = torch.einsum("grihw,gis->grshw", by_rows, inputs)
+        expand = rows if self.moments is None else self.metric.expand_rows(rows)
+        return expand, self._restore_inputs(inputs), core
+
+    def _restore_inputs(self, basis: Tensor) -> Tensor:
+        return self.metric.restore(basis.mT, "gri,gij->grj", "input")
 
     def pointwise_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
-        """The same as 1x1 convolutions, ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
-        reduce, expand = self.outer_factors(r_in, r_out)
+        """The outer factors as 1x1 convolutions, ``(G*r_in, I/G, 1, 1)`` and ``(O, r_out, 1, 1)``."""
+        expand, reduce, _ = self.parts(r_in, r_out)
         return (
             reduce.reshape(-1, self.shape[1], 1, 1).to(self.dtype),
             expand.reshape(self.shape[0], r_out, 1, 1).to(self.dtype),
@@ -91,8 +113,7 @@ class Tucker2(Decomposition):
 
     def expand_core(self, core: Tensor) -> Tensor:
         """The weight behind a core that is in the coordinates of the metric, in the shape of the original."""
-        r_out, r_in = core.shape[1:3]
-        reduce, expand = self.outer_factors(r_in, r_out)
+        expand, reduce, _ = self.parts(core.shape[2], core.shape[1])
         weight = torch.einsum("gor,grshw,gsi->goihw", expand, self.restore_core(core), reduce)
         return weight.reshape(self.shape).to(self.dtype)
 
@@ -107,31 +128,37 @@ class Tucker2(Decomposition):
         """The weight projected on both bases, in the shape of the original."""
         return self.expand_core(self.parts(*self.check(ranks))[2])
 
-    def kept_energy(self, ranks: Ranks) -> float:
-        """``||core||^2`` at these ranks."""
-        r_in, r_out = ranks
-        if self.sweeps:
-            return float(self.parts(r_in, r_out)[2].square().sum())
-        return float(self._energy[r_out - 1, r_in - 1])
+    def lost_energy(self, ranks: Ranks) -> float:
+        """What is not in the core at these ranks."""
+        if not self.sweeps:
+            return self.hosvd_loss(*ranks)
+        if self.moments is None:  # single precision could not tell a small loss from the difference of the energies
+            return float((self.original - self.reconstruct(ranks)).double().square().sum())
+        return self._total - float(self.parts(*ranks)[2].square().sum())
+
+    def hosvd_loss(self, r_in: int, r_out: int) -> float:
+        """What is lost at these ranks without sweeps."""
+        return self._total - float(self._kept[r_out - 1, r_in - 1])
 
     def fit(self, ranks: Ranks) -> Ranks:
         """A rank that is more than the other times the kernel's elements carries nothing: it is lowered to that."""
         r_in, r_out = ranks
-        elements = self.weight.shape[3] * self.weight.shape[4]
+        elements = math.prod(self.kernel)
         return min(r_in, r_out * elements), min(r_out, r_in * elements)
 
     def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
         """Every pair of ranks, and its error by HOSVD, which sweeps can only lower."""
         inputs, outputs = self.ladder(0, round_to), self.ladder(1, round_to)
-        errors = self.errors_of(self._energy[outputs - 1][:, inputs - 1].T)
+        errors = self.errors_of(self._total - self._kept[outputs - 1][:, inputs - 1].T)
         pairs = torch.cartesian_prod(inputs, outputs)
-        elements = self.weight.shape[3] * self.weight.shape[4]
+        elements = math.prod(self.kernel)
         usable = (pairs[:, 0] <= pairs[:, 1] * elements) & (pairs[:, 1] <= pairs[:, 0] * elements)
         return pairs[usable].double().numpy(), errors.flatten()[usable.numpy()]
 
     def select_ranks(self, select: RankSelector) -> Ranks:
         """``r_in`` and ``r_out``, each chosen on the singular values of its own unfolding."""
-        outputs, inputs, *kernel = self.weight.shape[1:]
-        elements = math.prod(kernel)
-        r_in = select(self._input_spectrum, max(inputs, outputs * elements))
-        return self.fit((r_in, select(self._output_spectrum, max(outputs, inputs * elements))))
+        outputs, inputs = self.grouped.shape[1:3]
+        elements = math.prod(self.kernel)
+        by_input = pooled_spectrum(self._core.transpose(1, 2).flatten(2))
+        r_in = select(by_input, max(inputs, outputs * elements))
+        return self.fit((r_in, select(self.spectrum, max(outputs, inputs * elements))))

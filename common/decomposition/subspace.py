@@ -1,0 +1,65 @@
+"""The leading subspace of a matrix when only a given rank of it is wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.decomposition.metric import leading_basis
+from common.environment import has_bfloat16
+
+EXACT = 128
+"""Up to so many rows all eigenvectors cost less than looking for some of them."""
+FLAT = 2.0
+"""A spectrum is flat when the mean square of its eigenvalues is at most this many times their squared mean."""
+DEGREE = 5
+
+
+def leading_subspace(matrix: Tensor, rank: int, start: Tensor | None = None) -> Tensor:
+    """An orthonormal basis ``(G, n, rank)`` of the directions in which a batch of matrices has most of its energy.
+
+    Weights of wide layers have flat spectra: thousands of directions of nearly the same energy. Telling each from the
+    next is most of the work of an eigensolver and gains nothing, so for these the subspace alone is iterated, by
+    Chebyshev polynomials of the Gram matrix that damp what lies below (Zhou, Saad, Tiago and
+    Chelikowsky 2006); as all eigenvalues are of one order, bfloat16 serves for the Gram matrix where there is
+    arithmetic for it. Any other matrix, and any in double precision, gets its exact singular vectors.
+
+    Args:
+        matrix: ``(G, n, m)``.
+        rank: at most ``min(n, m)``.
+        start: a basis ``(G, n, rank)`` near the one that is looked for.
+    """
+    rows, columns = matrix.shape[-2:]
+    if matrix.dtype == torch.float32 and EXACT < rows <= columns and rank < rows:
+        gram = _gram(matrix)
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if bool((rows * gram.square().sum((-2, -1)) <= FLAT * trace.square()).all()):
+            if start is not None:
+                return _filtered(gram, start)
+            draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(matrix)
+            basis = torch.linalg.qr(gram @ draw).Q
+            return _filtered(gram, _filtered(gram, basis))
+    return leading_basis(matrix)[:, :, :rank]
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """``M M^T``; each entry is a sum of so many products that their rounding to bfloat16 averages out."""
+    if has_bfloat16(matrix.device):
+        matrix = matrix.bfloat16()
+    return (matrix @ matrix.mT).float()
+
+
+def _filtered(gram: Tensor, basis: Tensor) -> Tensor:
+    """The basis after a Chebyshev polynomial that grows fast above the least eigenvalue it has, and is small below.
+
+    Args:
+        gram: ``(G, n, n)``, symmetric.
+        basis: ``(G, n, r)``, orthonormal.
+    """
+    image = gram @ basis
+    least = torch.linalg.eigvalsh(basis.mT @ image)[:, 0]  # a Ritz value: at most the r-th greatest eigenvalue
+    centre = (least / 2)[:, None, None]
+    previous, current = basis, image / centre - basis
+    for _ in range(DEGREE - 1):
+        previous, current = current, 2 * (gram @ current / centre - current) - previous
+    return torch.linalg.qr(current).Q
