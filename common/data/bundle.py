@@ -6,13 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from common.torchvision_compat import torchvision
+from common.data.normalization import Normalization
 
 Batch = tuple[Tensor, Tensor]
 Loader = DataLoader[Batch]
+
+
+class BatchDataset(Dataset[Batch]):
+    """A data set that is asked for whole batches: a list of indices gives ``(inputs, targets)``."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        raise NotImplementedError
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """Inputs ``(N, 3, S, S)`` in float32 and their targets."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four disjoint splits before they are batched, and the names of the classes."""
+
+    train: BatchDataset
+    calibration: BatchDataset
+    validation: BatchDataset
+    test: BatchDataset
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,10 @@ class DataBundle:
             are augmented as those of training are: BatchNorm's statistics belong to what the network was trained on.
         validation: for every choice that is made.
         test: to be read once, at the end.
-        task: ``classification``; targets are class numbers ``(N,)``.
+        classes: names of the K classes.
+        normalization: how pixels became inputs.
+        task: ``classification``; targets are class numbers ``(N,)``. Or ``segmentation``; targets are masks
+            ``(N, K, H, W)`` in float32, 0 or 1, in which a pixel may be of several classes or of none.
     """
 
     name: str
@@ -33,12 +59,27 @@ class DataBundle:
     calibration: Loader
     validation: Loader
     test: Loader
-    num_classes: int
+    classes: tuple[str, ...]
     image_size: int
+    normalization: Normalization
     task: str = "classification"
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def metric(self) -> str:
+        """The name of what decides among networks, in :func:`common.metrics.evaluate`; greater is better."""
+        return "dice" if self.task == "segmentation" else "accuracy"
+
     def shuffle(self, seed: int) -> None:
-        """Fix the order in which the training images come in the next pass."""
+        """Fix the order in which the training images come in the next pass.
+
+        What augmentation draws comes from torch's global generator; with worker processes it depends on their number
+        too.
+        """
         batches = self.train.sampler
         assert isinstance(batches, BatchSampler)
         assert isinstance(batches.sampler, RandomSampler)
@@ -49,60 +90,38 @@ class DataBundle:
         return next(iter(self.calibration))[0][:1]
 
 
-class ImageTensors(Dataset[Batch]):
-    """Small images kept in memory as bytes; a whole batch is resized, augmented and normalised at once.
-
-    Args:
-        images: ``(N, C, H, W)``, uint8, with C = 1 (grey) or 3.
-        labels: ``(N,)``, int64.
-        image_size: height and width after resizing.
-        mean: of each channel's values in [0, 1].
-        deviation: standard deviation of the same.
-        augment: mirror every second image at random and move each by up to an eighth of its size, black behind it.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        image_size: int,
-        mean: Sequence[float],
-        deviation: Sequence[float],
-        augment: bool = False,
-    ) -> None:
-        self.images, self.labels, self.image_size, self.augment = images, labels, image_size, augment
-        self.mean = torch.tensor(mean).view(1, -1, 1, 1)
-        self.deviation = torch.tensor(deviation).view(1, -1, 1, 1)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """Inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` for a list of indices."""
-        index = torch.as_tensor(indices)
-        images = self.images[index].float() / 255
-        size = self.image_size
-        if images.shape[-2:] != (size, size):
-            images = torchvision.transforms.v2.functional.resize(images, [size, size], antialias=True)
-        if self.augment:
-            images = _mirror_and_move(images, size // 8)
-        images = (images - self.mean) / self.deviation
-        return images.expand(-1, 3, -1, -1).contiguous(), self.labels[index]
-
-
-def _mirror_and_move(images: Tensor, most: int) -> Tensor:
-    """Each image ``(N, C, S, S)`` mirrored or not, and moved by up to ``most`` pixels in both directions."""
-    count, size = len(images), images.shape[-1]
-    mirrored = torch.rand(count) < 0.5
-    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    padded = nn.functional.pad(images, (most, most, most, most))
-    top, left = (torch.randint(2 * most + 1, (count, 1)) + torch.arange(size) for _ in range(2))
-    moved = padded[torch.arange(count)[:, None, None], :, top[:, :, None], left[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+def make_bundle(
+    name: str,
+    splits: Splits,
+    *,
+    image_size: int,
+    normalization: Normalization,
+    task: str,
+    batch_size: int,
+    seed: int,
+    workers: int,
+) -> DataBundle:
+    """Batch the splits; the arguments are those of :func:`common.data.load_data`."""
+    return DataBundle(
+        name=name,
+        train=make_loader(splits.train, batch_size, whole_batches=True, shuffle_seed=seed, workers=workers),
+        calibration=make_loader(splits.calibration, batch_size, whole_batches=True, workers=workers),
+        validation=make_loader(splits.validation, batch_size, workers=workers),
+        test=make_loader(splits.test, batch_size, workers=workers),
+        classes=splits.classes,
+        image_size=image_size,
+        normalization=normalization,
+        task=task,
+    )
 
 
 def make_loader(
-    dataset: ImageTensors, batch_size: int, *, whole_batches: bool = False, shuffle_seed: int | None = None
+    dataset: BatchDataset,
+    batch_size: int,
+    *,
+    whole_batches: bool = False,
+    shuffle_seed: int | None = None,
+    workers: int = 0,
 ) -> Loader:
     """A loader that asks the data set for whole batches.
 
@@ -112,9 +131,10 @@ def make_loader(
         whole_batches: leave out a last, smaller batch, unless it is the only one; BatchNorm cannot learn from one
             image.
         shuffle_seed: of a random order; None for the data set's own.
+        workers: processes that make batches; 0 for none beside this one.
     """
     order: RandomSampler | SequentialSampler = SequentialSampler(dataset)
     if shuffle_seed is not None:
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(shuffle_seed))
     batches = BatchSampler(order, batch_size, drop_last=whole_batches and len(dataset) >= batch_size)
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+    return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=workers)

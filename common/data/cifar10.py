@@ -1,4 +1,4 @@
-"""CIFAR-10 as class folders of small images."""
+"""CIFAR-10 in its published files or as class folders of small images."""
 
 from __future__ import annotations
 
@@ -6,27 +6,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from common.data.images import open_image
+from common.data.published import load_published
 from common.progress import track
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PUBLISHED = "cifar-10-batches-py"
 
 
-def load_cifar10(root: str | Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images ``(N, 3, 32, 32)`` in uint8 and labels ``(N,)``: those of ``train/``, then those of ``test/``.
+def load_cifar10(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images ``(N, 3, 32, 32)`` in uint8 and labels ``(N,)``: those of training, then those of the test split.
+
+    The published files are Python pickles. torchvision opens them only after their checksums have shown that they
+    are the ones known to it, so no stranger's pickle is ever loaded.
 
     Args:
-        root: the folder that holds ``train/<class>/`` and ``test/<class>/`` with the ten class names of CIFAR-10.
+        root: the folder that holds ``cifar-10-batches-py/``, which is preferred, or ``train/<class>/`` and
+            ``test/<class>/`` with the ten class names of CIFAR-10.
+        download: fetch the published files into ``root`` when neither is there.
 
     Raises:
         ValueError: ``root`` is None.
-        FileNotFoundError: a class folder is missing or empty.
+        FileNotFoundError: ``root`` holds neither, a published file is altered, or a class folder is missing or empty.
+        ConnectionError: the download failed.
+        OSError: an image of a class folder is broken.
     """
     if root is None:
-        raise ValueError("data_root=None: cifar10 needs the folder that holds train/<class>/ and test/<class>/")
-    return (*_read(Path(root), "train"), *_read(Path(root), "test"))
+        raise ValueError(
+            f"data_root=None: cifar10 needs the folder that holds {PUBLISHED}/, or train/<class>/ and test/<class>/"
+        )
+    folder = Path(root)
+    if (folder / PUBLISHED).is_dir() or (download and not (folder / "train").is_dir()):
+        train, test = load_published("CIFAR10", folder, PUBLISHED, download)
+        return (*_tensors(train.data, train.targets), *_tensors(test.data, test.targets))
+    return (*_read(folder, "train"), *_read(folder, "test"))
+
+
+def _tensors(images: np.ndarray, labels: list[int]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -35,11 +54,11 @@ def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
         found = sorted((root / part / name).glob("*.*"))
         if not found:
             raise FileNotFoundError(
-                f"data_root={str(root)!r} does not hold CIFAR-10: {root / part / name} has no images"
+                f"data_root={str(root)!r} does not hold CIFAR-10: there is no {PUBLISHED}/, and "
+                f"{root / part / name} has no images"
             )
         files += [(path, label) for path in found]
     images = np.empty((len(files), 3, 32, 32), dtype=np.uint8)
     for index, (path, _) in enumerate(track(files, f"reading cifar10/{part}", unit="image")):
-        with Image.open(path) as image:
-            images[index] = np.asarray(image.convert("RGB").resize((32, 32))).transpose(2, 0, 1)
+        images[index] = np.asarray(open_image(path).convert("RGB").resize((32, 32))).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor([label for _, label in files])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.torchvision_compat import torchvision
+from common.data.published import load_published
 
 
 def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -19,16 +19,5 @@ def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor,
     """
     if root is None:
         raise ValueError("data_root=None: mnist needs the folder that holds MNIST/raw (or a folder to download it to)")
-    folder = Path(root)
-    try:
-        train, test = (torchvision.datasets.MNIST(folder, train=part, download=download) for part in (True, False))
-    except RuntimeError as error:
-        if not download:
-            message = f"data_root={str(root)!r} does not hold MNIST: {folder / 'MNIST' / 'raw'} lacks its files"
-            raise FileNotFoundError(f"{message}; give the right folder, or allow the download") from error
-        raise ConnectionError(f"MNIST could not be downloaded to data_root={str(root)!r}: {error}") from error
-    except OSError as error:  # URLError among them
-        if not download:
-            raise
-        raise ConnectionError(f"MNIST could not be downloaded to data_root={str(root)!r}: {error}") from error
+    train, test = load_published("MNIST", root, "MNIST/raw", download)
     return train.data, train.targets, test.data, test.targets

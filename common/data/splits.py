@@ -25,3 +25,13 @@ def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, 
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     pieces = order.split([*sizes.values(), count - taken])
     return dict(zip([*sizes, "train"], pieces, strict=True))
+
+
+def subset(count: int, limit: int | None, seed: int) -> Tensor:
+    """All of the indices 0..count-1, or ``limit`` of them drawn by ``seed`` where there are more; in order.
+
+    The first ones would not do: where a set is sorted by class, they are of one class.
+    """
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values

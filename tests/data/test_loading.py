@@ -3,18 +3,17 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from common.data import load_data
-from common.data.bundle import ImageTensors, Loader
-from common.data.cifar10 import CLASSES
+from common.data.bundle import Loader
+from common.data.classification import ImageTensors
 from common.data.digits import load_digits
-from common.data.splits import split_indices
+from common.data.normalization import Normalization
+from common.data.splits import split_indices, subset
 
-MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
+MNIST_ROOT = Path(__file__).parents[3] / "shared" / "data"
 PARTS = ("train", "calibration", "validation", "test")
 
 
@@ -35,6 +34,15 @@ def test_splits_are_disjoint_and_complete() -> None:
         split_indices(30, {"validation": 20, "calibration": 10}, seed=3)
 
 
+def test_a_subset_is_drawn_and_in_order() -> None:
+    assert subset(5, None, seed=0).tolist() == subset(5, 9, seed=0).tolist() == [0, 1, 2, 3, 4]
+    some = subset(1000, 100, seed=0).tolist()
+    assert some == sorted(set(some))
+    assert len(some) == 100
+    assert 400 < sum(some) / 100 < 600
+    assert some != subset(1000, 100, seed=1).tolist()
+
+
 def test_digits_come_in_four_disjoint_parts() -> None:
     data = load_data("digits", split_seed=5)
     sizes = {part: len(images_of(getattr(data, part))) for part in PARTS}
@@ -42,7 +50,8 @@ def test_digits_come_in_four_disjoint_parts() -> None:
     everything = torch.cat([images_of(getattr(data, part)) for part in PARTS])
     whole = torch.cat([load_digits(0)[0], load_digits(0)[2]])
     assert torch.equal(everything.flatten(1).sort(0).values, whole.flatten(1).sort(0).values)
-    assert (data.num_classes, data.task, data.image_size) == (10, "classification", 32)
+    assert (data.num_classes, data.task, data.image_size, data.metric) == (10, "classification", 32, "accuracy")
+    assert data.classes == tuple("0123456789")
 
 
 def test_batches_are_normalised_colour_images() -> None:
@@ -54,6 +63,23 @@ def test_batches_are_normalised_colour_images() -> None:
     assert abs(float(pixels.mean())) < 0.1
     assert abs(float(pixels.std()) - 1) < 0.2
     assert data.example().shape == (1, 3, 20, 20)
+
+
+def test_imagenet_statistics_can_be_asked_for() -> None:
+    own = load_data("digits", image_size=8)
+    data = load_data("digits", image_size=8, normalize="imagenet")
+    (plain, _), (inputs, _) = next(iter(own.test)), next(iter(data.test))
+    grey = plain[:, 0] * 0.3760 + 0.3053
+    for channel, (mean, deviation) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        assert torch.allclose(inputs[:, channel], (grey - mean) / deviation, atol=1e-5)
+    assert torch.allclose(data.normalization.undo(inputs), grey[:, None].expand(-1, 3, -1, -1), atol=1e-6)
+
+
+def test_workers_give_the_same_batches() -> None:
+    one, other = (load_data("digits", image_size=8, limit=40, batch_size=16, workers=workers) for workers in (0, 2))
+    for bundle in (one, other):
+        bundle.shuffle(3)
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(one.train, other.train, strict=True))
 
 
 def test_the_seed_fixes_the_order_of_training() -> None:
@@ -84,33 +110,9 @@ def test_evaluation_reads_every_image_once_and_in_order() -> None:
     assert torch.equal(torch.cat([targets for _, targets in data.test]), data.test.dataset.labels)
 
 
-def test_cifar10_from_class_folders(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 720), ("test", 3)):
-        for name in CLASSES:
-            (tmp_path / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-                Image.fromarray(pixels).resize((32, 32), 0).save(tmp_path / part / name / f"{index}.png")
-    data = load_data("cifar10", tmp_path)
-    assert [len(images_of(getattr(data, part))) for part in PARTS] == [200, 2000, 5000, 30]
-    assert data.num_classes == 10
-    augmented = {part for part in PARTS if getattr(data, part).dataset.augment}
-    assert augmented == {"train", "calibration"}
-    inputs, targets = next(iter(data.test))
-    assert inputs.shape == (30, 3, 32, 32)
-    assert targets.tolist() == sorted(list(range(10)) * 3)
-    with Image.open(tmp_path / "test" / "airplane" / "0.png") as image:
-        expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    assert torch.equal(images_of(data.test)[0], expected)
-    (tmp_path / "test" / "truck").rename(tmp_path / "test" / "lorry")
-    with pytest.raises(FileNotFoundError, match=r"data_root=.* does not hold CIFAR-10: .*truck has no images"):
-        load_data("cifar10", tmp_path)
-
-
 def test_augmentation_moves_and_mirrors_whole_images() -> None:
     images = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(400, -1, -1, -1)
-    data = ImageTensors(images, torch.zeros(400, dtype=torch.long), 8, (0.0,), (1.0,), augment=True)
+    data = ImageTensors(images, torch.zeros(400, dtype=torch.long), 8, Normalization((0.0,), (1.0,)), augment=True)
     torch.manual_seed(0)
     batch = data[range(400)][0][:, 0] * 255
     straight = images[0, 0].float()
@@ -126,13 +128,18 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
     [
         (
             {"name": "digit"},
-            r"dataset='digit' is unknown \(did you mean 'digits'\?\); allowed: digits, mnist, cifar10",
+            r"dataset='digit' is unknown \(did you mean 'digits'\?\); allowed: digits, mnist, cifar10, imagefolder",
         ),
         ({"name": "digits", "image_size": 4}, "image_size=4: it must be at least 8"),
         ({"name": "digits", "batch_size": 1}, "batch_size=1: it must be at least 2"),
         ({"name": "digits", "limit": 0}, "limit=0: it must be at least 2"),
         ({"name": "mnist"}, "data_root=None: mnist needs the folder"),
         ({"name": "cifar10"}, "data_root=None: cifar10 needs the folder"),
+        ({"name": "imagefolder"}, "data_root=None: imagefolder needs the folder"),
+        ({"name": "coco"}, "data_root=None: coco needs the folder"),
+        ({"name": "digits", "workers": -1}, "workers=-1: it must be at least 0"),
+        ({"name": "digits", "normalize": "imagnet"}, r"normalize='imagnet' is unknown \(did you mean 'imagenet'\?\)"),
+        ({"name": "digits", "unannotated": "no"}, "unannotated='no' is unknown; allowed: keep, drop"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], sentence: str) -> None:

@@ -1,0 +1,184 @@
+"""Image folders in ImageNet's layout, read as they are needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.data.bundle import Batch, BatchDataset, Splits
+from common.data.images import open_image
+from common.data.normalization import Normalization
+from common.data.splits import split_indices, subset
+from common.torchvision_compat import torchvision
+
+_v2 = torchvision.transforms.v2
+Files = list[tuple[str, int]]  # paths and class numbers
+
+CALIBRATION_IMAGES = 512
+MOST_BROKEN = 0.05
+"""Share of a split's files that may be broken."""
+NAMED = 10
+"""Broken files that are named, for each process that reads."""
+
+
+class ImageFiles(BatchDataset):
+    """Images that are read from their files batch by batch.
+
+    A file that turns out to be broken is left out of its batch, which is one smaller for it, and is named on stderr:
+    it must not end an epoch after hours. Once more than 5% of the files have turned out so, reading stops.
+
+    Args:
+        files: paths.
+        labels: ``(N,)``, int64.
+        image_size: S. As torchvision's weights are evaluated: the shorter side to 256 / 224 S, then S x S out of the
+            centre.
+        normalization: of the pixels.
+        augment: as those weights are trained instead: a random part of 8% to 100% of the area, resized to S x S, and
+            mirrored half of the time.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        labels: Tensor,
+        image_size: int,
+        normalization: Normalization,
+        augment: bool = False,
+    ) -> None:
+        # One block of bytes: a list of a million objects would be copied into every worker as it is touched.
+        self._files = np.array([os.fsencode(path) for path in files])
+        self.labels, self.normalization, self.augment = labels, normalization, augment
+        self.image_size = image_size
+        self._broken = torch.zeros(len(files), dtype=torch.bool).share_memory_()  # seen by all workers
+        self._transform = _v2.Compose([*_geometry(image_size, augment), _v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """Inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` of those files that can be read.
+
+        Raises:
+            ValueError: more than 5% of all files are broken, or all of two or more in ``indices``.
+        """
+        images: list[Tensor] = []
+        read: list[int] = []
+        for index in indices:
+            try:
+                image = open_image(self.path(index)).convert("RGB")
+            except OSError as error:
+                self._leave_out(index, error)
+                continue
+            images.append(self._transform(image))
+            read.append(index)
+        if not images:
+            if len(indices) > 1:
+                raise ValueError(f"none of {len(indices)} images can be read, {self.path(indices[0])} among them")
+            images = [torch.empty(0, 3, self.image_size, self.image_size)]
+            return images[0], self.labels[:0]
+        return self.normalization(torch.stack(images).float() / 255), self.labels[read]
+
+    def path(self, index: int) -> Path:
+        """Of one file."""
+        return Path(os.fsdecode(bytes(self._files[index])))
+
+    @property
+    def broken(self) -> list[Path]:
+        """The files that could not be read so far."""
+        return [self.path(index) for index in self._broken.nonzero().flatten().tolist()]
+
+    def _leave_out(self, index: int, error: OSError) -> None:
+        if not self._broken[index]:
+            self._broken[index] = True
+            count = int(self._broken.sum())
+            if count <= NAMED:
+                last = "; further ones are not named" if count == NAMED else ""
+                print(f"left out: {error} ({count} of {len(self)} so far{last})", file=sys.stderr, flush=True)
+        if int(self._broken.sum()) > MOST_BROKEN * len(self):
+            names = ", ".join(str(path) for path in self.broken[:3])
+            raise ValueError(
+                f"more than {MOST_BROKEN:.0%} of {len(self)} images are missing or broken, {names} among them"
+            )
+
+
+def _geometry(size: int, augment: bool) -> list[torch.nn.Module]:
+    if augment:
+        return [_v2.RandomResizedCrop(size), _v2.RandomHorizontalFlip()]
+    return [_v2.Resize(round(size * 256 / 224)), _v2.CenterCrop(size)]
+
+
+def imagefolder_splits(
+    root: str | Path | None,
+    image_size: int,
+    normalization: Normalization,
+    *,
+    augment: bool,
+    split_seed: int,
+    limit: int | None,
+) -> Splits:
+    """The splits of a folder with ``train/<class>/``, ``val/<class>/`` and, or not, ``test/<class>/``.
+
+    Calibration is 512 images of ``train/``, or a tenth where it has fewer than 5,120. Without class folders in
+    ``test/`` half of ``val/`` becomes the test split, and a line on stderr says so.
+
+    Raises:
+        ValueError: ``root`` is None, or ``val/`` or ``test/`` has a class that ``train/`` lacks.
+        FileNotFoundError: ``train/`` or ``val/`` has no class folders, or a folder holds no images.
+    """
+    if root is None:
+        raise ValueError("data_root=None: imagefolder needs the folder that holds train/<class>/ and val/<class>/")
+    root = Path(root)
+    classes = _class_names(root / "train")
+    if not classes or not _class_names(root / "val"):
+        raise FileNotFoundError(
+            f"data_root={str(root)!r} does not hold class folders: train/<class>/ and val/<class>/ are needed"
+        )
+
+    def dataset(files: Files, indices: Tensor, augment: bool = False) -> ImageFiles:
+        chosen = [files[index] for index in indices[:limit].tolist()]
+        labels = torch.tensor([label for _, label in chosen])
+        return ImageFiles([path for path, _ in chosen], labels, image_size, normalization, augment)
+
+    train = _files(root / "train", classes)
+    validation = test = _files(root / "val", classes)
+    calibration = max(2, min(CALIBRATION_IMAGES, len(train) // 10))
+    parts = split_indices(len(train), {"calibration": calibration}, split_seed)
+    if _class_names(root / "test"):
+        test = _files(root / "test", classes)
+        parts["validation"], parts["test"] = (subset(len(files), limit, split_seed) for files in (validation, test))
+    else:
+        halves = split_indices(len(validation), {"test": len(validation) // 2}, split_seed)
+        parts["validation"], parts["test"] = halves["train"], halves["test"]
+        print(f"{root} has no test/<class>/: half of val/, drawn by split_seed, is the test split", file=sys.stderr)
+    return Splits(
+        dataset(train, parts["train"], augment),
+        dataset(train, parts["calibration"], augment),
+        dataset(validation, parts["validation"]),
+        dataset(test, parts["test"]),
+        classes,
+    )
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
+
+
+def _files(folder: Path, classes: Sequence[str]) -> Files:
+    """Every image below the class folders, in order, with the number of its class."""
+    unknown = sorted(set(_class_names(folder)) - set(classes))
+    if unknown:
+        raise ValueError(f"{folder} has the class {unknown[0]!r}, which train/ lacks")
+    folders = torchvision.datasets.folder
+    numbers = {name: label for label, name in enumerate(classes)}
+    files: Files = folders.make_dataset(folder, numbers, folders.IMG_EXTENSIONS, allow_empty=True)
+    if len(files) < 2:
+        raise FileNotFoundError(f"{folder}/<class>/ holds {len(files)} images; at least 2 are needed")
+    return files

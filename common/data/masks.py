@@ -1,0 +1,107 @@
+"""COCO's ways to write a region, as masks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from numpy.typing import NDArray
+from PIL import Image
+
+Mask = NDArray[np.bool_]
+
+
+def region_mask(segmentation: Any, height: int, width: int) -> Mask:
+    """The pixels ``(height, width)`` of one annotation's region; what lies outside the image is cut off.
+
+    Args:
+        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or a run-length encoding ``{"size":
+            [height, width], "counts": ...}`` down the columns, whose counts are a list or COCO's compressed text.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Raises:
+        ValueError: it is neither, or its numbers make no sense.
+    """
+    if isinstance(segmentation, list):
+        return _polygon_mask(segmentation, height, width)
+    if isinstance(segmentation, dict):
+        return _run_length_mask(segmentation, height, width)
+    raise ValueError("a region must be a list of polygons or a run-length encoding")
+
+
+def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
+    farthest = 10 * max(height, width)  # the rasteriser's time and memory grow with a polygon's extent
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon must have at least three points")
+        if not all(isinstance(value, int | float) and abs(value) <= farthest for value in polygon):
+            raise ValueError("a polygon's coordinates must be numbers in or near the image")
+    if not polygons:
+        return np.zeros((height, width), dtype=bool)
+    with warnings.catch_warnings():  # pycocotools 2.0.11 does not know numpy 2's arguments
+        warnings.simplefilter("ignore", DeprecationWarning)
+        runs = pycocotools.mask.frPyObjects(polygons, height, width)
+        return pycocotools.mask.decode(pycocotools.mask.merge(runs)).astype(bool)
+
+
+def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
+    """Decoded here, for pycocotools reads and writes past its memory where the runs are damaged."""
+    counts = encoding.get("counts")
+    if encoding.get("size") != [height, width]:
+        raise ValueError(f"its size is {encoding.get('size')}, the image's [{height}, {width}]")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError("its counts must be whole numbers >= 0")
+    if sum(counts) != height * width:
+        raise ValueError(f"its counts add up to {sum(counts)}, not to {height * width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def _decompress(text: str) -> list[int]:
+    """Counts from COCO's text: groups of five bits, lowest first, and from the fourth on the change against two back.
+
+    A character is 48 + the group + 32 where more groups follow; bit 4 of the last group is the sign.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"its counts hold the character {character!r}")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        value -= (code >> 4) << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("its counts end in the middle of a number")
+    return counts
+
+
+def resize_mask(mask: Mask, size: int) -> Mask:
+    """A mask ``(H, W)`` at ``(size, size)``; its area is kept, and nothing that is annotated disappears.
+
+    Of the new pixels those are taken that the region covers most, as many as its area amounts to, at least one, and
+    all that are covered as much as the last of these. For a large region this is the usual half coverage. A thin
+    structure stays in one piece, where half coverage loses it and the nearest pixel keeps it by chance.
+    """
+    if not mask.any():
+        return np.zeros((size, size), dtype=bool)
+    image = Image.fromarray(mask.astype(np.float32))
+    coverage = np.asarray(image.resize((size, size), Image.Resampling.BOX))
+    count = max(1, math.floor(coverage.sum() + 0.5))
+    last = np.partition(coverage, -count, axis=None)[-count]
+    return (coverage > 0) & (coverage >= last * (1 - 1e-3))
+
+
+def union(masks: Sequence[Mask], size: int) -> Mask:
+    """The pixels ``(size, size)`` that are in any of the masks."""
+    return np.logical_or.reduce(masks) if masks else np.zeros((size, size), dtype=bool)

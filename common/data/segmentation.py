@@ -1,0 +1,121 @@
+"""Images with masks, kept in memory and augmented together."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.data.annotations import AnnotationFile, LeftOut, read_coco
+from common.data.bundle import Batch, BatchDataset, Splits
+from common.data.coco import read_images
+from common.data.normalization import Normalization
+from common.data.splits import split_indices, subset
+from common.torchvision_compat import torchvision
+
+_v2, _tensors = torchvision.transforms.v2, torchvision.tv_tensors
+
+AUGMENTATION = _v2.Compose(
+    [
+        _v2.RandomHorizontalFlip(),
+        _v2.RandomVerticalFlip(),
+        _v2.RandomRotation(10, interpolation=_v2.InterpolationMode.BILINEAR),
+        _v2.ColorJitter(brightness=0.1, contrast=0.1),
+    ]
+)
+"""Both flips, up to 10 degrees either way (black behind; masks by the nearest pixel), brightness and contrast times
+0.9 to 1.1."""
+
+CALIBRATION_IMAGES = 64
+
+
+class MaskedImages(BatchDataset):
+    """Images and their masks kept in memory as bytes: ``(C + K) S^2`` of them an image, 64 KiB for colour at 128.
+
+    Args:
+        images: ``(N, C, S, S)``, uint8, with C = 1 (grey) or 3.
+        masks: ``(N, K, S, S)``, bool.
+        normalization: of the pixels.
+        augment: draw :data:`AUGMENTATION` anew for each image, every time it is read.
+    """
+
+    def __init__(self, images: Tensor, masks: Tensor, normalization: Normalization, augment: bool = False) -> None:
+        self.images, self.masks, self.normalization, self.augment = images, masks, normalization, augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """Inputs ``(N, 3, S, S)`` and targets ``(N, K, S, S)``, both in float32, for a list of indices."""
+        index = torch.as_tensor(indices)
+        images, masks = self.images[index], self.masks[index]
+        if self.augment:
+            pairs = [
+                AUGMENTATION(_tensors.Image(image), _tensors.Mask(mask))
+                for image, mask in zip(images, masks, strict=True)
+            ]
+            images = torch.stack([image.as_subclass(Tensor) for image, _ in pairs])
+            masks = torch.stack([mask.as_subclass(Tensor) for _, mask in pairs])
+        return self.normalization(images.float() / 255), masks.float()
+
+
+def coco_splits(
+    name: str,
+    root: Path,
+    image_size: int,
+    normalization: Normalization,
+    *,
+    augment: bool,
+    split_seed: int,
+    limit: int | None,
+    unannotated: str,
+) -> Splits:
+    """The splits of a COCO set; calibration is 64 images of its ``train/``, or a fifth where it has fewer than 320.
+
+    Arguments are as for :func:`common.data.load_data`, classes as in :func:`common.data.annotations.read_coco`. One
+    line on stderr names what was left out, if anything was.
+
+    Raises:
+        FileNotFoundError: an annotation file is missing.
+        ValueError: an annotation file is damaged, nothing is left of a split, or more than 5% of its images are
+            missing or broken.
+    """
+    left_out = LeftOut()
+    files, classes = read_coco(root, left_out)
+    if unannotated == "drop":
+        files = {part: _annotated(file) for part, file in files.items()}
+
+    def read(part: str, *groups: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Images and masks of each group of indices, at most ``limit`` of each."""
+        groups = tuple(group[:limit] for group in groups)
+        indices = [index for group in groups for index in group]
+        images, masks, readable = read_images(files[part], indices, classes, image_size, left_out)
+        sizes = [int(flags.sum()) for flags in readable.split([len(group) for group in groups])]
+        return list(zip(images.split(sizes), masks.split(sizes), strict=True))
+
+    count = len(files["train"].images)
+    parts = split_indices(count, {"calibration": max(2, min(CALIBRATION_IMAGES, count // 5))}, split_seed)
+    train, calibration = read("train", parts["train"].tolist(), parts["calibration"].tolist())
+    (validation,), (test,) = (
+        read(part, subset(len(files[part].images), limit, split_seed).tolist()) for part in ("valid", "test")
+    )
+    if left_out.names:
+        print(f"{name} in {root}: left out {left_out}", file=sys.stderr)
+    return Splits(
+        MaskedImages(*train, normalization, augment),
+        MaskedImages(*calibration, normalization, augment),
+        MaskedImages(*validation, normalization),
+        MaskedImages(*test, normalization),
+        classes,
+    )
+
+
+def _annotated(file: AnnotationFile) -> AnnotationFile:
+    images = [image for image in file.images if image.regions]
+    if not images:
+        raise ValueError(f"unannotated='drop' leaves no image of {file.path}")
+    return dataclasses.replace(file, images=images)

@@ -1,0 +1,51 @@
+"""Small COCO sets on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+TUMOURS = [{"id": 1, "name": "tumour"}]
+
+
+def square(left: float, top: float, side: float) -> list[float]:
+    return [left, top, left + side, top, left + side, top + side, left, top + side]
+
+
+def annotation(number: int, image: object, segmentation: object, category: object = 1) -> dict[str, Any]:
+    return {"id": number, "image_id": image, "category_id": category, "iscrowd": 0, "segmentation": segmentation}
+
+
+def write_part(
+    folder: Path,
+    count: int,
+    annotations: Iterable[Mapping[str, Any]],
+    categories: Iterable[Mapping[str, Any]] = TUMOURS,
+    size: int = 20,
+) -> dict[str, Any]:
+    """``count`` grey images of ``size`` pixels, each of its own brightness, called 0.png, 1.png and so on."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((size, size), number % 256, dtype=np.uint8)).save(folder / f"{number}.png")
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": size, "width": size} for n in range(count)],
+        "annotations": [dict(item) for item in annotations],
+        "categories": [dict(item) for item in categories],
+    }
+    write_annotations(folder, content)
+    return content
+
+
+def write_annotations(folder: Path, content: object) -> None:
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+def write_set(root: Path, train: int = 10, others: int = 4) -> None:
+    """Every second image has a square of 10 pixels in its upper left corner; the others have no annotation."""
+    for part, count in (("train", train), ("valid", others), ("test", others)):
+        write_part(root / part, count, [annotation(n, n, [square(0, 0, 10)]) for n in range(0, count, 2)])

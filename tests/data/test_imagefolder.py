@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import DataBundle, load_data
+from common.data.imagefolder import ImageFiles
+from common.data.normalization import IMAGENET
+from common.metrics import evaluate
+from common.models import build_model
+from common.torchvision_compat import torchvision
+
+PARTS = ("train", "calibration", "validation", "test")
+
+
+def write_folders(root: Path, **counts: int) -> None:
+    """Images of 20 x 30 pixels in two classes, each of its own brightness."""
+    number = 0
+    for part, count in counts.items():
+        for name in ("ant", "bee"):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("L", (30, 20), number % 256).save(root / part / name / f"{index}.png")
+                number += 1
+
+
+def load(root: Path, **options: Any) -> DataBundle:
+    return load_data("imagefolder", root, **{"image_size": 16, "batch_size": 4, "workers": 0, **options})
+
+
+def split(data: DataBundle, part: str) -> ImageFiles:
+    dataset = getattr(data, part).dataset
+    assert isinstance(dataset, ImageFiles)
+    return dataset
+
+
+def paths(data: DataBundle, part: str) -> list[Path]:
+    dataset = split(data, part)
+    return [dataset.path(index) for index in range(len(dataset))]
+
+
+def test_four_disjoint_splits_and_classes_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path, train=20, val=5, test=3)
+    (tmp_path / "train" / ".thumbnails").mkdir()
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    data = load(tmp_path)
+    assert data.classes == ("ant", "bee")
+    assert [len(split(data, part)) for part in PARTS] == [36, 4, 10, 6]
+    assert sorted(paths(data, "train") + paths(data, "calibration")) == sorted((tmp_path / "train").glob("*/*.png"))
+    assert paths(data, "validation") == sorted((tmp_path / "val").glob("*/*.png"))
+    for part in PARTS:
+        labels = split(data, part).labels.tolist()
+        assert labels == [("ant", "bee").index(path.parent.name) for path in paths(data, part)]
+    assert {part for part in PARTS if split(data, part).augment} == {"train", "calibration"}
+    assert "split" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_without_class_folders_in_test_half_of_val_serves(
+    tmp_path: Path, flat: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path, train=4, val=6)
+    if flat:  # ImageNet's own test images have no labels
+        (tmp_path / "test").mkdir()
+        Image.new("L", (30, 20)).save(tmp_path / "test" / "0.png")
+    data = load(tmp_path)
+    assert "half of val/, drawn by split_seed, is the test split" in capsys.readouterr().err
+    assert len(split(data, "validation")) == len(split(data, "test")) == 6
+    assert sorted(paths(data, "validation") + paths(data, "test")) == sorted((tmp_path / "val").glob("*/*.png"))
+    assert paths(load(tmp_path, seed=1), "test") == paths(data, "test")
+    assert paths(load(tmp_path, split_seed=1), "test") != paths(data, "test")
+
+
+def test_evaluation_sees_what_torchvisions_weights_want(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=2, test=1)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 410, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "test" / "ant" / "0.png")
+    data = load(tmp_path, image_size=224)
+    wanted = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(Image.fromarray(noise))
+    assert torch.allclose(next(iter(data.test))[0][0], wanted, atol=1e-6)
+
+
+def test_training_sees_random_parts_and_their_mirror_images(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8), (60, 60))
+    Image.fromarray(ramp.copy()).save(tmp_path / "ramp.png")
+    dataset = ImageFiles([str(tmp_path / "ramp.png")], torch.tensor([0]), 16, IMAGENET, augment=True)
+    torch.manual_seed(0)
+    rows = IMAGENET.undo(torch.cat([dataset[[0]][0] for _ in range(60)]))[:, 0, 8]
+    rising = rows[:, -1] > rows[:, 0]
+    assert 15 < rising.sum() < 45
+    lengths = (rows[:, -1] - rows[:, 0]).abs() * 255 / 240
+    assert lengths.min() < 0.5
+    assert lengths.max() > 0.75
+    torch.manual_seed(0)
+    assert torch.equal(IMAGENET.undo(dataset[[0]][0])[:, 0, 8], rows[:1])
+
+
+def test_limit_takes_images_of_every_class(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=20, val=20, test=20)
+    data = load(tmp_path, limit=10)
+    assert [len(split(data, part)) for part in PARTS] == [10, 4, 10, 10]
+    assert split(data, "test").labels.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path, train=4, val=20, test=1)
+    broken = tmp_path / "val" / "ant" / "10.png"  # the third by name
+    broken.write_bytes(broken.read_bytes()[:40])
+    data = load(tmp_path, workers=workers)
+    for _ in range(2):
+        assert [len(targets) for _, targets in data.validation] == [3] + [4] * 9
+    assert split(data, "validation").broken == [broken]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
+    assert line.startswith(f"left out: {broken} is no whole image: ")
+    assert line.endswith("(1 of 40 so far)")
+
+
+def test_a_last_batch_of_one_broken_file_is_empty_and_counts_for_nothing(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=20, test=1)
+    (tmp_path / "val" / "bee" / "9.png").write_text("no image")  # the last by name
+    data = load(tmp_path, batch_size=39)
+    assert [tuple(inputs.shape) for inputs, _ in data.validation] == [(39, 3, 16, 16), (0, 3, 16, 16)]
+    assert [tuple(targets.shape) for _, targets in data.validation] == [(39,), (0,)]
+    assert 0 <= evaluate(build_model("resnet18", 2), data.validation)["accuracy"] <= 1
+
+
+def test_more_than_a_twentieth_broken_stops(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=20, test=1)
+    for index in range(3):
+        (tmp_path / "val" / "ant" / f"{index * 5}.png").write_text("no image")
+    data = load(tmp_path)
+    with pytest.raises(ValueError, match=r"more than 5% of 40 images are missing or broken, .*ant/0.png.* among them"):
+        list(data.validation)
+
+
+def test_a_batch_of_broken_files_stops(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=40, test=1)
+    data = load(tmp_path, batch_size=2)
+    for name in ("0", "1"):
+        (tmp_path / "val" / "ant" / f"{name}.png").write_text("no image")
+    with pytest.raises(ValueError, match="none of 2 images can be read"):
+        list(data.validation)
+
+
+@pytest.mark.parametrize("mode", ["16 bit", "palette", "CMYK", "one pixel", "RGBA"])
+def test_odd_images_are_read(tmp_path: Path, mode: str) -> None:
+    write_folders(tmp_path, train=4, val=2, test=1)
+    path = tmp_path / "test" / "ant" / "0.png"
+    kinds = {
+        "16 bit": Image.fromarray(np.full((9, 9), 100 * 257, dtype=np.uint16)),
+        "palette": Image.new("RGB", (9, 9), (100, 100, 100)).quantize(4),
+        "CMYK": Image.new("CMYK", (9, 9), (155, 155, 155, 0)),
+        "one pixel": Image.new("L", (1, 1), 100),
+        "RGBA": Image.new("RGBA", (9, 9), (100, 100, 100, 7)),
+    }
+    kinds[mode].save(path, format="JPEG" if mode == "CMYK" else "PNG")
+    data = load(tmp_path)
+    pixels = data.normalization.undo(split(data, "test")[[0]][0]) * 255
+    assert torch.allclose(pixels, torch.tensor(100.0), atol=2)
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data_root=.* does not hold class folders"):
+        load(tmp_path)
+    write_folders(tmp_path, train=4)
+    with pytest.raises(FileNotFoundError, match="train/<class>/ and val/<class>/ are needed"):
+        load(tmp_path)
+    write_folders(tmp_path, val=2)
+    (tmp_path / "val" / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"val has the class 'cat', which train/ lacks"):
+        load(tmp_path)
+    (tmp_path / "val" / "cat").rmdir()
+    for path in (tmp_path / "val").glob("*/*.png"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"val/<class>/ holds 0 images"):
+        load(tmp_path)
