@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOK := notebooks/resnet18.ipynb
+NOTEBOOKS ?= unet resnet18 vgg16 alexnet
+PARAMS ?=
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test lint notebooks-sync clean
+.PHONY: help demo test notebooks notebooks-sync clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -12,6 +14,16 @@ demo: .venv/.runtime  ## the whole path on the embedded digits: notebook, log, t
 	$(BIN)/papermill $(NOTEBOOK) results/resnet18-digits.ipynb --no-progress-bar --log-output
 	$(BIN)/python jsonify_logs.py
 	$(BIN)/python analyze_results.py
+
+notebooks: .venv/.runtime  ## every notebook in batch: make notebooks PARAMS=tiny [NOTEBOOKS="resnet18 vgg16"]
+	@failed=; for name in $(NOTEBOOKS); do \
+		echo "== $$name"; \
+		$(BIN)/papermill notebooks/$$name.ipynb results/$$name$(PARAMS:%=-%).ipynb --no-progress-bar --log-output \
+			$(PARAMS:%=-f notebooks/params/%.yaml) || failed="$$failed $$name"; \
+	done; \
+	for name in $(NOTEBOOKS); do \
+		case " $$failed " in *" $$name "*) echo "failed: $$name";; *) echo "done:   $$name";; esac; \
+	done; test -z "$$failed"
 
 test: .venv/.development  ## every test, linter and type check
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Set-up on Google Colab: ``python -m common.colab`` installs the requirements that are missing there.
+"""Google Colab: ``python -m common.colab`` installs what is missing there, and results are kept on a mounted Drive.
 
 Colab brings torch, torchvision and numpy that fit its GPU and each other; those are never installed, and neither is
 any package that is there already in another version. This module imports nothing but the standard library.
@@ -7,6 +7,7 @@ any package that is there already in another version. This module imports nothin
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
 
 
@@ -33,6 +35,31 @@ def _is_installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def keep_on_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> list[Path]:
+    """Copy files to Google Drive, each under its own name and whole or not at all; nothing where no Drive is mounted.
+
+    Runs write to the local disk, which is fast and knows ``fsync``; it is gone with the session, the Drive is not.
+
+    Args:
+        files: those that are there are copied, over what the Drive holds of the same name.
+        drive: a folder of the mounted Drive; it is made.
+
+    Returns:
+        The copies.
+    """
+    folder = Path(drive)
+    if not folder.parent.is_dir():
+        return []
+    folder.mkdir(exist_ok=True)
+    copies = []
+    for file in map(Path, files):
+        if file.is_file():
+            part = folder / f".{file.name}.part"
+            shutil.copy2(file, part)
+            copies.append(part.replace(folder / file.name))
+    return copies
 
 
 def main() -> None:

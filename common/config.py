@@ -15,7 +15,7 @@ from common.choices import sentence
 from common.trials import log_path
 
 Config = TypeVar("Config", bound="NotebookConfig")
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", int, float, str)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,12 +35,10 @@ class NotebookConfig:
 
     dataset: str
     data_root: str | None = None
+    download: bool = False
     image_size: Annotated[int, Field(ge=8)] = 32
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Annotated[int, Field(ge=2)] | None = None
-    weights: str | None = None
-    dense_epochs: Annotated[float, Field(gt=0)] = 8.0
-    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     seed: int = 0
     logs: str = "logs"
     run: str | None = None
@@ -48,8 +46,6 @@ class NotebookConfig:
     def __post_init__(self) -> None:
         if self.data_root is not None and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ValueError(f"weights={self.weights!r}: there is no such file")
         if self.run is not None:
             log_path(self.logs, self.run)
 
@@ -90,12 +86,13 @@ class NotebookConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
-class ClassifierConfig(NotebookConfig):
-    """Parameters of the notebooks that compress a classifier."""
+class ExperimentConfig(NotebookConfig):
+    """Parameters of the notebooks that train a network and compress it."""
 
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
-    pretrained: str | None = None
-    download: bool = False
+    weights: str | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    dense_epochs: Annotated[float, Field(gt=0)] = 8.0
+    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     data_aware: bool = True
     policy: Literal["adaptive", "static"] = "adaptive"
@@ -103,14 +100,17 @@ class ClassifierConfig(NotebookConfig):
     keep: Share = 0.99
     size_weight: Annotated[float, Field(ge=0)] = 0.5
     finetune_top: Annotated[int, Field(ge=0)] = 3
-    finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
+    finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
     finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     latency_batch: Count = 1
     svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
+    budget: Share | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"weights={self.weights!r}: there is no such file")
         _ = self.rank_list, self.tau_list
 
     @property
@@ -124,12 +124,58 @@ class ClassifierConfig(NotebookConfig):
         return _listed("arsvd_taus", str(self.arsvd_taus), float, "numbers in [0, 1]", lambda tau: 0 <= tau <= 1)
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class ClassifierConfig(ExperimentConfig):
+    """Parameters of the notebooks that compress a classifier."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "imagefolder"] = "digits"
+    pretrained: str | None = None
+    finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class SegmentationConfig(ExperimentConfig):
+    """Parameters of the notebook that compresses the U-Net."""
+
+    dataset: Literal["phantoms", "coco"] = "phantoms"
+    image_size: Annotated[int, Field(ge=8)] = 64
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    augment: bool = True
+    unannotated: Literal["keep", "drop"] = "keep"
+    width: Count = 32
+    depth: Count = 4
+    upsampling: Literal["transposed", "bilinear"] = "transposed"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.002
+    finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.001
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class CompareConfig(NotebookConfig):
+    """Parameters of the notebook that compares runs, or saved networks on one data set."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "imagefolder", "phantoms", "coco"] = "digits"
+    models: str = ""
+    keep: Share = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for file in self.files:
+            if not Path(file).is_file():
+                raise ValueError(f"models={self.models!r}: there is no file {file!r}")
+
+    @property
+    def files(self) -> list[str]:
+        """The paths in ``models``."""
+        return _listed("models", self.models, str, "paths", bool)
+
+
 def _listed(
-    name: str, text: str, kind: Callable[[str], Number], allowed: str, accept: Callable[[Number], bool]
-) -> list[Number]:
+    name: str, text: str, kind: Callable[[str], Value], allowed: str, accept: Callable[[Value], bool]
+) -> list[Value]:
     """The values of a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
     try:
-        values: list[Number] | None = [kind(part) for part in text.split(",") if part.strip()]
+        values: list[Value] | None = [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
         values = None
     if values is None or not all(map(accept, values)):

@@ -7,18 +7,24 @@ from torch import nn
 
 from common.calibration import calibrate
 from common.checkpoints import load_compressed
-from common.config import ClassifierConfig
+from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
 from common.data import DataBundle, load_data
 from common.environment import default_device
 from common.models import build_model
-from common.planning import RankPlan, plan_ranks
-from common.planning.layers import Decompositions
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import Decompositions, trace_layers
 from common.search import SearchSettings
 from common.training import EpochLog, TrainingSettings, train
 
+COMPARED = ("svd", "tucker2", "htd")
+"""The methods that are held against ARSVD at equal budgets."""
+STEPS = 20
+"""Of the bisection for the greatest tau that keeps to a budget."""
 
-def load_data_of(config: ClassifierConfig) -> DataBundle:
+
+def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
     """The data set that the config names, see :func:`common.data.load_data`."""
+    pretrained = isinstance(config, ClassifierConfig) and config.pretrained is not None
     return load_data(
         config.dataset,
         config.data_root,
@@ -27,10 +33,13 @@ def load_data_of(config: ClassifierConfig) -> DataBundle:
         seed=config.seed,
         limit=config.limit,
         download=config.download,
+        augment=config.augment if isinstance(config, SegmentationConfig) else None,
+        normalize="imagenet" if pretrained else "dataset",
+        unannotated=config.unannotated if isinstance(config, SegmentationConfig) else "keep",
     )
 
 
-def dense_network(config: ClassifierConfig, name: str, data: DataBundle) -> tuple[nn.Module, list[EpochLog]]:
+def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tuple[nn.Module, list[EpochLog]]:
     """The dense network, with the weights that the config names or trained here; and the history of its training.
 
     Args:
@@ -42,31 +51,77 @@ def dense_network(config: ClassifierConfig, name: str, data: DataBundle) -> tupl
         ValueError: the weights are of another architecture.
     """
     torch.manual_seed(config.seed)
-    model = build_model(name, data.num_classes, weights=config.pretrained).to(default_device())
+    if isinstance(config, SegmentationConfig):
+        model = build_model(
+            name, data.num_classes, width=config.width, depth=config.depth, upsampling=config.upsampling
+        )
+    else:
+        pretrained = config.pretrained if isinstance(config, ClassifierConfig) else None
+        model = build_model(name, data.num_classes, weights=pretrained)
+    model = model.to(default_device())
     if config.weights:
         return load_compressed(config.weights, model), []
-    settings = TrainingSettings(epochs=config.dense_epochs, learning_rate=config.dense_learning_rate, seed=config.seed)
+    settings = training_settings(config, config.dense_epochs, config.dense_learning_rate)
     return model, train(model, data, settings, description=f"dense {name}")
 
 
-def decompose(config: ClassifierConfig, model: nn.Module, data: DataBundle) -> Decompositions:
+def training_settings(config: ExperimentConfig, epochs: float, learning_rate: float) -> TrainingSettings:
+    """The config's optimizer and seed, for so many epochs at this peak rate."""
+    return TrainingSettings(epochs=epochs, learning_rate=learning_rate, optimizer=config.optimizer, seed=config.seed)
+
+
+def decompose(config: ExperimentConfig, model: nn.Module, data: DataBundle) -> Decompositions:
     """The layers' decompositions: best for the outputs on the calibration split, or for the weights alone."""
     return Decompositions(model, calibrate(model, data.calibration) if config.data_aware else None)
 
 
 def rule_plans(
-    config: ClassifierConfig, model: nn.Module, data: DataBundle, decompositions: Decompositions
+    config: ExperimentConfig, model: nn.Module, data: DataBundle, decompositions: Decompositions
 ) -> list[RankPlan]:
-    """The plans to compare the search with: SVD at each of the fixed ranks, ARSVD at each tau, in this order."""
+    """The plans to compare the search with, in this order.
+
+    SVD at each of the fixed ranks, ARSVD at each tau and, where the config has a budget, ``COMPARED`` by it and ARSVD
+    at the greatest tau that keeps to it.
+    """
     x = data.example().to(default_device())
     fixed = [
         plan_ranks(model, x, "svd", "fixed", ranks=rank, decompositions=decompositions) for rank in config.rank_list
     ]
     adaptive = [plan_ranks(model, x, "arsvd", tau=tau, decompositions=decompositions) for tau in config.tau_list]
-    return [*fixed, *adaptive]
+    if config.budget is None:
+        return [*fixed, *adaptive]
+    budget = Budget(params=config.budget)
+    equal = [
+        plan_ranks(model, x, method, "budget", budget=budget, decompositions=decompositions) for method in COMPARED
+    ]
+    return [*fixed, *adaptive, *equal, arsvd_within(config.budget, model, x, decompositions)]
 
 
-def search_settings(config: ClassifierConfig) -> SearchSettings:
+def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
+    """ARSVD at the greatest tau whose plan keeps no more than a share of the parameters; at tau 0 if none does.
+
+    Args:
+        budget: the share, in (0, 1].
+        model: the dense network.
+        x: example input ``(N, C, H, W)``.
+        decompositions: of ``model``.
+    """
+    shapes = trace_layers(model, x)
+    total = sum(parameter.numel() for parameter in model.parameters())
+
+    def kept(plan: RankPlan) -> float:
+        removed = sum(shapes[name].dense_cost[0] - shapes[name].cost(layer)[0] for name, layer in plan.layers.items())
+        return 1 - removed / total
+
+    low, high = 0.0, 1.0
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        plan = plan_ranks(model, x, "arsvd", tau=middle, decompositions=decompositions)
+        low, high = (middle, high) if kept(plan) <= budget else (low, middle)
+    return plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
+
+
+def search_settings(config: ExperimentConfig) -> SearchSettings:
     """How the config wants the ranks to be searched for."""
     return SearchSettings(
         method=config.method,
@@ -75,9 +130,8 @@ def search_settings(config: ClassifierConfig) -> SearchSettings:
         size_weight=config.size_weight,
         keep=config.keep,
         finetune_top=config.finetune_top,
-        finetune=TrainingSettings(
-            epochs=config.finetune_epochs, learning_rate=config.finetune_learning_rate, seed=config.seed
-        ),
+        finetune=training_settings(config, config.finetune_epochs, config.finetune_learning_rate),
+        finetune_given=config.budget is not None,
         latency_batch=config.latency_batch,
         seed=config.seed,
     )

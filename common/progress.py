@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import TypeVar
@@ -15,8 +16,19 @@ def track(items: Iterable[Item], description: str, unit: str = "it", total: int 
     """``items`` behind a progress bar.
 
     On a terminal the bar is redrawn as it goes and cleared at the end. Elsewhere (papermill, a batch job's log) it is
-    redrawn every ten seconds at the most, so that the log stays short.
+    redrawn every ten seconds at the most, so that the log stays short. Of processes that train together, only the
+    first shows one.
     """
     live = sys.stderr.isatty()
     interval = 0.2 if live else 10.0
-    return tqdm(items, desc=description, unit=unit, total=total, leave=not live, mininterval=interval, ncols=100)
+    hidden = os.environ.get("RANK", "0") != "0"
+    return tqdm(
+        items,
+        desc=description,
+        unit=unit,
+        total=total,
+        leave=not live,
+        mininterval=interval,
+        ncols=100,
+        disable=hidden,
+    )

@@ -9,15 +9,20 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from common import distributed
 from common.calibration import recalibrate_bn
-from common.data.bundle import DataBundle, Loader
+from common.data.bundle import DataBundle
+from common.distillation import Teacher
+from common.environment import has_bfloat16
+from common.losses import task_loss
 from common.metrics import evaluate
 from common.progress import track
 
@@ -30,11 +35,16 @@ class TrainingSettings:
 
     Attributes:
         epochs: passes over the training split; a fraction stops inside one.
-        learning_rate: the peak of the one-cycle schedule.
-        momentum, weight_decay: of SGD with Nesterov's momentum.
-        label_smoothing: mass spread over all classes, in [0, 1).
-        distillation: weight in [0, 1] of the teacher's softened logits against the labels, when there is a teacher.
+        optimizer: ``sgd`` (with Nesterov's momentum) or ``adamw``.
+        learning_rate: the peak of the one-cycle schedule, or where ``plateau`` starts.
+        schedule: ``one-cycle`` over all steps, or ``plateau``: a tenth of the rate after each ``plateau_patience``
+            epochs without a better validation metric.
+        momentum: of SGD.
+        weight_decay: of either optimizer.
+        label_smoothing: mass spread over all classes, in [0, 1); masks are not smoothed.
+        distillation: weight in [0, 1] of the teacher against the targets, when there is a teacher.
         temperature: that softens both networks' logits for distillation.
+        features: names of modules whose outputs are to approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
         patience: stop after so many epochs without a better validation metric; None never stops early.
         recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. The moving
             averages of a short training lag behind its weights.
@@ -43,12 +53,16 @@ class TrainingSettings:
     """
 
     epochs: Annotated[float, Field(gt=0)] = 2.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    schedule: Literal["one-cycle", "plateau"] = "one-cycle"
+    plateau_patience: Annotated[int, Field(ge=1)] = 3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    features: tuple[str, ...] = ()
     patience: Annotated[int, Field(ge=1)] | None = None
     recalibrate: bool = True
     amp: Literal["auto", "on", "off"] = "auto"
@@ -65,21 +79,24 @@ def train(
     description: str = "training",
     on_epoch: Callable[[EpochLog], None] | None = None,
 ) -> list[EpochLog]:
-    """Train ``model`` in place and leave it with the weights of its best epoch by accuracy on validation.
+    """Train ``model`` in place and leave it with the weights of its best epoch by the data's metric on validation.
+
+    Under ``torchrun`` (see :func:`common.distributed.processes`) every process takes its part of each batch, and the
+    result is that of one process, except for BatchNorm, which sees only a process's own part while training.
 
     Args:
         model: the network, on the device it is to be trained on.
         data: its ``train`` and ``validation`` splits are used.
         settings: how; None for the defaults.
-        teacher: a network whose logits are distilled into ``model``; it is put in evaluation mode.
+        teacher: a network that ``model`` is to approach, see :class:`common.distillation.Teacher`.
         checkpoint: file that is written after every epoch. When it is there already, training goes on from it, to
             the same result as without the interruption.
         description: what the progress bar says.
         on_epoch: is called with each epoch's entry of the history as it ends.
 
     Returns:
-        An entry an epoch: ``epoch`` (in passes over the data), ``train_loss``, ``learning_rate``, ``loss`` and
-        ``accuracy`` on validation, and the ``seconds`` it took.
+        An entry an epoch: ``epoch`` (in passes over the data), ``train_loss``, ``learning_rate``, the metrics of
+        :func:`common.metrics.evaluate` on validation, and the ``seconds`` it took.
 
     Raises:
         ValueError: the checkpoint is one of other settings or data, or the training split gives no batch.
@@ -89,25 +106,22 @@ def train(
     if not len(data.train):
         raise ValueError("the training split gives no batch; use a smaller batch_size or a larger limit")
     torch.manual_seed(settings.seed)
-    if teacher is not None:
-        teacher.eval()
     run = _Run(model, teacher, settings, data)
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
         run.restore(path)
-    while run.step < run.steps and not run.out_of_patience():
-        data.shuffle(settings.seed + len(run.history))
-        start = time.perf_counter()
-        loss = run.train_epoch(data.train, description)
-        if settings.recalibrate:
-            recalibrate_bn(model, data.calibration)
-        passes, rate = run.step / len(data.train), float(run.schedule.get_last_lr()[0])
-        entry = {"epoch": passes, "train_loss": loss, "learning_rate": rate, **evaluate(model, data.validation)}
-        run.log({**entry, "seconds": time.perf_counter() - start})
-        if on_epoch:
-            on_epoch(run.history[-1])
-        if path:
-            run.save(path)
+    try:
+        while run.step < run.steps and not run.out_of_patience():
+            data.shuffle(settings.seed + len(run.history))
+            start = time.perf_counter()
+            entry = {**run.train_epoch(description), **run.validate()}
+            run.log({**entry, "seconds": time.perf_counter() - start})
+            if path and distributed.rank() == 0:
+                run.save(path)
+            if on_epoch:
+                on_epoch(run.history[-1])
+    finally:
+        run.close()
     model.load_state_dict(run.best_weights)
     return run.history
 
@@ -118,76 +132,89 @@ class _Run:
     def __init__(
         self, model: nn.Module, teacher: nn.Module | None, settings: TrainingSettings, data: DataBundle
     ) -> None:
-        self.model, self.teacher, self.settings = model, teacher, settings
-        self.steps = max(1, round(settings.epochs * len(data.train)))
+        self.model, self.settings, self.data = model, settings, data
+        self.batches = data.train_part(distributed.rank(), distributed.world_size())
+        self.steps = max(1, round(settings.epochs * len(self.batches)))
         self.conditions = {
             **dataclasses.asdict(settings),
+            "features": list(settings.features),
             "dataset": data.name,
             "image_size": data.image_size,
-            "batches": len(data.train),
+            "batches": len(self.batches),
         }
         self.device = next(model.parameters()).device
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            settings.learning_rate,
-            settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, settings.learning_rate, total_steps=max(self.steps, 2), cycle_momentum=False
-        )
+        self.optimizer = _optimizer(model, settings)
+        self.schedule = _schedule(self.optimizer, settings, self.steps)
+        self.teacher = Teacher(teacher, model, settings.temperature, settings.features) if teacher else None
+        self.parallel = distributed.parallel(model)
         self.step = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
-    def train_epoch(self, batches: Loader, description: str) -> float:
-        """One pass over the batches, or what is left of the steps; returns the mean loss."""
-        self.model.train()
-        count = min(self.steps - self.step, len(batches))
+    def train_epoch(self, description: str) -> EpochLog:
+        """One pass over the batches, or what is left of the steps."""
+        self.parallel.train()
+        count = min(self.steps - self.step, len(self.batches))
+        rate = self.optimizer.param_groups[0]["lr"]
         total = 0.0
-        bar = track(itertools.islice(batches, count), description, unit="batch", total=count)
+        bar = track(itertools.islice(self.batches, count), description, unit="batch", total=count)
         for done, (inputs, targets) in enumerate(bar, start=1):
+            rate = self.optimizer.param_groups[0]["lr"]
             loss = self._loss(inputs.to(self.device), targets.to(self.device))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.schedule.step()
+            if isinstance(self.schedule, OneCycleLR):
+                self.schedule.step()
             self.step += 1
             total += loss.item()
             if not math.isfinite(total):
-                rate = self.settings.learning_rate
+                peak = self.settings.learning_rate
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.step}; learning_rate={rate} is too high"
+                    f"the loss is {loss.item()} at step {self.step}; learning_rate={peak} is too high"
                 )
             bar.set_postfix(loss=f"{total / done:.3f}", refresh=False)
-        return total / count
+        return {"epoch": self.step / len(self.batches), "train_loss": total / count, "learning_rate": float(rate)}
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         settings = self.settings
         amp = uses_bfloat16(settings.amp, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            logits = self.model(inputs).float()
-        loss = nn.functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-        if self.teacher is None:
+            logits = self.parallel(inputs).float()
+            taught = self.teacher.loss(inputs, logits) if self.teacher else None
+        loss = task_loss(logits, targets, settings.label_smoothing)
+        if taught is None:
             return loss
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            taught = self.teacher(inputs).float()
-        distilled = distillation_loss(logits, taught, settings.temperature)
-        return (1 - settings.distillation) * loss + settings.distillation * distilled
+        return (1 - settings.distillation) * loss + settings.distillation * taught
+
+    def validate(self) -> EpochLog:
+        """The metrics on validation, measured by the first process alone."""
+        if self.settings.recalibrate and distributed.rank() == 0:
+            recalibrate_bn(self.model, self.data.calibration)
+        distributed.share_buffers(self.model)
+        metrics = evaluate(self.model, self.data.validation) if distributed.rank() == 0 else {}
+        return distributed.from_first(metrics)
 
     def log(self, entry: EpochLog) -> None:
         """Add an epoch to the history, and keep the weights when they are the best so far."""
-        if entry["accuracy"] > max((past["accuracy"] for past in self.history), default=-math.inf):
+        value = entry[self.data.metric]
+        if value > max((past[self.data.metric] for past in self.history), default=-math.inf):
             self.best_weights = copy.deepcopy(self.model.state_dict())
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(value)
         self.history.append(entry)
 
     def out_of_patience(self) -> bool:
-        """Whether so many epochs passed without a better accuracy that training is to stop."""
-        accuracies = [entry["accuracy"] for entry in self.history]
-        if self.settings.patience is None or not accuracies:
+        """Whether so many epochs passed without a better metric that training is to stop."""
+        values = [entry[self.data.metric] for entry in self.history]
+        if self.settings.patience is None or not values:
             return False
-        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= self.settings.patience
+        return len(values) - 1 - values.index(max(values)) >= self.settings.patience
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        if self.teacher:
+            self.teacher.close()
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; a kill while writing leaves the one before it."""
@@ -225,26 +252,23 @@ class _Run:
             torch.cuda.set_rng_state_all([state.cpu() for state in values["cuda_rng"]])
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened classes, times T^2 (Hinton, Vinyals and Dean 2015).
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    momentum = settings.momentum
+    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
 
-    Args:
-        logits: the student's, ``(N, classes)``.
-        taught: the teacher's, ``(N, classes)``.
-        temperature: T, which divides both.
-    """
-    student = (logits / temperature).log_softmax(1)
-    target = (taught / temperature).log_softmax(1)
-    return nn.functional.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
+) -> OneCycleLR | ReduceLROnPlateau:
+    if settings.schedule == "plateau":
+        # ReduceLROnPlateau acts one epoch after its patience is over.
+        return ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.plateau_patience - 1, eps=0.0)
+    return OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2), cycle_momentum=False)
 
 
 def uses_bfloat16(amp: str, device: torch.device) -> bool:
     """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
-    if amp != "auto":
-        return amp == "on"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # an older torch has none: no autocast there
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return has_bfloat16(device) if amp == "auto" else amp == "on"

@@ -1,8 +1,13 @@
-"""Train a dense network; its weights and a JSON of how it was made land in this folder.
+r"""Train a network, dense or factorized; its weights, a JSON of how they were made and its curves land in this folder.
 
 Examples:
     python finetuned/finetune.py --model resnet18 --dataset digits
     python finetuned/finetune.py --model resnet18 --dataset mnist --data-root data --image-size 64 --epochs 3
+    python finetuned/finetune.py --model unet --dataset coco --data-root data/brain_tumor --image-size 128 \
+        --width 32 --optimizer adamw --learning-rate 0.002 --batch-size 16 --epochs 40
+    python finetuned/finetune.py --model resnet18 --dataset cifar10 --data-root data --method svd --ranks 4 \
+        --dense finetuned/resnet18-cifar10.safetensors
+    torchrun --nproc-per-node 4 finetuned/finetune.py --model resnet34 --dataset imagefolder --data-root imagenet
 
 Interrupted? The same command goes on from the last whole epoch.
 """
@@ -14,20 +19,26 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 import torch  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
+from torch import nn  # noqa: E402
 
-from common.checkpoints import save_compressed  # noqa: E402
+from common import distributed  # noqa: E402
+from common.checkpoints import load_compressed, save_compressed  # noqa: E402
 from common.choices import check_choice, sentence  # noqa: E402
-from common.data import DATASETS, load_data  # noqa: E402
+from common.compression import compress  # noqa: E402
+from common.data import DATASETS, DataBundle, load_data  # noqa: E402
 from common.environment import default_device, describe_environment  # noqa: E402
 from common.metrics import evaluate  # noqa: E402
-from common.models import CLASSIFIERS, build_model  # noqa: E402
+from common.models import MODELS, build_model  # noqa: E402
+from common.planning import METHODS, plan_ranks  # noqa: E402
 from common.profiling import profile  # noqa: E402
+from common.reporting import figures  # noqa: E402
 from common.training import EpochLog, TrainingSettings, train  # noqa: E402
 from common.trials import git_commit  # noqa: E402
 
@@ -38,36 +49,92 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    settings = TrainingSettings(epochs=3, patience=5)
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(CLASSIFIERS)}")
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--data-root", help="folder that holds the data set; digits needs none")
-    parser.add_argument("--download", action="store_true", help="fetch the data set into --data-root")
-    parser.add_argument("--image-size", type=int, default=32, help="pixels, height and width; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--limit", type=int, help="use at most this many images of each split")
-    parser.add_argument("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
-    parser.add_argument("--epochs", type=float, default=settings.epochs, help="default: %(default)s")
-    parser.add_argument(
-        "--learning-rate", type=float, default=settings.learning_rate, help="peak; default: %(default)s"
+    default = TrainingSettings(epochs=3, patience=5)
+    add = parser.add_argument
+    add("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    add("--data-root", help="folder that holds the data set; digits and phantoms need none")
+    add("--download", action="store_true", help="fetch the data set into --data-root")
+    add("--image-size", type=int, default=32, help="pixels, height and width; default: %(default)s")
+    add("--batch-size", type=int, default=128, help="of all processes together; default: %(default)s")
+    add("--limit", type=int, help="use at most this many images of each split")
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="random changes to images; default: what suits the set",
     )
-    parser.add_argument("--weight-decay", type=float, default=settings.weight_decay, help="default: %(default)s")
-    parser.add_argument("--label-smoothing", type=float, default=settings.label_smoothing, help="default: %(default)s")
-    parser.add_argument("--patience", type=int, default=settings.patience, help="epochs; default: %(default)s")
-    parser.add_argument("--amp", choices=("auto", "on", "off"), default=settings.amp, help="bfloat16; default: auto")
-    parser.add_argument("--seed", type=int, default=settings.seed, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the weights; default: finetuned/")
-    return parser.parse_args(arguments)
+    add("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
+    add("--width", type=int, default=64, help="unet: channels of its first level; default: %(default)s")
+    add("--depth", type=int, default=4, help="unet: how many times it halves the image; default: %(default)s")
+    add("--upsampling", default="transposed", help="unet: transposed or bilinear; default: %(default)s")
+    add("--method", help=f"train the factorized architecture: one of {', '.join(METHODS)}")
+    add("--ranks", help="its ranks: a whole number, or a fraction of each layer's full rank such as 0.25")
+    add("--dense", type=Path, help="dense weights whose factors it starts from; without them, those of random ones")
+    add("--epochs", type=float, default=default.epochs, help="default: %(default)s")
+    add("--optimizer", choices=("sgd", "adamw"), default=default.optimizer, help="default: %(default)s")
+    add("--learning-rate", type=float, default=default.learning_rate, help="peak; default: %(default)s")
+    add("--schedule", choices=("one-cycle", "plateau"), default=default.schedule, help="default: %(default)s")
+    add("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
+    add("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
+    add("--patience", type=int, default=default.patience, help="epochs; default: %(default)s")
+    add("--amp", choices=("auto", "on", "off"), default=default.amp, help="bfloat16; default: auto")
+    add("--seed", type=int, default=default.seed, help="default: %(default)s")
+    add("--out", type=Path, default=FOLDER, help="folder for the weights; default: finetuned/")
+    options = parser.parse_args(arguments)
+    if (options.method is None) != (options.ranks is None):
+        parser.error("--method and --ranks go together")
+    return options
+
+
+def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
+    """The network that the command line asks for, on this machine's device."""
+    torch.manual_seed(options.seed)
+    unet = (
+        {name: getattr(options, name) for name in ("width", "depth", "upsampling")} if options.model == "unet" else {}
+    )
+    model = build_model(options.model, data.num_classes, weights=options.pretrained, **unet).to(default_device())
+    if options.method is None:
+        return model
+    if options.dense is not None:
+        model = load_compressed(options.dense, model)
+    ranks = float(options.ranks) if "." in options.ranks else int(options.ranks)
+    plan = plan_ranks(model, data.example().to(default_device()), options.method, "fixed", ranks=ranks)
+    print(plan, flush=True)
+    return compress(model, plan)
+
+
+def report(
+    options: argparse.Namespace, model: nn.Module, data: DataBundle, history: list[EpochLog], stem: Path
+) -> None:
+    """Read the test split; write the weights, the JSON and the curves."""
+    test = evaluate(model, data.test)
+    cost = profile(model, data.example().to(next(model.parameters()).device))
+    weights = save_compressed(model, stem.with_name(f"{stem.name}.safetensors"))
+    made = {
+        "command": [sys.executable.rsplit("/", 1)[-1], "finetuned/finetune.py", *sys.argv[1:]],
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "image_size": data.image_size,
+        "history": history,
+        "test": test,
+        "params": cost.params,
+        "macs": cost.macs,
+        "minutes": round(sum(entry["seconds"] for entry in history) / 60, 2),
+        "environment": describe_environment(),
+        "git_commit": git_commit(FOLDER),
+    }
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps(made, indent=2) + "\n")
+    figures.save_figure(figures.training_curves(history), stem.with_name(f"{stem.name}-training"))
+    print(f"test {data.metric} {test[data.metric]:.2%}; wrote {weights}, its .json and its training curves")
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Train as the command line says; returns the path of the weights."""
     options = parse_arguments(arguments)
-    values = vars(options)
+    values: dict[str, Any] = vars(options)
     settings = TrainingSettings(
-        **{f.name: values[f.name] for f in dataclasses.fields(TrainingSettings) if f.name in values}
+        **{field.name: values[field.name] for field in dataclasses.fields(TrainingSettings) if field.name in values}
     )
-    check_choice("model", options.model, CLASSIFIERS)
+    check_choice("model", options.model, MODELS)
     data = load_data(
         options.dataset,
         options.data_root,
@@ -76,46 +143,35 @@ def main(arguments: list[str] | None = None) -> Path:
         seed=options.seed,
         limit=options.limit,
         download=options.download,
+        augment=options.augment,
     )
-    torch.manual_seed(options.seed)
-    model = build_model(options.model, data.num_classes, weights=options.pretrained).to(default_device())
+    if (options.model == "unet") != (data.task == "segmentation"):
+        raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")
+    model = build(options, data)
+    factorized = f"-{options.method}-{options.ranks}" if options.method else ""
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"{options.model}-{options.dataset}"
-    checkpoint = stem.with_suffix(".checkpoint")
+    stem = options.out / f"{options.model}-{options.dataset}{factorized}"
+    checkpoint = options.out / f"{stem.name}.checkpoint"
 
     def show(entry: EpochLog) -> None:
-        print(
-            f"epoch {entry['epoch']:g} of {settings.epochs:g}: train loss {entry['train_loss']:.4f}, validation "
-            f"accuracy {entry['accuracy']:.2%}, {entry['seconds'] / 60:.1f} min",
-            flush=True,
-        )
+        if distributed.rank() == 0:
+            print(
+                f"epoch {entry['epoch']:g} of {settings.epochs:g}: train loss {entry['train_loss']:.4f}, validation "
+                f"{data.metric} {entry[data.metric]:.2%}, {entry['seconds'] / 60:.1f} min",
+                flush=True,
+            )
 
     history = train(model, data, settings, checkpoint=checkpoint, description=stem.name, on_epoch=show)
-    minutes = sum(entry["seconds"] for entry in history) / 60
-    test = evaluate(model, data.test)
-    cost = profile(model, data.example().to(next(model.parameters()).device))
-    weights = save_compressed(model, stem.with_suffix(".safetensors"))
-    made = {
-        "command": [sys.executable.rsplit("/", 1)[-1], "finetuned/finetune.py", *(arguments or sys.argv[1:])],
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
-        "image_size": data.image_size,
-        "history": history,
-        "test": test,
-        "params": cost.params,
-        "macs": cost.macs,
-        "minutes": round(minutes, 2),
-        "environment": describe_environment(),
-        "git_commit": git_commit(FOLDER),
-    }
-    stem.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n")
-    checkpoint.unlink(missing_ok=True)
-    print(f"test accuracy {test['accuracy']:.2%}; wrote {weights} and {stem.with_suffix('.json').name}")
-    return weights
+    if distributed.rank() == 0:
+        report(options, model, data, history, stem)
+        checkpoint.unlink(missing_ok=True)
+    return stem.with_name(f"{stem.name}.safetensors")
 
 
 if __name__ == "__main__":
     try:
-        main()
+        with distributed.processes():
+            main()
     except ValidationError as error:
         sys.exit(f"finetune.py: {sentence(error)}")
     except (ValueError, OSError, ArithmeticError) as error:

@@ -40,25 +40,25 @@ sys.path.insert(0, str(Path.cwd()))
 # ## Parameters
 #
 # Change them here, or from outside: `papermill notebooks/resnet18.ipynb out.ipynb -p dataset mnist -p data_root data`.
+# A few more, with what is allowed, stand in `common/config.py`.
 
 # %% tags=["parameters"]
-dataset = "digits"  # digits (embedded), mnist or cifar10
+dataset = "digits"  # digits (embedded), mnist, cifar10 or imagefolder
 data_root = None  # folder that holds the data set; digits needs none
 download = False  # fetch the data set into data_root
 image_size = 64  # pixels, height and width
 batch_size = 64
-limit = None  # use at most this many images of each split, for quick tries
 weights = None  # trained weights from finetuned/finetune.py; None trains the dense network here
 pretrained = None  # torchvision's weights to start from, e.g. "DEFAULT" (needs a network)
+optimizer = "sgd"  # sgd or adamw
 dense_epochs = 6.0  # passes over the data when the dense network is trained here
 dense_learning_rate = 0.1  # peak of its one-cycle schedule
 svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
+budget = None  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
 method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
-data_aware = True  # keep the layers' outputs on calibration images rather than their weights
 policy = "adaptive"  # adaptive learns from the trials, static does not
 trials = 20  # plans that the policy samples
-size_weight = 0.5  # what keeping the whole size costs in the score, against 1 for losing all accuracy
 keep = 0.99  # a trial is accepted when it keeps this share of the dense accuracy
 finetune_top = 4  # so many of the best trials are fine-tuned
 finetune_epochs = 3.0  # for so many epochs, 3 at most
@@ -77,6 +77,8 @@ print(config)
 # ## Data and the dense network
 
 # %%
+from common.colab import keep_on_drive
+from common.evidence import chosen_ranks, layer_table
 from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
@@ -90,7 +92,8 @@ figures.training_curves(history)
 # ## Rank rules
 #
 # Each layer is decomposed once; any rank is then a slice. The spectra show how much of a layer's output a rank keeps
-# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule.
+# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule, and the table says what that rule
+# makes of each layer.
 
 # %%
 decompositions = decompose(config, dense, data)
@@ -98,10 +101,10 @@ plans = rule_plans(config, dense, data, decompositions)
 print(*plans, sep="\n")
 
 # %%
-figures.spectra(
-    decompositions.spectra(),
-    {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()},
-)
+figures.spectra(decompositions.spectra(), chosen_ranks(plans))
+
+# %%
+layer_table(dense, data, plans, decompositions)
 
 # %% [markdown]
 # ## Policy-guided search
@@ -133,4 +136,5 @@ figures.pareto(result.records)
 figures.radar(result.records, config.keep)
 
 # %%
+keep_on_drive([result.log])
 format_summary(summary_table(result.records, config.keep))

@@ -9,7 +9,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from common.colab import missing_requirements
+from common.colab import keep_on_drive, missing_requirements
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -69,3 +69,15 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, t
         shown = run_cell(set_up_cell(notebook), content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
         assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'config.py'}\n"
         shutil.rmtree(source, ignore_errors=True)
+
+
+def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
+    log, drive = tmp_path / "run.log", tmp_path / "drive" / "MyDrive" / "low-rank-cnn"
+    log.write_text("first")
+    assert keep_on_drive([log], drive) == []
+    drive.parent.mkdir(parents=True)
+    for text in ("first", "second"):
+        log.write_text(text)
+        assert keep_on_drive([log, tmp_path / "not there.log"], drive) == [drive / "run.log"]
+        assert (drive / "run.log").read_text() == text
+    assert [path.name for path in drive.iterdir()] == ["run.log"]

@@ -26,7 +26,7 @@ def test_defaults_and_changes() -> None:
         ({"trials": 0}, "^trials=0: input should be greater than or equal to 1$"),
         ({"keep": 1.5}, "^keep=1.5: input should be less than or equal to 1$"),
         ({"method": "hdt"}, "^method='hdt': input should be 'svd', 'spatial_svd', 'tucker2' or 'htd'$"),
-        ({"dataset": "minst"}, "^dataset='minst': input should be 'digits', 'mnist' or 'cifar10'$"),
+        ({"dataset": "minst"}, "^dataset='minst': input should be 'digits', 'mnist', 'cifar10' or 'imagefolder'$"),
         ({"finetune_epochs": 4.0}, "^finetune_epochs=4.0: input should be less than or equal to 3$"),
         ({"limit": 1.5}, "^limit=1.5: input should be a valid integer"),
         ({"data_root": "/no/such/folder"}, "^data_root='/no/such/folder': there is no such folder$"),

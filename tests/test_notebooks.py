@@ -12,12 +12,13 @@ import papermill
 import pytest
 import yaml
 
-from common.config import ClassifierConfig
-from common.trials import read_log
+from common.config import ClassifierConfig, SegmentationConfig
+from common.trials import TrialRecord, read_log
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+RULES = ["fixed", "entropy"]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
 
 
@@ -55,41 +56,47 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 def test_parameter_files_hold_parameters(path: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
-    ClassifierConfig.from_notebook({**values, "logs": str(tmp_path)})
+    config = SegmentationConfig if values.get("dataset") == "coco" else ClassifierConfig
+    config.from_notebook({**values, "logs": str(tmp_path)})
 
 
 def execute(name: str, folder: Path, **parameters: Any) -> Any:
     return papermill.execute_notebook(
         ROOT / "notebooks" / f"{name}.ipynb",
         folder / f"{name}.ipynb",
-        parameters={**TINY, "logs": str(folder / "logs"), "run": name, **parameters},
+        parameters={"logs": str(folder / "logs"), **parameters},
         cwd=ROOT,
         progress_bar=False,
     )
 
 
-def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
-    notebook = execute("resnet18", tmp_path)
-    pictures = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
+def pictures(notebook: Any) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
 
-    records, skipped = read_log(tmp_path / "logs" / "resnet18.log")
+
+def check_log(path: Path, metric: str, rules: list[str]) -> list[TrialRecord]:
+    """The trials of a tiny run: whole, smaller than the dense network, one fine-tuned, one tested."""
+    records, skipped = read_log(path)
     assert not skipped
-    assert [record.rule for record in records] == ["fixed", "entropy"] + ["adaptive policy"] * 4
+    assert [record.rule for record in records] == rules
     for record in records:
-        assert record.status == "ok"
-        assert 0 < record.params < record.baseline["params"] == 11_181_642
+        assert record.status == "ok", record.error
+        assert record.metric == metric
+        assert 0 < record.params < record.baseline["params"]
         assert 0 < record.macs < record.baseline["macs"]
         assert record.size_bytes < record.baseline["size_bytes"]
-        assert all(0 <= stage["accuracy"] <= 1 for stage in record.metrics.values())
-    log = (tmp_path / "logs" / "resnet18.log").read_text()
-    assert sum("finetuned" in record.metrics for record in records) + log.count("made it worse") == 1
+        assert all(0 <= stage[metric] <= 1 for stage in record.metrics.values())
+    assert any("finetuned" in record.metrics for record in records) or "made it worse" in path.read_text()
     assert any("test" in record.metrics for record in records)
+    return records
+
+
+def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
+    notebook = execute("resnet18", tmp_path, **TINY, run="resnet18")
+    assert pictures(notebook) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
+    records = check_log(tmp_path / "logs" / "resnet18.log", "accuracy", [*RULES, *["adaptive policy"] * 4])
+    assert records[0].baseline["params"] == 11_181_642
 
     command = [sys.executable, str(ROOT / "analyze_results.py"), str(tmp_path / "logs"), "--keep", "0.05"]
     shown = subprocess.run([*command, "--out", str(tmp_path / "results")], capture_output=True, text=True, check=True)
@@ -100,6 +107,35 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
     assert float(rows["best params"]["Params Red."]) == pytest.approx(1 - best.params / 11_181_642)
     assert (tmp_path / "results" / "radar.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "pareto.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(("name", "params"), [("alexnet", 57_044_810), ("vgg16", 134_301_514)])
+def test_the_other_classifiers(name: str, params: int, tmp_path: Path) -> None:
+    notebook = execute(name, tmp_path, **{**TINY, "trials": 2}, run=name)
+    assert pictures(notebook) == 6
+    records = check_log(tmp_path / "logs" / f"{name}.log", "accuracy", [*RULES, *["adaptive policy"] * 2])
+    assert {record.baseline["params"] for record in records} == {params}
+    assert min(record.params for record in records) < 0.1 * params  # the Linear layers are compressed too
+
+
+def test_unet_and_the_comparison_of_runs(tmp_path: Path) -> None:
+    notebook = execute("unet", tmp_path, **{**TINY, "trials": 2}, width=8, run="unet")
+    assert pictures(notebook) == 7  # and masks
+    rules = [*RULES, "budget", "budget", "budget", "entropy", *["adaptive policy"] * 2]
+    records = check_log(tmp_path / "logs" / "unet.log", "dice", rules)
+    compared = [record for record in records if record.rule == "budget"]
+    assert [record.method for record in compared] == ["svd", "tucker2", "htd"]
+    assert all(0.45 < record.params / record.baseline["params"] <= 0.5 for record in compared)
+    assert {"dice", "iou", "pixel_accuracy"} <= compared[0].metrics["raw"].keys()
+
+    saved = sorted(str(path) for path in (tmp_path / "logs").glob("*.safetensors"))
+    shown = execute(
+        "compare", tmp_path, keep=0.05, models=",".join(saved[:2]), dataset="phantoms", limit=32, batch_size=16
+    )
+    assert pictures(shown) == 2
+    text = str([cell.get("outputs") for cell in shown.cells])
+    assert "unet (phantoms)" in text
+    assert all(Path(file).name in text for file in saved[:2])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +150,6 @@ def test_bad_parameters_stop_the_notebook_before_any_work(
     parameters: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(papermill.PapermillExecutionError) as error:
-        execute("resnet18", tmp_path, **parameters)
+        execute("resnet18", tmp_path, **{**TINY, **parameters})
     assert sentence in str(error.value)
     assert not (tmp_path / "logs").exists()

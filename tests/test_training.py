@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.metrics import evaluate
-from common.training import EpochLog, TrainingSettings, distillation_loss, train, uses_bfloat16
+from common.training import EpochLog, TrainingSettings, train, uses_bfloat16
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
 
@@ -84,29 +84,34 @@ def test_early_stopping() -> None:
     assert len(accuracies) - 1 - accuracies.index(max(accuracies)) == 2
 
 
-def test_distillation_pulls_toward_the_teacher() -> None:
-    data = tiny_digits(limit=300)
-    teacher = tiny_cnn()
-    train(teacher, data, TrainingSettings(epochs=6.0, amp="off"))
-    student = tiny_cnn(seed=5)
-    inputs = next(iter(data.validation))[0]
+@pytest.mark.parametrize(("name", "value"), [("optimizer", "adamw"), ("schedule", "plateau")])
+def test_other_optimizers_and_schedules_learn_and_resume(tmp_path: Path, name: str, value: str) -> None:
+    settings = TrainingSettings(epochs=5.0, learning_rate=0.02, amp="off", **{name: value})  # type: ignore[arg-type]
+    whole, path = tiny_cnn(), tmp_path / "run.checkpoint"
+    expected = train(whole, tiny_digits(limit=400), settings)
+    assert expected[-1]["train_loss"] < 0.8 * expected[0]["train_loss"]
 
-    def distance() -> float:
-        with torch.no_grad():
-            return distillation_loss(student.eval()(inputs), teacher(inputs), 2.0).item()
+    def kill(entry: EpochLog) -> None:
+        if entry["epoch"] == 2:
+            raise Killed
 
-    before = distance()
-    train(student, data, TrainingSettings(epochs=8.0, distillation=1.0, amp="off"), teacher=teacher)
-    assert distance() < 0.5 * before
+    with pytest.raises(Killed):
+        train(tiny_cnn(), tiny_digits(limit=400), settings, checkpoint=path, on_epoch=kill)
+    resumed = tiny_cnn(seed=9)
+    history = train(resumed, tiny_digits(limit=400), settings, checkpoint=path)
+    assert without_seconds(history) == without_seconds(expected)
+    assert same_weights(resumed, whole)
 
 
-def test_distillation_loss_by_hand() -> None:
-    """Two classes at T = 1: KL((0.8, 0.2) || (0.5, 0.5)) = 0.8 ln 1.6 + 0.2 ln 0.4; softening by 2 multiplies by 4."""
-    taught, logits = torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1, 2)
-    expected = 0.8 * torch.tensor(1.6).log() + 0.2 * torch.tensor(0.4).log()
-    assert distillation_loss(logits, taught, 1.0) == pytest.approx(float(expected), rel=1e-5)
-    assert distillation_loss(2 * logits, 2 * taught, 2.0) == pytest.approx(4 * float(expected), rel=1e-5)
-    assert distillation_loss(taught, taught, 3.0) == pytest.approx(0, abs=1e-6)
+def test_plateau_lowers_the_rate_after_its_patience() -> None:
+    """With a metric that never gets better after the first epoch, each second epoch ends with a tenth of the rate."""
+    model, data = tiny_cnn(), tiny_digits()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.head.weight.requires_grad_()
+    settings = TrainingSettings(epochs=6.0, learning_rate=1e-9, schedule="plateau", plateau_patience=2, amp="off")
+    rates = [entry["learning_rate"] for entry in train(model.eval(), data, settings)]
+    assert rates == pytest.approx([1e-9, 1e-9, 1e-9, 1e-10, 1e-10, 1e-11])
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from common.data.normalization import Normalization
 
@@ -85,9 +85,39 @@ class DataBundle:
         assert isinstance(batches.sampler, RandomSampler)
         batches.sampler.generator.manual_seed(seed)
 
+    def train_part(self, part: int, parts: int) -> Loader:
+        """The training batches as one of several processes takes them: every ``parts``-th image, from ``part`` on.
+
+        Raises:
+            ValueError: a batch has less than two images for each process.
+        """
+        if parts == 1:
+            return self.train
+        batches = self.train.sampler
+        assert isinstance(batches, BatchSampler)
+        if batches.batch_size < 2 * parts:
+            raise ValueError(
+                f"batch_size={batches.batch_size}: {parts} processes share each batch and need two images each"
+            )
+        shared = _Part(batches, part, parts)
+        return DataLoader(self.train.dataset, sampler=shared, batch_size=None, num_workers=self.train.num_workers)
+
     def example(self) -> Tensor:
         """One input ``(1, 3, H, W)`` from the calibration split."""
         return next(iter(self.calibration))[0][:1]
+
+
+class _Part(Sampler[list[int]]):
+    """Every ``parts``-th index of each batch, from ``part`` on."""
+
+    def __init__(self, batches: BatchSampler, part: int, parts: int) -> None:
+        self.batches, self.part, self.parts = batches, part, parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.part :: self.parts] for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def make_bundle(

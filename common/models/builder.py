@@ -36,7 +36,8 @@ def build_model(
             from 32 (``alexnet`` from 63).
         num_classes: at least 2; for ``unet`` at least 1.
         weights: None for a random start, ``"DEFAULT"`` or another name of torchvision's weights for this
-            architecture (``"IMAGENET1K_V1"``), which are downloaded on first use; the head always starts at random.
+            architecture (``"IMAGENET1K_V1"``), which are downloaded on first use; the head starts at random unless it
+            is for as many classes as theirs, ImageNet's 1,000.
             There are none for the ResNets for CIFAR-10 and the U-Net.
         width: for ``unet``: channels of its first level.
         depth: for ``unet``: how many times it halves the image.
@@ -78,5 +79,6 @@ def _torchvision(name: str, num_classes: int, weights: str | None) -> nn.Module:
         ) from error
     head = model.get_submodule(HEADS[name])
     assert isinstance(head, nn.Linear)
-    model.set_submodule(HEADS[name], nn.Linear(head.in_features, num_classes))
+    if weights is None or head.out_features != num_classes:
+        model.set_submodule(HEADS[name], nn.Linear(head.in_features, num_classes))
     return model

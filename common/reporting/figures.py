@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from common.reporting.masks import sample_masks as sample_masks
 from common.reporting.radar import radar as radar
 from common.reporting.runs import baseline_record, group_records
 from common.reporting.style import MARKERS, WIDE, message, palette, picture, styled

@@ -79,7 +79,7 @@ class Objective:
     def score(self, metrics: Mapping[str, float], cost: Profile, size_weight: float) -> float:
         """``accuracy / dense accuracy - size_weight * (share of parameters kept + share of MACs kept) / 2``."""
         kept = (cost.params / self.dense_cost.params + cost.macs / self.dense_cost.macs) / 2
-        return metrics["accuracy"] / max(self.dense_metrics["accuracy"], 1e-12) - size_weight * kept
+        return metrics[self.data.metric] / max(self.dense_metrics[self.data.metric], 1e-12) - size_weight * kept
 
 
 def calibration_inputs(data: DataBundle, count: int) -> Tensor:

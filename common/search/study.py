@@ -67,12 +67,13 @@ class SearchSettings:
     keep: Share = 0.99
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune: TrainingSettings = TrainingSettings(epochs=1.0, learning_rate=0.02)
+    finetune_given: bool = False
     sensitivity_images: Annotated[int, Field(ge=1)] = 128
     latency_batch: Annotated[int, Field(ge=1)] = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.finetune.epochs > 3:
+        if self.finetune.epochs > 5:
             raise ValueError(f"finetune.epochs={self.finetune.epochs}: a trial is fine-tuned for at most 3 epochs")
 
 
@@ -192,7 +193,7 @@ class _Search:
             "run": run,
             "model": architecture,
             "dataset": data.name,
-            "metric": "accuracy",
+            "metric": self.data.metric,
             "seed": settings.seed,
             "baseline": self.objective.baseline(),
             "environment": describe_environment(),
@@ -271,7 +272,11 @@ class _Search:
     def finetune_best(self) -> None:
         """Fine-tune the best trials by score, the dense network as their teacher, and log them again."""
         ranked = sorted(self._scores, key=lambda number: self._scores[number], reverse=True)
-        for number in ranked[: self.settings.finetune_top]:
+        chosen = ranked[: self.settings.finetune_top]
+        given = [
+            n for n in range(self._given) if self.settings.finetune_given and n in self._scores and n not in chosen
+        ]
+        for number in [*chosen, *given]:
             start = time.perf_counter()
             network = self.objective.build(self._plans[number])
             description = f"fine-tuning trial {number}"
@@ -284,7 +289,7 @@ class _Search:
                 continue
             record = self.records[number]
             tuned = evaluate(network, self.data.validation)
-            if tuned["accuracy"] < record.metrics["recalibrated"]["accuracy"]:
+            if tuned[self.data.metric] < record.metrics["recalibrated"][self.data.metric]:
                 self.writer.note(f"{description} made it worse ({tuned['accuracy']:.2%}); the network stays as it was")
                 continue
             self.networks[number] = network

@@ -1,0 +1,85 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Runs and networks, compared
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/compare.ipynb)
+#
+# Reads the logs of all runs and shows the best of each model, and the trials of all of them in one picture. With
+# `models` set, it also compares saved networks, dense or compressed, on one data set: quality on test, size, and time
+# in turn.
+
+# %%
+# Set-up: on Colab, fetch the suite and install what is missing there; elsewhere, only step into its folder.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("common").is_dir():
+    if not Path("low-rank-cnn").is_dir():
+        _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
+    os.chdir("low-rank-cnn")
+    subprocess.run([sys.executable, "-m", "common.colab"], check=True)
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "common").is_dir()))
+sys.path.insert(0, str(Path.cwd()))
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+logs = "logs"  # folder of the logs
+keep = 0.99  # a trial is accepted when it keeps this share of the dense metric
+models = ""  # saved networks, "a.safetensors,b.safetensors"; the others are held against the first
+dataset = "digits"  # that they are compared on: digits, mnist, cifar10, imagefolder, phantoms or coco
+data_root = None  # folder that holds the data set; digits and phantoms need none
+image_size = 64  # pixels, height and width
+batch_size = 64
+limit = None  # use at most this many images
+
+# %%
+from common.config import CompareConfig
+
+config = CompareConfig.from_notebook(globals())
+print(config)
+
+# %% [markdown]
+# ## The runs
+
+# %%
+from common.evidence import compare_networks
+from common.experiment import load_data_of
+from common.reporting import figures
+from common.reporting.runs import describe, load_runs
+from common.reporting.tables import format_summary, summary_table
+
+runs = load_runs([config.logs])
+records = [record for run in runs for record in run.trials]
+print(*map(describe, runs), sep="\n")
+
+# %%
+format_summary(summary_table(records, config.keep))
+
+# %%
+figures.pareto(records)
+
+# %%
+figures.radar(records, config.keep)
+
+# %% [markdown]
+# ## Saved networks
+
+# %%
+compare_networks(config.files, load_data_of(config)) if config.files else "models names no network"

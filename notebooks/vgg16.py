@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # VGG16, low-rank
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/vgg16.ipynb)
+#
+# Takes a trained VGG16 and makes it small where it is large: 90% of its parameters lie in the three Linear layers,
+# which the work this follows left alone, and most of its MACs in the convolutions. Every trial is a line in `logs/`;
+# `python analyze_results.py` makes tables and pictures out of them.
+
+# %%
+# Set-up: on Colab, fetch the suite and install what is missing there; elsewhere, only step into its folder.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("common").is_dir():
+    if not Path("low-rank-cnn").is_dir():
+        _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
+    os.chdir("low-rank-cnn")
+    subprocess.run([sys.executable, "-m", "common.colab"], check=True)
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "common").is_dir()))
+sys.path.insert(0, str(Path.cwd()))
+
+# %% [markdown]
+# ## Parameters
+#
+# Change them here, or from outside: `papermill notebooks/vgg16.ipynb out.ipynb -p dataset mnist -p data_root data`.
+# A few more, with what is allowed, stand in `common/config.py`.
+
+# %% tags=["parameters"]
+dataset = "digits"  # digits (embedded), mnist, cifar10 or imagefolder
+data_root = None  # folder that holds the data set; digits needs none
+download = False  # fetch the data set into data_root
+image_size = 32  # pixels, height and width
+batch_size = 64
+weights = None  # trained weights from finetuned/finetune.py; None trains the dense network here
+pretrained = None  # torchvision's weights to start from, e.g. "DEFAULT" (needs a network)
+optimizer = "adamw"  # sgd or adamw
+dense_epochs = 8.0  # passes over the data when the dense network is trained here
+dense_learning_rate = 0.0003  # peak of its one-cycle schedule
+svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
+arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
+budget = None  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
+method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
+policy = "adaptive"  # adaptive learns from the trials, static does not
+trials = 10  # plans that the policy samples
+keep = 0.99  # a trial is accepted when it keeps this share of the dense accuracy
+finetune_top = 2  # so many of the best trials are fine-tuned
+finetune_epochs = 1.0  # for so many epochs, 3 at most
+finetune_learning_rate = 0.0001  # peak
+seed = 0
+logs = "logs"  # folder of the logs
+run = None  # name of this run's log; None makes one from the model, data set, method and time
+
+# %%
+from common.config import ClassifierConfig
+
+config = ClassifierConfig.from_notebook(globals())
+print(config)
+
+# %% [markdown]
+# ## Data and the dense network
+
+# %%
+from common.colab import keep_on_drive
+from common.evidence import chosen_ranks, layer_table
+from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
+from common.reporting import figures
+from common.reporting.tables import format_summary, summary_table
+from common.search import LEVEL_NAMES, search_ranks
+
+data = load_data_of(config)
+dense, history = dense_network(config, "vgg16", data)
+figures.training_curves(history)
+
+# %% [markdown]
+# ## Rank rules
+#
+# Each layer is decomposed once; any rank is then a slice. The spectra show how much of a layer's output a rank keeps
+# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule, and the table says what that rule
+# makes of each layer.
+
+# %%
+decompositions = decompose(config, dense, data)
+plans = rule_plans(config, dense, data, decompositions)
+print(*plans, sep="\n")
+
+# %%
+figures.spectra(decompositions.spectra(), chosen_ranks(plans))
+
+# %%
+layer_table(dense, data, plans, decompositions)
+
+# %% [markdown]
+# ## Policy-guided search
+#
+# One line a trial: accuracy on validation raw, after BatchNorm recalibration and, for the best few, after fine-tuning.
+# The rank rules come first, for comparison.
+
+# %%
+settings = search_settings(config)
+result = search_ranks(dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run)
+
+# %% [markdown]
+# How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),
+# and what the policy made of that before and after the trials.
+
+# %%
+figures.sensitivities(result.sensitivities, result.layer_sizes)
+
+# %%
+figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's parameters", before=result.first_policy)
+
+# %% [markdown]
+# ## What came out
+
+# %%
+figures.pareto(result.records)
+
+# %%
+figures.radar(result.records, config.keep)
+
+# %%
+keep_on_drive([result.log])
+format_summary(summary_table(result.records, config.keep))
