@@ -102,14 +102,10 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
         network = load_compressed(file).to(default_device())
         provenance = get_provenance(network)
         classes = provenance.arguments.get("num_classes") if provenance else None
-        if (
-            provenance is None
-            or classes != data.num_classes
-            or (provenance.builder == "unet") != (data.task == "segmentation")
-        ):
-            raise ValueError(
-                f"models: {file} is a network for {classes} classes, {data.name} has {data.num_classes} to {data.task}"
-            )
+        task = "segmentation" if provenance and provenance.builder == "unet" else "classification"
+        if provenance is None or (task, classes) != (data.task, data.num_classes):
+            wanted = f"{data.task} of {data.num_classes} classes, which {data.name} is"
+            raise ValueError(f"models: {file} is for {task} of {classes} classes, not for {wanted}")
         first = first or network
         cost, latency = profile(network, x), measure_latency(network, x, baseline=first)
         rows.append(

@@ -62,12 +62,12 @@ print(config)
 from common.evidence import compare_networks
 from common.experiment import load_data_of
 from common.reporting import figures
-from common.reporting.runs import describe, load_runs
+from common.reporting.runs import load_runs
 from common.reporting.tables import format_summary, summary_table
 
 runs = load_runs([config.logs])
 records = [record for run in runs for record in run.trials]
-print(*map(describe, runs), sep="\n")
+print(*(f"{run.path}: {len(run.trials)} trials" for run in runs), sep="\n")
 
 # %%
 format_summary(summary_table(records, config.keep))

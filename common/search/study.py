@@ -205,7 +205,7 @@ class _Search:
         self.writer, self.show = writer, show
         dense = self.objective
         writer.note(
-            f"dense {self._common['model']} on {self.data.name}: accuracy {dense.dense_metrics['accuracy']:.2%} on "
+            f"dense {self._common['model']} on {self.data.name}: {self.data.metric} {dense.dense_metrics[self.data.metric]:.2%} on "
             f"validation, {dense.dense_cost.params:,} parameters, {dense.dense_cost.macs:,} MACs, "
             f"{dense.dense_latency.median_s * 1000:.2f} ms"
         )
@@ -290,7 +290,9 @@ class _Search:
             record = self.records[number]
             tuned = evaluate(network, self.data.validation)
             if tuned[self.data.metric] < record.metrics["recalibrated"][self.data.metric]:
-                self.writer.note(f"{description} made it worse ({tuned['accuracy']:.2%}); the network stays as it was")
+                self.writer.note(
+                    f"{description} made it worse ({tuned[self.data.metric]:.2%}); the network stays as it was"
+                )
                 continue
             self.networks[number] = network
             self._write(

@@ -167,3 +167,19 @@ def test_mnist_is_the_real_one() -> None:
     sizes = {part: len(images_of(getattr(data, part))) for part in PARTS}
     assert sizes == {"train": 53000, "calibration": 2000, "validation": 5000, "test": 10000}
     assert torch.cat([targets for _, targets in data.test])[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_processes_share_each_batch() -> None:
+    """Two processes' parts of a batch are together the batch, and its order is the same for both."""
+    whole, *parts = (load_data("digits", image_size=8, batch_size=32, limit=96) for _ in range(3))
+    for data in (whole, *parts):
+        data.shuffle(3)
+    shares = [data.train_part(index, 2) for index, data in enumerate(parts)]
+    assert [len(share) for share in shares] == [len(whole.train)] * 2
+    for (inputs, targets), (even, even_targets), (odd, odd_targets) in zip(whole.train, *shares, strict=True):
+        assert torch.equal(inputs[0::2], even)
+        assert torch.equal(inputs[1::2], odd)
+        assert torch.equal(targets, torch.stack([even_targets, odd_targets], dim=1).flatten())
+    assert whole.train_part(0, 1) is whole.train
+    with pytest.raises(ValueError, match="batch_size=32: 17 processes share each batch and need two images each"):
+        whole.train_part(0, 17)
