@@ -4,7 +4,7 @@ Examples:
     python finetuned/finetune.py --model resnet18 --dataset digits
     python finetuned/finetune.py --model resnet18 --dataset mnist --data-root data --image-size 64 --epochs 3
     python finetuned/finetune.py --model unet --dataset coco --data-root data/brain_tumor --image-size 128 \
-        --width 32 --optimizer adamw --learning-rate 0.002 --batch-size 16 --epochs 40
+        --unannotated drop --width 32 --optimizer adamw --learning-rate 0.002 --batch-size 16 --epochs 40
     python finetuned/finetune.py --model resnet18 --dataset cifar10 --data-root data --method svd --ranks 4 \
         --dense finetuned/resnet18-cifar10.safetensors
     torchrun --nproc-per-node 4 finetuned/finetune.py --model resnet34 --dataset imagefolder --data-root imagenet
@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     add("--data-root", help="folder that holds the data set; digits and phantoms need none")
     add("--download", action="store_true", help="fetch the data set into --data-root")
-    add("--image-size", type=int, default=32, help="pixels, height and width; default: %(default)s")
+    add("--image-size", type=int, help="pixels, height and width; default: what suits the set")
     add("--batch-size", type=int, default=128, help="of all processes together; default: %(default)s")
     add("--limit", type=int, help="use at most this many images of each split")
     add(
@@ -63,6 +63,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="random changes to images; default: what suits the set",
     )
+    add("--unannotated", default="keep", help="coco: keep images without annotation, or drop them; default: keep")
+    add("--workers", type=int, help="processes that read images; default: what suits the set")
     add("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
     add("--width", type=int, default=64, help="unet: channels of its first level; default: %(default)s")
     add("--depth", type=int, default=4, help="unet: how many times it halves the image; default: %(default)s")
@@ -144,6 +146,9 @@ def main(arguments: list[str] | None = None) -> Path:
         limit=options.limit,
         download=options.download,
         augment=options.augment,
+        normalize="imagenet" if options.pretrained else "dataset",
+        unannotated=options.unannotated,
+        workers=options.workers,
     )
     if (options.model == "unet") != (data.task == "segmentation"):
         raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")

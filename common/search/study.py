@@ -205,7 +205,8 @@ class _Search:
         self.writer, self.show = writer, show
         dense = self.objective
         writer.note(
-            f"dense {self._common['model']} on {self.data.name}: {self.data.metric} {dense.dense_metrics[self.data.metric]:.2%} on "
+            f"dense {self._common['model']} on {self.data.name}: {self.data.metric} "
+            f"{dense.dense_metrics[self.data.metric]:.2%} on "
             f"validation, {dense.dense_cost.params:,} parameters, {dense.dense_cost.macs:,} MACs, "
             f"{dense.dense_latency.median_s * 1000:.2f} ms"
         )
