@@ -11,6 +11,8 @@ from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, SVD, LayerMoments
 from common.planning import RankPlan, plan_ranks
 from common.planning.layers import Decompositions, convolution_weight, layer_method, trace_layers
+from common.training import TrainingSettings, train
+from tests.networks import tiny_cnn, tiny_digits
 
 LAYERS: dict[str, Any] = {
     "3x3": lambda: nn.Conv2d(6, 10, 3, padding=1),
@@ -199,3 +201,35 @@ def test_fewer_samples_than_channels_still_predict_the_error() -> None:
         plan = RankPlan({"2": kept.plan("2", "svd", (rank,))}, "svd", "fixed")
         measured = output_error(model, compress(model, plan, decompositions=kept), x) / spread
         assert decomposition.relative_error((rank,)) ** 2 == pytest.approx(measured, rel=0.02, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_data_aware_factors_beat_plain_ones_in_every_layer_of_a_trained_network(method: str) -> None:
+    data, model = tiny_digits(limit=600), tiny_cnn(width=24)
+    train(model, data, TrainingSettings(epochs=4.0, amp="off"))
+    model.eval()
+    held_out = torch.cat([images for images, _ in data.test])
+    moments = calibrate(model, data.calibration)
+    for name, shape in trace_layers(model, held_out[:1]).items():
+        chosen = layer_method(method, shape)
+        for share in (0.25, 0.5, 0.75):
+            errors = []
+            for kept in (Decompositions(model, moments), Decompositions(model)):
+                plan = RankPlan(
+                    {name: kept.plan(name, chosen, kept.get(name, chosen).fraction(share))}, method, "fixed"
+                )
+                small = compress(model, plan, decompositions=kept)
+                pair = [output_of(network, name, held_out) for network in (model, small)]
+                errors.append(float((pair[0] - pair[1]).square().sum()))
+            aware, plain = errors
+            assert aware <= 1.01 * plain, (name, share)
+
+
+def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """What one layer puts out."""
+    outputs: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return outputs[0]
