@@ -160,13 +160,22 @@ def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     samples than channels).
     """
     matrix = weight.flatten(2)
-    span = leading_basis(matrix)
-    gram, covariance = (span.mT @ m @ span for m in (matrix @ matrix.mT, covariance))
-    total, own = (m.diagonal(dim1=1, dim2=2).sum() for m in (covariance, gram))
-    total, own = (torch.where(trace > 0, trace, 1.0) for trace in (total, own))
-    variances, vectors = torch.linalg.eigh(covariance / total + RIDGE * gram / own)
+    total = _trace(covariance)
+    if matrix.shape[1] > matrix.shape[2]:
+        span = leading_basis(matrix)
+        basis, variances = _output_basis((span.mT @ matrix)[:, :, :, None, None], span.mT @ covariance @ span)
+        return span @ basis, variances
+    single = matrix.float()  # enough for a trace of it
+    gram = (single @ single.mT).double()
+    variances, vectors = torch.linalg.eigh(covariance / total + RIDGE * gram / _trace(gram))
     # Rounding can turn what is nothing negative; it must stay small beside the rest, or its rows would count as much.
-    return span @ vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
+    return vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    """That of all groups together, or 1 where it is 0."""
+    trace = matrices.diagonal(dim1=1, dim2=2).sum()
+    return torch.where(trace > 0, trace, 1.0)
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
