@@ -39,8 +39,8 @@ class Latency:
     Attributes:
         median_s: seconds.
         iqr_s: interquartile range in seconds.
-        speedup: median of the baseline over this median; None when there was no baseline, or when the rounds differ too
-            much for it to mean anything (see ``note``).
+        speedup: median of the baseline over this median; None when there was no baseline, or when the rounds differ
+            too much for it to mean anything (see ``note``).
         baseline_median_s: the baseline's seconds, measured in turn with this network.
         runtime, threads, batch_size, memory_format: the conditions.
         baseline_iqr_s: interquartile range in seconds.
@@ -128,7 +128,7 @@ def measure_latencies(
     blocked = runtime == "channels_last" or (
         runtime != "onnxruntime" and x.is_contiguous(memory_format=torch.channels_last)
     )
-    conditions = {
+    conditions: dict[str, Any] = {
         "runtime": RUNTIMES[runtime],
         "threads": threads,
         "batch_size": len(x),
@@ -136,13 +136,15 @@ def measure_latencies(
     }
     dense = (times[-1], peaks[-1]) if baseline is not None else (None, None)
     return [
-        Latency(**_compare(times[index], dense[0]), peak_bytes=peaks[index], baseline_peak_bytes=dense[1], **conditions)
+        Latency(
+            **_compare(times[index], dense[0]), peak_bytes=peaks[index], baseline_peak_bytes=dense[1], **conditions
+        )
         for index in range(len(models))
     ]
 
 
 def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], object]:
-    """What runs ``x`` through ``model``, in evaluation mode, in one of ``RUNTIMES``; to be called in inference mode."""
+    """What runs ``x`` through ``model`` (in evaluation mode) in a runtime; to be called in inference mode."""
     if runtime == "onnxruntime":
         return _onnx_pass(model, x)
     network: Callable[[Tensor], object] = model
@@ -153,7 +155,9 @@ def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], obje
         elif runtime == "compile":
             warnings.simplefilter("ignore")  # the compiler's own, about itself
             network = torch.compile(model, options={"freezing": True})
-        network(x)  # what is made once is made before memory is measured; ONNX Runtime's memory is made in its first run
+        network(
+            x
+        )  # what is made once is made before memory is measured; ONNX Runtime's memory is made in its first run
     return partial(network, x)
 
 

@@ -18,9 +18,10 @@ _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def links(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Pairs of modules: all that the first puts out goes into the second, which takes nothing else.
 
-    Read off a symbolic trace (``torch.fx``), in evaluation mode: dropout between the two does not count. Where a
-    ``forward`` cannot be traced, because it branches on sizes or values, its children are traced one by one. Pairs that
-    such a ``forward`` itself joins are not found; that a child is used through its own ``forward`` is taken for granted.
+    Read off a symbolic trace (``torch.fx``) of the network in evaluation mode, where dropout between the two does not
+    count. Where a ``forward`` cannot be traced, because it branches on sizes or values, its children are traced one by
+    one. Pairs that such a ``forward`` itself joins are not found, and each of its children is taken to be used as a
+    whole.
 
     Args:
         model: any network; a module that is used several times forms a pair when it does so every time.
@@ -31,7 +32,7 @@ def links(model: nn.Module) -> dict[nn.Module, nn.Module]:
         for node in graph.nodes:
             if node.op == "get_attr":  # a tensor that is also used by itself must stay what it is
                 after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
-            elif node.op == "call_module" and (module := _module(root, node)) is not None:
+            elif (module := _called(root, node)) is not None and not isinstance(module, _PASSIVE):
                 after.setdefault(module, set()).add(_next(root, node))
                 plain_call = len(node.args) == 1 and not node.kwargs
                 before.setdefault(module, set()).add(_previous(root, node) if plain_call else None)
@@ -68,27 +69,25 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
         yield module, graph
 
 
-def _module(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that ``node`` calls; None for one that does nothing, and for what is no call of a module."""
-    if node.op != "call_module":
-        return None
-    module = root.get_submodule(str(node.target))
-    return None if isinstance(module, _PASSIVE) else module
+def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that alone takes what ``node`` puts out."""
+    """The module that alone takes what ``node`` puts out; None where there is none."""
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if node.op != "call_module" or (module := _module(root, node)) is not None:
-            return _module(root, node)
+        module = _called(root, node)
+        if not isinstance(module, _PASSIVE):
+            return module
     return None
 
 
 def _previous(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module whose output ``node`` takes."""
-    while isinstance(source := node.args[0] if node.args else None, fx.Node) and source.op == "call_module":
-        if (module := _module(root, source)) is not None:
+    """The module whose output ``node`` takes; None where there is none."""
+    while node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        module = _called(root, node)
+        if not isinstance(module, _PASSIVE):
             return module
-        node = source
     return None

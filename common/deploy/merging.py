@@ -29,9 +29,9 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy in evaluation mode in which linear layers with nothing between them are one where that costs less.
 
     The factors of one layer are such a chain, longer where another linear layer follows directly. A chain is cut into
-    the pieces that together need the fewest MACs, none with more parameters than it replaces; so a layer whose ranks do
-    not pay is dense again. Layers are merged only where the result is the same at the borders too: on each axis of the
-    image one of the two has a kernel of 1, and no bias meets zero padding.
+    the pieces that together need the fewest MACs, none with more parameters than it replaces; so a layer whose ranks
+    do not pay is dense again. Layers are merged only where the result is the same at the borders too: on each axis of
+    the image one of the two has a kernel of 1, and no bias meets zero padding.
 
     Args:
         model: left as it was; fold its BatchNorm first, which otherwise stands between.
@@ -64,8 +64,7 @@ def align_ranks(model: nn.Module, multiple: int) -> nn.Module:
     Raises:
         ValueError: ``multiple`` is below 1.
     """
-    if multiple < 1:
-        raise ValueError(f"align={multiple!r}: it must be at least 1")
+    check_multiple(multiple)
     aligned = deployed_copy(model)
     with torch.no_grad():
         for first, second in links(aligned).items():
@@ -74,6 +73,16 @@ def align_ranks(model: nn.Module, multiple: int) -> nn.Module:
                 _widen(first, missing, outputs=True)
                 _widen(second, missing, outputs=False)
     return aligned
+
+
+def check_multiple(align: int) -> None:
+    """Refuse what cannot be a multiple of ranks.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if align < 1:
+        raise ValueError(f"align={align!r}: it must be at least 1")
 
 
 def _is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
@@ -109,7 +118,7 @@ def _chains(model: nn.Module) -> list[list[FactorableLayer]]:
 
 
 def _cheapest_pieces(chain: Sequence[FactorableLayer], calls: Sequence[Calls]) -> list[Sequence[FactorableLayer]]:
-    """The chain cut so that its pieces, each merged, need the fewest MACs; of equal cuts the one with fewest pieces."""
+    """The chain cut so that its pieces, each merged, need the fewest MACs; of equal cuts the one of fewest pieces."""
     best: list[tuple[int, list[Sequence[FactorableLayer]]]] = [(0, [])]
     for end in range(1, len(chain) + 1):
         options = [
@@ -167,8 +176,8 @@ def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer
     settings["padding"] = tuple(_padding(layer, axis) for axis, layer in enumerate(taken))
     settings |= {"groups": first.groups, "bias": bias, **place}
     if transposed:
-        output_padding = transposed[0].output_padding
-        return nn.ConvTranspose2d(first.in_channels, second.out_channels, output_padding=output_padding, **settings)
+        settings["output_padding"] = transposed[0].output_padding
+        return nn.ConvTranspose2d(first.in_channels, second.out_channels, **settings)
     if padded:
         settings["padding_mode"] = padded[0].padding_mode
     return nn.Conv2d(first.in_channels, second.out_channels, **settings)
@@ -176,7 +185,9 @@ def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer
 
 def _is_idle(layer: Convolution, axis: int) -> bool:
     """Whether the layer leaves an axis of the image as it is."""
-    return layer.kernel_size[axis] == layer.stride[axis] == 1 and _padding(layer, axis) == layer.output_padding[axis] == 0
+    return (
+        layer.kernel_size[axis] == layer.stride[axis] == 1 and _padding(layer, axis) == layer.output_padding[axis] == 0
+    )
 
 
 def _padding(layer: Convolution, axis: int) -> int | None:

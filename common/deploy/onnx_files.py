@@ -16,7 +16,7 @@ from onnx_ir.convenience import get_const_tensor, replace_all_uses_with
 from torch import Tensor, nn
 
 from common.deploy.folding import fold_batchnorm
-from common.deploy.merging import align_ranks, merge_factors
+from common.deploy.merging import align_ranks, check_multiple, merge_factors
 
 INPUT, OUTPUT = "input", "output"
 OPSETS = range(18, 24)
@@ -38,7 +38,7 @@ def export_onnx(
         x: example input ``(N, C, H, W)``; the file takes this height and width.
         dynamic_batch: whether the file takes batches of any size instead of N.
         opset: of the ONNX operators, 18 to 23.
-        align: ranks are filled up with zeros to multiples of this, see :func:`common.deploy.align_ranks`; 1 leaves them.
+        align: ranks are filled up with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
 
     Returns:
         The path.
@@ -49,6 +49,7 @@ def export_onnx(
     """
     if opset not in OPSETS:
         raise ValueError(f"opset={opset!r}: it must be in {OPSETS.start}..{OPSETS.stop - 1}")
+    check_multiple(align)
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size >= LARGEST_FILE:
         raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
@@ -118,11 +119,12 @@ def onnx_session(
 
 
 def _clean(model: onnx_ir.Model) -> None:
-    """Drop padding by nothing and pooling of single pixels, and the exporter's notes, which hold paths of this machine."""
+    """Drop padding by nothing, pooling of single pixels and the exporter's notes, which hold this machine's paths."""
     values: list[Any] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
     for node in list(model.graph):
-        if _is_idle(node):
-            replace_all_uses_with(node.outputs[0], node.inputs[0])
+        source = node.inputs[0] if node.inputs else None
+        if source is not None and _is_idle(node):
+            replace_all_uses_with(node.outputs[0], source)
             model.graph.remove(node, safe=True)
         else:
             values += [node, *node.outputs]
@@ -135,14 +137,13 @@ def _is_idle(node: onnx_ir.Node) -> bool:
     if node.outputs[0].is_graph_output():
         return False
     if node.op_type == "Pad":
-        amounts = get_const_tensor(node.inputs[1])
+        sizes = node.inputs[1]
+        amounts = get_const_tensor(sizes) if sizes is not None else None
         return amounts is not None and not amounts.numpy().any()
     if node.op_type == "AveragePool":
-        return all(
-            value == 1
-            for name in ("kernel_shape", "strides")
-            for value in (node.attributes[name].value if name in node.attributes else [1])
-        ) and not any(node.attributes["pads"].value if "pads" in node.attributes else [])
+        kernel, strides, pads = (node.attributes.get(name) for name in ("kernel_shape", "strides", "pads"))
+        ones = all(set(attribute.as_ints()) == {1} for attribute in (kernel, strides) if attribute is not None)
+        return ones and (pads is None or not any(pads.as_ints()))
     return False
 
 

@@ -32,7 +32,7 @@ def test_values_by_hand() -> None:
     folded = fold_batchnorm(model)
     assert isinstance(folded, nn.Sequential)
     assert isinstance(folded[1], nn.Identity)
-    assert (folded[0].weight.item(), folded[0].bias.item()) == (5.0, 1.0)
+    assert (folded.get_parameter("0.weight").item(), folded.get_parameter("0.bias").item()) == (5.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_last_factor_takes_it_over() -> None:
     folded = fold_batchnorm(small)
     factors = folded.get_submodule("conv")
     assert isinstance(factors, nn.Sequential)
-    assert [factor.bias is not None for factor in factors] == [False, False, False, True]  # type: ignore[union-attr]
+    assert [factor.bias is not None for factor in factors] == [False, False, False, True]
     check_parity(folded, small, torch.randn(2, 3, 8, 8))
 
 
