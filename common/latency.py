@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,7 @@ def measure_latencies(
     settings = _compiler_settings(networks) if runtime == "compile" else nullcontext()
     with evaluating(*networks), settings:
         passes = [forward_pass(network, x, runtime) for network in networks]
-        with torch.inference_mode():
+        with _no_gradients(runtime):
             peaks = [_peak_bytes(run, x.device) for run in passes]
             timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in passes]
             repeats = [max(1, round(round_s / timer.timeit(2).median)) for timer in timers]  # also the warm-up
@@ -144,11 +144,11 @@ def measure_latencies(
 
 
 def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], object]:
-    """What runs ``x`` through ``model`` (in evaluation mode) in a runtime; to be called in inference mode."""
+    """What runs ``x`` through ``model`` (in evaluation mode) in a runtime; to be called without gradients."""
     if runtime == "onnxruntime":
         return _onnx_pass(model, x)
     network: Callable[[Tensor], object] = model
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), _no_gradients(runtime):
         if runtime == "channels_last":
             network = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             x = x.contiguous(memory_format=torch.channels_last)
@@ -159,6 +159,11 @@ def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], obje
             x
         )  # what is made once is made before memory is measured; ONNX Runtime's memory is made in its first run
     return partial(network, x)
+
+
+def _no_gradients(runtime: str) -> AbstractContextManager[None]:
+    """Dynamo cannot guard the arrays that some layers hold (TensorLy-Torch's) in inference mode."""
+    return torch.no_grad() if runtime == "compile" else torch.inference_mode()
 
 
 def _onnx_pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
