@@ -37,3 +37,17 @@ def tiny_digits(limit: int = 96, batch_size: int = 32) -> DataBundle:
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with BatchNorms as after a training: statistics, scales and shifts that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.bias):
+                if tensor is not None:
+                    tensor.data.normal_(generator=generator)
+            for tensor in (module.running_var, module.weight):
+                if tensor is not None:
+                    tensor.data.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()

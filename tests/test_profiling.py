@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -45,21 +44,3 @@ def test_profiling_leaves_the_network_alone() -> None:
     measure_latency(model, torch.randn(2, 3, 8, 8), rounds=3, round_s=0.001)
     assert model.training
     assert model.norm.num_batches_tracked == 0
-
-
-def test_latency_states_its_conditions() -> None:
-    x = torch.randn(2, 3, 8, 8)
-    alone = measure_latency(tiny_cnn(), x, rounds=4, round_s=0.001)
-    assert alone.median_s > 0
-    assert alone.iqr_s >= 0
-    assert alone.speedup is None
-    assert (alone.batch_size, alone.threads, alone.memory_format) == (2, torch.get_num_threads(), "contiguous")
-    paired = measure_latency(tiny_cnn(), x, baseline=tiny_cnn(width=64), rounds=4, round_s=0.001)
-    assert paired.baseline_median_s is not None
-    assert paired.speedup == pytest.approx(paired.baseline_median_s / paired.median_s)
-    assert paired.to_json()["speedup"] == paired.speedup
-
-
-def test_too_few_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match="rounds=2: it must be at least 3"):
-        measure_latency(tiny_cnn(), torch.randn(1, 3, 8, 8), rounds=2)

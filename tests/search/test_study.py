@@ -73,7 +73,8 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         assert record.params < dense_cost.params == record.baseline["params"]
         assert record.macs <= dense_cost.macs == record.baseline["macs"]
         assert record.latency is not None
-        assert record.latency["speedup"] > 0
+        assert record.latency["median_s"] > 0
+        assert record.latency["note"] or record.latency["speedup"] > 0
         assert record.seconds > 0
 
     assert {name: record.trial for name, record in result.best.items()} == {

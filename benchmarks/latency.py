@@ -1,0 +1,231 @@
+"""Networks dense and compressed on the clock, in turn, and the share of the saved MACs that becomes time.
+
+    python benchmarks/latency.py
+
+ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs, VGG16 with 69% and AlexNet with 53% fewer MACs
+at 224 px, the U-Net with 75% fewer at 256 px; each by every method under that budget, and with the convolutions that
+Tucker-2 factors by TensorLy-Torch's ``FactorizedConv`` and by TensorLy's ``partial_tucker`` at the same ranks instead.
+Weights are random, which makes no difference to the time.
+
+In ``eager`` the networks run as they are; otherwise all of them, dense and peers too, have BatchNorm folded and
+factors merged, and MACs are counted after that; the peers' are taken to be those of Tucker-2 here at the same ranks,
+though TensorLy-Torch computes more. A realised share of 1 means that time fell as much as MACs. The spread is that of
+the single rounds' speedups; where it is over a quarter there is no speedup. The dense network is timed against itself
+too. Prints the figures; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import onnxruntime
+import tensorly
+import tltorch
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS
+from common.deploy import fold_batchnorm, merge_factors
+from common.environment import describe_environment
+from common.latency import RUNTIMES, Latency, measure_latencies
+from common.models import build_model
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import Decompositions
+from common.profiling import Profile, profile
+
+METHODS = (*DECOMPOSITIONS, "mixed")
+HEADS = (
+    "network",
+    "batch",
+    "runtime",
+    "by",
+    "params",
+    "MACs ratio",
+    "ms",
+    "iqr",
+    "spread",
+    "peak MiB",
+    "speedup",
+    "share",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the pixels of its input's sides, and what to keep of it."""
+
+    model: str
+    size: int
+    budget: Budget
+    classes: int = 1000
+    width: int = 64
+    depth: int = 4
+
+
+CASES = {
+    "resnet18": Case("resnet18", 224, Budget(params=0.1285, macs=0.1533)),
+    "vgg16": Case("vgg16", 224, Budget(macs=0.31)),
+    "alexnet": Case("alexnet", 224, Budget(macs=0.47)),
+    "unet": Case("unet", 256, Budget(macs=0.25), classes=1),
+}
+TINY = {
+    "resnet20": Case("resnet20", 16, Budget(macs=0.5), classes=10),
+    "unet": Case("unet", 16, Budget(macs=0.5), classes=1, width=8, depth=1),
+}
+
+
+def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
+    """``FactorizedConv`` by Tucker, the kernel's modes at full rank; with random factors."""
+    rank = [ranks[1], ranks[0], *layer.kernel_size]
+    factorized = tltorch.FactorizedConv.from_conv(layer, rank=rank, factorization="tucker", decompose_weights=False)
+    factorized.weight.normal_(0, 0.02)
+    return factorized
+
+
+def by_tensorly(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
+    """``partial_tucker`` over both channel modes, as three convolutions."""
+    inner, outer = ranks
+    weight = layer.weight.detach()
+    (core, (left, right)), _ = tensorly.decomposition.partial_tucker(weight, rank=[outer, inner], modes=[0, 1])
+    first = nn.Conv2d(layer.in_channels, inner, 1, bias=False)
+    middle = nn.Conv2d(inner, outer, 1, bias=False)
+    for setting in ("kernel_size", "stride", "padding", "dilation"):
+        setattr(middle, setting, getattr(layer, setting))
+    last = nn.Conv2d(outer, layer.out_channels, 1, bias=layer.bias is not None)
+    with torch.no_grad():
+        first.weight.copy_(right.T[:, :, None, None])
+        middle.weight = nn.Parameter(core)
+        last.weight.copy_(left[:, :, None, None])
+        if layer.bias is not None:
+            last.get_parameter("bias").copy_(layer.bias)
+    return nn.Sequential(first, middle, last)
+
+
+PEERS = {"tltorch tucker": by_tltorch, "TensorLy tucker": by_tensorly}
+
+
+def with_peer(peer: str, dense: nn.Module, small: nn.Module, plan: RankPlan) -> nn.Module:
+    """``small`` with every convolution that Tucker-2 factors factored by a peer at the same ranks."""
+    changed = copy.deepcopy(small)
+    for name, layer in plan.factored.items():
+        module = dense.get_submodule(name)
+        if layer.method == "tucker2" and isinstance(module, nn.Conv2d) and module.groups == 1:
+            changed.set_submodule(name, PEERS[peer](module, layer.ranks))
+    return changed.eval()
+
+
+def compressed(case: Case, dense: nn.Module, x: Tensor, methods: Sequence[str], round_to: int) -> dict[str, nn.Module]:
+    """The network by every method, and by the peers where Tucker-2 is among them."""
+    kept = Decompositions(dense)
+    networks: dict[str, nn.Module] = {}
+    for method in methods:
+        plan = plan_ranks(dense, x, method, "budget", budget=case.budget, round_to=round_to, decompositions=kept)
+        networks[method] = compress(dense, plan, decompositions=kept)
+        if method == "tucker2":
+            networks |= {peer: with_peer(peer, dense, networks[method], plan) for peer in PEERS}
+    return networks
+
+
+class Table:
+    """The rows of one network, and of its best time in PyTorch."""
+
+    def __init__(self, name: str, dense: Profile) -> None:
+        self.name, self.dense = name, dense
+        self.rows: list[list[Any]] = []
+        self.best: dict[tuple[int, str], tuple[list[Any], Latency]] = {}
+
+    def add(self, what: str, cost: Profile, latency: Latency) -> None:
+        """One network in one runtime."""
+        ratio = self.dense.macs / cost.macs
+        size = [what, cost.params / self.dense.params, ratio]
+        speedup = latency.speedup
+        share = speedup / ratio if speedup is not None else None
+        peak = latency.peak_bytes / 2**20 if latency.peak_bytes is not None else None
+        times = [latency.median_s * 1000, latency.iqr_s * 1000, latency.spread, peak]
+        key = (latency.batch_size, what)
+        self.rows.append([self.name, latency.batch_size, latency.runtime, *size, *times, speedup, share])
+        if latency.runtime in (RUNTIMES["channels_last"], RUNTIMES["compile"]):
+            known = self.best.get(key)
+            if known is None or latency.median_s < known[1].median_s:
+                self.best[key] = (size, latency)
+
+    def best_rows(self) -> list[list[Any]]:
+        """The better of channels_last and compiled, against the better of the same for the dense network."""
+        rows = []
+        for (batch, _), (size, latency) in self.best.items():
+            dense = self.best[batch, "dense"][1]
+            steady = not (latency.note or dense.note)
+            speedup = dense.median_s / latency.median_s if steady else None
+            share = speedup / size[2] if speedup is not None else None
+            times = [latency.median_s * 1000, latency.iqr_s * 1000, None, None]
+            rows.append([self.name, batch, "better of PyTorch", *size, *times, speedup, share])
+        return rows
+
+
+def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any]]:
+    """The rows of one network."""
+    dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
+    image = torch.randn(1, 3, case.size, case.size)
+    networks = {"dense": dense, **compressed(case, dense, image, options.methods, options.round_to)}
+    merged = {what: merge_factors(fold_batchnorm(network), image) for what, network in networks.items()}
+    table = Table(name, profile(dense, image))
+    for batch in options.batches:
+        x = image.expand(batch, -1, -1, -1).contiguous()
+        for runtime in options.runtimes:
+            chosen = networks if runtime == "eager" else merged
+            costs = {what: profile(network, image) for what, network in chosen.items()}
+            costs |= {peer: costs["tucker2"] for peer in PEERS if peer in costs}
+            found = measure_latencies(
+                list(chosen.values()),
+                x,
+                baseline=chosen["dense"],
+                runtime=runtime,
+                rounds=options.rounds,
+                round_s=options.round_s,
+            )
+            for (what, cost), latency in zip(costs.items(), found, strict=True):
+                table.add(what, cost, latency)
+    return table.rows + table.best_rows()
+
+
+def main() -> None:
+    """Measure everything that was asked for and print one table a network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--round-to", type=int, help="ranks are multiples of it; default: 16, with --tiny 4")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
+    parser.add_argument("--round-s", type=float, default=0.2, help="least seconds of one; default: %(default)s")
+    parser.add_argument("--tiny", action="store_true", help="small networks instead: does everything run?")
+    options = parser.parse_args()
+    options.round_to = options.round_to or (4 if options.tiny else 16)
+    torch.manual_seed(0)
+    tensorly.set_backend("pytorch")
+    machine = describe_environment()
+    print(
+        f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}, ONNX Runtime "
+        f"{onnxruntime.__version__}, TensorLy {tensorly.__version__}, TensorLy-Torch {tltorch.__version__}\n"
+    )
+    formats = ("", "", "", "", ".2%", ".2f", ".2f", ".2f", ".0%", ".1f", ".2f", ".2f")
+    for name, case in TINY.items() if options.tiny else ((name, CASES[name]) for name in options.networks):
+        print(
+            tabulate(measure(name, case, options), HEADS, "pipe", floatfmt=formats, missingval="-"),
+            end="\n\n",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

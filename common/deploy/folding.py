@@ -1,0 +1,54 @@
+"""BatchNorm folded into the layer before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.compression import replace_module
+from common.deploy.links import deployed_copy, is_plain, links
+from common.planning.layers import FactorableLayer, convolution_weight, set_convolution_weight
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
+
+    In evaluation mode such a BatchNorm is a scale and a shift of each channel, which the layer's weight and bias take
+    over; behind a factorized layer it is the last factor that does. An ``Identity`` stays in its place. A BatchNorm
+    anywhere else is left alone, and so is one without running statistics. In a network that ``torch.fx`` cannot trace
+    whole, those are found that follow their layer within a part that it can (see :func:`common.deploy.links.links`).
+
+    Args:
+        model: left as it was.
+    """
+    folded = deployed_copy(model)
+    with torch.no_grad():
+        for layer, norm in links(folded).items():
+            if is_plain(layer) and isinstance(norm, _BatchNorm) and _normalizes_outputs(norm, layer):
+                _fold(layer, norm)
+                replace_module(folded, norm, nn.Identity())
+    return folded
+
+
+def _normalizes_outputs(norm: _BatchNorm, layer: FactorableLayer) -> bool:
+    """Whether the channels that ``norm`` tells apart, those on axis 1, are the layer's outputs."""
+    if norm.running_mean is None or norm._forward_hooks or norm._forward_pre_hooks:
+        return False
+    if isinstance(layer, nn.Linear):
+        return isinstance(norm, nn.BatchNorm1d) and norm.num_features == layer.out_features
+    return norm.num_features == layer.out_channels
+
+
+def _fold(layer: FactorableLayer, norm: _BatchNorm) -> None:
+    """``fuse_conv_bn_eval`` of torch does the same, but neither in float64 nor for transposed groups."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias: Tensor = -norm.running_mean.double() if layer.bias is None else layer.bias - norm.running_mean.double()
+    bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+    weight = convolution_weight(layer)
+    set_convolution_weight(layer, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
+    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=layer.weight.requires_grad)

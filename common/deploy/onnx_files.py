@@ -1,0 +1,170 @@
+"""ONNX files that are checked against PyTorch when they are written, and ONNX Runtime sessions for them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import torch
+from onnx_ir.convenience import get_const_tensor, replace_all_uses_with
+from torch import Tensor, nn
+
+from common.deploy.folding import fold_batchnorm
+from common.deploy.merging import align_ranks, check_multiple, merge_factors
+
+INPUT, OUTPUT = "input", "output"
+OPSETS = range(18, 24)
+TOLERANCE = 1e-4
+LARGEST_FILE = 2**31  # bytes that a protobuf may have
+
+
+def export_onnx(
+    model: nn.Module, path: str | Path, x: Tensor, *, dynamic_batch: bool = True, opset: int = 20, align: int = 8
+) -> Path:
+    """Write a network, dense or compressed, as one ONNX file, its BatchNorms folded and its factors merged.
+
+    The file is there only when ``onnx.checker`` accepts it and ONNX Runtime's outputs are those of PyTorch, to 1e-4 of
+    the largest, on ``x`` and on random inputs (of another batch size too, where it may change).
+
+    Args:
+        model: with one input and one output; left as it was.
+        path: the file, by custom ``*.onnx``; its folder is made when it is not there.
+        x: example input ``(N, C, H, W)``; the file takes this height and width.
+        dynamic_batch: whether the file takes batches of any size instead of N.
+        opset: of the ONNX operators, 18 to 23.
+        align: ranks are filled up with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: ``opset`` or ``align`` is not allowed, or the weights do not fit into one file.
+        RuntimeError: the network cannot be exported, or the outputs differ.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset={opset!r}: it must be in {OPSETS.start}..{OPSETS.stop - 1}")
+    check_multiple(align)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if size >= LARGEST_FILE:
+        raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reference, x = copy.deepcopy(model).cpu().eval(), x.detach().cpu()
+    network = align_ranks(merge_factors(fold_batchnorm(reference), x), align)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about itself
+        program = torch.onnx.export(
+            network,
+            (x,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=opset,
+            dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    _clean(program.model)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        program.save(partial, external_data=False)
+        onnx.checker.check_model(partial, full_check=True)
+        _check_parity(reference, partial, x, dynamic_batch)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def onnx_session(
+    path: str | Path, threads: int | None = None, device: torch.device | str | None = None
+) -> onnxruntime.InferenceSession:
+    """A session for one network at a time on this machine.
+
+    Operators run one after the other, each on all threads; graph optimisations are all on. The threads wait actively
+    for work during a run and stop when it ends, so that they do not take the cores from what comes after it.
+
+    Args:
+        path: an ONNX file.
+        threads: of each operator; as many as PyTorch uses when None.
+        device: ``cpu`` or ``cuda``; None takes the GPU where there is one and ``onnxruntime-gpu`` is installed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: ``threads`` is below 1, or ``device`` is ``cuda`` and this ONNX Runtime cannot use it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads!r}: it must be at least 1")
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
+    kind = torch.device(device).type if device is not None else "cuda" if cuda else "cpu"
+    if kind == "cuda" and not cuda:
+        raise ValueError("device='cuda': it needs a GPU and the package onnxruntime-gpu; allowed here: cpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3  # errors; its warnings are about graph optimisations that do not apply
+    providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
+    return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+
+
+def _clean(model: onnx_ir.Model) -> None:
+    """Drop padding by nothing, pooling of single pixels and the exporter's notes, which hold this machine's paths."""
+    values: list[Any] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for node in list(model.graph):
+        source = node.inputs[0] if node.inputs else None
+        if source is not None and _is_idle(node):
+            replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+        else:
+            values += [node, *node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _is_idle(node: onnx_ir.Node) -> bool:
+    if node.outputs[0].is_graph_output():
+        return False
+    if node.op_type == "Pad":
+        sizes = node.inputs[1]
+        amounts = get_const_tensor(sizes) if sizes is not None else None
+        return amounts is not None and not amounts.numpy().any()
+    if node.op_type == "AveragePool":
+        kernel, strides, pads = (node.attributes.get(name) for name in ("kernel_shape", "strides", "pads"))
+        ones = all(set(attribute.as_ints()) == {1} for attribute in (kernel, strides) if attribute is not None)
+        return ones and (pads is None or not any(pads.as_ints()))
+    return False
+
+
+def _check_parity(reference: nn.Module, path: Path, x: Tensor, dynamic_batch: bool) -> None:
+    """Compare ONNX Runtime with PyTorch.
+
+    Raises:
+        RuntimeError: the outputs differ by more than ``TOLERANCE`` of the largest.
+    """
+    session = onnx_session(path, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    sizes = [len(x), len(x) + 1] if dynamic_batch else [len(x)]
+    spread, mean = float(x.std(correction=0)) or 1.0, float(x.mean())
+    noise = [torch.randn(size, *x.shape[1:], generator=generator, dtype=x.dtype) * spread + mean for size in sizes]
+    for inputs in (x, *noise):
+        with torch.no_grad():
+            expected = reference(inputs).numpy()
+        found = np.asarray(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+        error = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+        if not error <= TOLERANCE:
+            raise RuntimeError(
+                f"the exported network's outputs differ from PyTorch's by {error:.1e} of the largest at batch size "
+                f"{len(inputs)}; allowed is {TOLERANCE:.0e}"
+            )

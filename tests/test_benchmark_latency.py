@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import tensorly
+import tltorch
+import torch
+
+from benchmarks.latency import HEADS, TINY, compressed, measure
+from common.models import build_model
+from common.profiling import profile
+
+
+@pytest.fixture(autouse=True)
+def _torch_tensors() -> None:
+    tensorly.set_backend("pytorch")
+
+
+def test_every_row_is_there() -> None:
+    options = Namespace(
+        methods=["tucker2"], runtimes=["eager", "channels_last", "onnxruntime"], batches=[2], round_to=1
+    )
+    options.rounds, options.round_s = 3, 0.001
+    rows = [dict(zip(HEADS, row, strict=True)) for row in measure("unet", TINY["unet"], options)]
+    ways = ["dense", "tucker2", "tltorch tucker", "TensorLy tucker"]
+    runtimes = ["PyTorch eager", "PyTorch channels_last", "ONNX Runtime", "better of PyTorch"]
+    assert [(row["runtime"], row["by"]) for row in rows] == [(runtime, way) for runtime in runtimes for way in ways]
+    found = {(row["runtime"], row["by"]): row for row in rows}
+    assert found["PyTorch eager", "dense"]["MACs ratio"] == 1
+    for way in ways[1:]:
+        assert found["PyTorch eager", way]["MACs ratio"] >= 2  # the budget keeps a half
+        assert found["PyTorch eager", way]["params"] < 1
+    for row in rows:
+        assert row["ms"] > 0
+        if row["speedup"] is not None:
+            assert row["share"] == pytest.approx(row["speedup"] / row["MACs ratio"])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
+    """TensorLy's three convolutions cost what ours cost; TensorLy-Torch has its kernel factors besides."""
+    case = TINY[name]
+    dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
+    x = torch.randn(1, 3, case.size, case.size)
+    networks = compressed(case, dense, x, ["tucker2"], round_to=1)
+    ours, sequence, factorized = (networks[what] for what in ("tucker2", "TensorLy tucker", "tltorch tucker"))
+    assert (profile(sequence, x).macs, profile(sequence, x).params) == (profile(ours, x).macs, profile(ours, x).params)
+    convolutions = [m for m in factorized.modules() if isinstance(m, tltorch.FactorizedConv)]
+    kernels = sum(sum(rank**2 for rank in m.weight.rank[2:]) for m in convolutions)
+    assert convolutions
+    assert profile(factorized, x).params == profile(ours, x).params + kernels
