@@ -1,0 +1,201 @@
+"""All trials as one table of columns, a row a trial: what tables and figures are made from.
+
+A million whole records do not fit in memory; a million rows of numbers do. The few records that a table or a figure
+needs whole (the plan of the best trial) are read again from where they stand.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.reporting.facts import conditions, method_name, setting_text
+from common.reporting.runs import Log
+from common.reporting.workers import Versions, study_of
+from common.trials import STAGES, Entry, TrialRecord, choose_best, final_metric, parse_record, reductions
+
+TEXTS = (
+    *("run", "study", "status", "model", "dataset", "method", "rule", "setting", "sampler", "metric", "runtime"),
+    "network",
+)
+COUNTS = ("trial", "params", "macs", "size_bytes", "time", "offset", "size", "file")
+NUMBERS = (
+    *(*STAGES, "test", "final", "dense", "dense_test", "dense_params", "dense_macs", "dense_size"),
+    *("speedup", "median_s", "iqr_s", "seconds", "seed", "spectra"),
+)
+"""The columns. The stages, ``test``, ``final`` (validation after the last stage) and the dense ones hold the deciding
+metric, whichever it is; what was not measured is NaN. ``network`` tells one dense network from another."""
+
+
+class Trials:
+    """The trials of any number of runs.
+
+    Attributes:
+        frame: one row a trial, in the order in which they were read, with the columns of `TEXTS`, `COUNTS` and
+            `NUMBERS`; the shares ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept`` of the dense
+            network's; and the blocks ``label`` and ``group`` that it belongs to.
+    """
+
+    def __init__(self, entries: Iterable[tuple[Entry, Path]], by_name: bool = False) -> None:
+        columns, versions, files = _Columns(), Versions(by_name), dict[Path, int]()
+        for entry, path in entries:
+            row = versions.place(entry.record)
+            if row is not None:
+                columns.put(row, entry, files.setdefault(path, len(files)), study_of(entry.record, by_name))
+        self._paths, self._held = list(files), columns.held
+        self.frame = _with_blocks(columns.frame())
+
+    @classmethod
+    def of(cls, trials: Trials | Sequence[TrialRecord]) -> Trials:
+        """``trials`` themselves, or those of a list of records."""
+        if isinstance(trials, Trials):
+            return trials
+        return cls((Entry(record, 0, 0, 0), Path()) for record in trials)
+
+    @classmethod
+    def read(cls, logs: Sequence[Log], since: int = 0, by_name: bool = False) -> Trials:
+        """The trials of logs that were logged at ``since`` (YYYYMMDDhhmmss) or later, workers merged by study."""
+        return cls(
+            ((entry, log.path) for log in logs for entry in log.entries() if entry.time >= since), by_name=by_name
+        )
+
+    def only(self, **wanted: Sequence[str] | None) -> Trials:
+        """The trials whose columns hold one of the wanted texts; None wants them all."""
+        chosen = object.__new__(Trials)
+        chosen._paths, chosen._held, chosen.frame = self._paths, self._held, self.frame
+        for name, values in wanted.items():
+            if values is not None:
+                chosen.frame = chosen.frame[chosen.frame[name].isin(values)]
+        return chosen
+
+    def record(self, row: int) -> TrialRecord:
+        """The whole record behind a row of the frame, by the row's label.
+
+        Raises:
+            ValueError: the log changed since it was read.
+        """
+        if row in self._held:
+            return self._held[row]
+        where = self.frame.loc[row, ["file", "offset", "size"]]
+        path = self._paths[where["file"]]
+        with path.open("rb") as file:
+            file.seek(where["offset"])
+            try:
+                return parse_record(file.read(where["size"]))
+            except ValueError:
+                raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
+
+    def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
+        """The rows of each block, blocks in the order in which they first appear.
+
+        ``label`` is ``model (dataset)``. The runs of one model are compared with each other when they started from
+        the same dense network; when they did not, each study is a block of its own and the label names it. ``group``
+        differs in one thing: dense networks that differ by their seed alone are together, for means over seeds.
+        """
+        for label, rows in self.frame.groupby(by, observed=True, sort=False):
+            yield str(label), rows
+
+    def best(self, rows: pd.DataFrame, keep: float) -> dict[str, TrialRecord]:
+        """What `common.trials.choose_best` chooses of these rows."""
+        accepted = rows[is_accepted(rows, keep)].assign(tested=rows["test"].notna())
+        nearest: set[int] = set()
+        for name, ascending in (("params_kept", True), ("macs_kept", True), ("speedup", False)):
+            ordered = accepted.dropna(subset=name).sort_values([name, "final"], ascending=[ascending, False])
+            # no other one of its run can be chosen by this criterion
+            nearest |= set(ordered.groupby(["run", "tested"], observed=True).head(1).index)
+        return choose_best([self.record(row) for row in sorted(nearest)], keep)
+
+
+def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
+    """Which trials kept at least the fraction ``keep`` of their dense network's deciding metric on validation."""
+    return (rows["status"] == "ok") & (rows["final"] >= keep * rows["dense"])
+
+
+def is_measured(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Which trials reached a value of the deciding metric on validation, given up later or not."""
+    return (rows["status"] != "failed") & rows["final"].notna()
+
+
+def _with_blocks(frame: pd.DataFrame) -> pd.DataFrame:
+    for name, part, whole in (
+        ("params_kept", "params", "dense_params"),
+        ("macs_kept", "macs", "dense_macs"),
+        ("size_kept", "size_bytes", "dense_size"),
+        ("metric_kept", "final", "dense"),
+    ):
+        frame[name] = frame[part] / frame[whole].where(frame[whole] > 0)
+    kinds = ["model", "dataset", "study", "network", "seed"]
+    codes = frame.groupby(kinds, observed=True, sort=False, dropna=False).ngroup()
+    firsts = frame.loc[~codes.duplicated(), kinds]
+    base = firsts["model"].astype(str) + " (" + firsts["dataset"].astype(str) + ")"
+    alone = base + ", run " + firsts["study"].astype(str)
+    networks = firsts.groupby(base)["network"].transform("nunique")
+    within_seed = firsts.groupby([base, "seed"], dropna=False)["network"].transform("nunique").groupby(base)
+    for name, apart in (("label", networks > 1), ("group", within_seed.transform("max") > 1)):
+        labels = alone.where(apart, base)
+        names = list(dict.fromkeys(labels))
+        taken = labels.map({label: place for place, label in enumerate(names)}).to_numpy(dtype=int)
+        frame[name] = pd.Categorical.from_codes(taken[codes.to_numpy()] if len(frame) else [], names)
+    return frame
+
+
+class _Columns:
+    """The columns while they grow; a text is held once and its number in the column."""
+
+    def __init__(self) -> None:
+        self.texts = {name: array("i") for name in TEXTS}
+        self.codes: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
+        self.counts = {name: array("q") for name in COUNTS}
+        self.numbers = {name: array("d") for name in NUMBERS}
+        self.held: dict[int, TrialRecord] = {}
+
+    def frame(self) -> pd.DataFrame:
+        texts = {
+            name: pd.Categorical.from_codes(column, list(self.codes[name]))  # type: ignore[arg-type]
+            for name, column in self.texts.items()
+        }
+        numbers = {
+            name: np.frombuffer(column, dtype=column.typecode) for name, column in (self.counts | self.numbers).items()
+        }
+        return pd.DataFrame(texts | numbers)
+
+    def put(self, row: int, entry: Entry, file: int, study: str) -> None:
+        record, dense = entry.record, entry.record.baseline
+        metrics, stages = dense.get("metrics", {}), record.metrics
+        timing = record.latency or {}
+        texts = (record.run, study, record.status, record.model, record.dataset, method_name(record), record.rule)
+        texts += (setting_text(record), str(record.details.get("sampler") or record.rule), record.metric)
+        texts += (conditions(timing) if timing else "",)
+        dense_metric = metrics.get("validation", {}).get(record.metric)
+        network = repr((dense.get("params"), dense.get("macs"), dense_metric))
+        numbers = [stages.get(stage, {}).get(record.metric) for stage in (*STAGES, "test")]
+        numbers += [final_metric(record), dense_metric, metrics.get("test", {}).get(record.metric)]
+        numbers += [dense.get("params"), dense.get("macs"), dense.get("size_bytes")]
+        numbers += [reductions(record).get("speedup"), timing.get("median_s"), timing.get("iqr_s")]
+        numbers += [record.seconds, record.seed, "spectra" in record.details]
+        counts = (record.trial, record.params, record.macs, record.size_bytes, entry.time)
+        counts += (entry.offset, entry.size, file)
+        for (name, column), text in zip(self.texts.items(), (*texts, network), strict=True):
+            codes = self.codes[name]
+            _set(column, row, codes.setdefault(text, len(codes)))
+        for column, count in zip(self.counts.values(), counts, strict=True):
+            _set(column, row, count)
+        for column, value in zip(self.numbers.values(), numbers, strict=True):
+            _set(column, row, value if value is not None and math.isfinite(value) else math.nan)
+        if entry.size:
+            self.held.pop(row, None)
+        else:
+            self.held[row] = record
+
+
+def _set(column: array[Any], row: int, value: Any) -> None:
+    if row == len(column):
+        column.append(value)
+    else:
+        column[row] = value
