@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from common.trials import TrialRecord
@@ -16,6 +17,17 @@ METHOD_TITLES = {
     "mixed": "Mixed",
 }
 """How a picture names the methods; one that is not here goes by its own name."""
+
+
+def method_title(name: str) -> str:
+    """How a picture names a method."""
+    return METHOD_TITLES.get(name, name)
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """The methods in the order of `METHOD_TITLES`, others behind them by name."""
+    known = list(METHOD_TITLES)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def method_name(record: TrialRecord) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import conditions, method_name, setting_text
+from common.reporting.facts import conditions, method_name, method_order, setting_text
 from common.reporting.runs import Log
 from common.reporting.workers import Versions, study_of
 from common.trials import STAGES, Entry, TrialRecord, choose_best, final_metric, parse_record, reductions
@@ -130,6 +130,7 @@ def _with_blocks(frame: pd.DataFrame) -> pd.DataFrame:
         ("metric_kept", "final", "dense"),
     ):
         frame[name] = frame[part] / frame[whole].where(frame[whole] > 0)
+    frame["method"] = frame["method"].cat.reorder_categories(method_order(frame["method"].cat.categories))
     kinds = ["model", "dataset", "study", "network", "seed"]
     codes = frame.groupby(kinds, observed=True, sort=False, dropna=False).ngroup()
     firsts = frame.loc[~codes.duplicated(), kinds]

@@ -50,10 +50,10 @@ def check_keep(keep: float) -> float:
     """``keep`` itself, the fraction of the dense metric that an accepted trial kept.
 
     Raises:
-        ValueError: ``keep`` is not in (0, 1].
+        ValueError: ``keep`` is not in [0, 1].
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep!r} is not allowed; it must be a fraction in (0, 1], e.g. 0.99")
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep={keep!r} is not allowed; it must be a fraction in [0, 1], e.g. 0.99")
     return keep
 
 
