@@ -124,7 +124,7 @@ def budgets_table(trials: Trials) -> Table:
     raw = pd.DataFrame(rows, columns=columns)
     text = as_text(raw, {"Model": str, "Method": str, "Metric": str, **dict.fromkeys(heads, percentage)})
     note = "The metric on validation of each method's best network that keeps at most that share of the parameters"
-    return Table("budgets", "Methods by budget", raw, text, [f"{note}; {MEANING[1]}"], {h: h for h in heads})
+    return Table("budgets", "Methods by budget", raw, text, [f"{note}; {MEANING[1]}"], {h: h for h in heads}, ("Metric", "Dense"))
 
 
 def sweeps_table(trials: Trials, keep: float) -> Table:

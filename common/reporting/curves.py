@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common.reporting.facts import method_order, method_title
+from common.reporting.facts import method_title
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import check_keep
-from common.reporting.style import DASHES, MARKERS, WIDE, message, palette, percent, picture, styled
+from common.reporting.style import DASHES, MARKERS, WIDE, message, method_looks, palette, percent, picture, styled
 from common.trials import TrialRecord
 
 NOT_METRICS = {"epoch", "lr", "learning_rate", "seconds", "time", "step"}
@@ -51,7 +51,8 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     """The smallest accepted network so far, against the trials made and against the time spent in them.
 
     One row of panels a model, one line a study and method: the colour is the method, the dashes the rule or sampler.
-    Each trial counts with what it reached in the end, and with its whole time, fine-tuning included.
+    Each trial counts with what it reached in the end, and with its whole time, fine-tuning included. Where there are
+    searches of ten trials or more, the few trials of the other rules are left out.
 
     Args:
         trials: of any number of models.
@@ -65,7 +66,10 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     frame = trials.frame.assign(accepted=is_accepted(trials.frame, keep))
     if not frame["accepted"].any():
         return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
-    names, samplers = method_order(frame["method"]), list(dict.fromkeys(frame["sampler"]))
+    searched = frame.groupby(["study", "method", "sampler"], observed=True)["trial"].transform("size") >= 10
+    if frame.loc[searched, "accepted"].any():
+        frame = frame[searched]
+    looks, samplers = method_looks(frame["method"].unique()), list(dict.fromkeys(frame["sampler"]))
     groups = list(frame.groupby("label", observed=True))
     with styled():
         figure = picture(WIDE, 0.9 + 1.5 * len(groups))
@@ -73,10 +77,10 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
         for row, (label, rows) in zip(grid, groups, strict=True):
             for (_, name, sampler), part in rows.groupby(["study", "method", "sampler"], observed=True, sort=False):
                 part = part.sort_values("trial", kind="stable")
-                best = 100 * part["params_kept"].where(part["accepted"]).cummin().to_numpy()
+                best = 100 * part["params_kept"].where(part["accepted"]).cummin().ffill().to_numpy()
                 spent = np.nancumsum(part["seconds"]) / 60
                 look = {
-                    "color": palette(10)[names.index(str(name)) % 10],
+                    "color": looks[str(name)][0],
                     "linestyle": DASHES[samplers.index(str(sampler)) % len(DASHES)],
                     "marker": "." if len(part) < 10 else "",
                     "drawstyle": "steps-post",
@@ -85,16 +89,19 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
                 row[1].plot(spent, best, **look)
             row[0].set_title(str(label), loc="left", fontweight="bold")
             row[0].set_ylim(bottom=0)
+            row[0].set_ylabel("Params kept (%)")
+            for axes in row:
+                axes.set_xlim(left=0)
             if not rows["accepted"].any():
                 row[0].set_yticks([])
                 row[0].text(0.5, 0.5, "no accepted trial", transform=row[0].transAxes, ha="center", color="0.35")
         grid[-1][0].set_xlabel("Trials made")
         grid[-1][1].set_xlabel("Time spent in trials (min)")
-        figure.supylabel("Smallest accepted network so far, parameters kept (% of dense)", fontsize=8)
-        handles = [Line2D([], [], color=palette(10)[i % 10], lw=2, label=method_title(n)) for i, n in enumerate(names)]
+        figure.suptitle(f"Smallest network so far that kept ≥ {percent(keep)} of the dense metric", fontsize=8)
+        handles = [Line2D([], [], color=color, lw=2, label=method_title(name)) for name, (color, _) in looks.items()]
         handles += [
             Line2D([], [], color="0.3", linestyle=DASHES[i % len(DASHES)], label=sampler)
             for i, sampler in enumerate(samplers)
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     return figure

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.reporting.facts import conditions, latencies, method_name, method_order, method_title, number
 from common.reporting.frame import Trials
-from common.reporting.pareto import STAGE_MARKERS, STAGE_NAMES, fit_height, thin
-from common.reporting.style import MARKERS, WIDE, message, palette, picture, styled
+from common.reporting.pareto import STAGE_MARKERS, STAGE_NAMES, thin
+from common.reporting.style import WIDE, message, method_looks, palette, picture, styled
 from common.trials import STAGES, TrialRecord
 
 TIMED = 250
@@ -55,7 +55,8 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
             axes.axhline(keep * dense, color="0.2", linewidth=0.8, linestyle=":")
             axes.set_xticks(range(len(names)), labels=[method_title(name) for name in names])
             axes.set_xlim(-0.6, len(names) - 0.4)
-            fit_height(axes, (100 * rows[list(STAGES)].stack()).tolist())
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, high - 2), high)
             axes.set_title(label, loc="left", fontweight="bold")
             axes.set_ylabel(f"{rows['metric'].iloc[0].capitalize()} on validation (%)")
         handles = [
@@ -89,7 +90,7 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
     if not points:
         return message("No speedup was measured.")
     labels = list(dict.fromkeys(label for drawn in points.values() for label, *_ in drawn))
-    names = method_order(name for drawn in points.values() for _, name, *_ in drawn)
+    looks = method_looks(name for drawn in points.values() for _, name, *_ in drawn)
     ratios = [value for drawn in points.values() for *_, saved, speedup in drawn for value in (saved, speedup)]
     low, high = min(0.8, *ratios) / 1.1, max(2.0, *ratios) * 1.1
     with styled():
@@ -103,8 +104,8 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
             axes.plot([low, high], [low, high], color="0.2", linewidth=0.8, zorder=1)
             axes.axhline(1, color="0.2", linewidth=0.8, linestyle=":", zorder=1)
             for label, name, saved, speedup in drawn:
-                color, marker = palette(10)[labels.index(label) % 10], MARKERS[names.index(name) % len(MARKERS)]
-                axes.plot(saved, speedup, marker, color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
+                color = palette(10)[labels.index(label) % 10]
+                axes.plot(saved, speedup, looks[name][1], color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
             axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal", title=heading)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high])
@@ -114,8 +115,8 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
         grid[0].set_ylabel("Time, dense over compressed")
         handles = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
         handles += [
-            Line2D([], [], linestyle="none", color="0.4", marker=MARKERS[i % len(MARKERS)], label=method_title(name))
-            for i, name in enumerate(names)
+            Line2D([], [], linestyle="none", color="0.4", marker=marker, label=method_title(name))
+            for name, (_, marker) in looks.items()
         ]
         handles += [
             Line2D([], [], color="0.2", linewidth=0.8, label="ideal: as much faster as fewer MACs"),

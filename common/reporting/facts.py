@@ -74,3 +74,11 @@ def number(value: Any) -> float:
     """``value`` as a finite float, else NaN."""
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if usable else math.nan
+
+
+def environment_text(record: TrialRecord) -> str:
+    """What a trial ran on, e.g. ``Python 3.11.7, torch 2.13.0, AMD EPYC, 2 threads``."""
+    found = record.environment
+    parts = [f"{title} {found[name]}" for name, title in (("python", "Python"), ("torch", "torch")) if found.get(name)]
+    parts += [str(found[name]) for name in ("processor", "accelerator") if found.get(name)]
+    return ", ".join(parts + ([f"{found['threads']} threads"] if found.get("threads") else []))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,14 @@ class Trials:
 
     def __init__(self, entries: Iterable[tuple[Entry, Path]], by_name: bool = False) -> None:
         columns, versions, files = _Columns(), Versions(by_name), dict[Path, int]()
+        homes: dict[str, Path] = {}
         for entry, path in entries:
-            row = versions.place(entry.record)
-            if row is not None:
-                columns.put(row, entry, files.setdefault(path, len(files)), study_of(entry.record, by_name))
+            row = versions.place(entry.record, path)
+            if row is None:
+                continue
+            if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
+                entry = entry._replace(record=replace(entry.record, run=f"{entry.record.run} ({path.parent})"))
+            columns.put(row, entry, files.setdefault(path, len(files)), study_of(entry.record, by_name))
         self._paths, self._held = list(files), columns.held
         self.frame = _with_blocks(columns.frame())
 
@@ -59,20 +64,30 @@ class Trials:
         return cls((Entry(record, 0, 0, 0), Path()) for record in trials)
 
     @classmethod
-    def read(cls, logs: Sequence[Log], since: int = 0, by_name: bool = False) -> Trials:
-        """The trials of logs that were logged at ``since`` (YYYYMMDDhhmmss) or later, workers merged by study."""
-        return cls(
-            ((entry, log.path) for log in logs for entry in log.entries() if entry.time >= since), by_name=by_name
-        )
+    def read(cls, logs: Sequence[Log], by_name: bool = False) -> Trials:
+        """The trials of these logs, the workers of a study merged (see `Versions` for ``by_name``)."""
+        return cls(((entry, log.path) for log in logs for entry in log.entries()), by_name)
 
     def only(self, **wanted: Sequence[str] | None) -> Trials:
         """The trials whose columns hold one of the wanted texts; None wants them all."""
-        chosen = object.__new__(Trials)
-        chosen._paths, chosen._held, chosen.frame = self._paths, self._held, self.frame
+        rows = self.frame
         for name, values in wanted.items():
             if values is not None:
-                chosen.frame = chosen.frame[chosen.frame[name].isin(values)]
+                rows = rows[rows[name].isin(values)]
+        return self._with(rows)
+
+    def since(self, time: int) -> Trials:
+        """The trials whose latest version was logged at ``time`` (YYYYMMDDhhmmss) or later."""
+        return self._with(self.frame[self.frame["time"] >= time])
+
+    def _with(self, rows: pd.DataFrame) -> Trials:
+        chosen = object.__new__(Trials)
+        chosen._paths, chosen._held, chosen.frame = self._paths, self._held, rows
         return chosen
+
+    def path(self, row: int) -> Path:
+        """The file that a row was read from; the working folder when it was not read from a file."""
+        return self._paths[self.frame.at[row, "file"]]
 
     def record(self, row: int) -> TrialRecord:
         """The whole record behind a row of the frame, by the row's label.
@@ -87,9 +102,10 @@ class Trials:
         with path.open("rb") as file:
             file.seek(where["offset"])
             try:
-                return parse_record(file.read(where["size"]))
+                record = parse_record(file.read(where["size"]))
             except ValueError:
                 raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
+        return replace(record, run=self.frame.at[row, "run"])
 
     def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
         """The rows of each block, blocks in the order in which they first appear.

@@ -1,13 +1,16 @@
-"""The chosen networks one by one: the ranks of their layers, and their times in every runtime."""
+"""The chosen networks one by one, their ranks and their times, and the runs that they come from."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
-from common.reporting.facts import conditions, latencies, number
+from common.reporting.facts import conditions, environment_text, latencies, number
 from common.reporting.frame import Trials
 from common.reporting.table import Table, as_text, milliseconds, percentage, times
 from common.trials import CRITERIA, TrialRecord
@@ -75,3 +78,31 @@ def latency_table(trials: Trials, keep: float) -> Table:
         "MACs ratio: dense MACs over compressed ones. Realised: the share of that ratio that is speedup on the clock.",
     ]
     return Table("latency", "Time on the clock", raw, text, notes, {name: name for name in (*times_of, *ratios)})
+
+
+def runs_table(trials: Trials, folder: Path) -> Table:
+    """Every run: its trials, seeds, commit and environment, and where its log lies, seen from ``folder``."""
+    rows, links = [], []
+    for run, part in trials.frame.groupby("run", observed=True, sort=False):
+        first, states = trials.record(part.index[0]), part["status"].value_counts()
+        path = trials.path(part.index[0])
+        links.append(quote(Path(os.path.relpath(path, folder)).as_posix(), errors="surrogateescape"))
+        rows.append(
+            {
+                "Run": run,
+                "Model": part["label"].iloc[0],
+                "Trials": len(part),
+                **{name.capitalize(): int(states.get(name, 0)) for name in ("ok", "pruned", "failed")},
+                "Seeds": ", ".join(f"{seed:g}" for seed in sorted(part["seed"].unique())),
+                "Commit": first.git_commit or "unknown",
+                "Command": str(first.environment.get("command") or first.details.get("command") or ""),
+                "Environment": environment_text(first),
+            }
+        )
+    counts = ["Trials", "Ok", "Pruned", "Failed"]
+    columns = ["Run", "Model", *counts, "Seeds", "Commit", "Command", "Environment"]
+    raw = pd.DataFrame(rows, columns=columns)
+    if not raw["Command"].any():
+        raw = raw.drop(columns="Command")
+    text = as_text(raw, {name: "{:,}".format if name in counts else str for name in raw.columns})
+    return Table("runs", "Runs", raw, text, [], {name: name for name in counts}, links=links)

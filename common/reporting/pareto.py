@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import method_order, method_title
+from common.reporting.facts import method_title
 from common.reporting.frame import Trials, is_measured
-from common.reporting.style import MARKERS, WIDE, message, palette, picture, styled
+from common.reporting.style import WIDE, message, method_looks, palette, picture, styled
 from common.reporting.summary import baseline_row
 from common.trials import STAGES, TrialRecord
 
@@ -107,16 +107,15 @@ def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:
 
 def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
     drawn = thin(rows)
+    look = {"s": 16, "alpha": 0.65, "linewidths": 0.8} if len(drawn) < 200 else {"s": 8, "alpha": 0.3, "linewidths": 0.6}
     for position, (stage, marker) in enumerate(STAGE_MARKERS.items()):
         at = drawn[drawn["reached"] == stage]
         if not at.empty:
             tint = color or STAGE_COLORS[position]
-            axes.scatter(
-                100 * at[cost], 100 * at["final"], s=16, color=tint, marker=marker, alpha=0.65, linewidths=0.8
-            )
+            axes.scatter(100 * at[cost], 100 * at["final"], color=tint, marker=marker, **look)
     front = front_of(rows, cost)
     if front:
-        axes.plot(*zip(*front, strict=True), color=color or "0.2", drawstyle="steps-post", zorder=1.5)
+        axes.plot(*zip(*front, strict=True), color=color or "0.2", drawstyle="steps-post", zorder=3)
     draw_dense(axes, rows, color or "0.2")
 
 
@@ -148,14 +147,17 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
 def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
     """One row of panels a model: the deciding metric against parameters, MACs and latency, the methods by colour.
 
-    A point is a trial in its last stage, a line the Pareto front of a method's trials. Latency is that of
-    ``record.latency``, as a share of the dense network's; trials that were not timed are left out there.
+    A point is a trial in its last stage, pruned ones left out, a line the Pareto front of a method's trials. Latency
+    is that of ``record.latency``, as a share of the dense network's; trials that were not timed are left out there.
     """
-    groups = {label: rows for label, block in Trials.of(trials).blocks() if not (rows := measured(block)).empty}
+    groups = {
+        label: rows
+        for label, block in Trials.of(trials).blocks()
+        if not (rows := measured(block[block["status"] == "ok"])).empty
+    }
     if not groups:
         return message("No trial was measured.")
-    names = method_order(name for rows in groups.values() for name in rows["method"])
-    looks = {name: (palette(10)[i % 10], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    looks = method_looks(name for rows in groups.values() for name in rows["method"].unique())
     costs = {**COSTS, "latency_kept": "Latency kept (% of dense)"}
     with styled():
         figure = picture(WIDE, 0.6 + 1.6 * len(groups))
@@ -165,11 +167,11 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             for axes, cost in zip(row, costs, strict=True):
                 for name, part in timed.groupby("method", observed=True):
                     color, marker = looks[str(name)]
-                    drawn = thin(part, DRAWN // len(names))
+                    drawn = thin(part, DRAWN // len(looks))
                     x, y = 100 * drawn[cost], 100 * drawn["final"]
                     axes.scatter(x, y, s=8, color=color, marker=marker, alpha=0.4, linewidths=0)
                     if front := front_of(part, cost):
-                        axes.plot(*zip(*front, strict=True), color=color, drawstyle="steps-post")
+                        axes.plot(*zip(*front, strict=True), color=color, marker=marker, ms=3, drawstyle="steps-post")
                 draw_dense(axes, rows, "0.2")
                 axes.set_xlim(left=0)
             fit_height(row[0], 100 * rows["final"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common.trials import Entry, Skipped, TrialRecord, iter_entries, time_number
 
@@ -35,15 +36,25 @@ class SkippedLines(list[Skipped]):
         """How many lines were passed over."""
         return sum(self.counts.values())
 
-    def sentences(self) -> list[str]:
-        """One line for each reason, e.g. ``r.log, lines 3, 7: torn: the record is not whole``."""
-        return [f"{self[0].path.name}, {text}" for reason in self.counts if (text := self._sentence(reason))]
+    def by_reason(self) -> list[dict[str, Any]]:
+        """For each reason the log, the first lines, their whole ``count`` and the ``reason``."""
+        return [
+            {
+                "log": self[0].path.name,
+                "lines": [entry.line for entry in self if entry.reason == reason],
+                "count": count,
+                "reason": reason,
+            }
+            for reason, count in self.counts.items()
+        ]
 
-    def _sentence(self, reason: str) -> str:
-        lines = [entry.line for entry in self if entry.reason == reason]
-        more = self.counts[reason] - len(lines)
-        listed = ", ".join(map(str, lines)) + (f" and {more:,} more" if more else "")
-        return f"line{'s' if len(lines) > 1 else ''} {listed}: {reason}"
+
+def skipped_sentence(skipped: Mapping[str, Any]) -> str:
+    """One reason of `SkippedLines.by_reason` in words, e.g. ``r.log, lines 3, 7: torn: the record is not whole``."""
+    lines = list(skipped["lines"])
+    more = skipped["count"] - len(lines)
+    listed = ", ".join(map(str, lines)) + (f" and {more:,} more" if more else "")
+    return f"{skipped['log']}, line{'s' if len(lines) > 1 else ''} {listed}: {skipped['reason']}"
 
 
 def check_keep(keep: float) -> float:
@@ -109,7 +120,7 @@ class Log:
         try:
             document = json.loads(self.path.read_bytes(), parse_constant=lambda name: None)
             trials, passed = list(document["trials"]), list(document.get("skipped", []))
-            self.notes += [str(entry["text"]) for entry in passed]
+            self.notes += [skipped_sentence(entry) for entry in passed]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.notes.append(f"{self.path.name}: not a file of trials made by jsonify_logs.py")
             return
@@ -123,4 +134,4 @@ class Log:
 
     def sentences(self) -> list[str]:
         """What was passed over while it was read, one line for each reason."""
-        return [*self.notes, *self.skipped.sentences()]
+        return [*self.notes, *map(skipped_sentence, self.skipped.by_reason())]

@@ -145,7 +145,7 @@ def summary(trials: Trials, keep: float) -> Table:
     ]
     heads = dict(zip(text.columns, COLUMNS, strict=True))
     keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method"}}
-    return Table("summary", "Summary", raw, text, notes, keys)
+    return Table("summary", "Summary", raw, text, notes, keys, ("Comp. Rate", "Parameters", "MACs", "Method"))
 
 
 def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> list[str]:

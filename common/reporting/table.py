@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,8 @@ class Table:
         text: the same rows as a reader sees them.
         notes: what must be known to read it, one sentence each.
         keys: text column -> raw column that it is sorted by; a column that is not here is sorted by its text.
+        spare: text columns that a narrow terminal does without, the first one first.
+        links: what the cells of the first column lead to, where they lead anywhere.
     """
 
     name: str
@@ -66,18 +69,19 @@ class Table:
     text: pd.DataFrame
     notes: Sequence[str] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    spare: Sequence[str] = ()
+    links: Sequence[str] = ()
 
-    def console(self, columns: Sequence[str] | None = None) -> str:
-        """For a terminal; a first column that repeats the row above is left blank."""
-        text = self.text if columns is None else self.text[list(columns)]
-        if text.empty:
-            return ""
-        rows = text.to_numpy().tolist()
-        groups = [row[0] for row in rows]
-        for place in range(len(rows) - 1, 0, -1):
-            if groups[place] == groups[place - 1]:
-                rows[place][0] = ""
-        return tabulate(rows, list(text.columns), disable_numparse=True)
+    def console(self, width: float = math.inf) -> str:
+        """For a terminal of so many columns; a first cell that repeats the one above is left blank."""
+        text = self.text.copy()
+        text[text.columns[0]] = text.iloc[:, 0].where(text.iloc[:, 0] != text.iloc[:, 0].shift(), "")
+        for left_out in range(len(self.spare) + 1):
+            kept = text.drop(columns=list(self.spare[:left_out]))
+            lines = tabulate(kept.to_numpy().tolist(), list(kept.columns), disable_numparse=True)
+            if len(lines.partition("\n")[0]) <= width:
+                break
+        return lines + (f"\n(too narrow for: {', '.join(self.spare[:left_out])})" if left_out else "")
 
     def markdown(self) -> str:
         """A page; a ``|`` inside a name would end its cell and is escaped."""

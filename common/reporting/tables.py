@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from common.reporting.comparisons import budgets_table, methods_table, searches_table, sweeps_table
 from common.reporting.frame import Trials
-from common.reporting.networks import latency_table, layers_table
+from common.reporting.networks import latency_table, layers_table, runs_table
 from common.reporting.summary import format_summary as format_summary
 from common.reporting.summary import summary
 from common.reporting.summary import summary_table as summary_table
 from common.reporting.table import Table
 
 
-def all_tables(trials: Trials, keep: float = 0.99) -> list[Table]:
+def all_tables(trials: Trials, keep: float = 0.99, folder: Path = Path()) -> list[Table]:
     """The tables in the order in which a reader wants them, those without a row left out.
 
     Args:
         trials: of any number of runs and models.
         keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+        folder: where they will lie; the links to the logs start there.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -29,5 +32,6 @@ def all_tables(trials: Trials, keep: float = 0.99) -> list[Table]:
         sweeps_table(trials, keep),
         latency_table(trials, keep),
         layers_table(trials, keep),
+        runs_table(trials, folder),
     ]
     return [table for table in made if not table.raw.empty]
