@@ -55,9 +55,9 @@ SHAPES: dict[str, Any] = {
     "Speedup": times,
 }
 MEANING = [
-    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Recovery: the share of what "
-    "the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost 1% or "
-    "more. Kept: last over dense.",
+    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Recovery: the share of "
+    "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost 1% "
+    "or more. Kept: last over dense.",
     "mean ± standard deviation, where there are several.",
 ]
 
@@ -103,7 +103,9 @@ def methods_table(trials: Trials, keep: float) -> Table:
         )
     raw = pd.DataFrame(rows, columns=_heads(["Model", "Params ≤", "Method", "Metric"], ["Accepted", "Seeds"]))
     text = _with_counts(raw, {"Model": str, "Params ≤": "{:.0%}".format, "Method": str, "Metric": str})
-    note = "The best network of each method that keeps at most that share of the dense parameters, chosen on validation."
+    note = (
+        "The best network of each method that keeps at most that share of the dense parameters, chosen on validation."
+    )
     return Table("methods", "Methods at equal budgets", raw, text, [note, *MEANING], _keys(text, raw))
 
 
@@ -124,7 +126,15 @@ def budgets_table(trials: Trials) -> Table:
     raw = pd.DataFrame(rows, columns=columns)
     text = as_text(raw, {"Model": str, "Method": str, "Metric": str, **dict.fromkeys(heads, percentage)})
     note = "The metric on validation of each method's best network that keeps at most that share of the parameters"
-    return Table("budgets", "Methods by budget", raw, text, [f"{note}; {MEANING[1]}"], {h: h for h in heads}, ("Metric", "Dense"))
+    return Table(
+        "budgets",
+        "Methods by budget",
+        raw,
+        text,
+        [f"{note}; {MEANING[1]}"],
+        {h: h for h in heads},
+        ("Metric", "Dense"),
+    )
 
 
 def sweeps_table(trials: Trials, keep: float) -> Table:
@@ -188,12 +198,10 @@ def searches_table(trials: Trials, keep: float) -> Table:
     best = {"Params Red.": change, "MACs Red.": change, "Speedup": times}
     columns = [*names, *counts, *(name for head in best for name in (head, f"{head} std")), "Seconds a Trial", "Hours"]
     raw = pd.DataFrame(rows, columns=columns)
-    shapes = {**dict.fromkeys(names, str), **dict.fromkeys(counts, "{:,}".format), **best}
+    shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(counts, "{:,}".format), **best}
     text = as_text(raw, shapes | {"Seconds a Trial": "{:.1f}".format, "Hours": "{:.2f}".format})
     notes = [
         "Params Red., MACs Red. and Speedup: the best accepted trial by each; mean ± standard deviation over seeds.",
         "Seconds a Trial: the median, fine-tuning included; Hours: all trials together.",
     ]
     return Table("searches", "Rank rules and samplers", raw, text, notes, _keys(text, raw))
-
-

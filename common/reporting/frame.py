@@ -6,45 +6,30 @@ needs whole (the plan of the best trial) are read again from where they stand.
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from common.reporting.facts import conditions, method_name, method_order, setting_text
+from common.reporting.columns import Columns
+from common.reporting.facts import method_order
 from common.reporting.runs import Log
 from common.reporting.workers import Versions, study_of
-from common.trials import STAGES, Entry, TrialRecord, choose_best, final_metric, parse_record, reductions
-
-TEXTS = (
-    *("run", "study", "status", "model", "dataset", "method", "rule", "setting", "sampler", "metric", "runtime"),
-    "network",
-)
-COUNTS = ("trial", "params", "macs", "size_bytes", "time", "offset", "size", "file")
-NUMBERS = (
-    *(*STAGES, "test", "final", "dense", "dense_test", "dense_params", "dense_macs", "dense_size"),
-    *("speedup", "median_s", "iqr_s", "seconds", "seed", "spectra"),
-)
-"""The columns. The stages, ``test``, ``final`` (validation after the last stage) and the dense ones hold the deciding
-metric, whichever it is; what was not measured is NaN. ``network`` tells one dense network from another."""
+from common.trials import Entry, TrialRecord, choose_best, parse_record
 
 
 class Trials:
     """The trials of any number of runs.
 
     Attributes:
-        frame: one row a trial, in the order in which they were read, with the columns of `TEXTS`, `COUNTS` and
+        frame: one row a trial, in the order in which they were read, with the columns of `columns.TEXTS`, `COUNTS` and
             `NUMBERS`; the shares ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept`` of the dense
             network's; and the blocks ``label`` and ``group`` that it belongs to.
     """
 
     def __init__(self, entries: Iterable[tuple[Entry, Path]], by_name: bool = False) -> None:
-        columns, versions, files = _Columns(), Versions(by_name), dict[Path, int]()
+        columns, versions, files = Columns(), Versions(by_name), dict[Path, int]()
         homes: dict[str, Path] = {}
         for entry, path in entries:
             row = versions.place(entry.record, path)
@@ -87,7 +72,7 @@ class Trials:
 
     def path(self, row: int) -> Path:
         """The file that a row was read from; the working folder when it was not read from a file."""
-        return self._paths[self.frame.at[row, "file"]]
+        return self._paths[int(self.frame["file"][row])]
 
     def record(self, row: int) -> TrialRecord:
         """The whole record behind a row of the frame, by the row's label.
@@ -97,15 +82,14 @@ class Trials:
         """
         if row in self._held:
             return self._held[row]
-        where = self.frame.loc[row, ["file", "offset", "size"]]
-        path = self._paths[where["file"]]
+        path = self.path(row)
         with path.open("rb") as file:
-            file.seek(where["offset"])
+            file.seek(int(self.frame["offset"][row]))
             try:
-                record = parse_record(file.read(where["size"]))
+                record = parse_record(file.read(int(self.frame["size"][row])))
             except ValueError:
                 raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
-        return replace(record, run=self.frame.at[row, "run"])
+        return replace(record, run=str(self.frame["run"][row]))
 
     def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
         """The rows of each block, blocks in the order in which they first appear.
@@ -158,61 +142,5 @@ def _with_blocks(frame: pd.DataFrame) -> pd.DataFrame:
         labels = alone.where(apart, base)
         names = list(dict.fromkeys(labels))
         taken = labels.map({label: place for place, label in enumerate(names)}).to_numpy(dtype=int)
-        frame[name] = pd.Categorical.from_codes(taken[codes.to_numpy()] if len(frame) else [], names)
+        frame[name] = pd.Categorical.from_codes(taken[codes.to_numpy()], pd.Index(names))
     return frame
-
-
-class _Columns:
-    """The columns while they grow; a text is held once and its number in the column."""
-
-    def __init__(self) -> None:
-        self.texts = {name: array("i") for name in TEXTS}
-        self.codes: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
-        self.counts = {name: array("q") for name in COUNTS}
-        self.numbers = {name: array("d") for name in NUMBERS}
-        self.held: dict[int, TrialRecord] = {}
-
-    def frame(self) -> pd.DataFrame:
-        texts = {
-            name: pd.Categorical.from_codes(column, list(self.codes[name]))  # type: ignore[arg-type]
-            for name, column in self.texts.items()
-        }
-        numbers = {
-            name: np.frombuffer(column, dtype=column.typecode) for name, column in (self.counts | self.numbers).items()
-        }
-        return pd.DataFrame(texts | numbers)
-
-    def put(self, row: int, entry: Entry, file: int, study: str) -> None:
-        record, dense = entry.record, entry.record.baseline
-        metrics, stages = dense.get("metrics", {}), record.metrics
-        timing = record.latency or {}
-        texts = (record.run, study, record.status, record.model, record.dataset, method_name(record), record.rule)
-        texts += (setting_text(record), str(record.details.get("sampler") or record.rule), record.metric)
-        texts += (conditions(timing) if timing else "",)
-        dense_metric = metrics.get("validation", {}).get(record.metric)
-        network = repr((dense.get("params"), dense.get("macs"), dense_metric))
-        numbers = [stages.get(stage, {}).get(record.metric) for stage in (*STAGES, "test")]
-        numbers += [final_metric(record), dense_metric, metrics.get("test", {}).get(record.metric)]
-        numbers += [dense.get("params"), dense.get("macs"), dense.get("size_bytes")]
-        numbers += [reductions(record).get("speedup"), timing.get("median_s"), timing.get("iqr_s")]
-        numbers += [record.seconds, record.seed, "spectra" in record.details]
-        counts = (record.trial, record.params, record.macs, record.size_bytes, entry.time)
-        counts += (entry.offset, entry.size, file)
-        for (name, column), text in zip(self.texts.items(), (*texts, network), strict=True):
-            codes = self.codes[name]
-            _set(column, row, codes.setdefault(text, len(codes)))
-        for column, count in zip(self.counts.values(), counts, strict=True):
-            _set(column, row, count)
-        for column, value in zip(self.numbers.values(), numbers, strict=True):
-            _set(column, row, value if value is not None and math.isfinite(value) else math.nan)
-        if entry.size:
-            self.held.pop(row, None)
-        else:
-            self.held[row] = record
-
-
-def _set(column: array[Any], row: int, value: Any) -> None:
-    if row == len(column):
-        column.append(value)
-    else:
-        column[row] = value

@@ -37,7 +37,9 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
         "at the centre to the second at the rim, the speedup on a logarithmic scale.",
         partial(figures.radar, trials, keep),
     )
-    yield Entry("pareto", "Every measured trial after its last stage, and the Pareto fronts.", partial(figures.pareto, trials))
+    yield Entry(
+        "pareto", "Every measured trial after its last stage, and the Pareto fronts.", partial(figures.pareto, trials)
+    )
     labels = list(frame["label"].unique())
     pages = [labels[start : start + TOGETHER] for start in range(0, len(labels), TOGETHER)]
     for number, page in enumerate(pages, start=1):
@@ -61,7 +63,9 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
         planned = rows[rows["params"] > 0]
         if not planned.empty:
             caption = f"{label}: the rank that each trial gave each layer."
-            yield Entry(f"ranks-{slug}", caption, partial(_ranks, trials, list(thin(planned, HEATMAP_TRIALS).index), label))
+            yield Entry(
+                f"ranks-{slug}", caption, partial(_ranks, trials, list(thin(planned, HEATMAP_TRIALS).index), label)
+            )
         holders = rows.index[rows["spectra"] == 1]
         best = trials.best(rows, keep).get("params")
         if len(holders):

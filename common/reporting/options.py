@@ -16,7 +16,11 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", help="only the trials of this model; may be repeated")
     parser.add_argument("--method", action="append", help="only those of this method, e.g. htd; may be repeated")
     parser.add_argument(
-        "--since", type=moment, default=0, metavar="TIME", help="only those logged since, e.g. 2026-11-20 or 2026-11-20T16:00"
+        "--since",
+        type=moment,
+        default=0,
+        metavar="TIME",
+        help="only those logged since, e.g. 2026-11-20 or 2026-11-20T16:00",
     )
     parser.add_argument(
         "--by-name", action="store_true", help="<run>-w2.log is a worker of <run>, though its trials name no study"

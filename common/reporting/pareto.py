@@ -20,6 +20,7 @@ from common.trials import STAGES, TrialRecord
 STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "finetuned": "^", "pruned": "x"}
 STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned", "pruned": "pruned"}
 STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
+PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 DRAWN = 1500
 """So many trials of a block are drawn at most, evenly spread over all; the fronts are those of all."""
 COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
@@ -77,7 +78,9 @@ def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float]) -> None:
     if below and bottom - low > top - bottom:
         low, high = bottom, top + 0.05 * (top - bottom)
         note = f"{below} of {len(values)} trials lie below"
-        axes.text(0.5, 0.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="0.35")
+        axes.text(
+            0.5, 0.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="0.35", bbox=PLATE
+        )
     if high - low < 2:
         low, high = low - (2 - high + low) / 2, high + (2 - high + low) / 2
     axes.set_ylim(low, high)
@@ -107,12 +110,13 @@ def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:
 
 def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
     drawn = thin(rows)
-    look = {"s": 16, "alpha": 0.65, "linewidths": 0.8} if len(drawn) < 200 else {"s": 8, "alpha": 0.3, "linewidths": 0.6}
+    size, alpha, width = (16, 0.65, 0.8) if len(drawn) < 200 else (8, 0.3, 0.6)
     for position, (stage, marker) in enumerate(STAGE_MARKERS.items()):
         at = drawn[drawn["reached"] == stage]
         if not at.empty:
             tint = color or STAGE_COLORS[position]
-            axes.scatter(100 * at[cost], 100 * at["final"], color=tint, marker=marker, **look)
+            x, y = 100 * at[cost], 100 * at["final"]
+            axes.scatter(x, y, s=size, color=tint, marker=marker, alpha=alpha, linewidths=width)
     front = front_of(rows, cost)
     if front:
         axes.plot(*zip(*front, strict=True), color=color or "0.2", drawstyle="steps-post", zorder=3)
@@ -121,9 +125,9 @@ def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
 
 def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
     """A star where the dense network of these trials stands."""
-    dense = rows.at[baseline_row(rows), "dense"]
-    if pd.notna(dense):
-        axes.plot(100, 100 * dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
+    dense = 100 * rows["dense"][baseline_row(rows)]
+    if not np.isnan(dense):
+        axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
 
 
 def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]:
@@ -171,7 +175,9 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                     x, y = 100 * drawn[cost], 100 * drawn["final"]
                     axes.scatter(x, y, s=8, color=color, marker=marker, alpha=0.4, linewidths=0)
                     if front := front_of(part, cost):
-                        axes.plot(*zip(*front, strict=True), color=color, marker=marker, ms=3, drawstyle="steps-post")
+                        axes.plot(
+                            *zip(*front, strict=True), color=color, marker=marker, ms=2.5, drawstyle="steps-post"
+                        )
                 draw_dense(axes, rows, "0.2")
                 axes.set_xlim(left=0)
             fit_height(row[0], 100 * rows["final"])
@@ -184,5 +190,7 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             for name, (color, marker) in looks.items()
         ]
         star = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")
-        figure.legend(handles=[*handles, star], loc="outside lower center", ncols=min(len(handles) + 1, 6), frameon=False)
+        figure.legend(
+            handles=[*handles, star], loc="outside lower center", ncols=min(len(handles) + 1, 6), frameon=False
+        )
     return figure

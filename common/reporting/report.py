@@ -41,7 +41,7 @@ def report_page(
     here = Path(__file__)
     parts, headings = [], []
     for heading, names, kinds in SECTIONS:
-        shown = [_table(table) for name in names for table in tables if table.name == name]
+        shown = [_table(table, heading) for name in names for table in tables if table.name == name]
         shown += [
             _picture(name, *held) for kind in kinds for name, held in pictures.items() if name.split("-")[0] == kind
         ]
@@ -76,7 +76,7 @@ def report_page(
 """
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, above: str) -> str:
     heads = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in table.text.columns)
     keys = {name: table.raw[raw].tolist() for name, raw in table.keys.items()}
     rows = []
@@ -89,8 +89,9 @@ def _table(table: Table) -> str:
             cells[0] = f'<td><a href="{escape(table.links[place])}">{escape(texts[0])}</a></td>'
         rows.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    title = "" if table.title == above else f"<h3>{escape(table.title)}</h3>"
     return (
-        f'<h3>{escape(table.title)}</h3><div class="table"><table id="{table.name}"><thead><tr>{heads}</tr></thead>'
+        f'{title}<div class="table"><table id="{table.name}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>" + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import seaborn as sns
@@ -19,7 +19,8 @@ WIDE, NARROW = 7.0, 3.5
 """Inches: the width of a page and of one of its two columns."""
 UNDATED: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 PICTURE_FORMATS = tuple(UNDATED)
-MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+MARKERS = "osD^vPX*"
+DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,

@@ -173,5 +173,5 @@ def _closest(rows: pd.DataFrame) -> str:
     measured = rows[is_measured(rows) & (rows["status"] == "ok") & rows["metric_kept"].notna()]
     if measured.empty:
         return ", and none was measured to the end."
-    nearest = measured.loc[measured["metric_kept"].idxmax()]
+    nearest = measured.nlargest(1, "metric_kept").to_dict("records")[0]
     return f" on validation; the nearest, trial {nearest['trial']}, kept {nearest['metric_kept']:.2%}."

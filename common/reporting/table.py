@@ -123,7 +123,7 @@ Shape = Callable[[Any], str]
 
 
 def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape]) -> pd.DataFrame:
-    """The columns of ``raw`` that ``shapes`` names, as text; where a column ``<name> std`` is known, with ``± std``."""
+    """The columns of ``raw`` that ``shapes`` names, as text; where the column ``<name> std`` is known, with it."""
     columns = {}
     for name, shape in shapes.items():
         spread = raw.get(f"{name} std", pd.Series(float("nan"), index=raw.index))
