@@ -3,8 +3,8 @@
     python benchmarks/logs.py
 
 Writes a log of 100 different trials (ResNet18, four methods) over and over under new numbers, and runs each script on
-it in a process of its own. Prints processor time, lines per second, peak memory and the ratio to ``json.loads``; asserts
-nothing. The log needs 3 GB of disk, its JSON as much again.
+it in a process of its own. Prints processor time, lines per second, peak memory and the ratio to ``json.loads``;
+asserts nothing. The log needs 3 GB of disk, its JSON as much again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_log(folder: Path, lines: int) -> Path:
         for number in range(lines):
             before, after = halves[number % len(halves)]
             text = summary_line(records[number % len(records)])
-            file.write(f"2026-11-20 12:00:00  {text}\n{TRIAL_MARK}{before}\"trial\": {number}{after}\n")
+            file.write(f'2026-11-20 12:00:00  {text}\n{TRIAL_MARK}{before}"trial": {number}{after}\n')
     return writer.path
 
 

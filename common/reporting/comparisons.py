@@ -56,8 +56,8 @@ SHAPES: dict[str, Any] = {
 }
 MEANING = [
     "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Recovery: the share of "
-    "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost 1% "
-    "or more. Kept: last over dense.",
+    "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost "
+    "1% or more. Kept: last over dense.",
     "mean ± standard deviation, where there are several.",
 ]
 

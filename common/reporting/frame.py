@@ -28,11 +28,10 @@ class Trials:
             network's; and the blocks ``label`` and ``group`` that it belongs to.
     """
 
-    def __init__(self, entries: Iterable[tuple[Entry, Path]], by_name: bool = False) -> None:
-        columns, versions, files = Columns(), Versions(by_name), dict[Path, int]()
+    def __init__(self, entries: Iterable[tuple[int | None, Entry, Path]], by_name: bool = False) -> None:
+        columns, files = Columns(), dict[Path, int]()
         homes: dict[str, Path] = {}
-        for entry, path in entries:
-            row = versions.place(entry.record, path)
+        for row, entry, path in entries:
             if row is None:
                 continue
             if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
@@ -43,15 +42,19 @@ class Trials:
 
     @classmethod
     def of(cls, trials: Trials | Sequence[TrialRecord]) -> Trials:
-        """``trials`` themselves, or those of a list of records."""
+        """``trials`` themselves, or those of a list of records, each of which is a trial of its own."""
         if isinstance(trials, Trials):
             return trials
-        return cls((Entry(record, 0, 0, 0), Path()) for record in trials)
+        return cls((row, Entry(record, 0, 0, 0), Path()) for row, record in enumerate(trials))
 
     @classmethod
     def read(cls, logs: Sequence[Log], by_name: bool = False) -> Trials:
         """The trials of these logs, the workers of a study merged (see `Versions` for ``by_name``)."""
-        return cls(((entry, log.path) for log in logs for entry in log.entries()), by_name)
+        versions = Versions(by_name)
+        return cls(
+            ((versions.place(entry.record, log.path), entry, log.path) for log in logs for entry in log.entries()),
+            by_name,
+        )
 
     def only(self, **wanted: Sequence[str] | None) -> Trials:
         """The trials whose columns hold one of the wanted texts; None wants them all."""

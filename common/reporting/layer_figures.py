@@ -188,9 +188,7 @@ def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
             for place, rank in enumerate(_ranks(record, layer)):
                 key = (method_name(record), layer, place)
                 greatest[key] = max(greatest.get(key, 0.0), rank)
-    colors = sns.color_palette("viridis", as_cmap=True).copy()
-    colors.set_under("0.8")
-    colors.set_bad("white")
+    colors = sns.color_palette("viridis", as_cmap=True).with_extremes(under="0.8", bad="white")
     widths = [max(len(found), len(planned) / (2 * len(names))) for found in panels.values()]
     with styled(axes_grid=False):
         figure = picture(WIDE, _layer_height(min(len(layers), 60)) + 0.7)

@@ -9,7 +9,8 @@ import pytest
 from common.reporting.facts import conditions, latencies, method_name, method_order, setting_text
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import Log
-from common.trials import TrialRecord, TrialWriter, choose_best, is_accepted as record_is_accepted, read_log
+from common.trials import TrialRecord, TrialWriter, choose_best, read_log
+from common.trials import is_accepted as record_is_accepted
 from tests.records import make_baseline, make_record
 
 
