@@ -12,14 +12,13 @@ from pathlib import Path
 
 from common.choices import check_choice
 from common.reporting.frame import Trials, is_accepted
-from common.reporting.gallery import gallery
 from common.reporting.options import add_log_options, be_printable, folder, wanted_paths
 from common.reporting.report import report_page
 from common.reporting.runs import Log, check_keep, find_logs
-from common.reporting.style import PICTURE_FORMATS, render
 from common.reporting.table import TABLE_FORMATS, Table
 from common.reporting.tables import all_tables
 
+PICTURE_FORMATS = ("png", "pdf", "svg")
 FORMATS = (*TABLE_FORMATS, *PICTURE_FORMATS, "html")
 DEFAULT_FORMATS = tuple(kind for kind in FORMATS if kind != "svg")
 ON_CONSOLE = ("summary", "budgets")
@@ -126,16 +125,19 @@ def write(trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options:
     formats = options.format or DEFAULT_FORMATS
     written = [path for table in tables for path in table.write(options.out, formats)]
     pictures = {}
-    for entry in gallery(trials, options.keep) if {*formats} & {*PICTURE_FORMATS, "html"} else ():
-        figure = entry.draw()
-        for kind in PICTURE_FORMATS:
-            if kind in formats or (kind == "png" and "html" in formats):
-                content = render(figure, kind)
-                if kind == "png":
-                    pictures[entry.name] = entry.caption, content
+    kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
+    if kinds:
+        from common.reporting.gallery import gallery  # a second that the tables and --help need not wait for
+        from common.reporting.style import render
+
+        for entry in gallery(trials, options.keep):
+            figure = entry.draw()
+            contents = {kind: render(figure, kind) for kind in kinds}
+            pictures[entry.name] = entry.caption, contents.get("png", b"")
+            for kind in kinds:
                 if kind in formats:
                     written.append(options.out / f"{entry.name}.{kind}")
-                    written[-1].write_bytes(content)
+                    written[-1].write_bytes(contents[kind])
     if "html" in formats:
         command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
         passed = [line for log in logs for line in log.sentences()]

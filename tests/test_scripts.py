@@ -355,5 +355,5 @@ print(peak() - before)
 """
     shown = run(workplace, "-c", code)
     assert "20,000 trials" in shown.stdout
-    assert log.stat().st_size > 20e6
-    assert int(shown.stdout.split()[-1]) * 1024 < 8e6  # under 400 bytes a trial, of which the log holds 1100
+    assert log.stat().st_size > 19e6
+    assert int(shown.stdout.split()[-1]) * 1024 < 8e6  # 400 bytes for each trial; in the log it has nearly 1000

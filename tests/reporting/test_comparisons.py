@@ -51,8 +51,8 @@ def method(trial: Raw) -> str:
 
 def final(trial: Raw) -> float:
     stages = trial["metrics"]
-    last = next((stages[name] for name in ("finetuned", "recalibrated", "raw") if name in stages), {})
-    return float(last.get(trial["metric"], math.nan))
+    reached = [stages[name][trial["metric"]] for name in ("raw", "recalibrated", "finetuned") if name in stages]
+    return float(reached[-1]) if reached else math.nan
 
 
 def kept(trial: Raw) -> float:

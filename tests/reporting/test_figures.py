@@ -368,7 +368,7 @@ def test_rank_heatmap_by_hand() -> None:
     ]
     figure = figures.rank_heatmap(records, "net")
     tucker, htd, bar = figure.axes
-    grids = [np.ma.filled(axes.images[0].get_array(), np.nan).tolist() for axes in (tucker, htd)]  # type: ignore[no-untyped-call]
+    grids = [np.ma.asarray(axes.images[0].get_array()).filled(np.nan).tolist() for axes in (tucker, htd)]
     assert grids[0] == [[0.25, 0.5, 1.0], [0.75, -1.0, 1.0]]  # fewest parameters first; -1 is dense
     assert grids[1][0] == [1.0]
     assert math.isnan(grids[1][1][0])

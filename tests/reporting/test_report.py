@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -61,12 +62,12 @@ def browse(page: str, folder: Path) -> tuple[str, str]:
     return shown.stdout, "\n".join(line for line in shown.stderr.splitlines() if "CONSOLE" in line)
 
 
-def probe(page: str, folder: Path, *columns: tuple[str, int]) -> dict[str, object]:
+def probe(page: str, folder: Path, *columns: tuple[str, int]) -> dict[str, Any]:
     """What the page looks like after a column of each of the tables was clicked twice."""
     html, console = browse(page.replace("</body>", f"{PROBE % json.dumps(columns)}</body>"), folder)
     assert console == ""
     (found,) = re.findall(r'<pre id="result">(.*?)</pre>', html)
-    result: dict[str, object] = json.loads(unescape(found))
+    result: dict[str, Any] = json.loads(unescape(found))
     return result
 
 
@@ -102,7 +103,7 @@ def test_it_renders_sorts_and_raises_no_error(tmp_path: Path) -> None:
         )
         return [shown for _, shown in rows]
 
-    speed, speed_down, params, params_down, names, names_down = result["seen"]  # type: ignore[misc]
+    speed, speed_down, params, params_down, names, names_down = result["seen"]
     assert speed == ["ascending", ordered("Speedup", "Speedup", down=False)]
     assert speed_down == ["descending", ordered("Speedup", "Speedup", down=True)]
     assert speed[1][-1] == speed_down[1][-1] == "-"  # not measured, at the end both ways
