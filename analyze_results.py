@@ -1,32 +1,41 @@
-"""Make the summary table and the figures of finished runs out of their logs."""
+"""Make tables, figures and one report out of the logs of finished and of growing runs."""
 
 from __future__ import annotations
 
 import argparse
-import io
+import math
+import shlex
+import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-from tabulate import tabulate
-
 from common.choices import check_choice
-from common.reporting import figures
-from common.reporting.runs import Run, check_keep, load_runs
-from common.reporting.tables import format_summary, summary_notes, summary_table
-from common.trials import TrialRecord
+from common.reporting.frame import Trials, is_accepted
+from common.reporting.options import add_log_options, be_printable, folder, wanted_paths
+from common.reporting.report import report_page
+from common.reporting.runs import Log, check_keep, find_logs
+from common.reporting.table import TABLE_FORMATS, Table
+from common.reporting.tables import all_tables
 
+PICTURE_FORMATS = ("png", "pdf", "svg")
+FORMATS = (*TABLE_FORMATS, *PICTURE_FORMATS, "html")
+DEFAULT_FORMATS = tuple(kind for kind in FORMATS if kind != "svg")
+ON_CONSOLE = ("summary", "budgets")
 EXAMPLES = """\
 examples:
   python analyze_results.py                              every run in logs/, into results/
   python analyze_results.py logs/resnet18.log            one run
   python analyze_results.py --method htd                 only what one decomposition reached
-  python analyze_results.py logs --keep 0.95             accept trials that kept 95% of the dense metric
+  python analyze_results.py --keep 0.95                  accept trials that kept 95% of the dense metric; 0 accepts all
+  python analyze_results.py --since 2026-11-20           only what was logged since that day
+  python analyze_results.py --format tex --format svg    LaTeX tables and SVG figures, nothing else
   python analyze_results.py logs more/logs --out paper   the runs of two folders, into paper/
 
 Reads *.log, and *.json (made by jsonify_logs.py) where the log itself is not there.
+
+exit codes:
+  0  done        1  done, but --strict and a line was passed over        2  nothing done; the last line says why
 """
 
 
@@ -34,12 +43,12 @@ def keep_fraction(text: str) -> float:
     """The value of ``--keep``.
 
     Raises:
-        argparse.ArgumentTypeError: ``text`` is not a number in (0, 1].
+        argparse.ArgumentTypeError: ``text`` is not a number in [0, 1].
     """
     try:
         return check_keep(float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"keep={text} is not allowed; it must be a number in (0, 1]") from None
+        raise argparse.ArgumentTypeError(f"keep={text} is not allowed; it must be a number in [0, 1]") from None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -47,78 +56,118 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paths", nargs="*", default=["logs"], help="logs or folders of logs (default: logs)")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
+    add_log_options(parser)
+    parser.add_argument("--out", type=folder, default=Path("results"), metavar="FOLDER", help="default: results")
     parser.add_argument(
         "--keep",
         type=keep_fraction,
         default=0.99,
         metavar="FRACTION",
-        help="a trial is accepted when it kept this fraction of the dense metric, in (0, 1] (default: 0.99)",
+        help="a trial is accepted when it kept this fraction of the dense metric, in [0, 1] (default: 0.99)",
     )
-    parser.add_argument("--model", help="only the trials of this model")
-    parser.add_argument("--method", help="only the trials of this decomposition, e.g. htd")
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help=f"may be repeated (default: {', '.join(DEFAULT_FORMATS)})",
+    )
     return parser.parse_args(arguments)
 
 
-def markdown(formatted: pd.DataFrame, notes: Sequence[str], keep: float) -> str:
-    """The summary as a Markdown page; a ``|`` inside a name would end its cell and is escaped."""
-    cells = formatted.map(lambda text: text.replace("|", "\\|"))
-    table = tabulate(list(cells.to_numpy()), list(cells.columns), tablefmt="github", disable_numparse=True)
-    rule = f"A trial is accepted when it kept at least {keep * 100:g}% of the dense metric on validation."
-    listed = "".join(f"- {note}\n" for note in notes)
-    return f"# Summary\n\n{rule} `(val)`: measured on validation, not on test.\n\n{table}\n" + (
-        listed and f"\n{listed}"
+def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
+    """The trials that were asked for, and the logs that were read.
+
+    Raises:
+        OSError: a log is not there or cannot be read.
+        ValueError: no trial is left; the sentence says what there is.
+    """
+    paths = wanted_paths(options)
+    logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
+    trials = Trials.read(logs, by_name=options.by_name)
+    if trials.frame.empty:
+        passed = "".join(f"\n  {line}" for log in logs for line in log.sentences())
+        raise ValueError(f"There is no trial in {', '.join(paths)}; run a notebook first.{passed}")
+    for name in ("model", "method"):
+        for wanted in getattr(options, name) or ():
+            check_choice(name, wanted, sorted(trials.frame[name].unique()))
+    chosen = trials.only(model=options.model, method=options.method).since(options.since)
+    if chosen.frame.empty:
+        raise ValueError("No trial is of that model, of that method and as new as that; leave one of them out.")
+    return chosen, logs
+
+
+def lead(trials: Trials, keep: float) -> str:
+    """One sentence on what is there, e.g. ``120 trials of 2 models: 110 ok, 10 failed; 70 kept ...``."""
+    frame = trials.frame
+    states = ", ".join(f"{number:,} {status}" for status, number in frame["status"].value_counts().items() if number)
+    kept = f"{int(is_accepted(frame, keep).sum()):,} kept {keep * 100:g}% of the dense metric or more"
+    runs, models = frame["run"].nunique(), frame["model"].nunique()
+    return (
+        f"{len(frame):,} trial{'s' * (len(frame) > 1)} of {models} model{'s' * (models > 1)} in {runs} "
+        f"run{'s' * (runs > 1)} ({states}); {kept}."
     )
 
 
-def describe(run: Run) -> str:
-    """One line on what a run holds, and one for each line of its log that was skipped."""
-    counts = Counter(record.status for record in run.trials)
-    states = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    return "\n  ".join([f"{run.path}: {len(run.trials)} trials ({states or 'none'})", *run.skipped])
+def show(tables: Sequence[Table]) -> None:
+    """The tables that a person reads first, and what must be known to read them."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    for table in tables:
+        if table.name in ON_CONSOLE:
+            print("", table.console(width), "", *table.notes, sep="\n")
 
 
-def write_results(records: Sequence[TrialRecord], keep: float, out: Path) -> list[Path]:
-    """Print the summary, write it and the figures into ``out``, and return the files.
+def write(trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options: argparse.Namespace) -> list[Path]:
+    """Every file that was asked for.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    summary, notes = summary_table(records, keep), summary_notes(records, keep)
-    formatted = format_summary(summary)
-    print(tabulate(list(formatted.to_numpy()), list(formatted.columns), disable_numparse=True))
-    print("".join(f"\n{note}" for note in notes))
-    table, page = out / "summary.csv", out / "summary.md"
-    summary.to_csv(table, index=False, lineterminator="\n")
-    page.write_text(markdown(formatted, notes, keep), encoding="utf-8", newline="\n")
-    radar = figures.save_figure(figures.radar(records, keep), out / "radar")
-    pareto = figures.save_figure(figures.pareto(records), out / "pareto")
-    return [table, page, *radar, *pareto]
+    formats = options.format or DEFAULT_FORMATS
+    written = [path for table in tables for path in table.write(options.out, formats)]
+    pictures = {}
+    kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
+    if kinds:
+        from common.reporting.gallery import gallery  # a second that the tables and --help need not wait for
+        from common.reporting.style import render
+
+        for entry in gallery(trials, options.keep):
+            figure = entry.draw()
+            contents = {kind: render(figure, kind) for kind in kinds}
+            pictures[entry.name] = entry.caption, contents.get("png", b"")
+            for kind in kinds:
+                if kind in formats:
+                    written.append(options.out / f"{entry.name}.{kind}")
+                    written[-1].write_bytes(contents[kind])
+    if "html" in formats:
+        command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
+        passed = [line for log in logs for line in log.sentences()]
+        page = report_page(tables, pictures, lead(trials, options.keep), command, passed)
+        written.append(options.out / "report.html")
+        written[-1].write_bytes(page.encode(errors="backslashreplace"))
+    return written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Analyse the logs; 2 when they hold no trial or nothing can be written, else 0."""
+    """Analyse the logs; the exit codes are those of ``--help``."""
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show must not end the run
+    options.given = sys.argv[1:] if arguments is None else arguments
+    be_printable()
     try:
-        runs = load_runs(options.paths)
-        print("\n".join(map(describe, runs)), end="\n\n")
-        records = [record for run in runs for record in run.trials]
-        if not records:
-            raise ValueError(f"There is no trial in {', '.join(map(str, options.paths))}; run a notebook first.")
-        for name in ("model", "method"):
-            if wanted := getattr(options, name):
-                check_choice(name, wanted, sorted({getattr(record, name) for record in records}))
-                records = [record for record in records if getattr(record, name) == wanted]
-        written = write_results(records, options.keep, options.out)
+        trials, logs = read(options)
+        passed = [line for log in logs for line in log.sentences()]
+        print("\n  ".join([lead(trials, options.keep), *passed]))
+        tables = all_tables(trials, options.keep, options.out)
+        show(tables)
+        options.out.mkdir(parents=True, exist_ok=True)
+        written = write(trials, logs, tables, options)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print("\n".join(f"wrote {path}" for path in written))
-    return 0
+    kinds = ", ".join(f"{sum(path.suffix == f'.{kind}' for path in written)} {kind}" for kind in FORMATS)
+    print(f"\nwrote {len(written)} files into {options.out}: {kinds}")
+    if written and written[-1].name == "report.html":
+        print(f"open {written[-1]} for all of it in one page")
+    return 1 if passed and options.strict else 0
 
 
 if __name__ == "__main__":

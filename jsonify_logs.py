@@ -1,70 +1,93 @@
-"""Turn the logs of runs into JSON files: logs/*.log -> logs/*.json."""
+"""Turn the logs of runs into JSON files, the logs of one study's workers into one."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from common.reporting.runs import find_logs
-from common.trials import SCHEMA_VERSION, Skipped, TrialRecord, read_log
+from common.choices import check_choice
+from common.reporting.facts import method_name
+from common.reporting.index import Index
+from common.reporting.options import add_log_options, be_printable, folder, wanted_paths
+from common.reporting.runs import Log, SkippedLines, find_logs
+from common.trials import SCHEMA_VERSION, TrialRecord, iter_trials
 
 EXAMPLES = """\
 examples:
   python jsonify_logs.py                            every log in logs/, the JSON beside it
   python jsonify_logs.py logs/resnet18.log          one log
   python jsonify_logs.py logs more/logs --out json  two folders of logs, the JSON files into json/
+  python jsonify_logs.py --format jsonl             one trial a line and nothing else
+  python jsonify_logs.py --method htd --since 2026-11-20
 
-Each JSON file holds the trials in their latest version, by number, and the lines that held no usable trial. The
-logs are only read, so this can run while they grow, and again at any time.
+Each file holds the trials in their latest version, by number, and says which lines held no usable trial. The logs are
+only read, so this can run while they grow, and again at any time. The workers of one study become one file, named
+after the study; a log of any size needs about 200 bytes of memory for each of its trials.
+
+exit codes:
+  0  done        1  done, but --strict and a line was passed over        2  nothing done; the last line says why
 """
 
 
-def to_document(run: str, trials: Sequence[TrialRecord], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    """What the JSON file of one log holds; numbers that are not finite are null, so that any JSON reader takes it."""
-    return {
-        "schema": SCHEMA_VERSION,
-        "run": run,
-        "trials": [json.loads(record.to_json()) for record in trials],
-        "skipped": [{"line": entry.line, "reason": entry.reason} for entry in skipped],
-    }
-
-
-def write_atomically(path: Path, document: dict[str, Any]) -> None:
-    """Write ``document`` as JSON so that a reader sees the old file or the new one, never a part of it.
+def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
+    """Write the trials so that a reader sees the old file or the new one, never a part of it.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or a log not be read.
+        ValueError: a log was changed since it was indexed.
     """
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    skipped = [group for log in index.logs for group in log.skipped.by_reason()]
+    logs = [log.path.name for log in index.logs]
+    head = {"schema": SCHEMA_VERSION, "run": run, "logs": logs, "skipped": skipped}
+    opening = json.dumps(head, ensure_ascii=False)[:-1] + ', "trials": [\n' if kind == "json" else ""
+    between, closing = (b",\n", b"\n]}\n") if kind == "json" else (b"\n", b"\n" if index.numbers else b"")
     try:
-        # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
-        part.write_bytes(text.encode(errors="backslashreplace"))
+        with part.open("wb") as file:
+            # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
+            file.write(opening.encode(errors="backslashreplace"))
+            for place, trial in enumerate(index.trials()):
+                file.write(between + trial if place else trial)
+            file.write(closing)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def plan_outputs(logs: Sequence[Path], out: Path | None) -> dict[Path, Path]:
-    """The JSON file of each log.
+def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: bool) -> dict[Path, list[Path]]:
+    """The file that each log becomes: one for all logs of a study, which is the one that a log's first trial names.
+
+    Args:
+        logs: the logs.
+        out: folder of the files; None is that of a study's first log.
+        kind: their suffix, without the dot.
+        by_name: whether ``<run>-w2.log`` goes with ``<run>.log`` though its trials name no study.
 
     Raises:
-        ValueError: two logs of one name would become the same file.
+        OSError: a log cannot be read.
+        ValueError: two runs of one name would become the same file.
     """
-    targets: dict[Path, Path] = {}
+    targets: dict[Path, list[Path]] = {}
+    studies: dict[str, Path] = {}
     for log in logs:
-        target = (out or log.parent) / f"{log.stem}.json"
-        if target in targets.values():
-            other = next(source for source, taken in targets.items() if taken == target)
+        first = next(iter_trials(log, SkippedLines()), None)
+        study = str(first.details.get("study") or "") if first else ""
+        study = study or (re.sub(r"-w\d+$", "", log.stem) if by_name else "")
+        if study:  # which may have a name that no file can have
+            name = re.sub(r'[/\\:*?"<>|\0]', "_", study).strip(".") or "study"
+            target = studies.setdefault(study, (out or log.parent) / f"{name}.{kind}")
+        else:
+            target = (out or log.parent) / f"{log.stem}.{kind}"
+        if target in targets and not (study and studies.get(study) == target):
+            other = targets[target][0]
             raise ValueError(f"{other} and {log} would both become {target}; convert them into different folders.")
-        targets[log] = target
+        targets.setdefault(target, []).append(log)
     return targets
 
 
@@ -73,27 +96,49 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paths", nargs="*", default=["logs"], help="logs or folders of logs (default: logs)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the JSON goes (default: beside each log)")
+    add_log_options(parser)
+    parser.add_argument(
+        "--out", type=folder, metavar="FOLDER", help="where the files go (default: beside a study's first log)"
+    )
+    parser.add_argument("--format", choices=("json", "jsonl"), default="json", help="default: json")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert the logs; 2 when there is nothing to convert or nowhere to write, else 0."""
+    """Convert the logs; the exit codes are those of ``--help``."""
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show must not end the run
+    be_printable()
+    seen: dict[str, set[str]] = {"model": set(), "method": set()}
+
+    def wanted(record: TrialRecord, time: int) -> bool:
+        found = {"model": record.model, "method": method_name(record)}
+        for name, value in found.items():
+            seen[name].add(value)
+        return time >= options.since and all(value in (getattr(options, n) or [value]) for n, value in found.items())
+
+    passed = written = 0
     try:
-        for log, target in plan_outputs(find_logs(options.paths), options.out).items():
-            trials, skipped = read_log(log)
-            write_atomically(target, to_document(log.stem, trials, skipped))
-            print(f"{log} -> {target}: {len(trials)} trials, {len(skipped)} lines skipped")
-            for entry in skipped:
-                print(f"  {entry}")
+        logs = find_logs(wanted_paths(options))
+        for target, paths in plan_outputs(logs, options.out, options.format, options.by_name).items():
+            index = Index([Log(path) for path in paths])
+            index.fill(wanted, options.by_name)
+            if not index.numbers and (options.model or options.method or options.since):
+                continue
+            write_atomically(target, target.stem, index, options.format)
+            skipped = sum(log.skipped.total for log in index.logs)
+            passed, written = passed + skipped, written + 1
+            sources = ", ".join(map(str, paths))
+            print(f"{sources} -> {target}: {len(index.numbers):,} trials, {skipped:,} lines skipped")
+            print("".join(f"  {line}\n" for log in index.logs for line in log.sentences()), end="")
+        for name, values in seen.items():
+            for asked in getattr(options, name) or ():
+                check_choice(name, asked, sorted(values))
+        if not written:
+            raise ValueError("No trial is of that model, of that method and as new as that; leave one of them out.")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
+    return 1 if passed and options.strict else 0
 
 
 if __name__ == "__main__":

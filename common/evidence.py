@@ -60,11 +60,13 @@ def layer_table(
 
 
 @torch.no_grad()
-def predict_masks(networks: Mapping[str, nn.Module], data: DataBundle, count: int = 4) -> dict[str, NDArray[Any]]:
+def predict_masks(
+    networks: Mapping[str | int, nn.Module], data: DataBundle, count: int = 4
+) -> dict[str, NDArray[Any]]:
     """The first test images that have something to find, and what each network finds there.
 
     Args:
-        networks: title -> network.
+        networks: title or number of a trial -> network.
         data: of a segmentation; only its first class is shown.
         count: how many images at most.
 
@@ -81,7 +83,8 @@ def predict_masks(networks: Mapping[str, nn.Module], data: DataBundle, count: in
     found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
     for title, network in networks.items():
         with evaluating(network):
-            found[title] = (network(inputs.to(next(network.parameters()).device))[:, 0] > 0).float().cpu()
+            masks = network(inputs.to(next(network.parameters()).device))[:, 0] > 0
+        found[title if isinstance(title, str) else f"trial {title}"] = masks.float().cpu()
     return {title: tensor.numpy() for title, tensor in found.items()}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 SCHEMA_VERSION = 1
 TRIAL_MARK = "TRIAL "
@@ -89,28 +89,32 @@ class TrialRecord:
         schema = values.get("schema")
         if schema != SCHEMA_VERSION:
             raise ValueError(f"schema version {schema!r} is unknown; this reader knows version {SCHEMA_VERSION}")
-        known = {f.name for f in fields(cls)}
-        missing = sorted(_REQUIRED - values.keys())
-        if missing:
-            raise ValueError(f"the field {missing[0]!r} is missing")
+        if missing := _REQUIRED - values.keys():
+            raise ValueError(f"the field {min(missing)!r} is missing")
         for name, kind in _KINDS.items():
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
                 raise ValueError(f"the field {name!r} holds {values[name]!r}, which is not of the right type")
+        for name in _COUNTS:
+            if not 0 <= values[name] < 2**63:
+                raise ValueError(f"the field {name!r} holds {values[name]}, which is no count of 63 bits")
         _check_metrics("metrics", values["metrics"])
         _check_metrics("baseline.metrics", values["baseline"].get("metrics", {}))
         figures = {f"baseline.{name}": values["baseline"].get(name) for name in ("params", "macs", "size_bytes")}
         figures |= {f"latency.{name}": value for name, value in (values["latency"] or {}).items() if name in _SECONDS}
         for name, value in figures.items():
             if not _is_number(value):
-                raise ValueError(f"the field {name!r} holds {value!r}, which is no number")
-        if values["status"] not in get_args(Status):
-            raise ValueError(f"the status {values['status']!r} is unknown; it is one of {get_args(Status)}")
+                raise ValueError(f"the field {name!r} holds {value!r}, which is no finite number")
+        if values["status"] not in _STATUSES:
+            raise ValueError(f"the status {values['status']!r} is unknown; it is one of {_STATUSES}")
         seconds = math.nan if values["seconds"] is None else values["seconds"]
-        return cls(**{name: value for name, value in values.items() if name in known} | {"seconds": seconds})
+        return cls(**{name: value for name, value in values.items() if name in _KNOWN} | {"seconds": seconds})
 
 
 _OPTIONAL = {"git_commit", "error", "details"}
-_REQUIRED = {f.name for f in fields(TrialRecord)} - _OPTIONAL
+_KNOWN = {f.name for f in fields(TrialRecord)}
+_REQUIRED = _KNOWN - _OPTIONAL
+_STATUSES = get_args(Status)
+_COUNTS = ("trial", "params", "macs", "size_bytes")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run", "status", "model", "dataset", "method", "rule", "metric", "error"), str),
     **dict.fromkeys(("trial", "params", "macs", "size_bytes", "seed"), int),
@@ -122,8 +126,8 @@ _SECONDS = {"median_s", "iqr_s", "speedup", "baseline_median_s"}
 
 
 def _is_number(value: Any) -> bool:
-    """Whether ``value`` is a number, or None, which stands for one that was not finite or not measured."""
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    """Whether ``value`` is a finite number, or None, which stands for one that was not finite or not measured."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def _check_metrics(name: str, stages: Any) -> None:
@@ -132,7 +136,7 @@ def _check_metrics(name: str, stages: Any) -> None:
     for stage, metrics in stages.items():
         for metric, value in metrics.items():
             if not _is_number(value):
-                raise ValueError(f"the field {name!r} holds {value!r} for {stage}/{metric}, which is no number")
+                raise ValueError(f"the field {name!r} holds {value!r} for {stage}/{metric}, which is no finite number")
 
 
 def _finite(value: Any) -> Any:
@@ -258,24 +262,70 @@ class Skipped:
         return f"{self.path.name}, line {self.line}: {self.reason}"
 
 
-def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecord]:
+class Entry(NamedTuple):
+    """A whole record and where it stands in its log.
+
+    Attributes:
+        record: the trial.
+        time: when it was logged, local time as the number YYYYMMDDhhmmss; 0 when no line for people says so.
+        offset: of the record's JSON in the file, in bytes.
+        size: of the record's JSON, in bytes.
+    """
+
+    record: TrialRecord
+    time: int
+    offset: int
+    size: int
+
+
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities of foreign writers
+
+
+def parse_record(text: bytes) -> TrialRecord:
+    """The record whose JSON is ``text``; NaN and infinities become None.
+
+    Raises:
+        ValueError: the text is no valid record.
+    """
+    try:
+        values = _DECODER.decode(text.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("torn: the record is not whole") from None
+    return TrialRecord.from_dict(values)
+
+
+def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
     """Every whole record of one log in the order of its lines, later versions of a trial included.
 
     Args:
-        path: the log; it may be growing while it is read.
+        path: the log; it may be growing while it is read, and is never held in memory.
         skipped: receives one entry for each line that is torn or holds no valid record.
     """
-    path = Path(path)
+    path, mark = Path(path), TRIAL_MARK.encode()
+    offset = time = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if not raw.startswith(TRIAL_MARK.encode()):
+            start, offset = offset, offset + len(raw)
+            if not raw.startswith(mark):
+                time = time_number(raw)
                 continue
+            text = raw[len(mark) :].strip()
             try:
-                yield TrialRecord.from_dict(json.loads(raw[len(TRIAL_MARK) :].decode()))
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-                skipped.append(Skipped(path, number, "torn: the record is not whole"))
+                yield Entry(parse_record(text), time, start + raw.index(text), len(text))
             except ValueError as error:
                 skipped.append(Skipped(path, number, str(error)))
+            time = 0
+
+
+def time_number(line: bytes) -> int:
+    """YYYYMMDDhhmmss of a text that begins with a date and a time, as a line for people does; else 0."""
+    digits = line[:19].translate(None, b"-: T")
+    return int(digits) if len(digits) == 14 and digits.isdigit() else 0
+
+
+def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecord]:
+    """The records of `iter_entries`."""
+    return (entry.record for entry in iter_entries(path, skipped))
 
 
 def read_log(path: str | Path) -> tuple[list[TrialRecord], list[Skipped]]:
@@ -289,7 +339,8 @@ def final_metric(record: TrialRecord) -> float | None:
     """The deciding metric on validation after the last stage the trial reached; None when it was not measured."""
     for stage in reversed(STAGES):
         if stage in record.metrics:
-            return record.metrics[stage].get(record.metric)
+            value = record.metrics[stage].get(record.metric)
+            return value if value is not None and math.isfinite(value) else None
     return None
 
 
@@ -305,7 +356,7 @@ def reductions(record: TrialRecord) -> dict[str, float]:
         if record.baseline.get(name)
     }
     speedup = (record.latency or {}).get("speedup")
-    return found if speedup is None or math.isnan(speedup) else {**found, "speedup": speedup}
+    return {**found, "speedup": speedup} if speedup is not None and math.isfinite(speedup) else found
 
 
 def is_accepted(record: TrialRecord, keep: float) -> bool:

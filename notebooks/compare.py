@@ -62,21 +62,21 @@ print(config)
 from common.evidence import compare_networks
 from common.experiment import load_data_of
 from common.reporting import figures
-from common.reporting.runs import load_runs
-from common.reporting.tables import format_summary, summary_table
+from common.reporting.frame import Trials
+from common.reporting.runs import Log, find_logs
+from common.reporting.tables import format_summary, methods_table, summary_table
 
-runs = load_runs([config.logs])
-records = [record for run in runs for record in run.trials]
-print(*(f"{run.path}: {len(run.trials)} trials" for run in runs), sep="\n")
-
-# %%
-format_summary(summary_table(records, config.keep))
+trials = Trials.read([Log(path) for path in find_logs([config.logs])])
+format_summary(summary_table(trials, config.keep))
 
 # %%
-figures.pareto(records)
+print(methods_table(trials, config.keep).console())
 
 # %%
-figures.radar(records, config.keep)
+figures.pareto(trials)
+
+# %%
+figures.radar(trials, config.keep)
 
 # %% [markdown]
 # ## Saved networks

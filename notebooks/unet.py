@@ -79,7 +79,7 @@ from common.colab import keep_on_drive
 from common.evidence import chosen_ranks, layer_table, predict_masks
 from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
 from common.reporting import figures
-from common.reporting.tables import format_summary, summary_table
+from common.reporting.tables import format_summary, methods_table, summary_table
 from common.search import LEVEL_NAMES, search_ranks
 
 data = load_data_of(config)
@@ -137,8 +137,13 @@ figures.radar(result.records, config.keep)
 # The truth in one colour, what each network found in the other, on the first test images with something to find.
 
 # %%
-networks = {"dense": dense, **{f"trial {number}": network for number, network in list(result.networks.items())[:2]}}
-figures.sample_masks(predict_masks(networks, data))
+figures.sample_masks(predict_masks({"dense": dense, **result.networks}, data))
+
+# %% [markdown]
+# The methods at equal size, stage by stage.
+
+# %%
+print(methods_table(result.records, config.keep).console())
 
 # %%
 keep_on_drive([result.log])

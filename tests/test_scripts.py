@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.records import make_record
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ["radar.png", "radar.pdf", "pareto.png", "pareto.pdf"]
+TABLES = ["summary", "budgets", "methods", "searches", "latency", "layers", "runs"]
 FAKE_TORCH = """
 import os, pathlib
 pathlib.Path(os.environ["TORCH_WAS_IMPORTED"]).touch()
@@ -34,11 +36,11 @@ def workplace(tmp_path: Path) -> Path:
 def run(workplace: Path, script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     mark = workplace / "torch-was-imported"
     result = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / script), *map(str, arguments)],
+        [sys.executable, "-W", "error", script if script == "-c" else str(ROOT / script), *map(str, arguments)],
         cwd=workplace,
         env={
             **os.environ,
-            "PYTHONPATH": str(workplace / "fake"),
+            "PYTHONPATH": os.pathsep.join([str(workplace / "fake"), str(ROOT)]),
             "TORCH_WAS_IMPORTED": str(mark),
             "PYTHONIOENCODING": "utf-8",
             **environment,
@@ -99,7 +101,9 @@ def test_jsonify_holds_the_latest_version_of_each_trial(workplace: Path) -> None
     assert (document["schema"], document["run"], document["skipped"]) == (1, "ünet-網", [])
     assert [(trial["trial"], trial["seconds"]) for trial in document["trials"]] == [(0, 41.7), (1, 1.5)]
     assert document["trials"][0]["metrics"]["raw"]["accuracy"] is None
-    assert document["trials"][1] == json.loads(make_record(run="ünet-網", trial=1, seconds=1.5).to_json())
+    latest = dict(document["trials"][1])
+    assert datetime.fromisoformat(latest.pop("time")) <= datetime.now()
+    assert latest == json.loads(make_record(run="ünet-網", trial=1, seconds=1.5).to_json())
 
 
 def test_jsonify_says_what_was_torn_and_again_gives_the_same_bytes(workplace: Path) -> None:
@@ -116,11 +120,13 @@ def test_jsonify_says_what_was_torn_and_again_gives_the_same_bytes(workplace: Pa
     made = workplace / "json" / "deep" / "r.json"
     document = strict(made)
     assert [trial["trial"] for trial in document["trials"]] == [0, 1, 3]
-    assert [entry["line"] for entry in document["skipped"]] == [6, 9]
+    assert [entry["lines"] for entry in document["skipped"]] == [[6], [9]]
+    assert {entry["count"] for entry in document["skipped"]} == {1}
     before = made.read_bytes()
     assert run(workplace, "jsonify_logs.py", "logs", "--out", "json/deep").returncode == 0
     assert made.read_bytes() == before
     assert [path.name for path in made.parent.iterdir()] == ["r.json"]  # no temporary file stays behind
+    assert run(workplace, "jsonify_logs.py", "--out", "json/deep", "--strict").returncode == 1
 
 
 def test_jsonify_takes_a_log_without_a_trial_and_a_name_that_utf8_cannot_hold(workplace: Path) -> None:
@@ -141,13 +147,17 @@ def test_jsonify_refuses_to_overwrite_one_run_by_another(workplace: Path) -> Non
     assert not (workplace / "json").exists()
 
 
-def test_analyze_writes_and_names_everything(workplace: Path) -> None:
+def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> None:
     write(workplace / "logs", "r", {}, {"params": 900_000, "metrics": {"raw": {"accuracy": 0.946}}}, {"model": "a|b"})
     result = run(workplace, "analyze_results.py", MPLBACKEND="")
     assert result.returncode == 0, result.stderr
-    names = ["summary.csv", "summary.md", *FIGURES]
-    assert result.stdout.splitlines()[-len(names) :] == [f"wrote {Path('results') / name}" for name in names]
-    assert all((workplace / "results" / name).stat().st_size for name in names)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "3 trials of 2 models in 1 run (3 ok); 3 kept 99% of the dense metric or more."
+    assert lines[-1] == f"open {Path('results') / 'report.html'} for all of it in one page"
+    made = {path.name for path in (workplace / "results").iterdir()}
+    assert {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")} | {*FIGURES, "report.html"} <= made
+    assert lines[-2].startswith(f"wrote {len(made)} files into results: 7 csv, 7 md, 7 tex")
+    assert all(path.stat().st_size for path in (workplace / "results").iterdir())
     assert "-91.95%" in result.stdout  # 1 - 900000 / 11181642
     with (workplace / "results" / "summary.csv").open(encoding="utf-8") as file:
         raw = list(csv.DictReader(file))
@@ -157,6 +167,20 @@ def test_analyze_writes_and_names_everything(workplace: Path) -> None:
     page = (workplace / "results" / "summary.md").read_text(encoding="utf-8")
     assert "a\\|b (cifar10)" in page
     assert "94.60% (val)" in page
+    report = (workplace / "results" / "report.html").read_text(encoding="utf-8")
+    assert 'href="../logs/r.log"' in report
+    assert "<pre>python analyze_results.py</pre>" in report
+    assert report.count("data:image/png;base64,") == sum(name.endswith(".png") for name in made)
+
+
+def test_analyze_again_gives_the_same_bytes(workplace: Path) -> None:
+    write(workplace / "logs", "r", {}, {"trial": 1, "params": 900_000})
+    contents = []
+    for _ in range(2):
+        assert run(workplace, "analyze_results.py", "--format", "html", "--format", "svg").returncode == 0
+        contents.append({path.name: path.read_bytes() for path in (workplace / "results").iterdir()})
+    assert contents[0] == contents[1]
+    assert {name.rsplit(".", 1)[1] for name in contents[0]} == {"svg", "html"}
 
 
 def test_analyze_reads_what_jsonify_made(workplace: Path) -> None:
@@ -164,7 +188,7 @@ def test_analyze_reads_what_jsonify_made(workplace: Path) -> None:
     assert run(workplace, "jsonify_logs.py", "--out", "json").returncode == 0
     assert run(workplace, "analyze_results.py", "logs", "--out", "one").returncode == 0
     assert run(workplace, "analyze_results.py", "json", "--out", "two").returncode == 0
-    for name in ("summary.csv", "summary.md", *FIGURES):
+    for name in ("summary.csv", "methods.tex", *FIGURES):
         assert (workplace / "one" / name).read_bytes() == (workplace / "two" / name).read_bytes()
 
 
@@ -190,22 +214,23 @@ def test_analyze_names_torn_lines_and_stops_without_any_trial(workplace: Path) -
     log.write_bytes(log.read_bytes()[:-100])
     result = run(workplace, "analyze_results.py")
     assert result.returncode == 2
-    assert "r.log, line 2: torn" in result.stdout
+    assert "r.log, line 2: torn" in result.stderr
     assert "no trial in logs" in result.stderr
     assert not (workplace / "results").exists()
 
 
-@pytest.mark.parametrize("keep", ["0", "1.5", "-1", "nan", "most"])
+@pytest.mark.parametrize("keep", ["1.5", "-1", "nan", "most"])
 def test_keep_is_refused_by_name_value_and_what_is_allowed(workplace: Path, keep: str) -> None:
     result = run(workplace, "analyze_results.py", f"--keep={keep}")
     assert result.returncode == 2
-    assert f"keep={keep} is not allowed; it must be a number in (0, 1]" in result.stderr
+    assert f"keep={keep} is not allowed; it must be a number in [0, 1]" in result.stderr
 
 
 def test_keep_decides_what_is_accepted(workplace: Path) -> None:
     write(workplace / "logs", "r", {"metrics": {"raw": {"accuracy": 0.9}}})
-    assert "best params" not in run(workplace, "analyze_results.py").stdout
-    assert "best params" in run(workplace, "analyze_results.py", "--keep", "0.9").stdout
+    assert "best params" not in run(workplace, "analyze_results.py", "--format", "csv").stdout
+    assert "best params" in run(workplace, "analyze_results.py", "--keep", "0.9", "--format", "csv").stdout
+    assert "best params" in run(workplace, "analyze_results.py", "--keep", "0", "--format", "csv").stdout
 
 
 def test_a_terminal_without_unicode_is_no_obstacle(workplace: Path) -> None:
@@ -222,15 +247,113 @@ def test_a_folder_that_cannot_be_written_is_one_clear_sentence(workplace: Path) 
     for script in ("jsonify_logs.py", "analyze_results.py"):
         result = run(workplace, script, "logs", "--out", "taken")
         assert result.returncode == 2
-        assert "taken" in result.stderr
+        assert "out=taken is not allowed; it must be a folder" in result.stderr
 
 
-def test_one_method_alone(workplace: Path) -> None:
-    write(workplace / "logs", "mixed-run", {"method": "svd", "params": 100_000}, {"method": "htd"})
-    shown = run(workplace, "analyze_results.py", "--method", "htd")
+def test_one_method_or_model_alone(workplace: Path) -> None:
+    write(workplace / "logs", "mixed-run", {"method": "svd", "params": 100_000}, {"method": "htd"}, {"model": "vgg16"})
+    csvs = ("--format", "csv")
+    shown = run(workplace, "analyze_results.py", "--method", "htd", *csvs)
     assert shown.returncode == 0
     assert " htd " in shown.stdout
     assert " svd " not in shown.stdout
-    refused = run(workplace, "analyze_results.py", "--method", "hdt")
-    assert refused.returncode == 2
-    assert "method='hdt' is unknown (did you mean 'htd'?); allowed: htd, svd" in refused.stderr
+    both = run(workplace, "analyze_results.py", "--method", "htd", "--method", "svd", "--model", "resnet18", *csvs)
+    assert both.stdout.startswith("2 trials of 1 model ")
+    for script in ("analyze_results.py", "jsonify_logs.py"):
+        refused = run(workplace, script, "--method", "hdt")
+        assert refused.returncode == 2
+        assert "method='hdt' is unknown (did you mean 'htd'?); allowed: htd, svd, tucker2" in refused.stderr
+    assert not list((workplace / "logs").glob("*.json"))
+    assert run(workplace, "jsonify_logs.py", "--logs", "logs", "--model", "vgg16").returncode == 0
+    assert [trial["model"] for trial in strict(workplace / "logs" / "mixed-run.json")["trials"]] == ["vgg16"]
+
+
+def test_since_takes_what_was_logged_later(workplace: Path) -> None:
+    log = write(workplace / "logs", "r", {}, {}, {})
+    lines = log.read_text().splitlines(keepends=True)
+    days = ("2026-11-19 23:59:59", "2026-11-20 00:00:00", "2026-11-21 08:00:00")
+    for place, day in zip((0, 2, 4), days, strict=True):
+        lines[place] = day + lines[place][19:]
+    log.write_text("".join(lines))
+    for since, number in (("2026-11-20", 2), ("2026-11-20T00:00:01", 1), ("2026-11-19", 3)):
+        shown = run(workplace, "analyze_results.py", "--since", since, "--format", "csv")
+        assert shown.stdout.startswith(f"{number} trial"), shown.stderr
+        assert f": {number} trials" in run(workplace, "jsonify_logs.py", "--since", since).stdout
+    for script in ("analyze_results.py", "jsonify_logs.py"):
+        assert "No trial is of that model" in run(workplace, script, "--since", "2027-01-01").stderr
+        refused = run(workplace, script, "--since", "yesterday")
+        assert refused.returncode == 2
+        assert "since=yesterday is not allowed; it must be a date" in refused.stderr
+
+
+def workers(folder: Path, **first: Any) -> None:
+    """Trials 0 and 1 by two workers, and trial 0 again, fine-tuned by the second."""
+    raw = {"raw": {"accuracy": 0.9}}
+    write(folder, "s", {"metrics": raw, **first})
+    write(folder, "s-w2", {"trial": 1, "metrics": raw, **first}, {"trial": 0, **first})
+
+
+def test_workers_of_a_study_become_one_file(workplace: Path) -> None:
+    workers(workplace / "logs", details={"study": "st/udy"})
+    shown = run(workplace, "jsonify_logs.py")
+    assert shown.returncode == 0, shown.stderr
+    assert "2 trials" in shown.stdout
+    assert [path.name for path in (workplace / "logs").glob("*.json")] == ["st_udy.json"]
+    document = strict(workplace / "logs" / "st_udy.json")
+    assert sorted(document["logs"]) == ["s-w2.log", "s.log"]
+    assert [(trial["trial"], trial["run"]) for trial in document["trials"]] == [(0, "s-w2"), (1, "s-w2")]
+    assert "finetuned" in document["trials"][0]["metrics"]
+    assert run(workplace, "analyze_results.py", "--format", "csv").stdout.startswith("2 trials of 1 model")
+
+
+def test_workers_that_name_no_study_are_merged_by_name_only_when_asked(workplace: Path) -> None:
+    workers(workplace / "logs")
+    assert run(workplace, "jsonify_logs.py", "--format", "jsonl").returncode == 0
+    assert {path.name for path in (workplace / "logs").glob("*.jsonl")} == {"s.jsonl", "s-w2.jsonl"}
+    assert run(workplace, "jsonify_logs.py", "--by-name").returncode == 0
+    lines = (workplace / "logs" / "s-w2.jsonl").read_text().splitlines()
+    assert [json.loads(line)["trial"] for line in lines] == [0, 1]
+    assert [trial["trial"] for trial in strict(workplace / "logs" / "s.json")["trials"]] == [0, 1]
+    for options, number in (((), 3), (("--by-name",), 2)):
+        shown = run(workplace, "analyze_results.py", "logs/s.log", "logs/s-w2.log", "--format", "csv", *options)
+        assert shown.stdout.startswith(f"{number} trials")
+
+
+def test_mixed_schema_versions_and_foreign_numbers(workplace: Path) -> None:
+    log = write(workplace / "logs", "r", {})
+    values = json.loads(make_record(run="r", trial=1).to_json())
+    nan = json.dumps(values | {"metrics": {"raw": {"accuracy": float("nan")}, "finetuned": {"accuracy": 0.95}}})
+    infinite = json.dumps(values | {"trial": 2, "metrics": {"raw": {"accuracy": 0.5}}}).replace("0.5", "1e999")
+    with log.open("a") as file:
+        file.write("".join(f"{TRIAL_MARK}{text}\n" for text in (nan, infinite)))
+        file.write("".join(f"{TRIAL_MARK}{json.dumps(values | {'schema': 2})}\n" for _ in range(20)))
+    shown = run(workplace, "analyze_results.py", "--format", "csv")
+    assert shown.returncode == 0, shown.stderr
+    assert (
+        "r.log, lines 5, 6, 7, 8, 9 and 15 more: schema version 2 is unknown; this reader knows version 1"
+        in shown.stdout
+    )
+    assert "r.log, line 4: the field 'metrics' holds inf for raw/accuracy, which is no finite number" in shown.stdout
+    assert shown.stdout.startswith("2 trials")
+    assert run(workplace, "analyze_results.py", "--format", "csv", "--strict").returncode == 1
+    assert "21 lines skipped" in run(workplace, "jsonify_logs.py").stdout
+    document = strict(workplace / "logs" / "r.json")
+    assert [trial["metrics"]["raw"]["accuracy"] for trial in document["trials"]] == [0.8123, None]
+
+
+def test_jsonify_needs_little_memory_for_each_trial(workplace: Path) -> None:
+    log = write(workplace / "logs", "r", {})
+    mark, record = TRIAL_MARK, make_record(run="r", trial=-1).to_json()
+    log.write_text("".join(f"{mark}{record.replace(': -1,', f': {n},', 1)}\n" for n in range(20_000)))
+    code = """
+import resource
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import jsonify_logs
+before = peak()
+jsonify_logs.main(["logs/r.log"])
+print(peak() - before)
+"""
+    shown = run(workplace, "-c", code)
+    assert "20,000 trials" in shown.stdout
+    assert log.stat().st_size > 19e6
+    assert int(shown.stdout.split()[-1]) * 1024 < 8e6  # 400 bytes for each trial; in the log it has nearly 1000

@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.runs import check_keep, group_records
+from common.reporting.facts import method_name
+from common.reporting.frame import Trials
+from common.reporting.runs import check_keep
 from common.reporting.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
-from common.trials import TrialRecord, choose_best, final_metric, reductions
+from common.trials import TrialRecord, final_metric, reductions
 
 TITLES = {
     "metric": "Metric over dense",
@@ -23,7 +25,7 @@ TITLES = {
 }
 
 
-def radar(records: Sequence[TrialRecord], keep: float = 0.99) -> Figure:
+def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     """One polygon per model: its accepted trial with the fewest parameters on five axes, further out is better.
 
     The axes are the deciding metric over the dense network's, the fractions of parameters, MACs and file size that
@@ -32,14 +34,15 @@ def radar(records: Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     one that was not measured leaves a gap.
 
     Args:
-        records: trials of any number of models.
-        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in (0, 1].
+        trials: of any number of models.
+        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
 
     Raises:
-        ValueError: ``keep`` is not in (0, 1].
+        ValueError: ``keep`` is not in [0, 1].
     """
     check_keep(keep)
-    best = {label: choose_best(group, keep).get("params") for label, group in group_records(records).items()}
+    trials = Trials.of(trials)
+    best = {label: trials.best(rows, keep).get("params") for label, rows in trials.blocks()}
     chosen = {label: record for label, record in best.items() if record is not None}
     without = [label for label, record in best.items() if record is None]
     if not chosen:
@@ -59,7 +62,7 @@ def radar(records: Sequence[TrialRecord], keep: float = 0.99) -> Figure:
                 color=palette(10)[index % 10],
                 marker=MARKERS[index % len(MARKERS)],
                 linestyle=DASHES[index // 10 % len(DASHES)],
-                label=f"{label}: trial {chosen[label].trial}, {chosen[label].method}{_missing(gains)}",
+                label=f"{label}: trial {chosen[label].trial}, {method_name(chosen[label])}{_missing(gains)}",
                 clip_on=False,
                 zorder=3,
             )

@@ -1,32 +1,70 @@
-"""Finds the logs of finished runs, reads them and sorts their trials into the blocks that a report shows."""
+"""Finds the logs of finished and of growing runs, and reads them one record at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from common.trials import TrialRecord, read_log
+from common.trials import Entry, Skipped, TrialRecord, iter_entries, time_number
+
+NAMED_LINES, NAMED_REASONS = 5, 50
+"""So many lines are named for each reason, and so many reasons for each log; the others are only counted."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """The trials of one log, each in its latest version, by number; ``skipped`` says what could not be read."""
+class SkippedLines(list[Skipped]):
+    """The lines that were passed over: the first few of each reason, and how many there were of each.
 
-    path: Path
-    trials: list[TrialRecord]
-    skipped: list[str] = field(default_factory=list)
+    A log may hold a million lines of a schema that this reader does not know, so they are not all kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def append(self, entry: Skipped) -> None:
+        """Count ``entry``, and keep it while it is among the first of its reason."""
+        reason = entry.reason if len(self.counts) < NAMED_REASONS or entry.reason in self.counts else "other reasons"
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if self.counts[reason] <= NAMED_LINES:
+            super().append(Skipped(entry.path, entry.line, reason))
+
+    @property
+    def total(self) -> int:
+        """How many lines were passed over."""
+        return sum(self.counts.values())
+
+    def by_reason(self) -> list[dict[str, Any]]:
+        """For each reason the log, the first lines, their whole ``count`` and the ``reason``."""
+        return [
+            {
+                "log": self[0].path.name,
+                "lines": [entry.line for entry in self if entry.reason == reason],
+                "count": count,
+                "reason": reason,
+            }
+            for reason, count in self.counts.items()
+        ]
+
+
+def skipped_sentence(skipped: Mapping[str, Any]) -> str:
+    """One reason of `SkippedLines.by_reason` in words, e.g. ``r.log, lines 3, 7: torn: the record is not whole``."""
+    lines = list(skipped["lines"])
+    more = skipped["count"] - len(lines)
+    listed = ", ".join(map(str, lines)) + (f" and {more:,} more" if more else "")
+    return f"{skipped['log']}, line{'s' if len(lines) > 1 else ''} {listed}: {skipped['reason']}"
 
 
 def check_keep(keep: float) -> float:
     """``keep`` itself, the fraction of the dense metric that an accepted trial kept.
 
     Raises:
-        ValueError: ``keep`` is not in (0, 1].
+        ValueError: ``keep`` is not in [0, 1].
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep!r} is not allowed; it must be a fraction in (0, 1], e.g. 0.99")
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep={keep!r} is not allowed; it must be a fraction in [0, 1], e.g. 0.99")
     return keep
 
 
@@ -64,68 +102,36 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
     return list({path.resolve(): path for path in kept}.values())
 
 
-def load_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Every run under ``paths``: ``*.log``, and ``*.json`` (made by ``jsonify_logs.py``) where the log is not there.
+@dataclass
+class Log:
+    """A file of trials: `entries` goes through it once, and fills ``skipped``."""
 
-    Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no log.
-        ValueError: a file is neither a log nor a JSON file.
-    """
-    return [
-        _read_json(path) if path.suffix == ".json" else _read(path) for path in find_logs(paths, (".log", ".json"))
-    ]
+    path: Path
+    skipped: SkippedLines = field(default_factory=SkippedLines)
+    notes: list[str] = field(default_factory=list)
 
+    def entries(self) -> Iterator[Entry]:
+        """Every valid record in the order of the file; the size is 0 in a JSON file, where no offset leads back."""
+        if self.path.suffix != ".json":
+            return iter_entries(self.path, self.skipped)
+        return self._json_entries()
 
-def _read(path: Path) -> Run:
-    trials, skipped = read_log(path)
-    return Run(path, trials, [str(entry) for entry in skipped])
-
-
-def _read_json(path: Path) -> Run:
-    """A run out of a JSON file; what in it is no trial is passed over and named, as it is in a log."""
-    try:
-        document = json.loads(path.read_bytes())
-        entries, passed = list(document["trials"]), list(document.get("skipped", []))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Run(path, [], [f"{path.name}: not a file of trials made by jsonify_logs.py"])
-    skipped = [f"{path.stem}.log, line {entry.get('line')}: {entry.get('reason')}" for entry in passed]
-    latest: dict[int, TrialRecord] = {}
-    for position, values in enumerate(entries):
+    def _json_entries(self) -> Iterator[Entry]:
         try:
-            record = TrialRecord.from_dict(values)
-        except ValueError as error:
-            skipped.append(f"{path.name}, trials[{position}]: {error}")
-        else:
-            latest[record.trial] = record
-    return Run(path, [latest[number] for number in sorted(latest)], skipped)
+            document = json.loads(self.path.read_bytes(), parse_constant=lambda name: None)
+            trials, passed = list(document["trials"]), list(document.get("skipped", []))
+            self.notes += [skipped_sentence(entry) for entry in passed]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.notes.append(f"{self.path.name}: not a file of trials made by jsonify_logs.py")
+            return
+        for position, values in enumerate(trials):
+            try:
+                record = TrialRecord.from_dict(values)
+            except ValueError as error:
+                self.notes.append(f"{self.path.name}, trials[{position}]: {error}")
+            else:
+                yield Entry(record, time_number(str(values.get("time")).encode()), 0, 0)
 
-
-def group_records(records: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
-    """The records by what may be compared: label -> records, in the order in which the labels first appear.
-
-    A label is ``model (dataset)``. The runs of one model are compared with each other when they started from the
-    same dense network; when they did not, each is a block of its own and the label names the run.
-    """
-    blocks: dict[tuple[str, str], list[TrialRecord]] = {}
-    for record in records:
-        blocks.setdefault((record.model, record.dataset), []).append(record)
-    groups: dict[str, list[TrialRecord]] = {}
-    for (model, dataset), block in blocks.items():
-        apart = len({_dense_network(record) for record in block}) > 1
-        for record in block:
-            label = f"{model} ({dataset})" + (f", run {record.run}" if apart else "")
-            groups.setdefault(label, []).append(record)
-    return groups
-
-
-def _dense_network(record: TrialRecord) -> tuple[str, ...]:
-    """What tells one dense network from another. Its latency does not: it differs from one timing to the next."""
-    dense = record.baseline
-    metric = dense.get("metrics", {}).get("validation", {}).get(record.metric)
-    return tuple(repr(value) for value in (dense.get("params"), dense.get("macs"), metric))
-
-
-def baseline_record(records: Sequence[TrialRecord]) -> TrialRecord:
-    """The record whose baseline says most: the first one that holds the dense network's test metric, or the first."""
-    tested = (r for r in records if r.baseline.get("metrics", {}).get("test", {}).get(r.metric) is not None)
-    return next(tested, records[0])
+    def sentences(self) -> list[str]:
+        """What was passed over while it was read, one line for each reason."""
+        return [*self.notes, *map(skipped_sentence, self.skipped.by_reason())]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from common.reporting.facts import METHOD_TITLES, method_order
+
 WIDE, NARROW = 7.0, 3.5
 """Inches: the width of a page and of one of its two columns."""
-MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+MARKERS = "osD^vPX*"
+DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -60,28 +64,37 @@ def _drawing() -> Iterator[None]:
 
     Publishers refuse the Type 3 fonts that are matplotlib's default.
     """
-    with warnings.catch_warnings(), matplotlib.rc_context({"pdf.fonttype": 42}):
+    settings: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "low-rank"}  # the same bytes each time
+    with warnings.catch_warnings(), matplotlib.rc_context(settings):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``figure`` as PNG (200 dots per inch) and as PDF, the folder made when it is not there.
+def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write ``figure``, the folder made when it is not there.
 
     Args:
         figure: any matplotlib figure.
         path: where, without a suffix; a dot in the name stays.
+        formats: of ``png``, ``pdf`` and ``svg``; PNG has 200 dots per inch.
 
     Returns:
-        The two files. They carry no date, so that the same records give the same bytes again.
+        The files. They carry no date, so that the same records give the same bytes again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.pdf")
+    files = {kind: path.with_name(f"{path.name}.{kind}") for kind in formats}
+    for kind, file in files.items():
+        file.write_bytes(render(figure, kind))
+    return list(files.values())
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """``figure`` as the content of a file that ends in ``kind``: ``png``, ``pdf`` or ``svg``."""
+    buffer = io.BytesIO()
     with _drawing():
-        figure.savefig(png, dpi=200)
-        figure.savefig(pdf, metadata={"CreationDate": None})
-    return [png, pdf]
+        figure.savefig(buffer, format=kind, dpi=200, metadata=UNDATED.get(kind))
+    return buffer.getvalue()
 
 
 def picture(width: float, height: float) -> Picture:
@@ -99,6 +112,13 @@ def message(text: str) -> Figure:
 def palette(number: int) -> list[tuple[float, float, float]]:
     """Colours that colour-blind readers tell apart; past ten they repeat, and marker or dash tells the rest."""
     return list(sns.color_palette("colorblind", number))
+
+
+def method_looks(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Colour and marker of each method, the same in every figure, in the order in which a legend names them."""
+    ordered = method_order(names)
+    places = {name: place for place, name in enumerate(dict.fromkeys((*METHOD_TITLES, *ordered)))}
+    return {name: (palette(10)[places[name] % 10], MARKERS[places[name] % len(MARKERS)]) for name in ordered}
 
 
 def percent(value: float) -> str:

@@ -12,6 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from common.reporting import figures
+from common.reporting.frame import Trials
+from common.reporting.gallery import gallery
+from common.reporting.runs import Log
+from common.reporting.style import method_looks
+from tests.make_logs import write_logs
 from tests.records import make_baseline, make_record
 
 
@@ -277,6 +282,156 @@ def test_sensitivities_that_differ_by_powers_of_ten_are_on_a_logarithmic_axis() 
     sizes = {"a": 1, "b": 2, "c": 3}
     assert figures.sensitivities({"a": 5.0, "b": 0.001, "c": 0.0}, sizes).axes[0].get_xscale() == "log"
     assert figures.sensitivities({"a": 5.0, "b": 1.0, "c": 0.0}, sizes).axes[0].get_xscale() == "linear"
+
+
+def test_methods_look_the_same_in_every_figure() -> None:
+    alone, among = method_looks(["htd"]), method_looks(["htd", "svd", "my own"])
+    assert list(among) == ["svd", "htd", "my own"]
+    assert alone["htd"] == among["htd"]
+    assert len({marker for _, marker in among.values()}) == 3
+
+
+def test_methods_by_hand() -> None:
+    dense = make_baseline()["params"]
+    records = [
+        make_record(trial=0, method="svd", params=dense // 2, metrics={"raw": {"accuracy": 0.8}}),
+        make_record(trial=1, method="htd", params=dense // 4, latency={"speedup": 4.0}),
+        make_record(trial=2, method="htd", params=dense, status="pruned"),
+    ]
+    figure = figures.methods(records)
+    params, _, latency = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "Parameters kept (% of dense)",
+        "MACs kept (% of dense)",
+        "Latency kept (% of dense)",
+    ]
+    assert (params.get_title(loc="left"), params.get_ylabel()) == ("resnet18 (cifar10)", "Accuracy (%)")
+    shown = [np.asarray(points.get_offsets()).tolist() for points in params.collections]
+    assert shown == [[pytest.approx([50, 80])], [pytest.approx([25, 94.71], abs=1e-5)]]
+    assert np.asarray(latency.collections[1].get_offsets())[0] == pytest.approx([25, 94.71])
+    assert texts(figure).count("Tucker-2") == 0
+
+
+def test_stages_by_hand() -> None:
+    tuned = make_record(method="svd")
+    untuned = make_record(trial=1, metrics={"raw": {"accuracy": 0.1}})
+    (axes,) = figures.stages([tuned, untuned], keep=0.9).axes
+    heights = [float(np.asarray(points.get_offsets())[0, 1]) for points in axes.collections]
+    assert heights == pytest.approx([81.23, 93.12, 94.71])
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.get_lines()[-2:]] == [[95, 95], [85.5, 85.5]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["SVD"]
+    assert "90% of it" in texts(axes.get_figure())  # type: ignore[arg-type]
+    assert "No trial was fine-tuned" in texts(figures.stages([untuned]))
+
+
+def test_progress_by_hand() -> None:
+    dense = make_baseline()["params"]
+    shares, good = (0.5, 0.8, 0.1, 0.2), {"raw": {"accuracy": 0.95}}
+    records = [
+        make_record(trial=n, params=round(share * dense), metrics=good if share > 0.1 else {"raw": {"accuracy": 0.1}})
+        for n, share in enumerate(shares)
+    ]
+    figure = figures.progress(records)
+    trials, spent = (np.asarray(axes.get_lines()[0].get_xydata()) for axes in figure.axes)
+    assert trials[:, 0].tolist() == [1, 2, 3, 4]
+    assert trials[:, 1] == pytest.approx([50, 50, 50, 20], abs=1e-4)
+    assert spent[:, 0] == pytest.approx([n * 41.7 / 60 for n in (1, 2, 3, 4)])
+    assert [axes.get_xlabel() for axes in figure.axes] == ["Trials made", "Time spent in trials (min)"]
+    assert "No accepted trial" in texts(figures.progress(records[2:3]))
+
+
+def test_speedups_by_hand() -> None:
+    several = [{"speedup": 2.0, "runtime": "eager"}, {"speedup": 3.0, "runtime": "ONNX Runtime"}]
+    record = make_record(macs=make_baseline()["macs"] // 4, details={"latencies": several})
+    figure = figures.speedups([record, make_record(trial=1, status="failed", latency=None, macs=0)])
+    assert [axes.get_title() for axes in figure.axes] == ["eager", "ONNX Runtime"]
+    for axes, speedup in zip(figure.axes, (2.0, 3.0), strict=True):
+        ideal, _, point = axes.get_lines()
+        assert np.asarray(ideal.get_xydata()).tolist() == [
+            [*pair] for pair in zip(*[axes.get_xlim()] * 2, strict=True)
+        ]
+        assert np.asarray(point.get_xydata())[0] == pytest.approx([4.0, speedup])
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert "No speedup" in texts(figures.speedups([make_record(latency=None)]))
+
+
+def test_rank_heatmap_by_hand() -> None:
+    def plan(first: int, second: list[int]) -> dict[str, Any]:
+        return {"a": {"method": "svd", "ranks": [first]}, "b": {"ranks": second} if second else {"dense": "why"}}
+
+    records = [
+        make_record(trial=0, params=300, plan=plan(8, [4, 10])),
+        make_record(trial=1, params=100, plan=plan(2, [2, 10])),
+        make_record(trial=2, params=200, plan=plan(4, [])),
+        make_record(trial=3, params=50, plan={"a": {"ranks": [5]}}, method="htd"),
+        make_record(trial=4, params=0, plan=plan(9, [9]), status="failed"),
+    ]
+    figure = figures.rank_heatmap(records, "net")
+    tucker, htd, bar = figure.axes
+    grids = [np.ma.asarray(axes.images[0].get_array()).filled(np.nan).tolist() for axes in (tucker, htd)]
+    assert grids[0] == [[0.25, 0.5, 1.0], [0.75, -1.0, 1.0]]  # fewest parameters first; -1 is dense
+    assert grids[1][0] == [1.0]
+    assert math.isnan(grids[1][1][0])
+    assert tucker.get_title() == "Tucker-2\n3 trials"
+    assert htd.get_title() == "HTD\n1 trial"
+    assert "grey: dense" in bar.get_ylabel()
+    assert "No trial holds a plan" in texts(figures.rank_heatmap([make_record(plan={})]))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
+    """Every picture of 4 models x 4 methods."""
+    folder = tmp_path_factory.mktemp("logs")
+    trials = Trials.read([Log(path) for path in write_logs(folder, 40)])
+    return {entry.name: entry.draw() for entry in gallery(trials)}
+
+
+PICTURES = ["radar", "pareto", "methods", "stages", "progress", "speedups", "ranks-unet-brain_tumor"]
+
+
+def test_the_gallery_is_complete(pictures: dict[str, Figure]) -> None:
+    models = ("alexnet-imagenette", "resnet18-cifar10", "unet-brain_tumor", "vgg16-cifar10")
+    each = {f"{kind}-{model}" for kind in ("ranks", "spectra") for model in models}
+    assert set(pictures) == {*PICTURES, *each}
+
+
+@pytest.mark.parametrize("name", [*PICTURES, "spectra-resnet18-cifar10", "ranks-resnet18-cifar10"])
+def test_no_two_texts_overlap_at_4_models_and_4_methods(name: str, pictures: dict[str, Figure]) -> None:
+    figure = pictures[name]
+    figure.draw_without_rendering()
+    undrawn = {
+        id(tick.label1)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    boxes = [
+        (text.get_text(), text.get_window_extent())
+        for text in figure.findobj(Text)
+        if isinstance(text, Text) and text.get_visible() and text.get_text().strip() and id(text) not in undrawn
+    ]
+    assert len(boxes) > 10
+    overlapping = [
+        (one, other)
+        for place, (one, box) in enumerate(boxes)
+        for other, second in boxes[:place]
+        if box.shrunk(0.9, 0.9).overlaps(second.shrunk(0.9, 0.9))
+    ]
+    assert overlapping == []
+
+
+def test_a_gallery_without_an_accepted_trial_has_what_can_be_drawn() -> None:
+    failed = [make_record(trial=n, status="failed", metrics={}, latency=None, params=0) for n in range(3)]
+    assert [entry.name for entry in gallery(Trials.of(failed))] == ["radar", "pareto"]
+    names = [make_record(model=name) for name in ("a/b", "a b", "網絡")]
+    slugs = [entry.name for entry in gallery(Trials.of(names)) if entry.name.startswith("ranks")]
+    assert slugs == ["ranks-a-b-cifar10", "ranks-a-b-cifar10-2", "ranks-網絡-cifar10"]
+
+
+def test_many_models_share_pages() -> None:
+    trials = Trials.of([make_record(model=f"m{n}") for n in range(8)])
+    assert {"methods-1", "methods-2"} <= {entry.name for entry in gallery(trials)}
 
 
 @pytest.mark.parametrize("name", ["radar", "radar of one", "pareto", "spectra", "sensitivities", "heatmap", "curves"])

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from common.reporting.runs import find_logs, group_records, load_runs
-from common.reporting.tables import COLUMNS, format_summary, human_count, summary_notes, summary_table
-from common.trials import TRIAL_MARK, TrialWriter
+from common.reporting.frame import Trials
+from common.reporting.summary import COLUMNS, summary, summary_notes
+from common.reporting.table import human_count
+from common.reporting.tables import format_summary, summary_table
 from tests.records import DENSE_MACS, DENSE_PARAMS, make_baseline, make_record
 
 SMALL = make_record(trial=4)
@@ -28,17 +28,17 @@ def test_raw_numbers() -> None:
     dense, small, fast = (rows(frame)[name] for name in ("baseline", "best params", "best MACs"))
     assert (dense["Parameters"], dense["MACs"]) == (DENSE_PARAMS, DENSE_MACS)
     assert (dense["Params Red."], dense["MACs Red."], dense["Speedup"], dense["Comp. Rate"]) == (0, 0, 1, 1)
-    assert (dense["Accuracy"], dense["Split"]) == (0.95, "validation")
+    assert (dense["Value"], dense["Split"]) == (0.95, "validation")
     assert small["Params Red."] == pytest.approx((11_181_642 - 1_437_022) / 11_181_642)
     assert small["MACs Red."] == pytest.approx((555_422_720 - 87_512_064) / 555_422_720)
     assert small["Comp. Rate"] == pytest.approx(11_181_642 / 1_437_022)
-    assert (small["Speedup"], small["Accuracy"]) == (1.93, 0.9471)
+    assert (small["Speedup"], small["Value"]) == (1.93, 0.9471)
     assert (fast["Parameters"], fast["Method"]) == (3_000_000, "htd")
 
 
 def test_formatted_row_by_hand() -> None:
     text = format_summary(summary_table([SMALL]))
-    assert list(text.columns) == list(COLUMNS)
+    assert list(text.columns) == [{"Value": "Accuracy"}.get(name, name) for name in COLUMNS]
     assert rows(text)["best params"].to_list() == [
         "resnet18 (cifar10)",
         "best params",
@@ -72,7 +72,7 @@ def test_the_test_metric_is_shown_where_it_was_read() -> None:
     frame = summary_table(
         [unfinished, tested]
     )  # the first record's baseline knows no test metric, the second one's does
-    assert rows(frame)["baseline"][["Accuracy", "Split"]].to_list() == [0.9432, "test"]
+    assert rows(frame)["baseline"][["Value", "Split"]].to_list() == [0.9432, "test"]
     text = rows(format_summary(frame))
     assert text["baseline"]["Accuracy"] == "94.32%"
     assert text["best params"]["Accuracy"] == "94.01%"
@@ -84,10 +84,13 @@ def test_the_test_metric_never_chooses() -> None:
     assert list(summary_table([SMALL, tempting])["Trial"])[1:] == [4, 4, 4]
 
 
-def test_another_metric_names_itself() -> None:
+def test_the_metric_heads_its_column_or_each_value_names_its_own() -> None:
     baseline = make_baseline(metrics={"validation": {"dice": 0.9}})
     unet = make_record(metric="dice", metrics={"raw": {"dice": 0.899}}, baseline=baseline, model="unet")
-    assert list(format_summary(summary_table([unet]))["Accuracy"])[:2] == ["90.00% dice (val)", "89.90% dice (val)"]
+    assert list(format_summary(summary_table([unet]))["Dice"])[:2] == ["90.00% (val)", "89.90% (val)"]
+    both = format_summary(summary_table([unet, SMALL]))["Metric"]
+    assert list(both)[:2] == ["90.00% dice (val)", "89.90% dice (val)"]
+    assert list(both)[4:6] == ["95.00% accuracy (val)", "94.71% accuracy (val)"]
 
 
 def test_no_accepted_trial_leaves_the_baseline_and_a_note() -> None:
@@ -125,12 +128,12 @@ def test_a_network_that_grew_has_a_plus() -> None:
 def test_no_record_gives_an_empty_table() -> None:
     frame = summary_table([])
     assert frame.empty
-    assert list(format_summary(frame).columns) == list(COLUMNS)
+    assert list(format_summary(frame).columns) == [{"Value": "Accuracy"}.get(name, name) for name in COLUMNS]
 
 
-@pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("keep", [-0.1, 1.01, float("nan")])
 def test_keep_is_checked(keep: float) -> None:
-    with pytest.raises(ValueError, match=r"keep=.*\(0, 1\]"):
+    with pytest.raises(ValueError, match=r"keep=.*\[0, 1\]"):
         summary_table([SMALL], keep)
 
 
@@ -150,15 +153,6 @@ def test_human_count(value: int, units: str, text: str) -> None:
     assert human_count(value, units) == text
 
 
-def test_blocks_by_model_and_dataset() -> None:
-    records = [make_record(model=m, dataset=d) for m, d in [("a", "x"), ("b", "x"), ("a", "y"), ("a", "x")]]
-    assert {label: len(group) for label, group in group_records(records).items()} == {
-        "a (x)": 2,
-        "a (y)": 1,
-        "b (x)": 1,
-    }
-
-
 def test_runs_of_one_dense_network_share_a_block_whatever_its_latency() -> None:
     slower = make_baseline(latency={"median_s": 0.04, "iqr_s": 0.001})
     frame = summary_table([make_record(run="one"), make_record(run="two", baseline=slower, params=1000)])
@@ -170,51 +164,36 @@ def test_runs_of_different_dense_networks_stand_apart() -> None:
     other = make_baseline(metrics={"validation": {"accuracy": 0.90}})
     frame = summary_table([make_record(run="one"), make_record(run="two", baseline=other)])
     assert list(dict.fromkeys(frame["Model"])) == ["resnet18 (cifar10), run one", "resnet18 (cifar10), run two"]
-    assert list(frame[frame["Criterion"] == "baseline"]["Accuracy"]) == [0.95, 0.90]
+    assert list(frame[frame["Criterion"] == "baseline"]["Value"]) == [0.95, 0.90]
 
 
-def write(folder: Path, run: str, trials: int) -> Path:
-    with TrialWriter(folder, run) as writer:
-        for number in range(trials):
-            writer.write(make_record(run=run, trial=number))
-    return writer.path
+def test_at_zero_every_measured_trial_is_accepted() -> None:
+    weak = make_record(trial=3, metrics={"raw": {"accuracy": 0.1}})
+    nothing = make_record(trial=4, params=10, metrics={"raw": {"accuracy": float("inf")}})
+    assert list(summary_table([weak, nothing], 0.0)["Trial"])[1:] == [3, 3, 3]
+    table = summary(Trials.of([weak, nothing]), 0.0)
+    assert "Every trial that was measured is accepted." in table.notes
 
 
-def test_a_log_wins_over_its_json(tmp_path: Path) -> None:
-    log = write(tmp_path, "v1.2", 2)
-    stale = tmp_path / "v1.2.json"
-    stale.write_text("{}")
-    for paths in ([tmp_path], [stale], [log, stale], [tmp_path, log]):
-        (run,) = load_runs(paths)
-        assert run.path == log
-        assert len(run.trials) == 2
+def test_a_narrow_terminal_loses_columns_and_is_told_which() -> None:
+    table = summary(Trials.of([SMALL]), 0.99)
+    assert "too narrow" not in table.console()
+    narrow = table.console(100)
+    assert max(map(len, narrow.splitlines())) <= 100
+    assert narrow.splitlines()[-1] == "(too narrow for: Comp. Rate, Parameters, MACs, Method)"
+    assert "Parameters" not in narrow.splitlines()[0]
 
 
-def test_json_is_read_where_there_is_no_log(tmp_path: Path) -> None:
-    good, old = make_record(trial=1).to_json(), '{"schema": 7}'
-    again = make_record(trial=1, seconds=1.0).to_json()
-    (tmp_path / "a.json").write_text(
-        f'{{"schema": 1, "trials": [{good}, {old}, {again}], "skipped": [{{"line": 9, "reason": "torn"}}]}}'
-    )
-    (run,) = load_runs([tmp_path])
-    assert [(record.trial, record.seconds) for record in run.trials] == [(1, 1.0)]
-    assert "a.log, line 9: torn" in run.skipped
-    assert any("trials[1]" in text and "schema version 7" in text for text in run.skipped)
+def test_a_repeated_first_cell_is_blank_on_the_console_and_whole_in_files() -> None:
+    table = summary(Trials.of([SMALL]), 0.99)
+    assert table.console().count("resnet18 (cifar10)") == 1
+    assert table.markdown().count("resnet18 (cifar10)") == 4
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"trials": 3}', "null", "\xff"])
-def test_a_foreign_json_is_named_and_passed_over(tmp_path: Path, text: str) -> None:
-    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
-    (run,) = load_runs([tmp_path])
-    assert not run.trials
-    assert run.skipped == ["x.json: not a file of trials made by jsonify_logs.py"]
-
-
-def test_find_logs_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_logs([tmp_path / "nowhere"])
-    with pytest.raises(FileNotFoundError, match=r"holds no \*\.log file"):
-        find_logs([tmp_path])
-    (tmp_path / "a.txt").write_text(TRIAL_MARK)
-    with pytest.raises(ValueError, match=r"a\.txt"):
-        find_logs([tmp_path / "a.txt"])
+def test_latex_escapes_names_and_has_booktabs_rules() -> None:
+    table = summary(Trials.of([make_record(model="a_b & 50%")]), 0.99)
+    text = table.latex()
+    assert r"a\_b \& 50\%" in text
+    assert r"\toprule" in text
+    assert r"\bottomrule" in text
+    assert r"-87.15\%" in text

@@ -1,0 +1,95 @@
+"""Reading a log of a million trials, against ``json.loads`` alone on the same lines, in one run.
+
+    python benchmarks/logs.py
+
+Writes a log of 100 different trials (ResNet18, four methods) over and over under new numbers, and runs each script on
+it in a process of its own. Prints processor time, lines per second, peak memory and the ratio to ``json.loads``;
+asserts nothing. The log needs 3 GB of disk, its JSON as much again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tabulate import tabulate
+
+from common.trials import TRIAL_MARK, TrialWriter, summary_line
+from tests.make_logs import METHODS, NETWORKS, make_trials
+
+LOADS = """
+import json, sys
+with open(sys.argv[1], "rb") as file:
+    for line in file:
+        if line.startswith(b"TRIAL "):
+            json.loads(line[6:])
+"""
+
+
+def write_log(folder: Path, lines: int) -> Path:
+    """A log of so many trials; only the number differs from one hundred to the next."""
+    records = [
+        replace(record, run="large", trial=-1)
+        for method in METHODS
+        for record in list(make_trials(NETWORKS[0], method, 0, 26))[1:26]
+    ]
+    halves = [record.to_json().split('"trial": -1') for record in records]
+    with TrialWriter(folder, "large") as writer, writer.path.open("a", encoding="utf-8") as file:
+        for number in range(lines):
+            before, after = halves[number % len(halves)]
+            text = summary_line(records[number % len(records)])
+            file.write(f'2026-11-20 12:00:00  {text}\n{TRIAL_MARK}{before}"trial": {number}{after}\n')
+    return writer.path
+
+
+def measure(*command: str | Path) -> tuple[float, float, float]:
+    """Seconds on the clock, seconds of processor, and peak memory in MiB of one process.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Write the log, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=1_000_000, help="trials in the log (default: 1000000)")
+    parser.add_argument("--folder", help="where the log is written for the time (default: the system's)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        log = write_log(folder, options.lines)
+        size = log.stat().st_size / 1e6
+        measured = {
+            "json.loads alone": measure("-c", LOADS, log),
+            "jsonify_logs.py": measure(ROOT / "jsonify_logs.py", log, "--out", folder / "json"),
+            "analyze_results.py": measure(ROOT / "analyze_results.py", log, "--out", folder / "results"),
+        }
+    alone = measured["json.loads alone"][1]
+    rows = [
+        [title, f"{clock:.1f}", f"{cpu:.1f}", f"{options.lines / cpu:,.0f}", f"{memory:,.0f}", f"{cpu / alone:.2f}"]
+        for title, (clock, cpu, memory) in measured.items()
+    ]
+    heads = ["", "s", "s of processor", "lines/s", "peak MiB", "of json.loads"]
+    print(f"{options.lines:,} trials, {size:,.0f} MB\n")
+    print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""All trials as one table of columns, a row a trial: what tables and figures are made from.
+
+A million whole records do not fit in memory; a million rows of numbers do. The few records that a table or a figure
+needs whole (the plan of the best trial) are read again from where they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from common.reporting.columns import Columns
+from common.reporting.facts import method_order
+from common.reporting.runs import Log
+from common.reporting.workers import Versions, study_of
+from common.trials import Entry, TrialRecord, choose_best, parse_record
+
+
+class Trials:
+    """The trials of any number of runs.
+
+    Attributes:
+        frame: one row a trial, in the order in which they were read, with the columns of `columns.TEXTS`, `COUNTS` and
+            `NUMBERS`; the shares ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept`` of the dense
+            network's; and the blocks ``label`` and ``group`` that it belongs to.
+    """
+
+    def __init__(self, entries: Iterable[tuple[int | None, Entry, Path]], by_name: bool = False) -> None:
+        columns, files = Columns(), dict[Path, int]()
+        homes: dict[str, Path] = {}
+        for row, entry, path in entries:
+            if row is None:
+                continue
+            if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
+                entry = entry._replace(record=replace(entry.record, run=f"{entry.record.run} ({path.parent})"))
+            columns.put(row, entry, files.setdefault(path, len(files)), study_of(entry.record, by_name))
+        self._paths, self._held = list(files), columns.held
+        self.frame = _with_blocks(columns.frame())
+
+    @classmethod
+    def of(cls, trials: Trials | Sequence[TrialRecord]) -> Trials:
+        """``trials`` themselves, or those of a list of records, each of which is a trial of its own."""
+        if isinstance(trials, Trials):
+            return trials
+        return cls((row, Entry(record, 0, 0, 0), Path()) for row, record in enumerate(trials))
+
+    @classmethod
+    def read(cls, logs: Sequence[Log], by_name: bool = False) -> Trials:
+        """The trials of these logs, the workers of a study merged (see `Versions` for ``by_name``)."""
+        versions = Versions(by_name)
+        return cls(
+            ((versions.place(entry.record, log.path), entry, log.path) for log in logs for entry in log.entries()),
+            by_name,
+        )
+
+    def only(self, **wanted: Sequence[str] | None) -> Trials:
+        """The trials whose columns hold one of the wanted texts; None wants them all."""
+        rows = self.frame
+        for name, values in wanted.items():
+            if values is not None:
+                rows = rows[rows[name].isin(values)]
+        return self._with(rows)
+
+    def since(self, time: int) -> Trials:
+        """The trials whose latest version was logged at ``time`` (YYYYMMDDhhmmss) or later."""
+        return self._with(self.frame[self.frame["time"] >= time])
+
+    def _with(self, rows: pd.DataFrame) -> Trials:
+        chosen = object.__new__(Trials)
+        chosen._paths, chosen._held, chosen.frame = self._paths, self._held, rows
+        return chosen
+
+    def path(self, row: int) -> Path:
+        """The file that a row was read from; the working folder when it was not read from a file."""
+        return self._paths[int(self.frame["file"][row])]
+
+    def record(self, row: int) -> TrialRecord:
+        """The whole record behind a row of the frame, by the row's label.
+
+        Raises:
+            ValueError: the log changed since it was read.
+        """
+        if row in self._held:
+            return self._held[row]
+        path = self.path(row)
+        with path.open("rb") as file:
+            file.seek(int(self.frame["offset"][row]))
+            try:
+                record = parse_record(file.read(int(self.frame["size"][row])))
+            except ValueError:
+                raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
+        return replace(record, run=str(self.frame["run"][row]))
+
+    def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
+        """The rows of each block, blocks in the order in which they first appear.
+
+        ``label`` is ``model (dataset)``. The runs of one model are compared with each other when they started from
+        the same dense network; when they did not, each study is a block of its own and the label names it. ``group``
+        differs in one thing: dense networks that differ by their seed alone are together, for means over seeds.
+        """
+        for label, rows in self.frame.groupby(by, observed=True, sort=False):
+            yield str(label), rows
+
+    def best(self, rows: pd.DataFrame, keep: float) -> dict[str, TrialRecord]:
+        """What `common.trials.choose_best` chooses of these rows."""
+        accepted = rows[is_accepted(rows, keep)].assign(tested=rows["test"].notna())
+        nearest: set[int] = set()
+        for name, ascending in (("params_kept", True), ("macs_kept", True), ("speedup", False)):
+            ordered = accepted.dropna(subset=name).sort_values([name, "final"], ascending=[ascending, False])
+            # no other one of its run can be chosen by this criterion
+            nearest |= set(ordered.groupby(["run", "tested"], observed=True).head(1).index)
+        return choose_best([self.record(row) for row in sorted(nearest)], keep)
+
+
+def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
+    """Which trials kept at least the fraction ``keep`` of their dense network's deciding metric on validation."""
+    return (rows["status"] == "ok") & (rows["final"] >= keep * rows["dense"])
+
+
+def is_measured(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Which trials reached a value of the deciding metric on validation, given up later or not."""
+    return (rows["status"] != "failed") & rows["final"].notna()
+
+
+def _with_blocks(frame: pd.DataFrame) -> pd.DataFrame:
+    for name, part, whole in (
+        ("params_kept", "params", "dense_params"),
+        ("macs_kept", "macs", "dense_macs"),
+        ("size_kept", "size_bytes", "dense_size"),
+        ("metric_kept", "final", "dense"),
+    ):
+        frame[name] = frame[part] / frame[whole].where(frame[whole] > 0)
+    frame["method"] = frame["method"].cat.reorder_categories(method_order(frame["method"].cat.categories))
+    kinds = ["model", "dataset", "study", "network", "seed"]
+    codes = frame.groupby(kinds, observed=True, sort=False, dropna=False).ngroup()
+    firsts = frame.loc[~codes.duplicated(), kinds]
+    base = firsts["model"].astype(str) + " (" + firsts["dataset"].astype(str) + ")"
+    alone = base + ", run " + firsts["study"].astype(str)
+    networks = firsts.groupby(base)["network"].transform("nunique")
+    within_seed = firsts.groupby([base, "seed"], dropna=False)["network"].transform("nunique").groupby(base)
+    for name, apart in (("label", networks > 1), ("group", within_seed.transform("max") > 1)):
+        labels = alone.where(apart, base)
+        names = list(dict.fromkeys(labels))
+        taken = labels.map({label: place for place, label in enumerate(names)}).to_numpy(dtype=int)
+        frame[name] = pd.Categorical.from_codes(taken[codes.to_numpy()], pd.Index(names))
+    return frame

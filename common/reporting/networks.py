@@ -1,0 +1,108 @@
+"""The chosen networks one by one, their ranks and their times, and the runs that they come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from common.reporting.facts import conditions, environment_text, latencies, number
+from common.reporting.frame import Trials
+from common.reporting.table import Table, as_text, milliseconds, percentage, times
+from common.trials import CRITERIA, TrialRecord
+
+PLACE = ("Model", "Run", "Trial")
+
+
+def chosen_networks(trials: Trials, keep: float) -> Iterator[tuple[str, list[str], TrialRecord]]:
+    """Each block's best accepted trials, every one once: (block, the criteria it is the best by, record)."""
+    for label, rows in trials.blocks():
+        by_trial: dict[tuple[str, int], tuple[list[str], TrialRecord]] = {}
+        for name, record in trials.best(rows, keep).items():
+            by_trial.setdefault((record.run, record.trial), ([], record))[0].append(name)
+        yield from ((label, criteria, record) for criteria, record in by_trial.values())
+
+
+def layers_table(trials: Trials, keep: float) -> Table:
+    """The ranks of every layer of the chosen networks, and why layers stayed dense."""
+    rows: list[dict[str, Any]] = []
+    for label, criteria, record in chosen_networks(trials, keep):
+        place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": ", ".join(criteria)}
+        for layer, made in record.plan.items():
+            found = made if isinstance(made, dict) else {"dense": made}
+            ranks = found.get("ranks")
+            rows.append(
+                {
+                    **place,
+                    "Layer": layer,
+                    "Method": str(found.get("method", "dense")),
+                    "Ranks": " ".join(map(str, ranks)) if isinstance(ranks, list) else "",
+                    "Dense because": str(found.get("dense", "")),
+                }
+            )
+    raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", "Dense because"])
+    text = as_text(raw, dict.fromkeys(raw.columns, str))
+    note = f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in the order the input meets them."
+    return Table("layers", "Ranks of the layers", raw, text, [note], {"Trial": "Trial"})
+
+
+def latency_table(trials: Trials, keep: float) -> Table:
+    """The times of the chosen networks under all conditions in which they were taken."""
+    rows = []
+    for label, _, record in chosen_networks(trials, keep):
+        saved = number(record.baseline.get("macs")) / record.macs if record.macs else float("nan")
+        for timing in latencies(record):
+            speedup = number(timing.get("speedup"))
+            rows.append(
+                {
+                    **{"Model": label, "Run": record.run, "Trial": record.trial},
+                    "Measured in": conditions(timing),
+                    "Dense": number(timing.get("baseline_median_s")),
+                    "Compressed": number(timing.get("median_s")),
+                    "Compressed IQR": number(timing.get("iqr_s")),
+                    "Speedup": speedup,
+                    "MACs ratio": saved,
+                    "Realised": speedup / saved,
+                }
+            )
+    times_of = {"Dense": milliseconds, "Compressed": milliseconds, "Compressed IQR": milliseconds}
+    ratios = {"Speedup": times, "MACs ratio": times, "Realised": percentage}
+    raw = pd.DataFrame(rows, columns=[*PLACE, "Measured in", *times_of, *ratios])
+    text = as_text(raw, {**dict.fromkeys((*PLACE, "Measured in"), str), **times_of, **ratios})
+    notes = [
+        "Median times of one forward pass of the batch, dense and compressed in turn; IQR: interquartile range.",
+        "MACs ratio: dense MACs over compressed ones. Realised: the share of that ratio that is speedup on the clock.",
+    ]
+    return Table("latency", "Time on the clock", raw, text, notes, {name: name for name in (*times_of, *ratios)})
+
+
+def runs_table(trials: Trials, folder: Path) -> Table:
+    """Every run: its trials, seeds, commit and environment, and where its log lies, seen from ``folder``."""
+    rows, links = [], []
+    for run, part in trials.frame.groupby("run", observed=True, sort=False):
+        first, states = trials.record(part.index[0]), part["status"].value_counts()
+        path = trials.path(part.index[0])
+        links.append(quote(Path(os.path.relpath(path, folder)).as_posix(), errors="surrogateescape"))
+        rows.append(
+            {
+                "Run": run,
+                "Model": part["label"].iloc[0],
+                "Trials": len(part),
+                **{name.capitalize(): int(states.get(name, 0)) for name in ("ok", "pruned", "failed")},
+                "Seeds": ", ".join(f"{seed:g}" for seed in sorted(part["seed"].unique())),
+                "Commit": first.git_commit or "unknown",
+                "Command": str(first.environment.get("command") or first.details.get("command") or ""),
+                "Environment": environment_text(first),
+            }
+        )
+    counts = ["Trials", "Ok", "Pruned", "Failed"]
+    columns = ["Run", "Model", *counts, "Seeds", "Commit", "Command", "Environment"]
+    raw = pd.DataFrame(rows, columns=columns)
+    if not raw["Command"].any():
+        raw = raw.drop(columns="Command")
+    text = as_text(raw, {name: "{:,}".format if name in counts else str for name in raw.columns})
+    return Table("runs", "Runs", raw, text, [], {name: name for name in counts}, links=links)

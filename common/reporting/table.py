@@ -1,0 +1,134 @@
+"""A table of raw numbers with the text that a reader sees, and the files it becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+NOT_MEASURED = "-"
+TABLE_FORMATS = ("csv", "md", "tex")
+IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\to$"}
+
+
+def human_count(value: float, units: str = "KMG") -> str:
+    """``value`` in the greatest of ``units`` in which it is at least 0.1, e.g. ``1.44 M`` or ``0.31 G``."""
+    sizes = {"K": 1e3, "M": 1e6, "G": 1e9}
+    unit = next((u for u in reversed(units) if value >= sizes[u] / 10), "")
+    return f"{value / sizes[unit]:.2f} {unit}" if unit else f"{value:,.0f}"
+
+
+def change(removed: float) -> str:
+    """A fraction that was removed as the change it is: 0.8715 is ``-87.15%``."""
+    return f"{-removed:+.2%}" if round(removed, 4) else "0.00%"
+
+
+def percentage(value: float) -> str:
+    """A fraction with two digits of its percentage."""
+    return f"{value:.2%}"
+
+
+def times(value: float) -> str:
+    """A ratio, e.g. ``1.93x``."""
+    return f"{value:.2f}x"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, three significant digits of them at least."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 0.1 else f"{seconds * 1000:,.0f} ms"
+
+
+def shown(value: Any, shape: Callable[[Any], str] = str) -> str:
+    """``value`` as text, or a dash where it was not measured."""
+    return NOT_MEASURED if pd.isna(value) else shape(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        name: of its files, without a suffix.
+        title: a heading.
+        raw: the numbers as they were measured or counted, for the CSV file and for sorting.
+        text: the same rows as a reader sees them.
+        notes: what must be known to read it, one sentence each.
+        keys: text column -> raw column that it is sorted by; a column that is not here is sorted by its text.
+        spare: text columns that a narrow terminal does without, the first one first.
+        links: what the cells of the first column lead to, where they lead anywhere.
+    """
+
+    name: str
+    title: str
+    raw: pd.DataFrame
+    text: pd.DataFrame
+    notes: Sequence[str] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    spare: Sequence[str] = ()
+    links: Sequence[str] = ()
+
+    def console(self, width: float = math.inf) -> str:
+        """For a terminal of so many columns; a first cell that repeats the one above is left blank."""
+        text = self.text.copy()
+        text[text.columns[0]] = text.iloc[:, 0].where(text.iloc[:, 0] != text.iloc[:, 0].shift(), "")
+        for left_out in range(len(self.spare) + 1):
+            kept = text.drop(columns=list(self.spare[:left_out]))
+            lines = tabulate(kept.to_numpy().tolist(), list(kept.columns), disable_numparse=True)
+            if len(lines.partition("\n")[0]) <= width:
+                break
+        return lines + (f"\n(too narrow for: {', '.join(self.spare[:left_out])})" if left_out else "")
+
+    def markdown(self) -> str:
+        """A page; a ``|`` inside a name would end its cell and is escaped."""
+        cells = self.text.map(lambda text: text.replace("|", "\\|"))
+        table = tabulate(cells.to_numpy().tolist(), list(cells.columns), tablefmt="github", disable_numparse=True)
+        return f"# {self.title}\n\n{table}\n" + "".join(["\n", *(f"- {note}\n" for note in self.notes)])
+
+    def latex(self) -> str:
+        """A ``tabular`` with booktabs' rules, special characters escaped; the notes are comments above it."""
+        table = tabulate(
+            self.text.to_numpy().tolist(), list(self.text.columns), tablefmt="latex_booktabs", disable_numparse=True
+        )
+        for sign, command in IN_LATEX.items():
+            table = table.replace(sign, command)
+        return "".join(f"% {line}\n" for line in (self.title, *self.notes, r"\usepackage{booktabs}")) + table + "\n"
+
+    def write(self, folder: Path, formats: Sequence[str]) -> list[Path]:
+        """One file for each of ``formats`` (see `TABLE_FORMATS`).
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        written = []
+        for kind in TABLE_FORMATS:
+            if kind not in formats:
+                continue
+            path = folder / f"{self.name}.{kind}"
+            if kind == "csv":
+                content = self.raw.to_csv(index=False, lineterminator="\n")
+            else:
+                content = self.markdown() if kind == "md" else self.latex()
+            # A lone surrogate (from an undecodable file name) has no UTF-8 form.
+            path.write_bytes(content.encode(errors="backslashreplace"))
+            written.append(path)
+        return written
+
+
+Shape = Callable[[Any], str]
+
+
+def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape]) -> pd.DataFrame:
+    """The columns of ``raw`` that ``shapes`` names, as text; where the column ``<name> std`` is known, with it."""
+    columns = {}
+    for name, shape in shapes.items():
+        spread = raw.get(f"{name} std", pd.Series(float("nan"), index=raw.index))
+        columns[name] = [
+            shown(value, shape) + ("" if pd.isna(std) or pd.isna(value) else f" ± {shape(std).lstrip('-+')}")
+            for value, std in zip(raw[name], spread, strict=True)
+        ]
+    return pd.DataFrame(columns, columns=list(shapes), dtype=str)

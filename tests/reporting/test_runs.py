@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.reporting.frame import Trials
+from common.reporting.runs import NAMED_LINES, NAMED_REASONS, Log, SkippedLines, find_logs
+from common.reporting.workers import Versions
+from common.trials import TRIAL_MARK, Skipped, TrialWriter
+from tests.records import make_record
+
+
+def write(folder: Path, run: str, trials: int) -> Path:
+    with TrialWriter(folder, run) as writer:
+        for number in range(trials):
+            writer.write(make_record(run=run, trial=number))
+    return writer.path
+
+
+def read(*paths: Path) -> tuple[Trials, list[str]]:
+    logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
+    trials = Trials.read(logs)
+    return trials, [line for log in logs for line in log.sentences()]
+
+
+def test_a_log_wins_over_its_json(tmp_path: Path) -> None:
+    log = write(tmp_path, "v1.2", 2)
+    stale = tmp_path / "v1.2.json"
+    stale.write_text("{}")
+    for paths in ([tmp_path], [stale], [log, stale], [tmp_path, log]):
+        assert find_logs(paths, (".log", ".json")) == [log]
+
+
+def test_json_is_read_where_there_is_no_log(tmp_path: Path) -> None:
+    good, old = make_record(trial=1).to_json(), '{"schema": 7}'
+    again = '{"time": "2026-11-20 15:48:53", ' + make_record(trial=1, seconds=1.0).to_json()[1:]
+    skipped = '{"log": "a.log", "lines": [9], "count": 3, "reason": "torn"}'
+    (tmp_path / "a.json").write_text(f'{{"schema": 1, "trials": [{good}, {old}, {again}], "skipped": [{skipped}]}}')
+    trials, sentences = read(tmp_path)
+    assert trials.frame[["trial", "seconds", "time"]].to_numpy().tolist() == [[1, 1.0, 20261120154853]]
+    assert sentences[0] == "a.log, line 9 and 2 more: torn"
+    assert "trials[1]" in sentences[1]
+    assert "schema version 7" in sentences[1]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"trials": 3}', "null", "\xff", "[" * 100_000])
+def test_a_foreign_json_is_named_and_passed_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    trials, sentences = read(tmp_path)
+    assert trials.frame.empty
+    assert sentences == ["x.json: not a file of trials made by jsonify_logs.py"]
+
+
+def test_find_logs_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_logs([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.log file"):
+        find_logs([tmp_path])
+    (tmp_path / "a.txt").write_text(TRIAL_MARK)
+    with pytest.raises(ValueError, match=r"a\.txt"):
+        find_logs([tmp_path / "a.txt"])
+
+
+def test_skipped_lines_are_counted_and_only_the_first_are_kept() -> None:
+    skipped = SkippedLines()
+    for line in range(1, 1001):
+        skipped.append(Skipped(Path("r.log"), line, "torn"))
+    assert (len(skipped), skipped.total) == (NAMED_LINES, 1000)
+    assert skipped.by_reason() == [{"log": "r.log", "lines": [1, 2, 3, 4, 5], "count": 1000, "reason": "torn"}]
+    for line in range(1000):
+        skipped.append(Skipped(Path("r.log"), line, f"reason {line}"))
+    assert len(skipped.counts) == NAMED_REASONS + 1  # the others are together
+    assert skipped.total == 2000
+    assert skipped.by_reason()[-1]["reason"] == "other reasons"
+
+
+HOME, OTHER = Path("a.log"), Path("b.log")
+RAW, TUNED = {"raw": {"accuracy": 0.8}}, {"raw": {"accuracy": 0.8}, "finetuned": {"accuracy": 0.9}}
+STUDY = {"study": "s"}
+
+
+def test_within_a_run_the_later_record_stands() -> None:
+    versions = Versions()
+    assert versions.place(make_record(trial=5, metrics=TUNED), HOME) == 0
+    assert versions.place(make_record(trial=2), HOME) == 1
+    assert versions.place(make_record(trial=5, metrics=RAW), HOME) == 0
+
+
+def test_runs_of_one_name_in_two_files_are_two_runs() -> None:
+    versions = Versions()
+    assert [versions.place(make_record(), path) for path in (HOME, OTHER, HOME)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("tuned_first", [True, False])
+def test_of_two_workers_the_version_that_got_further_stands(tuned_first: bool) -> None:
+    versions = Versions()
+    first = make_record(run="s", details=STUDY, metrics=TUNED if tuned_first else RAW)
+    second = make_record(run="s-w2", details=STUDY, metrics=RAW if tuned_first else TUNED)
+    assert versions.place(first, HOME) == 0
+    assert versions.place(second, OTHER) == (None if tuned_first else 0)
+    assert versions.place(make_record(run="s-w2", trial=1, details=STUDY), OTHER) == 1
+
+
+def test_workers_that_count_for_themselves_lose_no_trial() -> None:
+    versions = Versions()
+    other = {"conv1": {"method": "svd", "ranks": [3]}}
+    assert versions.place(make_record(run="s", details=STUDY), HOME) == 0
+    assert versions.place(make_record(run="s-w2", details=STUDY, plan=other), OTHER) == 1
+    assert versions.place(make_record(run="s-w2", details=STUDY, plan=other), OTHER) == 1
+
+
+def test_workers_are_known_by_name_only_when_asked() -> None:
+    records = [(make_record(run="s"), HOME), (make_record(run="s-w2"), OTHER)]
+    assert [Versions().place(*pair) for pair in records] == [0, 0]  # each its own
+    alone, together = Versions(), Versions(by_name=True)
+    assert [alone.place(*pair) for pair in records] == [0, 1]
+    assert [together.place(*pair) for pair in records] == [0, 0]
