@@ -60,9 +60,7 @@ def layer_table(
 
 
 @torch.no_grad()
-def predict_masks(
-    networks: Mapping[str | int, nn.Module], data: DataBundle, count: int = 4
-) -> dict[str, NDArray[Any]]:
+def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: int = 4) -> dict[str, NDArray[Any]]:
     """The first test images that have something to find, and what each network finds there.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.reporting.comparisons import budgets_table, methods_table, searches_table, sweeps_table
+from common.reporting.comparisons import budgets_table, searches_table, sweeps_table
+from common.reporting.comparisons import methods_table as methods_table
 from common.reporting.frame import Trials
 from common.reporting.networks import latency_table, layers_table, runs_table
 from common.reporting.summary import format_summary as format_summary
