@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.calibration import calibrate
 from common.checkpoints import load_compressed
 from common.config import ClassifierConfig
 from common.data import DataBundle, load_data
 from common.environment import default_device
 from common.models import build_model
-from common.planning import RankPlan, plan_ranks
+from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions
 from common.search import SearchSettings
+from common.search.preparation import decompose_for_search
 from common.training import EpochLog, TrainingSettings, train
 
 
@@ -51,7 +51,7 @@ def dense_network(config: ClassifierConfig, name: str, data: DataBundle) -> tupl
 
 def decompose(config: ClassifierConfig, model: nn.Module, data: DataBundle) -> Decompositions:
     """The layers' decompositions: best for the outputs on the calibration split, or for the weights alone."""
-    return Decompositions(model, calibrate(model, data.calibration) if config.data_aware else None)
+    return decompose_for_search(model, data, config.seed, config.data_aware)
 
 
 def rule_plans(
@@ -68,9 +68,11 @@ def rule_plans(
 
 def search_settings(config: ClassifierConfig) -> SearchSettings:
     """How the config wants the ranks to be searched for."""
+    limited = config.budget_params is not None or config.budget_macs is not None
     return SearchSettings(
         method=config.method,
         policy=config.policy,
+        budget=Budget(config.budget_params, config.budget_macs) if limited else None,
         trials=config.trials,
         size_weight=config.size_weight,
         keep=config.keep,

@@ -56,7 +56,9 @@ svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
 method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
 data_aware = True  # keep the layers' outputs on calibration images rather than their weights
-policy = "adaptive"  # adaptive learns from the trials, static does not
+policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
+budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against accuracy
+budget_macs = None  # share of the MACs to keep
 trials = 20  # plans that the policy samples
 size_weight = 0.5  # what keeping the whole size costs in the score, against 1 for losing all accuracy
 keep = 0.99  # a trial is accepted when it keeps this share of the dense accuracy
@@ -65,7 +67,8 @@ finetune_epochs = 3.0  # for so many epochs, 3 at most
 finetune_learning_rate = 0.02  # peak
 seed = 0
 logs = "logs"  # folder of the logs
-run = None  # name of this run's log; None makes one from the model, data set, method and time
+run = None  # name of this run and its log; None makes one. With a name, a run that was stopped goes on
+storage = None  # where the study lives: None for logs/<run>.journal, or a database that workers share (docs/search.md)
 
 # %%
 from common.config import ClassifierConfig
@@ -106,12 +109,15 @@ figures.spectra(
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: accuracy on validation raw, after BatchNorm recalibration and, for the best few, after fine-tuning.
-# The rank rules come first, for comparison.
+# One line a trial: accuracy on validation after BatchNorm recalibration and, for the best few, after fine-tuning. Once
+# ten trials are measured, those that look poor on a part of validation are given up early. The rank rules come first,
+# for comparison. Stopped? With `run` set, running the notebook again goes on where it was.
 
 # %%
 settings = search_settings(config)
-result = search_ranks(dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run)
+result = search_ranks(
+    dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run, storage=storage
+)
 
 # %% [markdown]
 # How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),

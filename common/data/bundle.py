@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class DataBundle:
         validation: for every choice that is made.
         test: to be read once, at the end.
         task: ``classification``; targets are class numbers ``(N,)``.
+        source: the arguments of ``load_data`` that made it, from which another process can make it again; empty for
+            a bundle that was put together otherwise.
     """
 
     name: str
@@ -36,6 +39,12 @@ class DataBundle:
     num_classes: int
     image_size: int
     task: str = "classification"
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides; greater is better."""
+        return "accuracy" if self.task == "classification" else "dice"
 
     def shuffle(self, seed: int) -> None:
         """Fix the order in which the training images come in the next pass."""

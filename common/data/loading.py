@@ -69,6 +69,7 @@ def load_data(
         FileNotFoundError: ``root`` does not hold the set.
         ConnectionError: the download failed.
     """
+    source = {**locals(), "root": None if root is None else str(root), "download": False}
     check_choice("dataset", name, DATASETS)
     for parameter, value, least in (("image_size", image_size, 8), ("batch_size", batch_size, 2), ("limit", limit, 2)):
         if value is not None and value < least:
@@ -99,4 +100,5 @@ def load_data(
         test=make_loader(dataset(test_images, test_labels), batch_size),
         num_classes=int(labels.max()) + 1,
         image_size=image_size,
+        source=source,
     )
