@@ -117,7 +117,7 @@ def target(options: argparse.Namespace) -> None:
         trials=options.trials,
         finetune_top=1,
         finetune=how,
-        keep=1 - POINTS / dense,
+        keep=max(1 - POINTS / max(dense, 1e-6), 1e-6),
     )
     with tempfile.TemporaryDirectory() as logs, counted(model) as ours:
         found = search_ranks(model, data, settings, logs=logs, run="target", on_trial=lambda _: None)

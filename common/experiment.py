@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -12,7 +14,7 @@ from common.environment import default_device
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions
-from common.search import SearchSettings
+from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.preparation import decompose_for_search
 from common.training import EpochLog, TrainingSettings, train
 
@@ -82,4 +84,24 @@ def search_settings(config: ClassifierConfig) -> SearchSettings:
         ),
         latency_batch=config.latency_batch,
         seed=config.seed,
+    )
+
+
+def search(
+    config: ClassifierConfig,
+    model: nn.Module,
+    data: DataBundle,
+    plans: Sequence[RankPlan],
+    decompositions: Decompositions,
+) -> SearchResult:
+    """The search that the config asks for, see :func:`common.search.search_ranks`."""
+    return search_ranks(
+        model,
+        data,
+        search_settings(config),
+        plans=plans,
+        decompositions=decompositions,
+        logs=config.logs,
+        run=config.run,
+        storage=config.storage,
     )

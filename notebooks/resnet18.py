@@ -80,10 +80,10 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
+from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
-from common.search import LEVEL_NAMES, search_ranks
+from common.search import LEVEL_NAMES
 
 data = load_data_of(config)
 dense, history = dense_network(config, "resnet18", data)
@@ -101,10 +101,8 @@ plans = rule_plans(config, dense, data, decompositions)
 print(*plans, sep="\n")
 
 # %%
-figures.spectra(
-    decompositions.spectra(),
-    {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()},
-)
+last_ranks = {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()}
+figures.spectra(decompositions.spectra(), last_ranks)
 
 # %% [markdown]
 # ## Policy-guided search
@@ -114,10 +112,7 @@ figures.spectra(
 # for comparison. Stopped? With `run` set, running the notebook again goes on where it was.
 
 # %%
-settings = search_settings(config)
-result = search_ranks(
-    dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run, storage=storage
-)
+result = search(config, dense, data, plans, decompositions)
 
 # %% [markdown]
 # How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),
