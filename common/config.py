@@ -30,7 +30,8 @@ class NotebookConfig:
     """What every notebook is told; the comments in its parameters cell say what each parameter is.
 
     Raises:
-        ValueError: a value is of the wrong type or out of range, a folder or file is not there, or the run has a log.
+        ValueError: a value is of the wrong type or out of range, a folder or file is not there, or the run has a log
+            and cannot go on.
     """
 
     dataset: str
@@ -42,12 +43,15 @@ class NotebookConfig:
     seed: int = 0
     logs: str = "logs"
     run: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.data_root is not None and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
-        if self.run is not None:
-            log_path(self.logs, self.run)
+        if self.run is not None and log_path(self.logs, self.run, new=False).exists():
+            from common.search.storage import check_run  # Optuna is loaded for this question alone
+
+            check_run(self.logs, self.run, self.storage)
 
     @classmethod
     def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
@@ -95,7 +99,9 @@ class ExperimentConfig(NotebookConfig):
     dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     data_aware: bool = True
-    policy: Literal["adaptive", "static"] = "adaptive"
+    policy: Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"] = "adaptive"
+    budget_params: Share | None = None
+    budget_macs: Share | None = None
     trials: Count = 30
     keep: Share = 0.99
     size_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -105,7 +111,7 @@ class ExperimentConfig(NotebookConfig):
     latency_batch: Count = 1
     svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
-    budget: Share | None = None
+    compare_at: Share | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from common.calibration import calibrate
 from common.checkpoints import load_compressed
 from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
 from common.data import DataBundle, load_data
@@ -13,7 +14,8 @@ from common.environment import default_device
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions, trace_layers
-from common.search import SearchSettings
+from common.search import SearchResult, SearchSettings, search_ranks
+from common.search.preparation import decompose_for_search
 from common.training import EpochLog, TrainingSettings, train
 
 COMPARED = ("svd", "tucker2", "htd")
@@ -72,7 +74,7 @@ def training_settings(config: ExperimentConfig, epochs: float, learning_rate: fl
 
 def decompose(config: ExperimentConfig, model: nn.Module, data: DataBundle) -> Decompositions:
     """The layers' decompositions: best for the outputs on the calibration split, or for the weights alone."""
-    return Decompositions(model, calibrate(model, data.calibration) if config.data_aware else None)
+    return decompose_for_search(model, data, config.seed, config.data_aware)
 
 
 def rule_plans(
@@ -80,21 +82,21 @@ def rule_plans(
 ) -> list[RankPlan]:
     """The plans to compare the search with, in this order.
 
-    SVD at each of the fixed ranks, ARSVD at each tau and, where the config has a budget, ``COMPARED`` by it and ARSVD
-    at the greatest tau that keeps to it.
+    SVD at each of the fixed ranks, ARSVD at each tau and, where the config says at which share of the parameters to
+    compare, ``COMPARED`` at that budget and ARSVD at the greatest tau that keeps to it.
     """
     x = data.example().to(default_device())
     fixed = [
         plan_ranks(model, x, "svd", "fixed", ranks=rank, decompositions=decompositions) for rank in config.rank_list
     ]
     adaptive = [plan_ranks(model, x, "arsvd", tau=tau, decompositions=decompositions) for tau in config.tau_list]
-    if config.budget is None:
+    if config.compare_at is None:
         return [*fixed, *adaptive]
-    budget = Budget(params=config.budget)
+    budget = Budget(params=config.compare_at)
     equal = [
         plan_ranks(model, x, method, "budget", budget=budget, decompositions=decompositions) for method in COMPARED
     ]
-    return [*fixed, *adaptive, *equal, arsvd_within(config.budget, model, x, decompositions)]
+    return [*fixed, *adaptive, *equal, arsvd_within(config.compare_at, model, x, decompositions)]
 
 
 def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
@@ -123,15 +125,37 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
 
 def search_settings(config: ExperimentConfig) -> SearchSettings:
     """How the config wants the ranks to be searched for."""
+    limited = config.budget_params is not None or config.budget_macs is not None
     return SearchSettings(
         method=config.method,
         policy=config.policy,
+        budget=Budget(config.budget_params, config.budget_macs) if limited else None,
         trials=config.trials,
         size_weight=config.size_weight,
         keep=config.keep,
         finetune_top=config.finetune_top,
         finetune=training_settings(config, config.finetune_epochs, config.finetune_learning_rate),
-        finetune_given=config.budget is not None,
+        finetune_given=config.compare_at is not None,
         latency_batch=config.latency_batch,
         seed=config.seed,
+    )
+
+
+def search(
+    config: ExperimentConfig,
+    model: nn.Module,
+    data: DataBundle,
+    plans: Sequence[RankPlan],
+    decompositions: Decompositions,
+) -> SearchResult:
+    """The search that the config asks for, see :func:`common.search.search_ranks`."""
+    return search_ranks(
+        model,
+        data,
+        search_settings(config),
+        plans=plans,
+        decompositions=decompositions,
+        logs=config.logs,
+        run=config.run,
+        storage=config.storage,
     )

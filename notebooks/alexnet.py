@@ -55,9 +55,10 @@ dense_epochs = 10.0  # passes over the data when the dense network is trained he
 dense_learning_rate = 0.0005  # peak of its one-cycle schedule
 svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-budget = None  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
+compare_at = None  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
 method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
-policy = "adaptive"  # adaptive learns from the trials, static does not
+policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
+budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against accuracy
 trials = 20  # plans that the policy samples
 keep = 0.99  # a trial is accepted when it keeps this share of the dense accuracy
 finetune_top = 4  # so many of the best trials are fine-tuned
@@ -79,10 +80,10 @@ print(config)
 # %%
 from common.colab import keep_on_drive
 from common.evidence import chosen_ranks, layer_table
-from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
+from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
-from common.search import LEVEL_NAMES, search_ranks
+from common.search import LEVEL_NAMES
 
 data = load_data_of(config)
 dense, history = dense_network(config, "alexnet", data)
@@ -109,12 +110,12 @@ layer_table(dense, data, plans, decompositions)
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: accuracy on validation raw, after BatchNorm recalibration and, for the best few, after fine-tuning.
-# The rank rules come first, for comparison.
+# One line a trial: accuracy on validation after BatchNorm recalibration and, for the best few, after fine-tuning. Once
+# ten trials are measured, those that look poor on a part of validation are given up early. The rank rules come first,
+# for comparison. Stopped? With `run` set, running the notebook again goes on where it was.
 
 # %%
-settings = search_settings(config)
-result = search_ranks(dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run)
+result = search(config, dense, data, plans, decompositions)
 
 # %% [markdown]
 # How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),

@@ -54,9 +54,10 @@ dense_epochs = 20.0  # passes over the data when the dense network is trained he
 dense_learning_rate = 0.002  # peak of its one-cycle schedule
 svd_ranks = "8,16,32"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-budget = 0.5  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
+compare_at = 0.5  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
 method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
-policy = "adaptive"  # adaptive learns from the trials, static does not
+policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
+budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against Dice
 trials = 10  # plans that the policy samples
 keep = 0.97  # a trial is accepted when it keeps this share of the dense Dice
 finetune_top = 2  # so many of the best trials are fine-tuned
@@ -77,10 +78,10 @@ print(config)
 # %%
 from common.colab import keep_on_drive
 from common.evidence import chosen_ranks, layer_table, predict_masks
-from common.experiment import decompose, dense_network, load_data_of, rule_plans, search_settings
+from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
 from common.reporting.tables import format_summary, methods_table, summary_table
-from common.search import LEVEL_NAMES, search_ranks
+from common.search import LEVEL_NAMES
 
 data = load_data_of(config)
 dense, history = dense_network(config, "unet", data)
@@ -107,12 +108,12 @@ layer_table(dense, data, plans, decompositions)
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: Dice on validation raw, after BatchNorm recalibration and, for the best few, after fine-tuning.
-# The rank rules come first, for comparison.
+# One line a trial: Dice on validation after BatchNorm recalibration and, for the best few, after fine-tuning. Once
+# ten trials are measured, those that look poor on a part of validation are given up early. The rank rules come first,
+# for comparison. Stopped? With `run` set, running the notebook again goes on where it was.
 
 # %%
-settings = search_settings(config)
-result = search_ranks(dense, data, settings, plans=plans, decompositions=decompositions, logs=logs, run=run)
+result = search(config, dense, data, plans, decompositions)
 
 # %% [markdown]
 # How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class DataBundle:
         normalization: how pixels became inputs.
         task: ``classification``; targets are class numbers ``(N,)``. Or ``segmentation``; targets are masks
             ``(N, K, H, W)`` in float32, 0 or 1, in which a pixel may be of several classes or of none.
+        source: the arguments of ``load_data`` that made it, from which another process can make it again; empty for
+            a bundle that was put together otherwise.
     """
 
     name: str
@@ -63,6 +66,7 @@ class DataBundle:
     image_size: int
     normalization: Normalization
     task: str = "classification"
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -130,8 +134,9 @@ def make_bundle(
     batch_size: int,
     seed: int,
     workers: int,
+    source: Mapping[str, Any],
 ) -> DataBundle:
-    """Batch the splits; the arguments are those of :func:`common.data.load_data`."""
+    """Batch the splits; ``source`` are the arguments of :func:`common.data.load_data`, the others some of them."""
     return DataBundle(
         name=name,
         train=make_loader(splits.train, batch_size, whole_batches=True, shuffle_seed=seed, workers=workers),
@@ -142,6 +147,7 @@ def make_bundle(
         image_size=image_size,
         normalization=normalization,
         task=task,
+        source=source,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from common.planning.budget import Options
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
 from common.planning.plan import LayerPlan, RankPlan
 
@@ -16,12 +20,20 @@ LEVEL_NAMES = (*(f"{level:.0%}" for level in LEVELS[:-1]), "dense")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice for one layer: its plan, its cost, and the relative error."""
+    """One choice for one layer.
+
+    Attributes:
+        plan: what it is.
+        params, macs: what it costs.
+        error: its relative error; NaN for a candidate that was chosen by its harm.
+        harm: what it is expected to cost the network; NaN for a candidate that was chosen by its ranks.
+    """
 
     plan: LayerPlan
     params: int
     macs: int
     error: float
+    harm: float = math.nan
 
 
 Candidates = Mapping[str, tuple[Candidate | None, ...]]
@@ -61,6 +73,25 @@ def _candidates(
         else:
             found.append(None)
     return (*found, dense)
+
+
+def option_candidates(options: Mapping[str, Options]) -> Candidates:
+    """For each layer and level the option with the least harm among those that are that small."""
+    found: dict[str, tuple[Candidate | None, ...]] = {}
+    for name, layer in options.items():
+        dense = int(np.argmax(layer.params))
+        choices: list[Candidate | None] = []
+        for level in LEVELS[:-1]:
+            fitting = np.flatnonzero(layer.params <= level * layer.params[dense])
+            best = fitting[np.argmin(layer.harm[fitting])] if len(fitting) else None
+            choices.append(None if best is None else _option(layer, int(best)))
+        found[name] = (*choices, _option(layer, dense))
+    return found
+
+
+def _option(options: Options, index: int) -> Candidate:
+    params, macs = int(options.params[index]), int(options.macs[index])
+    return Candidate(options.plans[index], params, macs, math.nan, float(options.harm[index]))
 
 
 def plan_of(candidates: Candidates, levels: Mapping[str, int], method: str, rule: str) -> RankPlan:

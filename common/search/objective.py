@@ -1,9 +1,11 @@
-"""What a trial measures: a plan becomes a network, and the network figures."""
+"""What a trial measures, as a ladder: predicted, a part of validation, all of validation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +17,41 @@ from common.metrics import evaluate
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.profiling import Latency, Profile, measure_latency, profile
+from common.search.space import Space
 
 Metrics = dict[str, dict[str, float]]
+Batches = Iterable[tuple[Tensor, Tensor]]
+RUNGS = ("predicted", "part", "full")
+"""The rungs of the ladder; fine-tuning and the test come after the last trial, for the best few."""
+HELD_BYTES = 2**29
+"""Batches up to this size are prepared once and kept in memory."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A compressed network and its figures; ``metrics`` holds a stage -> metric -> value on validation."""
+    """How far a plan climbed, and its figures there.
 
-    network: nn.Module
-    metrics: Metrics
-    cost: Profile
-    latency: Latency
+    Attributes:
+        rung: the last rung that was measured.
+        score: there, see :meth:`Objective.score`.
+        params, macs: of the network.
+        part: metrics on a part of validation; empty when it was not measured.
+        metrics: stage -> metric -> value on all of validation; empty below the last rung.
+        cost, latency: of the network on the last rung; None below it, or when trials are not timed.
+    """
+
+    rung: int
+    score: float
+    params: int
+    macs: int
+    part: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    cost: Profile | None = None
+    latency: Latency | None = None
+
+
+Climb = Callable[[int, float], bool]
+"""Rung and score there -> whether the plan is measured on the next rung."""
 
 
 class Objective:
@@ -36,31 +61,90 @@ class Objective:
         model: the dense network.
         data: calibration is used for BatchNorm, validation for the metrics.
         decompositions: of ``model``.
+        space: of ``model``; it knows what plans cost and, under a budget, what harm they are expected to do.
         latency_batch: how many inputs a timed pass holds.
+        part: share of the batches that the second rung takes.
+        size_weight: of the score; under a budget it does not count.
+        seed: of the images that BatchNorm is measured on, where they are augmented: the same for every plan.
+        time_trials: whether every plan that is measured in full is also timed.
     """
 
-    def __init__(self, model: nn.Module, data: DataBundle, decompositions: Decompositions, latency_batch: int) -> None:
-        self.model, self.data, self.decompositions = model, data, decompositions
-        device = next(model.parameters()).device
-        self.x = data.example().to(device)
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataBundle,
+        decompositions: Decompositions,
+        space: Space,
+        *,
+        latency_batch: int = 1,
+        part: float = 0.2,
+        size_weight: float = 0.5,
+        seed: int = 0,
+        time_trials: bool = True,
+    ) -> None:
+        self.model, self.data, self.decompositions, self.space = model, data, decompositions, space
+        self.size_weight, self._seed = 0.0 if space.budget else size_weight, seed
+        self._time_trials = time_trials
+        self.x = data.example().to(next(model.parameters()).device)
         self.timed = self.x.expand(latency_batch, -1, -1, -1).contiguous()
         self.dense_cost = profile(model, self.x)
-        self.dense_metrics = evaluate(model, data.validation)
+        self._validation: Batches = held(data.validation)
+        self._parts = {
+            name: max(1, math.ceil(part * len(loader)))
+            for name, loader in (("calibration", data.calibration), ("validation", data.validation))
+        }
+        self.has_part = self._parts["validation"] < len(data.validation)
+        self.dense_metrics = evaluate(model, self._validation)
+        self.dense_part = evaluate(model, self._part()) if self.has_part else self.dense_metrics
         self.dense_latency = measure_latency(model, self.timed)
+
+    def _part(self) -> Batches:
+        return islice(self._validation, self._parts["validation"])
 
     def build(self, plan: RankPlan) -> nn.Module:
         """The compressed network with its BatchNorm recalibrated."""
         small = compress(self.model, plan, decompositions=self.decompositions)
-        recalibrate_bn(small, self.data.calibration)
+        self._recalibrate(small)
         return small
 
-    def measure(self, plan: RankPlan) -> Measured:
-        """Compress, evaluate raw, recalibrate BatchNorm, evaluate again, count and time."""
+    def _recalibrate(self, network: nn.Module, max_batches: int | None = None) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            recalibrate_bn(network, self.data.calibration, max_batches=max_batches)
+
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Metrics on all of validation."""
+        return evaluate(network, self._validation)
+
+    def measure(self, plan: RankPlan, climb: Climb | None = None, raw: bool = False) -> Measured:
+        """Measure a plan rung by rung.
+
+        Args:
+            plan: for the dense network; with ``climb`` and a budget it has to be one that the space makes.
+            climb: is asked after each rung but the last; None measures the last one alone.
+            raw: also evaluate the network before its BatchNorm is recalibrated.
+        """
+        params, macs = self.space.cost(plan)
+        if climb and self.space.budget is not None:
+            # exp(-divergence) is the likelihood that the compressed network gives to what the dense one says.
+            predicted = math.exp(-self.space.predicted_harm(plan)) - self.size_weight * self._kept(params, macs)
+            if not climb(0, predicted):
+                return Measured(0, predicted, params, macs)
         small = compress(self.model, plan, decompositions=self.decompositions)
-        metrics = {"raw": evaluate(small, self.data.validation)}
-        recalibrate_bn(small, self.data.calibration)
-        metrics["recalibrated"] = evaluate(small, self.data.validation)
-        return Measured(small, metrics, profile(small, self.x), self.time(small, rounds=7))
+        metrics = {"raw": self.evaluate(small)} if raw else {}
+        part: dict[str, float] = {}
+        if climb and self.has_part:
+            self._recalibrate(small, self._parts["calibration"])
+            part = evaluate(small, self._part())
+            score = self.score(part, params, macs, self.dense_part)
+            if not climb(1, score):
+                return Measured(1, score, params, macs, part)
+        self._recalibrate(small)
+        metrics["recalibrated"] = self.evaluate(small)
+        cost = profile(small, self.x)
+        score = self.score(metrics["recalibrated"], cost.params, cost.macs)
+        latency = self.time(small, rounds=7) if self._time_trials else None
+        return Measured(2, score, cost.params, cost.macs, part, metrics, cost, latency)
 
     def time(self, network: nn.Module, rounds: int) -> Latency:
         """Latency of ``network``, with the dense one timed in turn."""
@@ -76,10 +160,23 @@ class Objective:
             "metrics": {"validation": self.dense_metrics},
         }
 
-    def score(self, metrics: Mapping[str, float], cost: Profile, size_weight: float) -> float:
-        """``accuracy / dense accuracy - size_weight * (share of parameters kept + share of MACs kept) / 2``."""
-        kept = (cost.params / self.dense_cost.params + cost.macs / self.dense_cost.macs) / 2
-        return metrics[self.data.metric] / max(self.dense_metrics[self.data.metric], 1e-12) - size_weight * kept
+    def score(
+        self, metrics: Mapping[str, float], params: int, macs: int, dense: Mapping[str, float] | None = None
+    ) -> float:
+        """``metric / dense metric - size_weight * (share of parameters kept + share of MACs kept) / 2``."""
+        name = self.data.metric
+        reached = metrics[name] / max((dense or self.dense_metrics)[name], 1e-12)
+        return reached - self.size_weight * self._kept(params, macs)
+
+    def _kept(self, params: int, macs: int) -> float:
+        return (params / self.dense_cost.params + macs / self.dense_cost.macs) / 2
+
+
+def held(batches: torch.utils.data.DataLoader[tuple[Tensor, Tensor]]) -> Batches:
+    """The batches, in memory where they are small enough; a search reads them hundreds of times."""
+    inputs, targets = next(iter(batches))
+    size = (inputs.nbytes + targets.nbytes) * len(batches)
+    return list(batches) if size <= HELD_BYTES else batches
 
 
 def calibration_inputs(data: DataBundle, count: int) -> Tensor:

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from common.planning.layers import LayerShape
 from common.search.candidates import Candidate, Candidates
 from common.search.sensitivity import reference_candidate
+from common.search.space import Levels, Space
 
 COSTS = ("params", "macs")
-Levels = dict[str, int]
-"""Layer -> index of the candidate it takes."""
+BISECTIONS = 60
+Logits = Mapping[str, Tensor]
+"""Layer -> one logit a level, minus infinity where there is no candidate."""
 
 
 class Policy:
     """A product of categorical distributions, one a layer.
 
-    It starts from what is known before any trial. A candidate's expected divergence d is the layer's sensitivity,
-    times the candidate's squared error over that at which the sensitivity was measured. Its ``harm`` is
-    ``log(1 + d / m)`` with m the median sensitivity: layers differ by powers of ten, and one that must not be touched
-    should not make all others look free. Its ``size`` is the mean of its shares of the network's parameters and of
-    its MACs, in units of a layer's average share. Its logit is ``-(alpha * harm + beta * size) / temperature``.
-
-    The adaptive policy then follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves
-    toward the frequencies of the elite. The static one never moves.
+    The adaptive policy follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves toward
+    the frequencies of the elite.
 
     Args:
-        candidates: of each layer.
-        sensitivities: of each layer, not negative.
-        alpha: weight of the harm.
-        beta: weight of the size.
-        temperature: the greater, the more even the distributions.
+        logits: of the first distributions.
     """
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        sensitivities: Mapping[str, float],
-        *,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        temperature: float = 0.3,
-    ) -> None:
-        logits = {}
-        average = [sum(getattr(c[-1], cost) for c in candidates.values()) / len(candidates) for cost in COSTS]
-        positive = [value for value in sensitivities.values() if value > 0]
-        median = statistics.median(positive) if positive else 1.0
-        for name, choices in candidates.items():
-            harm = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
-            size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
-            logits[name] = -(alpha * harm + beta * size) / temperature
-            logits[name][[choice is None for choice in choices]] = -torch.inf
+    def __init__(self, logits: Logits) -> None:
         self._possible = {name: values > -torch.inf for name, values in logits.items()}
         self._probabilities = {name: values.softmax(0) for name, values in logits.items()}
 
@@ -68,7 +46,7 @@ class Policy:
             for name, values in self._probabilities.items()
         }
 
-    def update(self, elite: Sequence[Levels], smoothing: float, floor: float = 0.01) -> None:
+    def update(self, elite: Sequence[Mapping[str, int]], smoothing: float, floor: float = 0.01) -> None:
         """Move toward the elite.
 
         Args:
@@ -85,6 +63,110 @@ class Policy:
             self._probabilities[name] = (1 - floor) * moved + floor * possible / possible.sum()
 
 
+def even_logits(candidates: Candidates) -> Logits:
+    """All candidates of a layer are equally likely."""
+    return {name: _masked(choices, torch.zeros(len(choices))) for name, choices in candidates.items()}
+
+
+def sensitivity_logits(
+    candidates: Candidates,
+    sensitivities: Mapping[str, float],
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    temperature: float = 0.3,
+) -> Logits:
+    """The first logits without a budget, from what is known before any trial.
+
+    A candidate's expected divergence d is the layer's sensitivity, times the candidate's squared error over that at
+    which the sensitivity was measured. Its ``harm`` is ``log(1 + d / m)`` with m the median sensitivity: layers differ
+    by powers of ten, and one that must not be touched should not make all others look free. Its ``size`` is the mean
+    of its shares of the network's parameters and of its MACs, in units of a layer's average share. Its logit is
+    ``-(alpha * harm + beta * size) / temperature``.
+
+    Args:
+        candidates: of each layer.
+        sensitivities: of each layer, not negative.
+        alpha: weight of the harm.
+        beta: weight of the size.
+        temperature: the greater, the more even the distributions.
+    """
+    logits = {}
+    average = [sum(getattr(c[-1], cost) for c in candidates.values()) / len(candidates) for cost in COSTS]
+    positive = [value for value in sensitivities.values() if value > 0]
+    median = statistics.median(positive) if positive else 1.0
+    for name, choices in candidates.items():
+        harm = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
+        size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
+        logits[name] = _masked(choices, -(alpha * harm + beta * size) / temperature)
+    return logits
+
+
+def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3) -> Logits:
+    """The first logits under a budget: ``-(alpha * harm / h + price * size) / temperature``.
+
+    ``h`` is the mean harm of a layer in the budget's own allocation, and the price is the one at which the expected
+    size of a sample is the budget. As the temperature falls the distributions close in on the allocation, which has
+    the least harm + price * size; at any temperature they have the most entropy for their expected harm and size.
+    """
+    assert space.allocation is not None
+    assert space.budget is not None
+    unit = max(space.predicted_harm(space.allocation) / len(space.candidates), 1e-12)
+    harms, sizes, costs = {}, {}, {}
+    for name, choices in space.candidates.items():
+        harms[name] = torch.tensor([c.harm / unit if c else 0.0 for c in choices], dtype=torch.float64)
+        sizes[name] = torch.tensor([space.size(c) if c else 0.0 for c in choices], dtype=torch.float64)
+        costs[name] = torch.tensor([[c.params, c.macs] if c else [0, 0] for c in choices], dtype=torch.float64)
+    limits = [
+        math.inf if kept is None else kept * dense - rest
+        for kept, dense, rest in zip((space.budget.params, space.budget.macs), space.dense, space.rest, strict=True)
+    ]
+
+    def logits(price: float) -> Logits:
+        return {
+            name: _masked(choices, -(alpha * harms[name] + price * sizes[name]) / temperature)
+            for name, choices in space.candidates.items()
+        }
+
+    def fits(price: float) -> bool:
+        expected = sum(values.softmax(0) @ costs[name] for name, values in logits(price).items())
+        return all(cost <= limit for cost, limit in zip(torch.as_tensor(expected).tolist(), limits, strict=True))
+
+    low, high = -20.0, 40.0  # powers of two
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(2.0**middle) else (middle, high)
+    return {name: values.float() for name, values in logits(2.0**high).items()}
+
+
+def static_logits(
+    candidates: Candidates,
+    shapes: Mapping[str, LayerShape],
+    sensitivities: Mapping[str, float],
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.05,
+) -> Logits:
+    """The distribution of the work that this suite follows.
+
+    The logit is ``(r / r_max)^(alpha * s) - beta * r / log(C_in * C_out + 1)``. r is a candidate's last rank (the one
+    along the output channels); r_max, the layer's output channels, also stands for the dense layer's rank; s is the
+    layer's sensitivity as a share of the greatest.
+    """
+    greatest = max(sensitivities.values(), default=0.0) or 1.0
+    logits = {}
+    for name, choices in candidates.items():
+        inputs, most = shapes[name].channels
+        ranks = torch.tensor([min(c.plan.ranks[-1], most) if c and c.plan.ranks else most for c in choices]).float()
+        value = (ranks / most) ** (alpha * sensitivities.get(name, 0.0) / greatest)
+        logits[name] = _masked(choices, value - beta * ranks / math.log(inputs * most + 1))
+    return logits
+
+
+def _masked(choices: Sequence[Candidate | None], values: Tensor) -> Tensor:
+    return values.masked_fill(torch.tensor([choice is None for choice in choices]), -torch.inf)
+
+
 def _expected_divergences(choices: Sequence[Candidate | None], sensitivity: float) -> list[float]:
     reference = reference_candidate(choices)
     if reference is None:
@@ -92,11 +174,11 @@ def _expected_divergences(choices: Sequence[Candidate | None], sensitivity: floa
     return [sensitivity * (choice.error / reference.error) ** 2 if choice else 0.0 for choice in choices]
 
 
-def elite_of(trials: Sequence[tuple[float, Levels]], share: float) -> list[Levels]:
+def elite_of(trials: Sequence[tuple[tuple[float, ...], Levels]], share: float) -> list[Levels]:
     """The choices of the best trials.
 
     Args:
-        trials: ``(score, choices)`` of the trials that were measured; greater is better.
+        trials: ``(score, choices)`` of the trials that were measured; the greater score is better.
         share: of the trials that make the elite, in (0, 1]; at least one trial does.
     """
     ranked = sorted(trials, key=lambda trial: trial[0], reverse=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +30,8 @@ def layer_sensitivities(
     """Measured sensitivity of every layer to decomposition.
 
     Each layer in turn is cut to about a tenth of its parameters, the rest left dense; its sensitivity is the mean
-    Kullback-Leibler divergence of the network's outputs from the dense ones, in nats. No target is needed. A layer
-    that has no candidate with an error gets 0.
+    Kullback-Leibler divergence of the network's outputs from the dense ones, in nats for an image or, where there is
+    an output for each, for a pixel. No target is needed. A layer that has no candidate with an error gets 0.
 
     Args:
         model: the dense network; its training mode is left as it was.
@@ -85,11 +86,35 @@ def _divergences(
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
     with evaluating(model):
-        dense = model(inputs).log_softmax(1)
+        dense = _log_probabilities(model(inputs))
     found = []
     for name, plan in track(plans, "sensitivity", unit="layer"):
         small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
-        output = small.eval()(inputs).log_softmax(1)
-        divergence = nn.functional.kl_div(output, dense, reduction="batchmean", log_target=True)
+        output = _log_probabilities(small.eval()(inputs))
+        divergence = nn.functional.kl_div(output, dense, reduction="none", log_target=True).sum(1).mean()
         found.append(((name, plan), max(0.0, divergence.item())))
     return found
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Of the classes, along axis 1; a single channel is the logit of a mask, which has two."""
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    return logits.log_softmax(1)
+
+
+def interpolated_sensitivities(candidates: Candidates, harms: Harms) -> dict[str, float]:
+    """Each layer's sensitivity read off its table of harms, at the error of its reference candidate."""
+    found = dict.fromkeys(candidates, 0.0)
+    for name, choices in candidates.items():
+        reference = reference_candidate(choices)
+        if reference and name in harms:
+            errors, values = zip((0.0, 0.0), *sorted(harms[name]), strict=True)
+            found[name] = float(np.interp(reference.error**2, errors, values))
+    return found
+
+
+def single_harms(candidates: Candidates, sensitivities: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
+    """A table of harms with one point a layer: its sensitivity, at the squared error where that was measured."""
+    references = {name: reference_candidate(choices) for name, choices in candidates.items()}
+    return {name: [(reference.error**2, sensitivities[name])] for name, reference in references.items() if reference}

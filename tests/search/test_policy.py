@@ -6,7 +6,7 @@ import torch
 from common.planning import LayerPlan
 from common.planning.layers import Decompositions, trace_layers
 from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
-from common.search.policy import Policy, elite_of
+from common.search.policy import Policy, elite_of, sensitivity_logits
 from common.search.sensitivity import REFERENCE_LEVEL, layer_sensitivities
 from tests.networks import tiny_cnn
 
@@ -49,7 +49,7 @@ def test_candidates_keep_to_their_level(method: str) -> None:
 
 
 def test_the_first_policy_follows_sensitivity_and_size() -> None:
-    probabilities = Policy(CANDIDATES, SENSITIVITIES, temperature=0.1).probabilities
+    probabilities = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.1)).probabilities
     for row in probabilities.values():
         assert sum(row) == pytest.approx(1)
     assert probabilities["small"][SMALLEST] == 0
@@ -65,7 +65,7 @@ def test_logits_by_hand() -> None:
         "a": (candidate(0.1, 0.4), *filler[1:], candidate(0.3, 0.2), candidate(1.0, 0.0)),
         "b": (*filler, candidate(0.3, 0.2), candidate(1.0, 0.0)),
     }
-    rows = Policy(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5).probabilities
+    rows = Policy(sensitivity_logits(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5)).probabilities
     harms = torch.tensor([4 / 2, 1 / 2, 0.0]).log1p()
     expected = (0.5 * harms + 2 * torch.tensor([0.1, 0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["a"] if probability] == pytest.approx(expected)
@@ -75,12 +75,12 @@ def test_logits_by_hand() -> None:
 
 
 def test_without_any_sensitivity_only_size_counts() -> None:
-    row = Policy(CANDIDATES, {}, temperature=0.1).probabilities["tender"]
+    row = Policy(sensitivity_logits(CANDIDATES, {}, temperature=0.1)).probabilities["tender"]
     assert row[SMALLEST] > row[MIDDLE] > row[DENSE]
 
 
 def test_samples_follow_the_probabilities_and_the_seed() -> None:
-    policy = Policy(CANDIDATES, SENSITIVITIES, temperature=0.5)
+    policy = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
     generator = torch.Generator().manual_seed(0)
     drawn = [policy.sample(generator) for _ in range(3000)]
     for name, row in policy.probabilities.items():
@@ -90,7 +90,7 @@ def test_samples_follow_the_probabilities_and_the_seed() -> None:
 
 
 def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
-    policy = Policy(CANDIDATES, SENSITIVITIES, temperature=0.5)
+    policy = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
     before = policy.probabilities
     policy.update([], smoothing=0.5)
     assert policy.probabilities == before
@@ -107,9 +107,11 @@ def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
 
 
 def test_the_elite_is_the_best_share() -> None:
-    trials = [(score, {"a": index}) for index, score in enumerate([0.1, 0.9, 0.5, 0.7, 0.3])]
+    trials = [((score,), {"a": index}) for index, score in enumerate([0.1, 0.9, 0.5, 0.7, 0.3])]
     assert elite_of(trials, 0.4) == [{"a": 1}, {"a": 3}]
     assert elite_of(trials, 0.01) == [{"a": 1}]
+    higher = [((1.0, 0.9), {"a": 0}), ((2.0, 0.1), {"a": 1})]
+    assert elite_of(higher, 0.5) == [{"a": 1}], "a trial that climbed further is better whatever its score"
 
 
 def test_sensitivity_is_measured_on_the_output() -> None:

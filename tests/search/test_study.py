@@ -1,10 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ from torch import nn
 
 from common.calibration import recalibrate_bn
 from common.checkpoints import load_compressed
+from common.data import load_data
 from common.metrics import evaluate
-from common.planning import plan_ranks
+from common.planning import Budget, plan_ranks
 from common.profiling import profile
 from common.search import SearchResult, SearchSettings, search_ranks
+from common.search.preparation import decompose_for_search, measure_sensitivities
 from common.training import TrainingSettings, train
 from common.trials import TrialRecord, choose_best, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = SearchSettings(
     trials=8,
     batch=4,
@@ -69,7 +68,9 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
 
     dense_cost = profile(dense, x)
     for record in records:
-        assert {"raw", "recalibrated"} <= record.metrics.keys()
+        assert "recalibrated" in record.metrics
+        assert ("raw" in record.metrics) == (record.trial < 2 or "test" in record.metrics)
+        assert record.details["study"] == "run"
         assert record.params < dense_cost.params == record.baseline["params"]
         assert record.macs <= dense_cost.macs == record.baseline["macs"]
         assert record.latency is not None
@@ -118,7 +119,7 @@ def test_the_same_seed_gives_the_same_trials(dense: TinyCNN, tmp_path: Path) -> 
     (one, _), (other, _) = search(dense, tmp_path, "one"), search(dense, tmp_path, "other")
     assert [record.plan for record in one.records] == [record.plan for record in other.records]
     for mine, theirs in zip(one.records, other.records, strict=True):
-        for stage in mine.metrics.keys() - {"test"}:  # sums over several threads may differ in their last bits
+        for stage in {"recalibrated", "finetuned"} & mine.metrics.keys():  # last bits may differ between threads
             assert mine.metrics[stage] == pytest.approx(theirs.metrics[stage], rel=1e-3)
     assert one.last_policy == other.last_policy != one.first_policy
 
@@ -136,7 +137,7 @@ def test_a_trial_that_fails_is_logged_and_the_search_goes_on(
     calls = iter(range(100))
 
     def fail_once(*arguments: Any, **keywords: Any) -> int:
-        if next(calls) == 1:
+        if next(calls) == 2:  # every trial makes two calls, for a part of validation and for all of it
             raise RuntimeError("out of luck")
         return recalibrate_bn(*arguments, **keywords)
 
@@ -153,7 +154,7 @@ def test_a_finetuning_that_diverges_does_not_end_the_search(
     def diverge(*_: Any, **__: Any) -> None:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("common.search.study.train", diverge)
+    monkeypatch.setattr("common.search.finish.train", diverge)
     result, _ = search(dense, tmp_path)
     assert not any("finetuned" in record.metrics for record in result.records)
     assert result.best
@@ -166,36 +167,159 @@ def test_a_run_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
         search(dense, tmp_path)
 
 
+def stop_after(count: int) -> Any:
+    """An ``on_trial`` that presses Ctrl-C when so many trials have been shown."""
+    shown = iter(range(1, 1000))
+
+    def stop(_: TrialRecord) -> None:
+        if next(shown) == count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_ctrl_c_ends_with_what_there_is_and_the_same_call_goes_on(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = search(dense, tmp_path, "whole")
+    partial = search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path, run="cut", on_trial=stop_after(3))
+    assert [record.trial for record in partial.records] == [0, 1, 2]
+    assert (partial.remaining, partial.networks) == (5, {})
+    assert not any("test" in record.metrics for record in partial.records)
+    calls = iter(range(100))
+
+    def stop_inside(*arguments: Any, **keywords: Any) -> int:
+        if next(calls) == 5:  # in the third trial from here, on its way from a part of validation to all of it
+            raise KeyboardInterrupt
+        return recalibrate_bn(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.search.objective.recalibrate_bn", stop_inside)
+        partial, _ = search(dense, tmp_path, "cut")
+    assert [record.trial for record in partial.records] == [0, 1, 2, 3, 4]
+    rest, seen = search(dense, tmp_path, "cut")
+    assert rest.remaining == 0
+    assert [record.trial for record in seen][:3] == [5, 6, 7]
+    assert [record.plan for record in rest.records] == [record.plan for record in whole.records]
+    assert rest.last_policy == whole.last_policy
+    assert [record.trial for record in read_log(tmp_path / "cut.log")[0]] == list(range(8))
+
+
+def test_an_interrupted_finetuning_goes_on_without_the_ones_that_are_done(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        trained.append(keywords["description"])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments, **keywords)
+
+    monkeypatch.setattr("common.search.finish.train", spy)
+    first, _ = search(dense, tmp_path, "tuned")
+    assert (first.remaining, first.networks) == (0, {})
+    last, _ = search(dense, tmp_path, "tuned")
+    assert len(trained) == 3
+    assert trained[1] == trained[2] != trained[0]
+    assert last.networks
+    for number, network in last.networks.items():
+        record = last.records[number]
+        stage = record.metrics.get("finetuned", record.metrics["recalibrated"])
+        assert evaluate(network, tiny_digits().validation)["accuracy"] == pytest.approx(stage["accuracy"])
+
+
+def test_a_run_goes_on_only_with_the_same_network_data_and_settings(dense: TinyCNN, tmp_path: Path) -> None:
+    stop = search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path, run="one", on_trial=stop_after(1))
+    assert stop.remaining == 7
+    with pytest.raises(ValueError, match=r"^run='one' was begun differently: settings.seed=5 \(it was 0\);"):
+        search_ranks(dense, tiny_digits(), dataclasses.replace(SETTINGS, seed=5), logs=tmp_path, run="one")
+    with pytest.raises(ValueError, match=r"the dense network.s weights; make the same call or name another run$"):
+        search_ranks(tiny_cnn(3), tiny_digits(), SETTINGS, logs=tmp_path, run="one")
+    with pytest.raises(ValueError, match="begun differently: the validation split;"):
+        search_ranks(dense, tiny_digits(limit=50), SETTINGS, logs=tmp_path, run="one")
+    more = dataclasses.replace(SETTINGS, trials=10, finetune_top=2)
+    result = search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="one", on_trial=lambda _: None)
+    assert [record.trial for record in result.records] == list(range(10))
+
+
+def test_a_log_without_a_study_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
+    (tmp_path / "old.log").write_text("something\n")
+    for storage in (None, tmp_path / "elsewhere.journal"):
+        with pytest.raises(ValueError, match=r"run='old' has a log in .* already"):
+            search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path, run="old", storage=storage)
+
+
+def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(dense: TinyCNN, tmp_path: Path) -> None:
+    budget = Budget(macs=0.4)
+    settings = SearchSettings(method="svd", trials=8, batch=4, budget=budget, keep=0.3, finetune_top=0, table=False)
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
+    for record in result.records:
+        assert 0.37 < record.macs / record.baseline["macs"] <= 0.4
+    decompositions = decompose_for_search(dense, tiny_digits(), settings.seed)
+    _, harms = measure_sensitivities(dense, tiny_digits(), decompositions, settings)
+    x = tiny_digits().example()
+    plan = plan_ranks(dense, x, "svd", "budget", budget=budget, harms=harms, decompositions=decompositions)
+    assert result.records[0].plan == plan.layers_as_json()
+    assert len({json.dumps(record.plan) for record in result.records}) > 2
+
+
+def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
+    """After the start-up a trial is measured on all of validation only if it is in the upper half on the part."""
+    settings = SearchSettings(
+        policy="random", trials=14, startup=5, climb=0.5, part=0.3, finetune_top=0, keep=0.1, size_weight=0.0
+    )
+    data = load_data("digits", image_size=8, batch_size=8, limit=96)
+    result = search_ranks(dense, data, settings, logs=tmp_path, run="ladder", on_trial=lambda _: None)
+    dense_part = evaluate(dense, list(data.validation)[:4])["accuracy"]
+    climbed: list[float] = []
+    for record in result.records:
+        score = record.details["part"]["accuracy"] / dense_part
+        if record.status == "pruned":
+            assert (record.details["rung"], record.metrics, record.latency) == ("part", {}, None)
+            assert record.details["score"] == pytest.approx(score)
+            assert score < statistics.median(climbed)
+        else:
+            assert len(climbed) < 5 or score >= statistics.median(climbed)
+            climbed.append(score)
+    assert len(climbed) >= 5
+    assert sum(record.status == "pruned" for record in result.records) >= 2
+
+
+def test_a_pareto_study_keeps_the_front(dense: TinyCNN, tmp_path: Path) -> None:
+    settings = SearchSettings(policy="nsga2", objective="pareto", trials=6, finetune_top=0, keep=0.1)
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="front", on_trial=lambda _: None)
+    front = result.study.best_trials
+    assert front
+    for trial in result.study.trials:
+        record = result.records[trial.number]
+        assert trial.values[:3] == [record.metrics["recalibrated"]["accuracy"], record.params, record.macs]
+        assert record.latency is not None
+        assert trial.values[3] == pytest.approx(record.latency["median_s"]) or "test" in record.metrics
+
+
+@pytest.mark.parametrize("policy", ["uniform", "energy", "vbmf", "budget"])
+def test_a_rank_rule_has_one_plan_at_the_budget(policy: Any, dense: TinyCNN, tmp_path: Path) -> None:
+    settings = SearchSettings(policy=policy, budget=Budget(params=0.5), keep=0.1, finetune_top=0, method="tucker2")
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run=policy, on_trial=lambda _: None)
+    (record,) = result.records
+    assert record.rule == f"{policy} rule"
+    assert record.params <= 0.5 * record.baseline["params"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"policy": "energy"}, r"policy='energy' needs a budget; give budget=Budget\(params=..., macs=...\)"),
+        ({"method": "mixed"}, "method='mixed' needs a budget"),
+        ({"budget": Budget(macs=0.001)}, r"cannot be met: the least that can be kept is macs=0\.\d+$"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], sentence: str, dense: TinyCNN, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        search_ranks(dense, tiny_digits(), SearchSettings(**changes), logs=tmp_path, run="bad")
+
+
 def test_more_than_three_epochs_of_finetuning_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 3 epochs"):
         SearchSettings(finetune=TrainingSettings(epochs=3.5))
-
-
-KILLED = """
-import sys
-sys.path.insert(0, {root!r})
-from common.search import SearchSettings, search_ranks
-from tests.networks import tiny_cnn, tiny_digits
-search_ranks(tiny_cnn(), tiny_digits(), SearchSettings(trials=10_000), logs={logs!r}, run="killed")
-"""
-
-
-def test_sigkill_in_the_middle_loses_no_earlier_trial(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    command = [sys.executable, "-c", KILLED.format(root=str(ROOT), logs=str(logs))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        assert child.stdout is not None
-        finished = [int(child.stdout.readline().split()[1]) for _ in range(5)]
-        time.sleep(0.05)  # into the next trial
-        child.send_signal(signal.SIGKILL)
-    assert finished == [0, 1, 2, 3, 4]
-    with (logs / "killed.log").open("ab") as log:
-        log.write(b'TRIAL {"schema": 1, "run": "kil')  # what a kill inside the write itself would leave
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "jsonify_logs.py"), str(logs)], capture_output=True, text=True, check=True
-    ).stdout
-    document = json.loads((logs / "killed.json").read_text())
-    assert [trial["trial"] for trial in document["trials"]][:5] == finished
-    assert all(trial["status"] == "ok" for trial in document["trials"])
-    assert "1 lines skipped" in shown
-    assert "torn: the record is not whole" in shown

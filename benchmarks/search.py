@@ -1,0 +1,181 @@
+"""Every sampler of the rank search at the same budgets and trials: who finds the best network before fine-tuning?
+
+    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 30 --learning-rate 0.2
+    python benchmarks/search.py --weights finetuned/resnet20-cifar10.safetensors --dataset cifar10 --data-root DATA
+
+For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
+pruning) on the same images. A rank rule has one plan, whatever the number of trials, and no seed. The best trial by
+validation is then fine-tuned, and the test split is read for it. Prints a table (mean and standard deviation over the
+seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pandas as pd
+import seaborn as sns
+from tabulate import tabulate
+from torch import nn
+
+from common.checkpoints import load_compressed
+from common.data import DataBundle, load_data
+from common.environment import default_device
+from common.planning import Budget
+from common.planning.layers import Decompositions
+from common.reporting.style import save_figure, styled
+from common.search import SearchSettings, search_ranks
+from common.search.preparation import decompose_for_search
+from common.search.settings import RULES, Sampler
+from common.training import TrainingSettings
+from common.trials import TrialRecord, final_metric, read_log
+
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+
+
+def search(
+    model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings, logs: Path, run: str
+) -> list[TrialRecord]:
+    """The trials of one search, read from its log when it was finished before."""
+    try:
+        found = search_ranks(
+            model, data, settings, decompositions=decompositions, logs=logs, run=run, on_trial=lambda _: None
+        )
+    except ValueError as error:
+        if "has a log" not in str(error):
+            raise
+        return read_log(logs / f"{run}.log")[0]
+    if found.remaining:
+        raise KeyboardInterrupt
+    return found.records
+
+
+def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """A row for every search, and a row for every trial with the best so far; and the metric's name."""
+    data = load_data(
+        options.dataset,
+        options.data_root,
+        options.image_size,
+        batch_size=options.batch_size,
+        limit=options.limit,
+    )
+    model = load_compressed(options.weights).to(default_device())
+    how = TrainingSettings(epochs=options.finetune_epochs, learning_rate=options.learning_rate, amp=options.amp)
+    decompositions = decompose_for_search(model, data, seed=0)
+    logs = options.out / f"search-{options.dataset}-logs"
+    rows, curves = [], []
+    for budget in options.budgets:
+        for sampler in options.samplers:
+            for seed in options.seeds[:1] if sampler in RULES else options.seeds:
+                settings = SearchSettings(
+                    method=options.method,
+                    policy=sampler,
+                    budget=Budget(macs=budget),
+                    trials=options.trials,
+                    climb=1.0,
+                    finetune_top=1,
+                    finetune=how,
+                    seed=seed,
+                )
+                run = f"{options.dataset}-{options.method}-{budget:g}-{sampler}-{seed}"
+                records = [r for r in search(model, data, decompositions, settings, logs, run) if r.status == "ok"]
+                values = [100 * record.metrics["recalibrated"][data.metric] for record in records]
+                best = max(range(len(values)), key=values.__getitem__)
+                row = {"MACs kept": budget, "sampler": sampler, "seed": seed}
+                tested = max((r for r in records if "test" in r.metrics), key=lambda r: final_metric(r) or 0.0)
+                test = 100 * tested.metrics["test"][data.metric]
+                seconds = sum(record.seconds for record in records)
+                rows.append({**row, "validation": values[best], "test": test, "seconds": seconds})
+                so_far = pd.Series(values).cummax().tolist()
+                so_far += so_far[-1:] * (options.trials - len(so_far))
+                curves += [{**row, "trial": index + 1, "best": value} for index, value in enumerate(so_far)]
+                print(f"{run}: {values[best]:.2f}% on validation, {test:.2f}% on test, {seconds:.0f} s", flush=True)
+    return pd.DataFrame(rows), pd.DataFrame(curves), data.metric
+
+
+def summary(rows: pd.DataFrame, metric: str) -> str:
+    """The table: a line for each sampler, mean and standard deviation at each budget; and who is ahead."""
+    lines = []
+    for sampler, part in rows.groupby("sampler", sort=False):
+        line: list[str] = [str(sampler)]
+        for column in ("validation", "test"):
+            for _, cell in part.groupby("MACs kept", sort=False):
+                values = cell[column]
+                spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+                line.append(f"{values.mean():.2f}{spread}")
+        lines.append(line)
+    budgets = [f"{budget:.0%}" for budget in rows["MACs kept"].unique()]
+    heads = [f"{metric} (%)", *(f"validation, {budget}" for budget in budgets), *(f"test, {b}" for b in budgets)]
+    text = tabulate(lines, heads, tablefmt="github", disable_numparse=True)
+    for budget, at_budget in rows.groupby("MACs kept", sort=False):
+        ranked = at_budget.groupby("sampler")["validation"].mean().sort_values(ascending=False)
+        text += f"\n\n{budget:.0%} of the MACs: {ranked.index[0]} is ahead with {ranked.iloc[0]:.2f}%"
+        if len(ranked) > 1:
+            text += f", then {ranked.index[1]} with {ranked.iloc[1]:.2f}%"
+    return text
+
+
+def draw(curves: pd.DataFrame, metric: str, path: Path) -> list[Path]:
+    """Best so far against trials, one panel a budget; the band is the standard deviation over the seeds."""
+    with styled():
+        grid = sns.relplot(
+            curves,
+            x="trial",
+            y="best",
+            hue="sampler",
+            style="sampler",
+            col="MACs kept",
+            kind="line",
+            errorbar="sd",
+            palette="colorblind",
+            height=2.6,
+            aspect=0.9,
+            facet_kws={"sharey": False},
+        )
+        grid.set_axis_labels("Trials", f"Best validation {metric} so far (%)")
+        grid.set_titles("{col_name:.0%} of the MACs kept")
+    return save_figure(grid.figure, path)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="the dense network, from finetuned/finetune.py")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data-root", help="folder that holds the data set")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=250, help="default: %(default)s")
+    parser.add_argument("--limit", type=int, help="use at most this many images of each split, the same for all")
+    parser.add_argument("--method", default="htd", help="default: %(default)s")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=(0.5, 0.25, 0.15), help="shares of the MACs to keep"
+    )
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS, help="default: all")
+    parser.add_argument("--trials", type=int, default=100, help="of each search; default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--finetune-epochs", type=float, default=1.0, help="of the best trial; default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="of the fine-tuning; default: %(default)s")
+    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="of the fine-tuning")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare, print and draw."""
+    options = parse_arguments(arguments)
+    rows, curves, metric = compare(options)
+    stem = options.out / f"search-{options.dataset}"
+    rows.to_csv(stem.with_suffix(".csv"), index=False)
+    text = summary(rows, metric)
+    stem.with_suffix(".md").write_text(text + "\n")
+    print(text, *draw(curves, metric, stem), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The end of a search: the best few are fine-tuned, and the test split is read once for those that were chosen."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from torch import nn
+
+from common.checkpoints import load_compressed, save_compressed
+from common.compression import compress
+from common.data import DataBundle
+from common.metrics import evaluate
+from common.search.objective import Objective
+from common.search.records import plan_of_record
+from common.search.settings import SearchSettings
+from common.training import train
+from common.trials import TrialRecord, TrialWriter, choose_best, final_metric
+
+FINETUNED = "finetuned trial {}"
+"""A study's attribute: the file and figures of a trial that was fine-tuned; empty when that made it worse."""
+
+
+class Finish:
+    """Fine-tunes and tests the best trials of a study; what is done stays done when it is stopped and begun again.
+
+    Args:
+        study: all of whose trials are done.
+        objective: to measure with.
+        settings: of the study.
+        records: every trial by number; changed in place.
+        writer: of the run's log.
+        write: takes every record that has changed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        objective: Objective,
+        settings: SearchSettings,
+        records: dict[int, TrialRecord],
+        writer: TrialWriter,
+        write: Callable[[TrialRecord], None],
+    ) -> None:
+        self.study, self.objective, self.settings, self.records = study, objective, settings, records
+        self.writer, self._write_record = writer, write
+        self.data: DataBundle = objective.data
+        self.networks: dict[int, nn.Module] = {}
+        self._done = study.user_attrs
+
+    def _write(self, record: TrialRecord) -> None:
+        self.records[record.trial] = record
+        self._write_record(record)
+
+    def _file(self, number: int) -> Path:
+        return self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors")
+
+    def finetune_best(self, given: int) -> None:
+        """Fine-tune the best trials by score, the dense network as their teacher, and log them again.
+
+        Where the settings ask for it, so are the first ``given``, which were planned by others.
+        """
+        measured = [record for record in self.records.values() if record.status == "ok"]
+        ranked = sorted(measured, key=lambda record: record.details["score"], reverse=True)
+        best = ranked[: self.settings.finetune_top]
+        others = [record for record in measured if record.trial < given and record not in best]
+        for record in [*best, *(others if self.settings.finetune_given else [])]:
+            done: dict[str, Any] | None = self._done.get(FINETUNED.format(record.trial))
+            if done is None or (done and not self._file(record.trial).exists()):
+                done = self._finetune(record)
+                self.study.set_user_attr(FINETUNED.format(record.trial), done)
+            elif done:
+                self.networks[record.trial] = load_compressed(
+                    self._file(record.trial), copy.deepcopy(self.objective.model)
+                )
+            if done:
+                self.records[record.trial] = dataclasses.replace(record, **done)
+
+    def _finetune(self, record: TrialRecord) -> dict[str, Any]:
+        start = time.perf_counter()
+        network = self.objective.build(plan_of_record(record))
+        description = f"fine-tuning trial {record.trial}"
+        try:
+            history = train(
+                network, self.data, self.settings.finetune, teacher=self.objective.model, description=description
+            )
+        except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
+            self.writer.note(f"{description} failed: {error}")
+            return {}
+        tuned, metric = self.objective.evaluate(network), self.data.metric
+        if tuned[metric] < record.metrics["recalibrated"][metric]:
+            self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
+            return {}
+        self.networks[record.trial] = network
+        save_compressed(network, self._file(record.trial))
+        done: dict[str, Any] = {
+            "metrics": {**record.metrics, "finetuned": tuned},
+            "seconds": record.seconds + time.perf_counter() - start,
+            "details": {**record.details, "rung": "finetuned", "finetuning": history},
+        }
+        self._write(dataclasses.replace(record, **done))
+        return done
+
+    def test_chosen(self, given: int) -> dict[str, TrialRecord]:
+        """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
+
+        Chosen are the best of all trials by each criterion and, where the first ``given`` plans beat those of the
+        policy, the policy's best as well; under a budget also the best by the deciding metric, whether it is accepted
+        or not; and all given plans where they are to be compared.
+        """
+        every = list(self.records.values())
+        sampled = [record for record in every if record.trial >= given]
+        best = choose_best(every, self.settings.keep)
+        chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
+        if top := self._best_by_metric():
+            chosen.add(top.trial)
+        if self.settings.finetune_given:
+            chosen |= {record.trial for record in every if record.trial < given and record.status == "ok"}
+        model = self.objective.model
+        for number in sorted(chosen):
+            if number not in self.networks:
+                self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
+        test = evaluate(model, self.data.test)
+        for number in sorted(chosen):
+            network, record = self.networks[number], self.records[number]
+            file = save_compressed(network, self._file(number))
+            metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
+            dense = {**record.baseline, "metrics": {**record.baseline["metrics"], "test": test}}
+            self._write(
+                dataclasses.replace(
+                    record,
+                    metrics=metrics,
+                    latency=self.objective.time(network, rounds=31).to_json(),
+                    baseline=dense,
+                    details={**record.details, "weights": file.name},
+                )
+            )
+        self.networks = {number: self.networks[number] for number in sorted(chosen)}
+        best = choose_best(list(self.records.values()), self.settings.keep)
+        return {**best, "metric": self.records[top.trial]} if top else best
+
+    def _best_by_metric(self) -> TrialRecord | None:
+        """Under a budget all have one size, and the best is the one with the best metric on validation."""
+        measured = [record for record in self.records.values() if record.status == "ok" and self.settings.budget]
+        return max(measured, key=lambda record: final_metric(record) or 0.0, default=None)
+
+    def _raw(self, record: TrialRecord) -> dict[str, float]:
+        """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""
+        if "raw" in record.metrics:
+            return record.metrics["raw"]
+        plan = plan_of_record(record)
+        return self.objective.evaluate(
+            compress(self.objective.model, plan, decompositions=self.objective.decompositions)
+        )

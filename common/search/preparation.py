@@ -1,0 +1,92 @@
+"""What a process does before its first trial: decompositions, sensitivities, the space, the dense figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common.calibration import calibrate
+from common.data import DataBundle
+from common.planning.layers import Decompositions, trace_layers
+from common.planning.plan import RankPlan
+from common.search.blueprint import Blueprint, Points
+from common.search.candidates import layer_candidates
+from common.search.objective import Objective, calibration_inputs
+from common.search.rules import rule_plan
+from common.search.sensitivity import interpolated_sensitivities, layer_sensitivities, measure_harms, single_harms
+from common.search.settings import RULES, SearchSettings
+from common.search.space import Space
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a process needs to measure trials, the same in every process of a study.
+
+    Attributes:
+        blueprint: of the study.
+        space: what the trials choose from.
+        objective: what they are measured by.
+        rule_plan: the only plan, where a rank rule proposes.
+    """
+
+    blueprint: Blueprint
+    space: Space
+    objective: Objective
+    rule_plan: RankPlan | None = None
+
+
+def decompose_for_search(
+    model: nn.Module, data: DataBundle, seed: int, data_aware: bool = True, sweeps: int = 0
+) -> Decompositions:
+    """The decompositions of ``model``, best for its outputs on the calibration split or for its weights alone.
+
+    The images of the calibration split are augmented from ``seed``, the same in every process.
+    """
+    if not data_aware:
+        return Decompositions(model, sweeps=sweeps)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Decompositions(model, calibrate(model, data.calibration), sweeps)
+
+
+def measure_sensitivities(
+    model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings
+) -> tuple[dict[str, float], dict[str, Points]]:
+    """How much each layer's decomposition harms the network: one number a layer, and points over its squared error."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
+    method = "svd" if settings.method == "mixed" else settings.method
+    candidates = layer_candidates(trace_layers(model, inputs[:1]), decompositions, method)
+    if settings.budget and settings.table:
+        table = measure_harms(model, candidates, decompositions, inputs)
+        harms = {name: [(error, harm) for error, harm in points] for name, points in table.items()}
+        return interpolated_sensitivities(candidates, harms), harms
+    sensitivities = layer_sensitivities(model, candidates, decompositions, inputs)
+    return sensitivities, single_harms(candidates, sensitivities)
+
+
+def prepare(model: nn.Module, data: DataBundle, blueprint: Blueprint, decompositions: Decompositions) -> Prepared:
+    """All that a process needs to measure the trials of a study.
+
+    Raises:
+        ValueError: the budget cannot be met.
+    """
+    settings = blueprint.settings
+    x = data.example().to(next(model.parameters()).device)
+    space = Space(model, x, decompositions, settings.method, settings.budget, blueprint.harms)
+    plan = rule_plan(settings.policy, model, x, decompositions, space) if settings.policy in RULES else None
+    objective = Objective(
+        model,
+        data,
+        decompositions,
+        space,
+        latency_batch=settings.latency_batch,
+        part=settings.part,
+        size_weight=settings.size_weight,
+        seed=settings.seed,
+        time_trials=settings.budget is None or settings.objective == "pareto",
+    )
+    return Prepared(blueprint, space, objective, plan)

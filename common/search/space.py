@@ -1,0 +1,173 @@
+"""What a search chooses from: levels of every layer, and the plan that a choice of levels stands for."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from optuna.distributions import IntDistribution
+from torch import Tensor, nn
+
+from common.decomposition import DECOMPOSITIONS
+from common.planning.budget import Budget, Options, allocate
+from common.planning.layers import Decompositions, LayerShape, trace_layers
+from common.planning.options import Harms, layer_options
+from common.planning.plan import RankPlan
+from common.profiling import profile
+from common.search.candidates import Candidate, Candidates, layer_candidates, option_candidates, plan_of
+
+Levels = dict[str, int]
+"""Layer -> index of the candidate it takes."""
+
+
+class Space:
+    """Levels of every layer; with a budget, also all ranks, from which a choice of levels is made to fit it.
+
+    Args:
+        model: the dense network.
+        x: one example input ``(N, C, H, W)``.
+        decompositions: of ``model``.
+        method: the decomposition, or ``mixed``.
+        budget: that every plan keeps to; None takes the chosen candidates as they are.
+        harms: measured harm of errors, layer by layer.
+
+    Raises:
+        ValueError: the budget cannot be met; the sentence names the least that can.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        decompositions: Decompositions,
+        method: str,
+        budget: Budget | None = None,
+        harms: Harms | None = None,
+    ) -> None:
+        self.method, self.budget = method, budget
+        self.shapes = trace_layers(model, x)
+        cost = profile(model, x)
+        self.dense = (cost.params, cost.macs)
+        layers = [shape.dense_cost for shape in self.shapes.values()]
+        self.rest = (cost.params - sum(params for params, _ in layers), cost.macs - sum(macs for _, macs in layers))
+        self.options: dict[str, Options] = {}
+        self.allocation: RankPlan | None = None
+        if budget is None:
+            self.candidates: Candidates = layer_candidates(self.shapes, decompositions, method)
+            return
+        methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+        self.options = {
+            name: layer_options(name, shape, decompositions, methods, harms=harms)
+            for name, shape in self.shapes.items()
+        }
+        self.allocation = self._allocate({})
+        self.candidates = option_candidates(self.options)
+        self._harms = {
+            name: dict(zip(options.plans, options.harm.tolist(), strict=True))
+            for name, options in self.options.items()
+        }
+
+    def distributions(self) -> dict[str, IntDistribution]:
+        """Layer -> the levels that it has."""
+        return {
+            name: IntDistribution(next(i for i, choice in enumerate(choices) if choice), len(choices) - 1)
+            for name, choices in self.candidates.items()
+        }
+
+    def plan(self, levels: Mapping[str, int], rule: str) -> RankPlan:
+        """The plan that ``levels`` stand for; with a budget, one that fills it.
+
+        A level says at what price per size its layer would choose it. The plan has the least harm within the budget
+        when every layer's harm is counted in units of its price, so that what the levels say of the layers relative
+        to each other is kept, and levels that all name the same price give the budget's own allocation.
+        """
+        if self.budget is None:
+            return plan_of(self.candidates, levels, self.method, rule)
+        weights = {name: 1 / price for name, price in self._prices(levels).items()}
+        return replace(self._allocate(weights), rule=rule)
+
+    def _allocate(self, weights: Mapping[str, float]) -> RankPlan:
+        assert self.budget is not None
+        options = {
+            name: replace(options, harm=options.harm * weights.get(name, 1.0))
+            for name, options in self.options.items()
+        }
+        layers = allocate(options, self.budget, self.dense, self.rest)
+        return RankPlan(layers, self.method, "budget", {"params": self.budget.params, "macs": self.budget.macs})
+
+    def _prices(self, levels: Mapping[str, int]) -> dict[str, float]:
+        """Prices in units of their median; a layer that has one level only has no say."""
+        prices = {}
+        for name, level in levels.items():
+            choices = [choice for choice in self.candidates[name] if choice]
+            if len(choices) > 1:
+                sizes, harms = [self.size(choice) for choice in choices], [choice.harm for choice in choices]
+                prices[name] = _price(sizes, harms, level - (len(self.candidates[name]) - len(choices)))
+        typical = statistics.median(price for price in prices.values() if price > 0) if any(prices.values()) else 1.0
+        return {name: min(max(price / typical, 1e-6), 1e6) for name, price in prices.items()}
+
+    def size(self, choice: Candidate) -> float:
+        """Mean of a candidate's shares of the whole network, in the costs that the budget limits."""
+        budget = self.budget or Budget(params=1.0, macs=1.0)
+        shares = [
+            cost / dense
+            for cost, dense, limit in zip(
+                (choice.params, choice.macs), self.dense, (budget.params, budget.macs), strict=True
+            )
+            if limit is not None
+        ]
+        return sum(shares) / len(shares)
+
+    def predicted_harm(self, plan: RankPlan) -> float:
+        """The sum over layers of what a plan under the budget is expected to cost the network."""
+        return sum(self._harms[name][layer] for name, layer in plan.factored.items())
+
+    def cost(self, plan: RankPlan) -> tuple[int, int]:
+        """Parameters and MACs of the network that ``plan`` makes, without building it."""
+        return plan_cost(self.shapes, self.dense, plan)
+
+    def levels_of(self, plan: RankPlan) -> Levels:
+        """For each layer the level whose size is nearest to the plan's."""
+        found = {}
+        for name, layer in plan.layers.items():
+            params = self.shapes[name].cost(layer)[0]
+            factored = [level for level, choice in enumerate(self.candidates[name][:-1]) if choice]
+            if layer.method is None or not factored:
+                found[name] = len(self.candidates[name]) - 1
+            else:
+                found[name] = min(factored, key=lambda level: abs(math.log(self._params(name, level) / params)))
+        return found
+
+    def _params(self, name: str, level: int) -> int:
+        choice = self.candidates[name][level]
+        assert choice is not None
+        return choice.params
+
+
+def plan_cost(shapes: Mapping[str, LayerShape], dense: tuple[int, int], plan: RankPlan) -> tuple[int, int]:
+    """Parameters and MACs of a network, from the shapes of its layers and the dense network's costs."""
+    params, macs = dense
+    for name, layer in plan.layers.items():
+        (before_params, before_macs), (after_params, after_macs) = shapes[name].dense_cost, shapes[name].cost(layer)
+        params, macs = params - before_params + after_params, macs - before_macs + after_macs
+    return params, macs
+
+
+def _price(sizes: Sequence[float], harms: Sequence[float], index: int) -> float:
+    """The price per size at which a layer would choose option ``index``; the sizes ascend.
+
+    It is the geometric mean of the slopes of the layer's convex hull on both sides; for the smallest option twice, for
+    the dense one half the only slope there is.
+    """
+    slopes = [
+        (harms[index] - harm) / (size - sizes[index])
+        for size, harm in zip(sizes, harms, strict=True)
+        if size != sizes[index]
+    ]
+    smaller = sum(size < sizes[index] for size in sizes)
+    left, right = slopes[:smaller], slopes[smaller:]
+    if left and right:
+        return math.sqrt(max(min(left), 0.0) * max(max(right), 0.0))
+    return 2 * max(right, default=0.0) if right else min(left) / 2

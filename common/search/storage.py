@@ -1,0 +1,144 @@
+"""Where a study lives: a journal file beside the logs, or any storage that Optuna has a URL for."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from common.trials import log_path
+
+FINISHED = "finished"
+"""A study's attribute: its best were tested, and it is not to be continued."""
+HEARTBEAT_S = 15
+GRACE_S = 60
+"""A database's trial is given up when its worker was silent for so long."""
+LOCK_GRACE_S = 5
+"""The journal's lock is held for one write; one that lasts longer was left by a process that was killed."""
+
+
+def journal_path(logs: str | Path, run: str) -> Path:
+    """The journal of a run, which is there when no other storage was asked for."""
+    return Path(logs) / f"{run}.journal"
+
+
+def open_storage(storage: str | Path) -> BaseStorage:
+    """A storage by its URL (``postgresql+psycopg://...``, ``sqlite:///...``) or, without ``://``, a journal file.
+
+    In a database a worker tells that it is alive every ``HEARTBEAT_S`` seconds.
+
+    Raises:
+        ValueError: the database's driver is not installed, or it cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials have their own lines
+    if "://" not in str(storage):
+        return _open_journal(Path(storage))
+    try:
+        shown = make_url(str(storage)).render_as_string(hide_password=True)
+    except ArgumentError:
+        raise ValueError(f"storage={storage!s} is no URL of a database and no journal file") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(str(storage), heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
+    except ImportError as error:
+        driver = 'pip install "psycopg[binary]" serves postgresql+psycopg://'
+        raise ValueError(f"storage={shown}: its driver is not installed ({error}); {driver}") from error
+    except Exception as error:  # whatever the driver raises; its first line says what is wrong
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"storage={shown} cannot be opened: {reason}") from error
+
+
+@contextmanager
+def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
+    """The same for the length of a ``with`` block, at whose end a database's connections are closed.
+
+    A study that was opened inside can be read afterwards: it connects again.
+    """
+    found = open_storage(storage)
+    try:
+        yield found
+    finally:
+        if isinstance(found, RDBStorage):
+            found.scoped_session.remove()
+            found.engine.dispose()
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileOpenLock(str(path), grace_period=LOCK_GRACE_S)
+    if path.exists():
+        lock.acquire()
+        try:
+            _drop_torn_line(path)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(path), lock))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Remove what a process that was killed inside a write left behind; nobody was told that it was there."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = size
+        while start > 0:
+            start = max(0, start - 65536)
+            file.seek(start)
+            found = file.read(min(65536, size - start)).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+        file.truncate(0)
+
+
+def open_study(
+    name: str,
+    storage: BaseStorage,
+    directions: list[str] | None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> optuna.Study:
+    """The study ``name``, made when it is not there; with ``directions=None`` it has to be.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    try:
+        if directions is None:
+            return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+        return optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            study_name=name,
+            directions=directions,  # type: ignore[arg-type]  # Optuna wants the two literals
+            load_if_exists=True,
+        )
+    except KeyError:
+        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        raise ValueError(f"study={name!r} is not in this storage; it holds: {known}") from None
+
+
+def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
+    """Do nothing when the log of ``run`` is new, or belongs to a study that is not finished.
+
+    Raises:
+        ValueError: there is a log, and nothing to go on with.
+    """
+    if not log_path(logs, run, new=False).exists():
+        return
+    if storage is None and not journal_path(logs, run).exists():
+        log_path(logs, run)
+    with opened_storage(storage or journal_path(logs, run)) as opened:
+        known = run in optuna.get_all_study_names(opened)
+        if not known or open_study(run, opened, None).user_attrs.get(FINISHED):
+            log_path(logs, run)

@@ -1,0 +1,46 @@
+"""What the processes that the tests start and kill do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from common.search import SearchSettings, search_ranks, worker
+from common.trials import read_log
+from tests.networks import tiny_cnn, tiny_digits
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.search.processes"])
+SETTINGS = SearchSettings(method="svd", trials=14, batch=4, startup=6, finetune_top=0, sensitivity_images=16)
+
+
+def search(logs: str, run: str, storage: str | None = None) -> None:
+    """Begin a study, or go on with it, to its end."""
+    search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run=run, storage=storage)
+
+
+def take_part(study: str, storage: str, logs: str, weights: str, name: str) -> None:
+    """A worker as from the command line."""
+    arguments = ["--study", study, "--storage", storage, "--logs", logs, "--weights", weights, "--name", name]
+    raise SystemExit(worker.main(arguments))
+
+
+def start(target: Any, *arguments: Any) -> BaseProcess:
+    process = PROCESSES.Process(target=_quietly, args=(target, *arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _quietly(target: Any, *arguments: Any) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    target(*arguments)
+
+
+def logged(logs: Path, pattern: str) -> list[int]:
+    """Numbers of the trials in the logs that match, in order."""
+    return sorted(record.trial for path in logs.glob(pattern) for record in read_log(path)[0])

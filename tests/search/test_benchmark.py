@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import search, search_cost
+from common.checkpoints import save_compressed
+from common.models import build_model
+from common.trials import read_log
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    return str(save_compressed(build_model("resnet20", 10), tmp_path / "dense.safetensors"))
+
+
+def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--weights", weights, "--dataset", "digits", "--image-size", "8", "--limit", "48", "--method", "svd"]
+    arguments += ["--batch-size", "24", "--budgets", "0.5", "--samplers", "adaptive", "budget", "--trials", "2"]
+    arguments += ["--seeds", "0", "1", "--finetune-epochs", "0.5", "--amp", "off", "--out", str(tmp_path)]
+    search.main(arguments)
+    rows = pd.read_csv(tmp_path / "search-digits.csv")
+    assert rows[["sampler", "seed"]].to_numpy().tolist() == [["adaptive", 0], ["adaptive", 1], ["budget", 0]]
+    for row in rows.itertuples():
+        run = f"digits-svd-0.5-{row.sampler}-{row.seed}"
+        records = read_log(tmp_path / "search-digits-logs" / f"{run}.log")[0]
+        assert len(records) == (1 if row.sampler == "budget" else 2)
+        values = [100 * record.metrics["recalibrated"]["accuracy"] for record in records]
+        assert row.validation == pytest.approx(max(values))
+        assert any(
+            row.test == pytest.approx(100 * r.metrics["test"]["accuracy"]) for r in records if "test" in r.metrics
+        )
+    shown = capsys.readouterr().out
+    assert "50% of the MACs: " in shown
+    assert (tmp_path / "search-digits.png").stat().st_size > 5000
+    search.main(arguments)  # goes on, and has nothing left to do
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "search-digits.csv"), rows)
+
+
+def test_what_a_search_costs(
+    weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_cost, "DRAWS", 50)
+    monkeypatch.setattr(search_cost, "POINTS", 0.9)
+    arguments = ["--weights", weights, "--dataset", "digits", "--image-size", "8", "--limit", "32", "--method", "svd"]
+    arguments += ["--batch-size", "16", "--trials", "2", "--measured", "1", "--amp", "off"]
+    search_cost.main(["target", *arguments])
+    shown = capsys.readouterr().out
+    assert "this search, all of it" in shown
+    assert "of 50 draws are small enough" in shown
+    (per_trial,) = [line for line in shown.splitlines() if line.startswith("| the earlier method, a trial")]
+    # 3 epochs of 32 images, each with BatchNorm measured on 32 and validation on 32, and validation once at the end.
+    assert per_trial.split("|")[2].strip() == str(3 * 3 * 32 + 32)

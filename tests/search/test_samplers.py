@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from common.planning.layers import Decompositions
+from common.search.policy import Policy, elite_of, even_logits
+from common.search.samplers import PolicySampler, make_sampler, policies, tried_levels
+from common.search.settings import SearchSettings
+from common.search.slots import OUTCOME, SET_ASIDE, Attempts
+from common.search.space import Space
+from tests.networks import tiny_cnn
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SETTINGS = SearchSettings(method="svd", trials=12, batch=4, elite=0.5)
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    model = tiny_cnn()
+    return Space(model, X, Decompositions(model), "svd")
+
+
+def score(levels: dict[str, int]) -> float:
+    return -float(sum(level**2 for level in levels.values()))
+
+
+def run(study: optuna.Study, space: Space, trials: int) -> list[dict[str, Any]]:
+    """Trials whose score is known without any network."""
+
+    def objective(trial: optuna.Trial) -> float:
+        levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in space.distributions().items()}
+        trial.set_user_attr(OUTCOME, {"rung": 2, "score": score(levels), "levels": levels})
+        return score(levels)
+
+    study.optimize(objective, n_trials=trials)
+    return [trial.params for trial in study.trials]
+
+
+def study_with(space: Space, settings: SearchSettings, **arguments: Any) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = make_sampler(space, settings, even_logits(space.candidates), None)
+    return optuna.create_study(sampler=sampler, direction="maximize", load_if_exists=True, **arguments)
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "static", "random", "tpe", "nsga2"])
+def test_a_stop_changes_nothing(policy: Any, space: Space) -> None:
+    settings = dataclasses.replace(SETTINGS, policy=policy)
+    whole = run(study_with(space, settings), space, 12)
+    storage = optuna.storages.InMemoryStorage()
+    run(study_with(space, settings, storage=storage, study_name="s"), space, 5)
+    assert run(study_with(space, settings, storage=storage, study_name="s"), space, 7) == whole
+    other = dataclasses.replace(settings, seed=1)
+    assert run(study_with(space, other), space, 12) != whole
+
+
+def test_the_policy_moves_toward_the_elite_after_every_batch(space: Space) -> None:
+    study = study_with(space, SETTINGS)
+    run(study, space, 11)
+    assert isinstance(study.sampler, PolicySampler)
+    expected = Policy(even_logits(space.candidates))
+    trials = [((2.0, score(trial.params)), trial.params) for trial in study.trials]
+    for slot in range(12):
+        if slot in (4, 8):
+            expected.update(elite_of(trials[:slot], SETTINGS.elite), SETTINGS.smoothing)
+        assert study.sampler.policy(study, slot).probabilities == expected.probabilities
+    first, last = policies(study, SETTINGS, even_logits(space.candidates))
+    assert first.probabilities == Policy(even_logits(space.candidates)).probabilities != last.probabilities
+
+
+def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> None:
+    whole = run(study_with(space, SETTINGS), space, 12)
+    study = study_with(space, SETTINGS)
+    run(study, space, 6)
+    dead = study.ask()  # slot 6
+    dead.suggest_int("conv", space.distributions()["conv"].low, space.distributions()["conv"].high)
+    dead.set_user_attr(SET_ASIDE, "interrupted")
+    study.tell(dead, state=TrialState.FAIL)
+    Attempts(study, 12).retry({})
+    run(study, space, 6)
+    attempts = Attempts(study, 12)
+    assert [attempts.judged[slot].params for slot in range(12)] == whole
+
+
+def test_better_means_further_up_the_ladder_first(space: Space) -> None:
+    study = study_with(space, SETTINGS)
+    for rung, value, state in ((1, 0.9, TrialState.PRUNED), (2, 0.5, TrialState.COMPLETE)):
+        trial = study.ask()
+        trial.set_user_attr(OUTCOME, {"rung": rung, "score": value, "levels": {"conv": rung}})
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+    assert tried_levels(study) == [(0, (1.0, 0.9), {"conv": 1}), (1, (2.0, 0.5), {"conv": 2})]
+    assert elite_of([entry[1:] for entry in tried_levels(study)], 0.5) == [{"conv": 2}]
