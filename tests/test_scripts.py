@@ -341,6 +341,35 @@ def test_mixed_schema_versions_and_foreign_numbers(workplace: Path) -> None:
     assert [trial["metrics"]["raw"]["accuracy"] for trial in document["trials"]] == [0.8123, None]
 
 
+WRITE_FOREVER = """
+import itertools
+from common.trials import TrialWriter
+from tests.records import make_record
+
+with TrialWriter("logs", "growing") as writer:
+    for trial in itertools.count():
+        writer.write(make_record(run="growing", trial=trial))
+        print(trial, flush=True)
+"""
+
+
+def test_a_log_is_read_while_it_grows(workplace: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WRITE_FOREVER]
+    with subprocess.Popen(command, cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        confirmed = [int(writer.stdout.readline()) for _ in range(30)]
+        shown = [run(workplace, "jsonify_logs.py"), run(workplace, "analyze_results.py", "--format", "csv")]
+        assert writer.poll() is None
+        writer.kill()
+    assert [result.returncode for result in shown] == [0, 0]
+    document = strict(workplace / "logs" / "growing.json")
+    numbers = [trial["trial"] for trial in document["trials"]]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) >= len(confirmed)
+    assert sum(entry["count"] for entry in document["skipped"]) <= 1  # the line that was being written
+
+
 def test_jsonify_needs_little_memory_for_each_trial(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {})
     mark, record = TRIAL_MARK, make_record(run="r", trial=-1).to_json()

@@ -66,7 +66,7 @@ class Trials:
 
     def since(self, time: int) -> Trials:
         """The trials whose latest version was logged at ``time`` (YYYYMMDDhhmmss) or later."""
-        return self._with(self.frame[self.frame["time"] >= time])
+        return self._with(self.frame[self.frame["time"] >= time]) if time else self
 
     def _with(self, rows: pd.DataFrame) -> Trials:
         chosen = object.__new__(Trials)
