@@ -56,7 +56,6 @@ svd_ranks = "8,16,32"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
 compare_at = 0.5  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
 method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
-policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
 budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against Dice
 trials = 10  # plans that the policy samples
 keep = 0.97  # a trial is accepted when it keeps this share of the dense Dice
@@ -138,7 +137,8 @@ figures.radar(result.records, config.keep)
 # The truth in one colour, what each network found in the other, on the first test images with something to find.
 
 # %%
-figures.sample_masks(predict_masks({"dense": dense, **result.networks}, data))
+chosen = {record.trial: result.networks[record.trial] for record in result.best.values()}
+figures.sample_masks(predict_masks({"dense": dense, **chosen}, data))
 
 # %% [markdown]
 # The methods at equal size, stage by stage.
