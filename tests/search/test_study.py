@@ -320,6 +320,6 @@ def test_bad_settings_are_refused(changes: dict[str, Any], sentence: str, dense:
         search_ranks(dense, tiny_digits(), SearchSettings(**changes), logs=tmp_path, run="bad")
 
 
-def test_more_than_three_epochs_of_finetuning_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 3 epochs"):
-        SearchSettings(finetune=TrainingSettings(epochs=3.5))
+def test_more_than_five_epochs_of_finetuning_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 5 epochs"):
+        SearchSettings(finetune=TrainingSettings(epochs=5.5))
