@@ -27,7 +27,7 @@ examples:
 
 Each file holds the trials in their latest version, by number, and says which lines held no usable trial. The logs are
 only read, so this can run while they grow, and again at any time. The workers of one study become one file, named
-after the study; a log of any size needs about 200 bytes of memory for each of its trials.
+after the study; a log of any size needs about 150 bytes of memory for each of its trials.
 
 exit codes:
   0  done        1  done, but --strict and a line was passed over        2  nothing done; the last line says why
