@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from common.checkpoints import save_compressed
+from common.checkpoints import load_compressed, save_compressed
 from common.models import build_model
 from common.search import SearchSettings, search_ranks, worker
 from common.search.slots import Attempts
@@ -107,6 +107,8 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     for process in crew.values():
         process.join()
         assert process.exitcode == 0
+    # One that was killed after its trial's end and before the line in its log leaves the line to the one that began.
+    search_ranks(load_compressed(weights), tiny_digits(), SETTINGS, logs=logs, run=study, storage=postgresql)
     check_finished(study, postgresql, logs)
     workers = {record.details["worker"] for path in logs.glob("*.log") for record in read_log(path)[0]}
     assert workers <= {"main", "a", "b"}
