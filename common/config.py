@@ -136,6 +136,7 @@ class ClassifierConfig(ExperimentConfig):
 
     dataset: Literal["digits", "mnist", "cifar10", "imagefolder"] = "digits"
     pretrained: str | None = None
+    stem: Literal["imagenet", "cifar"] = "imagenet"
     finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
 
 

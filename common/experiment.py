@@ -58,8 +58,8 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
             name, data.num_classes, width=config.width, depth=config.depth, upsampling=config.upsampling
         )
     else:
-        pretrained = config.pretrained if isinstance(config, ClassifierConfig) else None
-        model = build_model(name, data.num_classes, weights=pretrained)
+        assert isinstance(config, ClassifierConfig)
+        model = build_model(name, data.num_classes, weights=config.pretrained, stem=config.stem)
     model = model.to(default_device())
     if config.weights:
         return load_compressed(config.weights, model), []

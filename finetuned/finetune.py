@@ -66,6 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--unannotated", default="keep", help="coco: keep images without annotation, or drop them; default: keep")
     add("--workers", type=int, help="processes that read images; default: what suits the set")
     add("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
+    add("--stem", default="imagenet", help="resnet18, resnet34: imagenet, or cifar for 32 x 32; default: imagenet")
     add("--width", type=int, default=64, help="unet: channels of its first level; default: %(default)s")
     add("--depth", type=int, default=4, help="unet: how many times it halves the image; default: %(default)s")
     add("--upsampling", default="transposed", help="unet: transposed or bilinear; default: %(default)s")
@@ -94,7 +95,9 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
     unet = (
         {name: getattr(options, name) for name in ("width", "depth", "upsampling")} if options.model == "unet" else {}
     )
-    model = build_model(options.model, data.num_classes, weights=options.pretrained, **unet).to(default_device())
+    model = build_model(options.model, data.num_classes, weights=options.pretrained, stem=options.stem, **unet).to(
+        default_device()
+    )
     if options.method is None:
         return model
     if options.dense is not None:

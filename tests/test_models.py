@@ -37,6 +37,23 @@ def test_bad_arguments_are_named() -> None:
         build_model("resnet18", 10, weights="IMAGENET")
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
+    model = build_model(name, 10, stem="cifar").eval()
+    seen: list[torch.Size] = []
+    model.get_submodule("layer1").register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 64, 32, 32)]
+    provenance = get_provenance(model)
+    assert provenance is not None
+    assert provenance.arguments == {"num_classes": 10, "stem": "cifar"}
+    with pytest.raises(ValueError, match="weights='DEFAULT' with stem='cifar': there are none"):
+        build_model(name, 10, stem="cifar", weights="DEFAULT")
+    with pytest.raises(ValueError, match=r"stem='cifar' is unknown.*allowed: imagenet"):
+        build_model("vgg16", 10, stem="cifar")
+
+
 @pytest.mark.parametrize(("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)])
 def test_the_cifar_resnets_have_their_papers_size(name: str, params: int) -> None:
     """0.27 M and 0.85 M (He et al. 2016, table 6)."""

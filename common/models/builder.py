@@ -15,6 +15,8 @@ from common.torchvision_compat import torchvision
 
 HEADS = {"resnet18": "fc", "resnet34": "fc", "vgg16": "classifier.6", "alexnet": "classifier.6"}
 """torchvision's architectures -> name of the last Linear, which is replaced to fit the number of classes."""
+STEMMED = ("resnet18", "resnet34")
+STEMS = ("imagenet", "cifar")
 CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9}
 CLASSIFIERS = (*HEADS, *CIFAR_BLOCKS)
 MODELS = (*CLASSIFIERS, "unet")
@@ -25,6 +27,7 @@ def build_model(
     num_classes: int,
     *,
     weights: str | None = None,
+    stem: str = "imagenet",
     width: int = 64,
     depth: int = 4,
     upsampling: str = "transposed",
@@ -39,6 +42,9 @@ def build_model(
             architecture (``"IMAGENET1K_V1"``), which are downloaded on first use; the head starts at random unless it
             is for as many classes as theirs, ImageNet's 1,000.
             There are none for the ResNets for CIFAR-10 and the U-Net.
+        stem: for ``resnet18`` and ``resnet34``: ``imagenet`` (7 x 7 with stride 2 and a pooling, which leave a quarter
+            of each side) or ``cifar``, for images of 32 x 32: one 3 x 3 convolution that keeps the size, as in
+            section 4.2 of He et al. (2016). There are no weights for the latter.
         width: for ``unet``: channels of its first level.
         depth: for ``unet``: how many times it halves the image.
         upsampling: for ``unet``: ``transposed`` or ``bilinear``.
@@ -53,7 +59,10 @@ def build_model(
         if value < low:
             raise ValueError(f"{parameter}={value!r}: it must be at least {low}")
     check_choice("upsampling", upsampling, UPSAMPLING)
+    check_choice("stem", stem, STEMS if name in STEMMED else STEMS[:1])
     if weights is not None:
+        if stem == "cifar":
+            raise ValueError(f"weights={weights!r} with stem='cifar': there are none; use stem='imagenet'")
         listed = [entry.name for entry in torchvision.models.get_model_weights(name)] if name in HEADS else []
         check_choice("weights", weights, ["DEFAULT", *listed] if listed else [])
     arguments: dict[str, Any] = {"num_classes": num_classes}
@@ -65,6 +74,10 @@ def build_model(
         model = CifarResNet(CIFAR_BLOCKS[name], num_classes)
     else:
         model = _torchvision(name, num_classes, weights)
+        if stem == "cifar":
+            arguments["stem"] = stem
+            model.set_submodule("conv1", nn.Conv2d(3, 64, 3, padding=1, bias=False))
+            model.set_submodule("maxpool", nn.Identity())
     set_provenance(model, Provenance(name, arguments))
     return model
 

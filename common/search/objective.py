@@ -16,6 +16,7 @@ from common.data import DataBundle
 from common.metrics import evaluate
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
+from common.planning.planner import kept_shares
 from common.profiling import Latency, Profile, measure_latency, profile
 from common.search.space import Space
 
@@ -37,6 +38,7 @@ class Measured:
         params, macs: of the network.
         part: metrics on a part of validation; empty when it was not measured.
         metrics: stage -> metric -> value on all of validation; empty below the last rung.
+        layers: what became of each factored layer, see :meth:`Objective.layer_figures`; empty where none was built.
         cost, latency: of the network on the last rung; None below it, or when trials are not timed.
     """
 
@@ -46,6 +48,7 @@ class Measured:
     macs: int
     part: dict[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
     cost: Profile | None = None
     latency: Latency | None = None
 
@@ -131,6 +134,7 @@ class Objective:
             if not climb(0, predicted):
                 return Measured(0, predicted, params, macs)
         small = compress(self.model, plan, decompositions=self.decompositions)
+        layers = self.layer_figures(plan)
         metrics = {"raw": self.evaluate(small)} if raw else {}
         part: dict[str, float] = {}
         if climb and self.has_part:
@@ -138,13 +142,25 @@ class Objective:
             part = evaluate(small, self._part())
             score = self.score(part, params, macs, self.dense_part)
             if not climb(1, score):
-                return Measured(1, score, params, macs, part)
+                return Measured(1, score, params, macs, part, layers=layers)
         self._recalibrate(small)
         metrics["recalibrated"] = self.evaluate(small)
         cost = profile(small, self.x)
         score = self.score(metrics["recalibrated"], cost.params, cost.macs)
         latency = self.time(small, rounds=7) if self._time_trials else None
-        return Measured(2, score, cost.params, cost.macs, part, metrics, cost, latency)
+        return Measured(2, score, cost.params, cost.macs, part, metrics, layers, cost, latency)
+
+    def layer_figures(self, plan: RankPlan) -> dict[str, dict[str, float]]:
+        """Factored layer -> its relative ``error``, and the shares of its ``params`` and ``macs`` that are kept.
+
+        The error is that of the layer's output on calibration data, or of its weight where there are no moments.
+        """
+        found = {}
+        for name, layer in plan.factored.items():
+            params, macs = kept_shares(self.space.shapes[name], layer)
+            error = self.decompositions.get(name, layer.method or "").relative_error(layer.ranks)
+            found[name] = {"error": four_digits(error), "params": four_digits(params), "macs": four_digits(macs)}
+        return found
 
     def time(self, network: nn.Module, rounds: int) -> Latency:
         """Latency of ``network``, with the dense one timed in turn."""
@@ -170,6 +186,11 @@ class Objective:
 
     def _kept(self, params: int, macs: int) -> float:
         return (params / self.dense_cost.params + macs / self.dense_cost.macs) / 2
+
+
+def four_digits(value: float) -> float:
+    """Four digits, which are enough to read and keep a log's lines short."""
+    return float(f"{value:.4g}")
 
 
 def held(batches: torch.utils.data.DataLoader[tuple[Tensor, Tensor]]) -> Batches:

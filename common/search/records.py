@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.data import DataBundle
 from common.environment import describe_environment
+from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.search.blueprint import Blueprint
-from common.search.objective import RUNGS, Measured
+from common.search.objective import RUNGS, Measured, four_digits
 from common.search.slots import OUTCOME, Attempts
 from common.trials import TrialRecord, git_commit, read_log
 
@@ -26,10 +28,14 @@ class Recorder:
         run: whose log the records are for.
         data: the data set.
         blueprint: of the study.
+        decompositions: of the dense network; their spectra stand in the record of trial 0.
     """
 
-    def __init__(self, study: str, run: str, data: DataBundle, blueprint: Blueprint) -> None:
+    def __init__(
+        self, study: str, run: str, data: DataBundle, blueprint: Blueprint, decompositions: Decompositions
+    ) -> None:
         self.study, self._proposer = study, blueprint.settings.proposer
+        self._decompositions = decompositions
         self._method, self._policy = blueprint.settings.method, blueprint.settings.policy
         self._common: Values = {
             "run": run,
@@ -44,7 +50,13 @@ class Recorder:
 
     def record(self, number: int, values: Values) -> TrialRecord:
         """The whole record of a trial."""
-        return TrialRecord(**{**self._common, "trial": number, **values})
+        details = values["details"] | ({"spectra": self._spectra} if number == 0 else {})
+        return TrialRecord(**{**self._common, "trial": number, **values, "details": details})
+
+    @cached_property
+    def _spectra(self) -> dict[str, list[float]]:
+        spectra = self._decompositions.spectra()
+        return {name: [four_digits(value) for value in values] for name, values in spectra.items()}
 
     def measured(self, plan: RankPlan, found: Measured, seconds: float, details: Values) -> Values:
         """What to keep of a trial that was measured, on whatever rung it stayed."""
@@ -58,7 +70,7 @@ class Recorder:
             "size_bytes": found.cost.size_bytes if found.cost else 0,
             "latency": found.latency.to_json() if found.latency else None,
             "seconds": seconds,
-            "details": {**described, "part": found.part, "study": self.study, **details},
+            "details": {**described, "part": found.part, "layers": found.layers, "study": self.study, **details},
         }
 
     def failed(self, plan: RankPlan | None, error: Exception | str, seconds: float = 0.0) -> Values:

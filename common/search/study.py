@@ -195,7 +195,8 @@ class _Search:
     ) -> None:
         self.study, self.prepared, self.writer, self.show = study, prepared, writer, show
         self.blueprint = prepared.blueprint
-        self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint)
+        decompositions = prepared.objective.decompositions
+        self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint, decompositions)
         self.runner = Runner(study, prepared, self.recorder, writer, show, "main")
 
     def run(self) -> SearchResult:

@@ -102,7 +102,7 @@ def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
     signal.signal(signal.SIGTERM, _stop)
     run = f"{options.study}-{options.name}"
     with TrialWriter(options.logs, run) as writer:
-        recorder = Recorder(options.study, run, data, blueprint)
+        recorder = Recorder(options.study, run, data, blueprint, prepared.objective.decompositions)
         try:
             Runner(study, prepared, recorder, writer, show, options.name).run()
         except KeyboardInterrupt:

@@ -77,7 +77,15 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         assert record.latency["median_s"] > 0
         assert record.latency["note"] or record.latency["speedup"] > 0
         assert record.seconds > 0
+        assert ("spectra" in record.details) == (record.trial == 0)
+        layers = record.details["layers"]
+        assert layers.keys() == {name for name, made in record.plan.items() if "dense" not in made}
+        assert all(0 <= found["error"] < 1 and 0 < found["params"] < 1 for found in layers.values())
+        assert all(0 < found["macs"] <= 1 for found in layers.values())
 
+    spectra = records[0].details["spectra"]
+    assert spectra.keys() == records[0].plan.keys()
+    assert all(values == sorted(values, reverse=True) for values in spectra.values())
     assert {name: record.trial for name, record in result.best.items()} == {
         name: record.trial for name, record in choose_best(records, SETTINGS.keep).items()
     }
