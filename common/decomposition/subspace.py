@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,37 +18,36 @@ DEGREE = 8
 """Of the polynomial: each more costs one product with the Gram matrix."""
 
 
-def leading_subspace(matrix: Tensor, rank: int, start: Tensor | None = None) -> Tensor:
+def leading_subspace(
+    tensor: Tensor, unfold: Callable[[Tensor], Tensor], rank: int, start: Tensor | None = None
+) -> Tensor:
     """An orthonormal basis ``(G, n, rank)`` of the directions in which a batch of matrices has most of its energy.
 
     Weights of wide layers have flat spectra: thousands of directions of nearly the same energy. Telling each from the
     next is most of the work of an eigensolver and gains nothing, so for these the subspace alone is iterated, by
     Chebyshev polynomials of the Gram matrix that damp what lies below (Zhou, Saad, Tiago and
-    Chelikowsky 2006); as all eigenvalues are of one order, bfloat16 serves for the Gram matrix where there is
-    arithmetic for it. Any other matrix, and any in double precision, gets its exact singular vectors.
+    Chelikowsky 2006); as all eigenvalues are of one order, bfloat16 serves for the matrix and its Gram matrix where
+    there is arithmetic for it: each entry is a sum of so many products that their rounding averages out. Any other
+    matrix, and any in double precision, gets its exact singular vectors.
 
     Args:
-        matrix: ``(G, n, m)``.
+        tensor: what the matrices come from.
+        unfold: makes them, ``(G, n, m)``, of the tensor or of its rounding to bfloat16, in the same precision.
         rank: at most ``min(n, m)``.
         start: a basis ``(G, n, rank)`` near the one that is looked for.
     """
-    rows, columns = matrix.shape[-2:]
-    if matrix.dtype == torch.float32 and EXACT < rows <= columns and rank < rows:
-        gram = _gram(matrix)
-        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        if bool((rows * gram.square().sum((-2, -1)) <= FLAT * trace.square()).all()):
-            if start is None:
-                draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(matrix)
-                start = torch.linalg.qr(gram @ draw).Q
-            return _filtered(gram, start)
-    return leading_basis(matrix)[:, :, :rank]
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """``M M^T``; each entry is a sum of so many products that their rounding to bfloat16 averages out."""
-    if has_bfloat16(matrix.device):
-        matrix = matrix.bfloat16()
-    return (matrix @ matrix.mT).float()
+    if tensor.dtype == torch.float32:
+        rough = unfold(tensor.bfloat16() if has_bfloat16(tensor.device) else tensor)
+        rows, columns = rough.shape[-2:]
+        if EXACT < rows <= columns and rank < rows:
+            gram = (rough @ rough.mT).float()
+            trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+            if bool((rows * gram.square().sum((-2, -1)) <= FLAT * trace.square()).all()):
+                if start is None:
+                    draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(gram)
+                    start = torch.linalg.qr(gram @ draw).Q
+                return _filtered(gram, start)
+    return leading_basis(unfold(tensor))[:, :, :rank]
 
 
 def _filtered(gram: Tensor, basis: Tensor) -> Tensor:

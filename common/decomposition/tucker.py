@@ -40,7 +40,7 @@ class Tucker2(Decomposition):
     @cached_property
     def _input_basis(self) -> Tensor:
         """``(G, I/G, R_in)``."""
-        return leading_basis(self.metric.weighted.transpose(1, 2).flatten(2))
+        return leading_basis(by_input(self.metric.weighted))
 
     @cached_property
     def _core(self) -> Tensor:
@@ -55,7 +55,7 @@ class Tucker2(Decomposition):
     @property
     def spectrum(self) -> Tensor:
         """Singular values along the output channels, descending."""
-        return pooled_spectrum(self.metric.weighted.flatten(2))
+        return pooled_spectrum(by_output(self.metric.weighted))
 
     def parts(self, r_in: int, r_out: int) -> Parts:
         """The factors' ``(G, O/G, r_out)`` and ``(G, r_in, I/G)``, and the core ``(G, r_out, r_in, kh, kw)``.
@@ -83,15 +83,20 @@ class Tucker2(Decomposition):
         single precision where it comes so: no basis for all ranks is ever computed.
         """
         tensor = self.grouped.to(self.working_dtype) if self.moments is None else self.metric.weighted
-        rows = leading_subspace(tensor.flatten(2), r_out)
-        by_rows = torch.einsum("goihw,gor->grihw", tensor, rows)
-        inputs = leading_subspace(by_rows.transpose(1, 2).flatten(2), r_in)
+
+        def in_rows(full: Tensor) -> Tensor:
+            return torch.einsum("goihw,gor->grihw", full, rows.to(full.dtype))
+
+        def in_inputs(full: Tensor) -> Tensor:
+            return torch.einsum("goihw,gis->goshw", full, inputs.to(full.dtype))
+
+        rows = leading_subspace(tensor, by_output, r_out)
+        inputs = leading_subspace(tensor, lambda full: by_input(in_rows(full)), r_in)
         for _ in range(self.sweeps):
-            by_inputs = torch.einsum("goihw,gis->goshw", tensor, inputs)
-            rows = leading_subspace(by_inputs.flatten(2), r_out, rows)
-            by_rows = torch.einsum("goihw,gor->grihw", tensor, rows)
-            inputs = leading_subspace(by_rows.transpose(1, 2).flatten(2), r_in, inputs)
-        core = torch.einsum("grihw,gis->grshw", by_rows, inputs)
+            rows = leading_subspace(tensor, lambda full: by_output(in_inputs(full)), r_out, rows)
+            reduced = in_rows(tensor)
+            inputs = leading_subspace(reduced, by_input, r_in, inputs)
+        core = torch.einsum("grihw,gis->grshw", reduced, inputs)
         expand = rows if self.moments is None else self.metric.expand_rows(rows)
         return expand, self._restore_inputs(inputs), core
 
@@ -159,6 +164,15 @@ class Tucker2(Decomposition):
         """``r_in`` and ``r_out``, each chosen on the singular values of its own unfolding."""
         outputs, inputs = self.grouped.shape[1:3]
         elements = math.prod(self.kernel)
-        by_input = pooled_spectrum(self._core.transpose(1, 2).flatten(2))
-        r_in = select(by_input, max(inputs, outputs * elements))
+        r_in = select(pooled_spectrum(by_input(self._core)), max(inputs, outputs * elements))
         return self.fit((r_in, select(self.spectrum, max(outputs, inputs * elements))))
+
+
+def by_output(tensor: Tensor) -> Tensor:
+    """The unfolding ``(G, O, I*kh*kw)`` of ``(G, O, I, kh, kw)``."""
+    return tensor.flatten(2)
+
+
+def by_input(tensor: Tensor) -> Tensor:
+    """The unfolding ``(G, I, O*kh*kw)`` of ``(G, O, I, kh, kw)``."""
+    return tensor.transpose(1, 2).flatten(2)
