@@ -2,9 +2,10 @@
 
     python benchmarks/budgets.py
 
-A budget is on parameters, on MACs or on both, between 1% and 100%, for a random method. One that cannot be met must be
-refused with the least that can be; that least is then asked for and must be met. Every hundredth plan is built and
-counted, to see that the costs it was planned with are those of the network. Prints the counts; asserts nothing.
+A budget is on parameters, on MACs or on both, for a random method; three in four are between 1% and 100%, the others
+between 0.01% and 1%, which often cannot be met. Such a one must be refused with the least that can be; that least is
+then asked for and must be met. Every hundredth plan is built and counted, to see that the costs it was planned with
+are those of the network. Prints the counts; asserts nothing.
 """
 
 from __future__ import annotations
@@ -61,8 +62,11 @@ class Counted:
 
 
 def random_budget(generator: np.random.Generator) -> Budget:
-    """On parameters, on MACs or on both, each uniform in 1%..100%."""
-    params, macs = generator.uniform(0.01, 1, 2).tolist()
+    """On parameters, on MACs or on both, uniform in 1%..100% or, one in four, by its logarithm in 0.01%..1%."""
+    if generator.random() < 0.25:
+        params, macs = (10 ** generator.uniform(-4, -2, 2)).tolist()
+    else:
+        params, macs = generator.uniform(0.01, 1, 2).tolist()
     return (Budget(params=params), Budget(macs=macs), Budget(params=params, macs=macs))[generator.integers(3)]
 
 
