@@ -132,9 +132,10 @@ class ExperimentConfig(NotebookConfig):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class ClassifierConfig(ExperimentConfig):
-    """Parameters of the notebooks that compress a classifier."""
+    """Parameters of the notebooks that compress a classifier; ``model`` names a relative of the notebook's own."""
 
     dataset: Literal["digits", "mnist", "cifar10", "imagefolder"] = "digits"
+    model: str | None = None
     pretrained: str | None = None
     stem: Literal["imagenet", "cifar"] = "imagenet"
     finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0

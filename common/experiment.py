@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from common.checkpoints import load_compressed
+from common.choices import check_choice
 from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
 from common.data import DataBundle, load_data
 from common.environment import default_device
@@ -18,6 +19,8 @@ from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.preparation import decompose_for_search
 from common.training import EpochLog, TrainingSettings, train
 
+RELATIVES = {"resnet18": ("resnet18", "resnet34")}
+"""Notebook -> the architectures that it serves; any other serves its own alone."""
 COMPARED = ("svd", "tucker2", "htd")
 """The methods that are held against ARSVD at equal budgets."""
 STEPS = 20
@@ -46,12 +49,15 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
 
     Args:
         config: says where the weights are or how to train.
-        name: the architecture.
+        name: the notebook's architecture; the config may name a relative of it.
         data: is trained on when there are no weights; the history is empty otherwise.
 
     Raises:
-        ValueError: the weights are of another architecture.
+        ValueError: the weights are of another architecture, or the config's model is no relative of ``name``.
     """
+    if isinstance(config, ClassifierConfig) and config.model is not None:
+        check_choice("model", config.model, RELATIVES.get(name, (name,)))
+        name = config.model
     torch.manual_seed(config.seed)
     if isinstance(config, SegmentationConfig):
         model = build_model(
