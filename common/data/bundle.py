@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +17,16 @@ Batch = tuple[Tensor, Tensor]
 Loader = DataLoader[Batch]
 
 
-class BatchDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Batch], ABC):
     """A data set that is asked for whole batches: a list of indices gives ``(inputs, targets)``."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many images there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """Inputs ``(N, 3, S, S)`` in float32 and their targets."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
