@@ -253,11 +253,12 @@ class _Run:
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    # Fused: one pass over the memory instead of ten, which is most of a step of VGG16's 134 M parameters on a CPU.
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay, fused=True)
     momentum = settings.momentum
-    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True)
 
 
 def _schedule(

@@ -1,0 +1,71 @@
+r"""Networks on the real test split, in PyTorch and as ONNX files in ONNX Runtime: what the export costs in accuracy.
+
+    python benchmarks/exported_accuracy.py logs/resnet18-mnist-trial43.safetensors --dataset mnist --data-root DATA \
+        --image-size 64
+
+Each file, dense or compressed, is exported as ``export_onnx`` does by default (BatchNorm folded, factors merged, ranks
+filled up) and evaluated on all of the test split. Prints both figures and their difference; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import onnxruntime
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from common.checkpoints import load_compressed
+from common.data import load_data
+from common.deploy import export_onnx, onnx_session
+from common.deploy.onnx_files import INPUT
+from common.metrics import evaluate
+
+
+class Exported(nn.Module):
+    """A session that is called like the network it was exported from."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        super().__init__()
+        self.session = session
+        self.place = nn.Parameter(torch.empty(0))  # says on which device the inputs are wanted
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of ``x``."""
+        (logits,) = self.session.run(None, {INPUT: x.numpy()})
+        return torch.from_numpy(logits)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate every network twice and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="+", type=Path, help="of networks, dense or compressed (*.safetensors)")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data-root", help="folder that holds the data set")
+    parser.add_argument("--image-size", type=int, help="pixels; default: what suits the set")
+    parser.add_argument("--unannotated", default="keep", help="coco: keep or drop such images; default: keep")
+    parser.add_argument("--limit", type=int, help="use at most this many images of each split")
+    options = parser.parse_args(arguments)
+    data = load_data(
+        options.dataset, options.data_root, options.image_size, limit=options.limit, unannotated=options.unannotated
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in options.weights:
+            network = load_compressed(path)
+            file = export_onnx(network, Path(folder) / f"{path.stem}.onnx", data.example())
+            torch_value = 100 * evaluate(network, data.test)[data.metric]
+            onnx_value = 100 * evaluate(Exported(onnx_session(file)), data.test)[data.metric]
+            rows.append([path.name, torch_value, onnx_value, onnx_value - torch_value, file.stat().st_size / 1e6])
+    heads = ["network", f"{data.metric} in PyTorch, %", "in ONNX Runtime, %", "difference, points", "MB of the file"]
+    print(tabulate(rows, heads, "pipe", floatfmt=("", ".3f", ".3f", "+.3f", ".2f")))
+
+
+if __name__ == "__main__":
+    main()
