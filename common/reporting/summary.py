@@ -144,7 +144,7 @@ def summary(trials: Trials, keep: float) -> Table:
         *summary_notes(trials, keep),
     ]
     heads = dict(zip(text.columns, COLUMNS, strict=True))
-    keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method"}}
+    keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method", "Trial"}}
     return Table("summary", "Summary", raw, text, notes, keys, ("Comp. Rate", "Parameters", "MACs", "Method"))
 
 

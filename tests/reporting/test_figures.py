@@ -15,7 +15,7 @@ from common.reporting import figures
 from common.reporting.frame import Trials
 from common.reporting.gallery import gallery
 from common.reporting.runs import Log
-from common.reporting.style import method_looks
+from common.reporting.style import method_looks, palette
 from tests.make_logs import write_logs
 from tests.records import make_baseline, make_record
 
@@ -87,10 +87,10 @@ def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
     shown = texts(figure)
     for text in (
         "Fewest parameters among trials that kept ≥ 99%",
-        "resnet18 (cifar10): trial 3, tucker2",
-        "vgg16 (cifar10): trial 9, tucker2 (speedup not measured)",
+        "resnet18 (cifar10): trial 3, Tucker-2",
+        "vgg16 (cifar10): trial 9, Tucker-2 (speedup not measured)",
         "alexnet (cifar10): no accepted trial",
-        "Params removed\n0% → 100%",
+        "Params\nremoved\n0% → 100%",
         "Metric over dense\n90% → 100%",
         "Speedup (log)\n0.5× → 8×",
         "1×",
@@ -184,8 +184,8 @@ def test_spectra() -> None:
     curves = [line for line in axes.get_lines() if line.get_marker() == "None"]
     assert len(curves) == 20
     assert axes.get_yscale() == "log"
-    assert "i / n (%)" in axes.get_xlabel()
-    assert "s_i / s_1" in axes.get_ylabel()
+    assert "(%" in axes.get_xlabel()
+    assert "over the greatest" in axes.get_ylabel()
     third = np.asarray(curves[3].get_xydata())
     assert third[0] == pytest.approx([100 / 13, 1.0])
     assert third[-1] == pytest.approx([100, 0.01 / 4])
@@ -291,6 +291,25 @@ def test_methods_look_the_same_in_every_figure() -> None:
     assert len({marker for _, marker in among.values()}) == 3
 
 
+def test_the_first_four_colours_are_told_apart_by_the_colour_blind() -> None:
+    """With protanopia and deuteranopia (Machado, Oliveira & Fernandes 2009); seaborn's own order has 13 for 40."""
+    seen = (
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    )
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    four = np.array([*palette(4), (1, 1, 1)])
+    linear = np.where(four <= 0.04045, four / 12.92, ((four + 0.055) / 1.055) ** 2.4)
+    for blindness in (np.eye(3), *seen):
+        light = np.clip(linear @ np.transpose(blindness), 0, 1) @ xyz.T / [0.9505, 1, 1.089]
+        root = np.where(light > 0.008856, np.cbrt(light), 7.787 * light + 16 / 116)
+        lab = np.stack([116 * root[:, 1] - 16, *(np.diff(root.T, axis=0) * [[-500], [-200]])], axis=1)
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+        assert apart[~np.eye(5, dtype=bool)].min() > 40
+    looks = method_looks(["svd", "arsvd", "tucker2", "htd"])
+    assert all(same_color(color, first) for (color, _), first in zip(looks.values(), palette(4), strict=True))
+
+
 def test_methods_by_hand() -> None:
     dense = make_baseline()["params"]
     records = [
@@ -374,7 +393,8 @@ def test_rank_heatmap_by_hand() -> None:
     assert math.isnan(grids[1][1][0])
     assert tucker.get_title() == "Tucker-2\n3 trials"
     assert htd.get_title() == "HTD\n1 trial"
-    assert "grey: dense" in bar.get_ylabel()
+    assert "greatest" in bar.get_ylabel()
+    assert "grey: the layer stayed dense" in texts(figure)
     assert "No trial holds a plan" in texts(figures.rank_heatmap([make_record(plan={})]))
 
 
