@@ -98,7 +98,9 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
     with styled():
         columns = min(2, len(points))
         rows_of = math.ceil(len(points) / columns)
-        figure = picture(WIDE if columns > 1 else NARROW, 0.9 + 3.1 * rows_of)
+        legend_columns = 3 if columns > 1 else 2 if max(map(len, labels)) < 24 else 1
+        lines = math.ceil((len(labels) + len(looks) + 2) / legend_columns)
+        figure = picture(WIDE if columns > 1 else NARROW, 0.35 + 3.3 * rows_of + 0.16 * lines)
         grid = figure.subplots(rows_of, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes in grid[len(points) :]:
             axes.set_axis_off()
@@ -124,5 +126,5 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
             Line2D([], [], color="0.2", linewidth=0.8, label="ideal: speedup = MACs ratio"),
             Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label="as fast as dense"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3 if columns > 1 else 2, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
     return figure

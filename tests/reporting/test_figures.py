@@ -454,7 +454,11 @@ def test_many_models_share_pages() -> None:
     assert {"methods-1", "methods-2"} <= {entry.name for entry in gallery(trials)}
 
 
-@pytest.mark.parametrize("name", ["radar", "radar of one", "pareto", "spectra", "sensitivities", "heatmap", "curves"])
+DRAWN = ["radar", "radar of one", "pareto", "spectra", "sensitivities", "heatmap", "curves"]
+DRAWN += ["methods", "stages", "progress", "speedups", "speedups of one", "ranks"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp_path: Path) -> None:
     layers = [f"layer{n}.0.downsample.0" for n in range(20)]
     many = [make_record(model=f"a_long_model_name_{n}") for n in range(6)]
@@ -462,6 +466,12 @@ def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp
         "radar": lambda: figures.radar(many),
         "radar of one": lambda: figures.radar([make_record(model="cnn")]),
         "pareto": lambda: figures.pareto(many),
+        "methods": lambda: figures.methods(many),
+        "stages": lambda: figures.stages(many[:1]),
+        "progress": lambda: figures.progress(many[:1]),
+        "speedups": lambda: figures.speedups(many),
+        "speedups of one": lambda: figures.speedups(many[:1]),
+        "ranks": lambda: figures.rank_heatmap(many[:1], "net"),
         "spectra": lambda: figures.spectra({layer: [2.0, 1.0] for layer in layers}, {layers[0]: 1}),
         "sensitivities": lambda: figures.sensitivities(dict.fromkeys(layers, 0.5), dict.fromkeys(layers, 10)),
         "heatmap": lambda: figures.policy_heatmap({la: [0.5, 0.5] for la in layers}, ["10%", "dense"], "Policy"),

@@ -204,6 +204,14 @@ def test_numbers_stand_on_the_right() -> None:
     ]
 
 
+def test_a_tested_network_without_a_time_is_told_from_an_accepted_one_with_one() -> None:
+    tested = {**SMALL.metrics, "test": {"accuracy": 0.94}}
+    records = [SMALL, make_record(trial=5, metrics=tested, latency=None)]
+    assert list(summary_table(records)["Trial"])[1:] == [5, 5]
+    (note,) = summary_notes(records)
+    assert note.endswith("no speedup; the latency of the accepted trials that were tested was not measured.")
+
+
 def test_milliseconds_have_three_digits() -> None:
     shown = [milliseconds(value) for value in (0.0029, 0.00066, 0.0157, 0.0994, 0.09999, 1.5)]
     assert shown == ["2.90 ms", "0.660 ms", "15.7 ms", "99.4 ms", "100 ms", "1,500 ms"]
