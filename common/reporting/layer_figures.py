@@ -37,7 +37,8 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
             ranks = f"1 to {len(spectra[name])}" if name in spectra else "none: the layer has no spectrum"
             raise ValueError(f"chosen[{name!r}]={rank} is not a rank of that layer; its ranks are {ranks}")
     with styled():
-        figure = picture(NARROW, max(2.8, 0.8 + 0.135 * min(len(spectra), 24)))
+        width = NARROW + 0.05 * max(0, max(map(len, spectra)) - 24)  # long names must leave room for the curves
+        figure = picture(width, max(2.8, 0.8 + 0.135 * min(len(spectra), 24)))
         axes = figure.subplots()
         colors = sns.color_palette("viridis", len(spectra), as_cmap=False)
         lowest = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,13 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     values = {label: _gains(record) for label, record in chosen.items()}
     ranges = _radar_ranges(list(values.values()), keep)
     with styled():
-        figure = picture(NARROW, 3.1 + 0.16 * (len(chosen) + len(without)))
+        long = sum(len(label) > 34 for label in best)
+        figure = picture(NARROW, 3.1 + 0.16 * (len(best) + long))
         axes = figure.add_subplot(projection="polar")
         _draw_radar_grid(axes, ranges)
         angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
         for index, (label, gains) in enumerate(values.items()):
-            made = f"trial {chosen[label].trial}, {method_title(method_name(chosen[label]))}"
+            made = f"trial {chosen[label].trial}, {method_title(method_name(chosen[label]))}{_missing(gains)}"
             radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
             axes.plot(
                 [*angles, angles[0]],
@@ -63,7 +65,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
                 color=palette(10)[index % 10],
                 marker=MARKERS[index % len(MARKERS)],
                 linestyle=DASHES[index // 10 % len(DASHES)],
-                label=f"{label}: {made}{_missing(gains)}",
+                label=fill(f"{label}: {made}", 58),
                 clip_on=False,
                 zorder=3,
             )
@@ -72,7 +74,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
         heading = f"Fewest parameters among trials that kept ≥ {percent(keep)} of the dense metric"
         lines, names = axes.get_legend_handles_labels()
         lines += [Line2D([], [], linestyle="none")] * len(without)
-        names += [f"{label}: no accepted trial" for label in without]
+        names += [fill(f"{label}: no accepted trial", 58) for label in without]
         figure.legend(lines, names, loc="outside lower center", title=heading, title_fontsize=7, frameon=False)
     return figure
 

@@ -454,7 +454,7 @@ def test_many_models_share_pages() -> None:
     assert {"methods-1", "methods-2"} <= {entry.name for entry in gallery(trials)}
 
 
-DRAWN = ["radar", "radar of one", "pareto", "spectra", "sensitivities", "heatmap", "curves"]
+DRAWN = ["radar", "radar of one", "radar of runs", "pareto", "spectra", "sensitivities", "heatmap", "curves"]
 DRAWN += ["methods", "stages", "progress", "speedups", "speedups of one", "ranks"]
 
 
@@ -462,9 +462,12 @@ DRAWN += ["methods", "stages", "progress", "speedups", "speedups of one", "ranks
 def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp_path: Path) -> None:
     layers = [f"layer{n}.0.downsample.0" for n in range(20)]
     many = [make_record(model=f"a_long_model_name_{n}") for n in range(6)]
+    dense = [make_baseline(metrics={"validation": {"accuracy": value}}) for value in (0.95, 0.94)]
+    runs = [make_record(run=f"resnet18-cifar10-seed{n}", baseline=base, latency=None) for n, base in enumerate(dense)]
     figure = {
         "radar": lambda: figures.radar(many),
         "radar of one": lambda: figures.radar([make_record(model="cnn")]),
+        "radar of runs": lambda: figures.radar(runs),
         "pareto": lambda: figures.pareto(many),
         "methods": lambda: figures.methods(many),
         "stages": lambda: figures.stages(many[:1]),
