@@ -100,7 +100,7 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
         rows_of = math.ceil(len(points) / columns)
         legend_columns = 3 if columns > 1 else 2 if max(map(len, labels)) < 24 else 1
         lines = math.ceil((len(labels) + len(looks) + 2) / legend_columns)
-        figure = picture(WIDE if columns > 1 else NARROW, 0.35 + 3.3 * rows_of + 0.16 * lines)
+        figure = picture(WIDE if columns > 1 else NARROW, 0.1 + 3.85 * rows_of + 0.17 * lines)
         grid = figure.subplots(rows_of, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes in grid[len(points) :]:
             axes.set_axis_off()
@@ -115,8 +115,10 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
                 axis.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high])
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
                 axis.set_minor_formatter(NullFormatter())
+            axes.tick_params(labelbottom=True)  # there may be no panel below
             axes.set_xlabel("MACs, dense over compressed")
-        grid[0].set_ylabel("Time, dense over compressed")
+        for axes in grid[: len(points) : columns]:
+            axes.set_ylabel("Time, dense over compressed")
         handles = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
         handles += [
             Line2D([], [], linestyle="none", color="0.4", marker=marker, label=method_title(name))

@@ -26,6 +26,14 @@ def texts(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible())
 
 
+def assert_inside_the_page(figure: Figure) -> None:
+    box = figure.get_tightbbox()  # inches, of what is really drawn
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01
+
+
 def polygons(figure: Figure) -> dict[str, Any]:
     """Label -> line of each closed polygon of a radar."""
     lines = figure.axes[0].get_lines()
@@ -439,6 +447,7 @@ def test_no_two_texts_overlap_at_4_models_and_4_methods(name: str, pictures: dic
         if box.shrunk(0.9, 0.9).overlaps(second.shrunk(0.9, 0.9))
     ]
     assert overlapping == []
+    assert_inside_the_page(figure)
 
 
 def test_a_gallery_without_an_accepted_trial_has_what_can_be_drawn() -> None:
@@ -455,7 +464,7 @@ def test_many_models_share_pages() -> None:
 
 
 DRAWN = ["radar", "radar of one", "radar of runs", "pareto", "spectra", "sensitivities", "heatmap", "curves"]
-DRAWN += ["methods", "stages", "progress", "speedups", "speedups of one", "ranks"]
+DRAWN += ["methods", "stages", "progress", "speedups", "speedups of one", "speedups of three", "ranks"]
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -463,6 +472,7 @@ def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp
     layers = [f"layer{n}.0.downsample.0" for n in range(20)]
     many = [make_record(model=f"a_long_model_name_{n}") for n in range(6)]
     dense = [make_baseline(metrics={"validation": {"accuracy": value}}) for value in (0.95, 0.94)]
+    timings = [{"speedup": 2.0, "runtime": name} for name in ("eager", "compiled", "ONNX Runtime")]
     runs = [make_record(run=f"resnet18-cifar10-seed{n}", baseline=base, latency=None) for n, base in enumerate(dense)]
     figure = {
         "radar": lambda: figures.radar(many),
@@ -474,6 +484,7 @@ def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp
         "progress": lambda: figures.progress(many[:1]),
         "speedups": lambda: figures.speedups(many),
         "speedups of one": lambda: figures.speedups(many[:1]),
+        "speedups of three": lambda: figures.speedups([make_record(details={"latencies": timings})]),
         "ranks": lambda: figures.rank_heatmap(many[:1], "net"),
         "spectra": lambda: figures.spectra({layer: [2.0, 1.0] for layer in layers}, {layers[0]: 1}),
         "sensitivities": lambda: figures.sensitivities(dict.fromkeys(layers, 0.5), dict.fromkeys(layers, 10)),
@@ -484,8 +495,4 @@ def test_no_text_is_smaller_than_seven_points_or_outside_the_page(name: str, tmp
     drawn = [t for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
     assert drawn
     assert min(float(text.get_fontsize()) for text in drawn) >= 7
-    box = figure.get_tightbbox()  # inches, of what is really drawn
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    assert_inside_the_page(figure)
