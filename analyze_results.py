@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.choices import check_choice
 from common.reporting.frame import Trials, is_accepted
-from common.reporting.options import add_log_options, be_printable, folder, wanted_paths
+from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
 from common.reporting.report import report_page
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.table import TABLE_FORMATS, Table
@@ -85,14 +85,13 @@ def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
     logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
     trials = Trials.read(logs, by_name=options.by_name)
     if trials.frame.empty:
-        passed = "".join(f"\n  {line}" for log in logs for line in log.sentences())
-        raise ValueError(f"There is no trial in {', '.join(paths)}; run a notebook first.{passed}")
+        passed = "".join(f"{line}\n" for log in logs for line in log.sentences())
+        raise ValueError(f"{passed}There is no trial in {', '.join(paths)}; run a notebook first.")
     for name in ("model", "method"):
         for wanted in getattr(options, name) or ():
             check_choice(name, wanted, sorted(trials.frame[name].unique()))
     chosen = trials.only(model=options.model, method=options.method).since(options.since)
-    if chosen.frame.empty:
-        raise ValueError("No trial is of that model, of that method and as new as that; leave one of them out.")
+    check_left(options, len(chosen.frame))
     return chosen, logs
 
 

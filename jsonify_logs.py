@@ -13,7 +13,7 @@ from pathlib import Path
 from common.choices import check_choice
 from common.reporting.facts import method_name
 from common.reporting.index import Index
-from common.reporting.options import add_log_options, be_printable, folder, wanted_paths
+from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
 from common.reporting.runs import Log, SkippedLines, find_logs
 from common.trials import SCHEMA_VERSION, TrialRecord, iter_trials
 
@@ -133,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, values in seen.items():
             for asked in getattr(options, name) or ():
                 check_choice(name, asked, sorted(values))
-        if not written:
-            raise ValueError("No trial is of that model, of that method and as new as that; leave one of them out.")
+        check_left(options, written)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -182,6 +182,8 @@ def searches_table(trials: Trials, keep: float) -> Table:
     """Rank rules and samplers side by side: how many trials, how many accepted, and what the best of them reached."""
     frame = trials.frame
     accepted, rows = is_accepted(frame, keep), []
+    samplers = sorted(frame["sampler"].cat.categories, key=str.casefold)
+    frame = frame.assign(sampler=frame["sampler"].cat.reorder_categories(samplers))
     for (group, method, sampler), part in frame.groupby(["group", "method", "sampler"], observed=True):
         states = part["status"].value_counts()
         good = part[accepted.loc[part.index]]

@@ -90,6 +90,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
             row[0].set_title(str(label), loc="left", fontweight="bold")
             row[0].set_ylim(bottom=0)
             row[0].set_ylabel("Params kept (%)")
+            row[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             for axes in row:
                 axes.set_xlim(left=0)
             if not rows["accepted"].any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from common.reporting.facts import conditions, latencies, method_name, method_order, method_title, number
 from common.reporting.frame import Trials
 from common.reporting.pareto import STAGE_MARKERS, STAGE_NAMES, thin
-from common.reporting.style import WIDE, message, method_looks, palette, picture, styled
+from common.reporting.style import NARROW, WIDE, message, method_looks, palette, picture, styled
 from common.trials import STAGES, TrialRecord
 
 TIMED = 250
@@ -63,6 +64,7 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
             *(
                 Line2D([], [], linestyle="none", marker=STAGE_MARKERS[s], color=c, label=STAGE_NAMES[s])
                 for s, c in zip(STAGES, palette(3), strict=True)
+                if any(rows[s].notna().any() for _, rows in groups)
             ),
             Line2D([], [], color="0.2", linewidth=0.8, label="dense network"),
             Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label=f"{100 * keep:g}% of it"),
@@ -96,14 +98,16 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
     with styled():
         columns = min(2, len(points))
         rows_of = math.ceil(len(points) / columns)
-        figure = picture(WIDE if columns > 1 else WIDE * 0.6, 0.9 + 3.1 * rows_of)
+        legend_columns = 3 if columns > 1 else 2 if max(map(len, labels)) < 24 else 1
+        lines = math.ceil((len(labels) + len(looks) + 2) / legend_columns)
+        figure = picture(WIDE if columns > 1 else NARROW, 0.1 + 3.85 * rows_of + 0.17 * lines)
         grid = figure.subplots(rows_of, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes in grid[len(points) :]:
             axes.set_axis_off()
         for axes, (heading, drawn) in zip(grid, points.items(), strict=False):
             axes.plot([low, high], [low, high], color="0.2", linewidth=0.8, zorder=1)
             axes.axhline(1, color="0.2", linewidth=0.8, linestyle=":", zorder=1)
-            for label, name, saved, speedup in drawn:
+            for label, name, saved, speedup in random.Random(0).sample(drawn, len(drawn)):  # no model on top of all
                 color = palette(10)[labels.index(label) % 10]
                 axes.plot(saved, speedup, looks[name][1], color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
             axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal", title=heading)
@@ -111,16 +115,18 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
                 axis.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high])
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
                 axis.set_minor_formatter(NullFormatter())
+            axes.tick_params(labelbottom=True)  # there may be no panel below
             axes.set_xlabel("MACs, dense over compressed")
-        grid[0].set_ylabel("Time, dense over compressed")
+        for axes in grid[: len(points) : columns]:
+            axes.set_ylabel("Time, dense over compressed")
         handles = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
         handles += [
             Line2D([], [], linestyle="none", color="0.4", marker=marker, label=method_title(name))
             for name, (_, marker) in looks.items()
         ]
         handles += [
-            Line2D([], [], color="0.2", linewidth=0.8, label="ideal: as much faster as fewer MACs"),
-            Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label="as fast as the dense network"),
+            Line2D([], [], color="0.2", linewidth=0.8, label="ideal: speedup = MACs ratio"),
+            Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label="as fast as dense"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3 if columns > 1 else 2, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
     return figure

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.reporting.facts import method_name, method_order, method_title
-from common.reporting.style import WIDE, message, palette, picture, styled
+from common.reporting.style import NARROW, WIDE, message, palette, picture, styled
 from common.trials import TrialRecord
 
 
@@ -37,7 +37,8 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
             ranks = f"1 to {len(spectra[name])}" if name in spectra else "none: the layer has no spectrum"
             raise ValueError(f"chosen[{name!r}]={rank} is not a rank of that layer; its ranks are {ranks}")
     with styled():
-        figure = picture(WIDE * 0.8, max(3.0, 0.8 + 0.135 * min(len(spectra), 24)))
+        width = NARROW + 0.05 * max(0, max(map(len, spectra)) - 24)  # long names must leave room for the curves
+        figure = picture(width, max(2.8, 0.8 + 0.135 * min(len(spectra), 24)))
         axes = figure.subplots()
         colors = sns.color_palette("viridis", len(spectra), as_cmap=False)
         lowest = 1.0
@@ -53,7 +54,7 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
         axes.set(yscale="log", ylim=(max(lowest, 1e-4) * 0.9, 1.1), xlim=(0, 100))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="Place in the spectrum, i / n (%)", ylabel="Singular value over the greatest, s_i / s_1")
+        axes.set(xlabel="Place in the spectrum (% of its length)", ylabel="Singular value over the greatest")
         if chosen:
             axes.legend(
                 handles=[Line2D([], [], linestyle="none", marker="o", color="0.6", mec="black", label="chosen rank")]
@@ -209,9 +210,9 @@ def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
             axes.spines[:].set_visible(False)
         step = -(-len(layers) // 60)
         row[0].set_yticks(range(0, len(layers), step), labels=layers[::step])
-        figure.supxlabel("Trials, fewest parameters first", fontsize=8)
+        figure.supxlabel("Trials, fewest parameters first (grey: the layer stayed dense)", fontsize=8)
         bar = figure.colorbar(image, ax=list(row), aspect=30, pad=0.02, extend="min", extendfrac=0.04)
-        bar.set_label("Rank over the greatest tried (grey: dense)")
+        bar.set_label("Rank over the greatest tried")
         bar.ax.tick_params(labelsize=7)
         if title:
             figure.suptitle(title, fontsize=9)

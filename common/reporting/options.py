@@ -46,6 +46,18 @@ def wanted_paths(options: argparse.Namespace) -> list[str]:
     return [*options.paths, *options.logs] or ["logs"]
 
 
+def check_left(options: argparse.Namespace, left: object) -> None:
+    """Something must be left of what the options choose.
+
+    Raises:
+        ValueError: nothing is ``left``; the sentence names the options that were given.
+    """
+    given = [f"--{name}" for name in ("model", "method", "since") if getattr(options, name)]
+    if given and not left:
+        what = "it" if len(given) == 1 else "one of them"
+        raise ValueError(f"No trial is left with {' and '.join(given)} as given; leave {what} out.")
+
+
 def be_printable() -> None:
     """A name that this terminal cannot show must not end the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):

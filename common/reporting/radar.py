@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import method_name
+from common.reporting.facts import method_name, method_title
 from common.reporting.frame import Trials
 from common.reporting.runs import check_keep
 from common.reporting.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
@@ -18,10 +19,10 @@ from common.trials import TrialRecord, final_metric, reductions
 
 TITLES = {
     "metric": "Metric over dense",
-    "params": "Params removed",
-    "macs": "MACs removed",
+    "params": "Params\nremoved",
+    "macs": "MACs\nremoved",
     "speedup": "Speedup (log)",
-    "size": "File size removed",
+    "size": "File size\nremoved",
 }
 
 
@@ -50,11 +51,13 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     values = {label: _gains(record) for label, record in chosen.items()}
     ranges = _radar_ranges(list(values.values()), keep)
     with styled():
-        figure = picture(NARROW + 1.5, 3.2 + 0.16 * (len(chosen) + len(without)))
+        long = sum(len(label) > 34 for label in best)
+        figure = picture(NARROW, 3.1 + 0.16 * (len(best) + long))
         axes = figure.add_subplot(projection="polar")
         _draw_radar_grid(axes, ranges)
         angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
         for index, (label, gains) in enumerate(values.items()):
+            made = f"trial {chosen[label].trial}, {method_title(method_name(chosen[label]))}{_missing(gains)}"
             radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
             axes.plot(
                 [*angles, angles[0]],
@@ -62,7 +65,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
                 color=palette(10)[index % 10],
                 marker=MARKERS[index % len(MARKERS)],
                 linestyle=DASHES[index // 10 % len(DASHES)],
-                label=f"{label}: trial {chosen[label].trial}, {method_name(chosen[label])}{_missing(gains)}",
+                label=fill(f"{label}: {made}", 58),
                 clip_on=False,
                 zorder=3,
             )
@@ -71,7 +74,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
         heading = f"Fewest parameters among trials that kept ≥ {percent(keep)} of the dense metric"
         lines, names = axes.get_legend_handles_labels()
         lines += [Line2D([], [], linestyle="none")] * len(without)
-        names += [f"{label}: no accepted trial" for label in without]
+        names += [fill(f"{label}: no accepted trial", 58) for label in without]
         figure.legend(lines, names, loc="outside lower center", title=heading, title_fontsize=7, frameon=False)
     return figure
 
@@ -91,7 +94,9 @@ def _gains(record: TrialRecord) -> dict[str, float]:
 
 
 def _missing(gains: Mapping[str, float]) -> str:
-    names = [TITLES[name].split(" (")[0].lower() for name, value in gains.items() if math.isnan(value)]
+    names = [
+        TITLES[name].split(" (")[0].replace("\n", " ").lower() for name, value in gains.items() if math.isnan(value)
+    ]
     return f" ({', '.join(names)} not measured)" if names else ""
 
 

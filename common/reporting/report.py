@@ -77,7 +77,10 @@ def report_page(
 
 
 def _table(table: Table, above: str) -> str:
-    heads = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in table.text.columns)
+    heads = "".join(
+        f'<th{" class=number" if name in table.keys else ""}><button type="button">{escape(name)}</button></th>'
+        for name in table.text.columns
+    )
     keys = {name: table.raw[raw].tolist() for name, raw in table.keys.items()}
     rows = []
     for place, texts in enumerate(table.text.to_numpy().tolist()):
@@ -102,8 +105,9 @@ def _key(value: object) -> str:
 
 
 def _picture(name: str, caption: str, png: bytes) -> str:
-    source = base64.b64encode(png).decode()
+    """All on one scale, so that the letters of all are of one size."""
+    source, width = base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14
     return (
-        f'<figure><img id="{escape(name)}" alt="{escape(caption)}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><div class="picture"><img id="{escape(name)}" alt="{escape(caption)}" width="{width}" '
+        f'src="data:image/png;base64,{source}"></div><figcaption>{escape(caption)}</figcaption></figure>'
     )

@@ -13,12 +13,20 @@ import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from common.reporting.facts import METHOD_TITLES, method_order
+from common.reporting.facts import method_order
 
 WIDE, NARROW = 7.0, 3.5
 """Inches: the width of a page and of one of its two columns."""
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MARKERS = "osD^vPX*"
+COLORS = (
+    *("#0173b2", "#de8f05", "#029e73", "#1f1f1f", "#56b4e9"),
+    *("#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"),
+)
+"""Seaborn's ``colorblind`` colours in another order, and a black: its first four hold orange and vermilion, which look
+alike with red-green blindness; these first four stay far apart."""
+LOOKS = ("svd", "arsvd", "tucker2", "htd", "spatial_svd", "mixed")
+"""The methods that are compared most get the colours that are farthest apart."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -111,13 +119,13 @@ def message(text: str) -> Figure:
 
 def palette(number: int) -> list[tuple[float, float, float]]:
     """Colours that colour-blind readers tell apart; past ten they repeat, and marker or dash tells the rest."""
-    return list(sns.color_palette("colorblind", number))
+    return list(sns.color_palette(COLORS, number))
 
 
 def method_looks(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
     """Colour and marker of each method, the same in every figure, in the order in which a legend names them."""
     ordered = method_order(names)
-    places = {name: place for place, name in enumerate(dict.fromkeys((*METHOD_TITLES, *ordered)))}
+    places = {name: place for place, name in enumerate(dict.fromkeys((*LOOKS, *ordered)))}
     return {name: (palette(10)[places[name] % 10], MARKERS[places[name] % len(MARKERS)]) for name in ordered}
 
 

@@ -144,7 +144,7 @@ def summary(trials: Trials, keep: float) -> Table:
         *summary_notes(trials, keep),
     ]
     heads = dict(zip(text.columns, COLUMNS, strict=True))
-    keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method"}}
+    keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method", "Trial"}}
     return Table("summary", "Summary", raw, text, notes, keys, ("Comp. Rate", "Parameters", "MACs", "Method"))
 
 
@@ -155,14 +155,17 @@ def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
         ValueError: ``keep`` is not in [0, 1].
     """
     check_keep(keep)
-    notes = []
-    for label, rows in Trials.of(trials).blocks():
+    trials, notes = Trials.of(trials), []
+    for label, rows in trials.blocks():
         accepted = rows[is_accepted(rows, keep)]
         if accepted.empty:
             share = f"none of {len(rows):,} kept {keep * 100:g}% of the dense {rows['metric'].iloc[0]}"
             notes.append(f"{label}: no accepted trial; {share}{_closest(rows)}")
-        elif accepted["speedup"].isna().all():
-            notes.append(f"{label}: no speedup; the latency of the accepted trials was not measured.")
+        elif "speedup" not in trials.best(rows, keep):
+            which = (
+                "the accepted trials" if accepted["speedup"].isna().all() else "the accepted trials that were tested"
+            )
+            notes.append(f"{label}: no speedup; the latency of {which} was not measured.")
     return notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ def times(value: float) -> str:
 
 def milliseconds(seconds: float) -> str:
     """Seconds as milliseconds, three significant digits of them at least."""
-    return f"{seconds * 1000:.3g} ms" if seconds < 0.1 else f"{seconds * 1000:,.0f} ms"
+    return f"{seconds * 1000:#.3g} ms" if seconds < 0.0995 else f"{seconds * 1000:,.0f} ms"
 
 
 def shown(value: Any, shape: Callable[[Any], str] = str) -> str:
@@ -74,11 +75,10 @@ class Table:
 
     def console(self, width: float = math.inf) -> str:
         """For a terminal of so many columns; a first cell that repeats the one above is left blank."""
-        text = self.text.copy()
-        text[text.columns[0]] = text.iloc[:, 0].where(text.iloc[:, 0] != text.iloc[:, 0].shift(), "")
+        text = self._without_repeats()
         for left_out in range(len(self.spare) + 1):
             kept = text.drop(columns=list(self.spare[:left_out]))
-            lines = tabulate(kept.to_numpy().tolist(), list(kept.columns), disable_numparse=True)
+            lines = self._lines(kept, "simple")
             if len(lines.partition("\n")[0]) <= width:
                 break
         return lines + (f"\n(too narrow for: {', '.join(self.spare[:left_out])})" if left_out else "")
@@ -86,17 +86,37 @@ class Table:
     def markdown(self) -> str:
         """A page; a ``|`` inside a name would end its cell and is escaped."""
         cells = self.text.map(lambda text: text.replace("|", "\\|"))
-        table = tabulate(cells.to_numpy().tolist(), list(cells.columns), tablefmt="github", disable_numparse=True)
-        return f"# {self.title}\n\n{table}\n" + "".join(["\n", *(f"- {note}\n" for note in self.notes)])
+        return f"# {self.title}\n\n{self._lines(cells, 'github')}\n" + "".join(
+            ["\n", *(f"- {note}\n" for note in self.notes)]
+        )
 
     def latex(self) -> str:
-        """A ``tabular`` with booktabs' rules, special characters escaped; the notes are comments above it."""
-        table = tabulate(
-            self.text.to_numpy().tolist(), list(self.text.columns), tablefmt="latex_booktabs", disable_numparse=True
-        )
+        """A ``tabular`` with booktabs' rules, special characters escaped; the notes are comments above it.
+
+        A first cell that repeats the one above is left blank, and a little space stands between such blocks.
+        """
+        text = self._without_repeats()
+        lines = self._lines(text, "latex_booktabs").split("\n")
+        blocks = text.iloc[1:, 0] != ""
+        for row in range(1, len(text)):
+            if blocks.iloc[row - 1] and not blocks.all():
+                lines[row + 4] = f"\\addlinespace\n{lines[row + 4]}"  # four lines stand above the first row
+        table = re.sub(r"(?<= )-(?=\d)", "$-$", "\n".join(lines))
         for sign, command in IN_LATEX.items():
             table = table.replace(sign, command)
         return "".join(f"% {line}\n" for line in (self.title, *self.notes, r"\usepackage{booktabs}")) + table + "\n"
+
+    def _without_repeats(self) -> pd.DataFrame:
+        text = self.text.copy()
+        text[text.columns[0]] = text.iloc[:, 0].where(text.iloc[:, 0] != text.iloc[:, 0].shift(), "")
+        return text
+
+    def _lines(self, text: pd.DataFrame, kind: str) -> str:
+        """``text`` in one of tabulate's formats; numbers, which are what a column is sorted by, on the right."""
+        sides = ["right" if name in self.keys else "left" for name in text.columns]
+        return tabulate(
+            text.to_numpy().tolist(), list(text.columns), tablefmt=kind, disable_numparse=True, colalign=sides
+        )
 
     def write(self, folder: Path, formats: Sequence[str]) -> list[Path]:
         """One file for each of ``formats`` (see `TABLE_FORMATS`).

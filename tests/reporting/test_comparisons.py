@@ -166,6 +166,7 @@ def test_the_sweeps(trials: Trials, raw: list[Raw]) -> None:
 def test_rules_and_samplers(trials: Trials, raw: list[Raw]) -> None:
     table = searches_table(trials, 0.99).raw
     assert table["Trials"].sum() == len(raw) == len(trials.frame)
+    assert list(table["Rule or sampler"].head(4)) == ["adaptive policy", "budget", "fixed", "TPE"]
     for row in table.to_dict("records"):
         part = [
             trial

@@ -8,7 +8,7 @@ import pytest
 
 from common.reporting.frame import Trials
 from common.reporting.summary import COLUMNS, summary, summary_notes
-from common.reporting.table import human_count
+from common.reporting.table import human_count, milliseconds
 from common.reporting.tables import format_summary, summary_table
 from tests.records import DENSE_MACS, DENSE_PARAMS, make_baseline, make_record
 
@@ -190,10 +190,37 @@ def test_a_repeated_first_cell_is_blank_on_the_console_and_whole_in_files() -> N
     assert table.markdown().count("resnet18 (cifar10)") == 4
 
 
+def test_numbers_stand_on_the_right() -> None:
+    other = make_record(model="unet", params=20)
+    table = summary(Trials.of([SMALL, other]), 0.99)
+    lines = table.console().splitlines()
+    heads = lines[0].index("Params Red.") + len("Params Red.")
+    assert lines[2][:heads].endswith(" 0.00%")
+    assert lines[3][:heads].endswith("-87.15%")
+    assert r"\begin{tabular}{llrrrrrrrll}" in table.latex()
+    rows = table.latex().splitlines()
+    assert [rows[n + 1].split("&")[0].strip() for n, line in enumerate(rows) if line == r"\addlinespace"] == [
+        "unet (cifar10)"
+    ]
+
+
+def test_a_tested_network_without_a_time_is_told_from_an_accepted_one_with_one() -> None:
+    tested = {**SMALL.metrics, "test": {"accuracy": 0.94}}
+    records = [SMALL, make_record(trial=5, metrics=tested, latency=None)]
+    assert list(summary_table(records)["Trial"])[1:] == [5, 5]
+    (note,) = summary_notes(records)
+    assert note.endswith("no speedup; the latency of the accepted trials that were tested was not measured.")
+
+
+def test_milliseconds_have_three_digits() -> None:
+    shown = [milliseconds(value) for value in (0.0029, 0.00066, 0.0157, 0.0994, 0.09999, 1.5)]
+    assert shown == ["2.90 ms", "0.660 ms", "15.7 ms", "99.4 ms", "100 ms", "1,500 ms"]
+
+
 def test_latex_escapes_names_and_has_booktabs_rules() -> None:
     table = summary(Trials.of([make_record(model="a_b & 50%")]), 0.99)
     text = table.latex()
     assert r"a\_b \& 50\%" in text
     assert r"\toprule" in text
     assert r"\bottomrule" in text
-    assert r"-87.15\%" in text
+    assert r"$-$87.15\%" in text
