@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -118,6 +119,14 @@ class ExperimentConfig(NotebookConfig):
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
         _ = self.rank_list, self.tau_list
+
+    def command(self, notebook: str) -> str:
+        """The command that runs a notebook with these parameters; those that are None are its defaults."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        given = [text for name, value in values.items() for text in ("-p", name, str(value))]
+        return shlex.join(
+            ["papermill", f"notebooks/{notebook}.ipynb", f"results/{self.run or notebook}.ipynb", *given]
+        )
 
     @property
     def rank_list(self) -> list[int]:

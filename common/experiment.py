@@ -13,6 +13,7 @@ from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, Seg
 from common.data import DataBundle, load_data
 from common.environment import default_device
 from common.models import build_model
+from common.models.provenance import get_provenance
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions, trace_layers
 from common.search import SearchResult, SearchSettings, search_ranks
@@ -155,6 +156,9 @@ def search(
     decompositions: Decompositions,
 ) -> SearchResult:
     """The search that the config asks for, see :func:`common.search.search_ranks`."""
+    provenance = get_provenance(model)
+    name = provenance.builder if provenance else None
+    notebook = next((own for own, others in RELATIVES.items() if name in others), name)
     return search_ranks(
         model,
         data,
@@ -164,4 +168,5 @@ def search(
         logs=config.logs,
         run=config.run,
         storage=config.storage,
+        command=config.command(notebook) if notebook else None,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,12 @@ def test_a_run_that_has_a_log_is_refused_before_any_work(tmp_path: Path) -> None
     (tmp_path / "done.log").touch()
     with pytest.raises(ValueError, match=r"^run='done' has a log in .* already; give the run another name$"):
         ClassifierConfig.from_notebook(notebook(run="done", logs=str(tmp_path)))
+
+
+def test_the_command_gives_the_same_parameters(tmp_path: Path) -> None:
+    config = ClassifierConfig(dataset="digits", svd_ranks="8,16", budget_params=0.2, logs=str(tmp_path), run="a run")
+    words = shlex.split(config.command("resnet18"))
+    assert words[:3] == ["papermill", "notebooks/resnet18.ipynb", "results/a run.ipynb"]
+    assert set(words[3::3]) == {"-p"}
+    values = dict(zip(words[4::3], words[5::3], strict=True))
+    assert values == {name: str(value) for name, value in vars(config).items() if value is not None}

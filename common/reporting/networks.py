@@ -28,26 +28,42 @@ def chosen_networks(trials: Trials, keep: float) -> Iterator[tuple[str, list[str
 
 
 def layers_table(trials: Trials, keep: float) -> Table:
-    """The ranks of every layer of the chosen networks, and why layers stayed dense."""
+    """The ranks of every layer of the chosen networks, their errors and reductions, and why layers stayed dense."""
     rows: list[dict[str, Any]] = []
     for label, criteria, record in chosen_networks(trials, keep):
         place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": ", ".join(criteria)}
         for layer, made in record.plan.items():
             found = made if isinstance(made, dict) else {"dense": made}
             ranks = found.get("ranks")
+            figures = _layer_figures(record, layer)
             rows.append(
                 {
                     **place,
                     "Layer": layer,
                     "Method": str(found.get("method", "dense")),
                     "Ranks": " ".join(map(str, ranks)) if isinstance(ranks, list) else "",
+                    "Error": figures["error"],
+                    "Params Red.": figures["params"] - 1,
+                    "MACs Red.": figures["macs"] - 1,
                     "Dense because": str(found.get("dense", "")),
                 }
             )
-    raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", "Dense because"])
-    text = as_text(raw, dict.fromkeys(raw.columns, str))
-    note = f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in the order the input meets them."
-    return Table("layers", "Ranks of the layers", raw, text, [note], {"Trial": "Trial"})
+    shares = ("Error", "Params Red.", "MACs Red.")
+    raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", *shares, "Dense because"])
+    text = as_text(raw, {**dict.fromkeys(raw.columns, str), **dict.fromkeys(shares, percentage)})
+    notes = [
+        f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in the order the input meets them.",
+        "Error: relative, of the layer's output on calibration data, or of its weight where no data was used.",
+    ]
+    return Table("layers", "Ranks of the layers", raw, text, notes, {name: name for name in ("Trial", *shares)})
+
+
+def _layer_figures(record: TrialRecord, layer: str) -> dict[str, float]:
+    """``error``, ``params`` and ``macs`` of a layer as the search logged them; NaN where it did not."""
+    layers = record.details.get("layers")
+    found = layers.get(layer) if isinstance(layers, dict) else None
+    values = found if isinstance(found, dict) else {}
+    return {name: number(values.get(name)) for name in ("error", "params", "macs")}
 
 
 def latency_table(trials: Trials, keep: float) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,17 @@ class Recorder:
         data: the data set.
         blueprint: of the study.
         decompositions: of the dense network; their spectra stand in the record of trial 0.
+        command: what started the search; None for this process's own command line.
     """
 
     def __init__(
-        self, study: str, run: str, data: DataBundle, blueprint: Blueprint, decompositions: Decompositions
+        self,
+        study: str,
+        run: str,
+        data: DataBundle,
+        blueprint: Blueprint,
+        decompositions: Decompositions,
+        command: str | None = None,
     ) -> None:
         self.study, self._proposer = study, blueprint.settings.proposer
         self._decompositions = decompositions
@@ -44,7 +53,7 @@ class Recorder:
             "metric": data.metric,
             "seed": blueprint.settings.seed,
             "baseline": blueprint.baseline,
-            "environment": describe_environment(),
+            "environment": describe_environment() | {"command": command or shlex.join(["python", *sys.argv])},
             "git_commit": git_commit(Path(__file__).parent),
         }
 

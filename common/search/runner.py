@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common.planning.plan import RankPlan
 from common.progress import track
 from common.search.blueprint import Blueprint
+from common.search.interrupts import Interrupts
 from common.search.preparation import Prepared
 from common.search.records import Recorder, Values
 from common.search.samplers import first_logits, make_sampler
@@ -74,18 +75,24 @@ class Runner:
         study.sampler = make_sampler(space, self.settings, self.logits, rule_levels)
         study.pruner = make_pruner(blueprint)
         self._distributions = space.distributions()
+        self._interrupts = Interrupts()
 
     def run(self) -> Attempts:
         """Run trials until every slot of the study is done with, by this process or another; returns them all.
 
         A KeyboardInterrupt ends it after the trial under way was handed back; it is raised again.
         """
+        with self._interrupts:
+            return self._run()
+
+    def _run(self) -> Attempts:
         attempts = self._look()
         start, before = time.perf_counter(), attempts.finished
         bar: tqdm[None] = track((), "search", unit="trial", total=self.settings.slots)
         bar.initial = bar.n = before
         try:
             while attempts.finished < self.settings.slots or attempts.in_state(TrialState.WAITING):
+                self._interrupts.check()
                 if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
                     if attempts.first < self.settings.slots:
                         begin(self.study, self.worker)
@@ -137,7 +144,8 @@ class Runner:
         try:
             levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in self._distributions.items()}
             plan = self._plan(attempts.slot[trial.number], levels)
-            found = self.prepared.objective.measure(plan, self._climb(trial))
+            with self._interrupts.allowed():
+                found = self.prepared.objective.measure(plan, self._climb(trial))
         except KeyboardInterrupt:
             trial.set_user_attr(SET_ASIDE, "interrupted")
             raise

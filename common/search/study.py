@@ -71,6 +71,7 @@ def search_ranks(
     logs: str | Path = "logs",
     run: str | None = None,
     storage: str | Path | None = None,
+    command: str | None = None,
     on_trial: Callable[[TrialRecord], None] | None = None,
 ) -> SearchResult:
     """Search the ranks of every layer of ``model``; every trial is on the disk before the next one starts.
@@ -94,6 +95,7 @@ def search_ranks(
         logs: folder for the log.
         run: name of the run, its log and its study; None makes one from the model, data set, method and time.
         storage: where the study lives: a URL that Optuna knows, or a journal file; None for ``logs/<run>.journal``.
+        command: what starts this search again, for the records; None for this process's own command line.
         on_trial: is called with every record as it is written; None prints its summary line.
 
     Raises:
@@ -107,7 +109,7 @@ def search_ranks(
         study = _open(run, opened, settings)
         prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
         with TrialWriter(logs, run) as writer:
-            search = _Search(study, prepared, data, writer, on_trial or show)
+            search = _Search(study, prepared, data, writer, on_trial or show, command)
             return search.run()
 
 
@@ -192,11 +194,12 @@ class _Search:
         data: DataBundle,
         writer: TrialWriter,
         show: Callable[[TrialRecord], None],
+        command: str | None,
     ) -> None:
         self.study, self.prepared, self.writer, self.show = study, prepared, writer, show
         self.blueprint = prepared.blueprint
         decompositions = prepared.objective.decompositions
-        self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint, decompositions)
+        self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint, decompositions, command)
         self.runner = Runner(study, prepared, self.recorder, writer, show, "main")
 
     def run(self) -> SearchResult:

@@ -191,12 +191,17 @@ def test_layers_and_latency_of_the_chosen(trials: Trials, raw: list[Raw]) -> Non
     by_trial = {(trial["run"], trial["trial"]): trial for trial in raw}
     assert set(zip(layers["Run"], layers["Trial"], strict=True)) <= set(by_trial)
     for (run, number), part in layers.groupby(["Run", "Trial"]):
-        plan = by_trial[str(run), int(str(number))]["plan"]
+        trial = by_trial[str(run), int(str(number))]
+        plan, figures = trial["plan"], trial["details"]["layers"]
         assert list(part["Layer"]) == list(plan)
         for row in part.to_dict("records"):
             made = plan[row["Layer"]]
             assert row["Ranks"] == " ".join(map(str, made.get("ranks", [])))
             assert row["Dense because"] == made.get("dense", "")
+            found = figures.get(row["Layer"], {})
+            assert same(row["Error"], found.get("error", math.nan))
+            assert same(row["Params Red."], found.get("params", math.nan) - 1)
+            assert same(row["MACs Red."], found.get("macs", math.nan) - 1)
     assert any("its factors would have" in text for text in layers["Dense because"])
     latency = latency_table(trials, 0.99).raw
     assert set(latency["Measured in"]) == {

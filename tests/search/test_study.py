@@ -71,6 +71,7 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         assert "recalibrated" in record.metrics
         assert ("raw" in record.metrics) == (record.trial < 2 or "test" in record.metrics)
         assert record.details["study"] == "run"
+        assert record.environment["command"].startswith("python ")
         assert record.params < dense_cost.params == record.baseline["params"]
         assert record.macs <= dense_cost.macs == record.baseline["macs"]
         assert record.latency is not None
