@@ -1,0 +1,183 @@
+"""Seconds of single operations in a runtime, many of them timed in turn, on the processor."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.choices import check_choice
+from common.latency import RUNTIMES as ALL_RUNTIMES
+from common.planning.operations import Operation
+from common.progress import track
+
+RUNTIMES = ("eager", "channels_last", "onnxruntime")
+"""Runtimes that run one operation after the other, so that the time of each can be told."""
+RUNS, WARM_UP = 9, 2
+PART_BYTES = 32 * 2**20
+"""Weights and activations of the operations that take turns."""
+OPSET, IR_VERSION = 18, 9
+
+
+def time_operations(
+    operations: Sequence[Operation], runtime: str, batch: int = 1, runs: int = RUNS
+) -> dict[Operation, float]:
+    """Median seconds of each operation, with a bias, its input just written as it is inside a network.
+
+    Args:
+        operations: each timed once, however often it is given.
+        runtime: ``eager``, ``channels_last`` or ``onnxruntime``, whose own clock is read: layouts are not changed
+            between its operations inside a network, and so that change is not counted.
+        batch: inputs that pass at once.
+        runs: of each, after ``WARM_UP`` that do not count.
+
+    Raises:
+        ValueError: ``runtime`` is unknown, or one that cannot be timed by operation.
+    """
+    check_runtime(runtime)
+    found: dict[Operation, float] = {}
+    parts = list(_parts(list(dict.fromkeys(operations)), batch))
+    label = f"timing {len(set(operations)):,} operations in {ALL_RUNTIMES[runtime]}"
+    for part in track(parts, label, unit="part"):
+        seconds = _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
+        found.update(zip(part, np.median(seconds[WARM_UP:], axis=0).tolist(), strict=True))
+    return found
+
+
+def check_runtime(runtime: str) -> None:
+    """Refuse a runtime that cannot be timed by operation.
+
+    Raises:
+        ValueError: it is unknown or fuses operations (``compile``).
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+
+
+def _parts(operations: Sequence[Operation], batch: int) -> Iterator[list[Operation]]:
+    """The operations cut into parts of at most `PART_BYTES`, so that little memory is taken."""
+    part: list[Operation] = []
+    size = 0
+    for operation in operations:
+        (inputs, outputs), area = operation.channels, operation.before[0] * operation.before[1]
+        kernel = operation.kernel[0] * operation.kernel[1]
+        own = 4 * (inputs * outputs * kernel // operation.groups + batch * inputs * area)
+        if part and size + own > PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(operation)
+        size += own
+    if part:
+        yield part
+
+
+def _module(operation: Operation) -> nn.Module:
+    inputs, outputs = operation.channels
+    if operation.linear:
+        return nn.Linear(inputs, outputs)
+    shared: dict[str, Any] = {
+        "stride": operation.stride,
+        "padding": operation.padding,
+        "groups": operation.groups,
+    }
+    if operation.transposed:
+        return nn.ConvTranspose2d(inputs, outputs, operation.kernel, output_padding=_output_padding(operation), **shared)
+    return nn.Conv2d(inputs, outputs, operation.kernel, **shared)
+
+
+def _output_padding(operation: Operation) -> tuple[int, int]:
+    """What a transposed convolution lacks to reach its output's size."""
+    axes = zip(operation.after, operation.before, operation.stride, operation.padding, operation.kernel, strict=True)
+    first, second = (max(0, after - ((before - 1) * step - 2 * pad + k)) for after, before, step, pad, k in axes)
+    return first, second
+
+
+def _input_shape(operation: Operation, batch: int) -> tuple[int, ...]:
+    inputs, (height, width) = operation.channels[0], operation.before
+    return (batch * height, inputs) if operation.linear else (batch, inputs, height, width)
+
+
+def _seconds(operations: Sequence[Operation], runtime: str, batch: int, runs: int) -> np.ndarray:
+    """Seconds ``(WARM_UP + runs, operations)`` in PyTorch."""
+    modules = [_module(operation).eval() for operation in operations]
+    inputs = [torch.randn(_input_shape(operation, batch)) for operation in operations]
+    if runtime == "channels_last":
+        modules = [module.to(memory_format=torch.channels_last) for module in modules]  # type: ignore[call-overload]
+        inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+    seconds = np.empty((WARM_UP + runs, len(operations)))
+    with torch.inference_mode():
+        for row in seconds:
+            for place, (module, x) in enumerate(zip(modules, inputs, strict=True)):
+                x.abs_()  # written by what came before
+                start = time.perf_counter()
+                module(x)
+                row[place] = time.perf_counter() - start
+    return seconds
+
+
+def _onnx_seconds(operations: Sequence[Operation], batch: int, runs: int) -> np.ndarray:
+    """Seconds ``(WARM_UP + runs, operations)`` of the operators alone, by the profile of one session."""
+    import onnxruntime
+
+    from common.deploy.onnx_files import session_options
+
+    feeds = {
+        f"in{place}": np.ones(_input_shape(operation, batch), dtype=np.float32)
+        for place, operation in enumerate(operations)
+    }
+    seconds: list[list[float]] = [[] for _ in operations]
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        model = _onnx_model(operations, batch)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for _ in range(WARM_UP + runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    for event in events:
+        match = re.fullmatch(r"op(\d+)(_nchwc)?(_kernel_time)", event["name"])
+        if match:
+            seconds[int(match[1])].append(event["dur"] * 1e-6)
+    return np.array(seconds).T.clip(min=1e-7)
+
+
+def _onnx_model(operations: Sequence[Operation], batch: int) -> bytes:
+    """A file in which each operation has an input of its own, and its output is averaged at once to be small."""
+    from onnx import TensorProto, helper
+
+    nodes, inputs, outputs, weights = [], [], [], []
+    for place, operation in enumerate(operations):
+        own_in, own_out = operation.channels
+        shape = _input_shape(operation, batch)
+        names = [f"in{place}", f"weight{place}", f"bias{place}"]
+        if operation.linear:
+            size: tuple[int, ...] = (own_out, own_in)
+            kind, settings, reduced = "Gemm", {"transB": 1}, (shape[0], own_out)
+        else:
+            first, second = (own_in, own_out) if operation.transposed else (own_out, own_in)
+            size = (first, second // operation.groups, *operation.kernel)
+            kind, reduced = ("ConvTranspose" if operation.transposed else "Conv"), (batch, own_out, 1, 1)
+            settings = {"kernel_shape": operation.kernel, "strides": operation.stride, "group": operation.groups}
+            settings["pads"] = operation.padding * 2
+            if operation.transposed:
+                settings["output_padding"] = _output_padding(operation)
+        for name, values in ((names[1], np.zeros(size, np.float32)), (names[2], np.zeros(own_out, np.float32))):
+            weights.append(helper.make_tensor(name, TensorProto.FLOAT, values.shape, values.tobytes(), raw=True))
+        nodes.append(helper.make_node(kind, names, [f"op{place}"], name=f"op{place}", **settings))
+        if operation.linear:
+            nodes.append(helper.make_node("Identity", [f"op{place}"], [f"out{place}"]))
+        else:
+            nodes.append(helper.make_node("GlobalAveragePool", [f"op{place}"], [f"out{place}"]))
+        inputs.append(helper.make_tensor_value_info(f"in{place}", TensorProto.FLOAT, shape))
+        outputs.append(helper.make_tensor_value_info(f"out{place}", TensorProto.FLOAT, reduced))
+    graph = helper.make_graph(nodes, "operations", inputs, outputs, weights)
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()
