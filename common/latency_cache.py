@@ -17,9 +17,10 @@ from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS
 from common.environment import describe_environment
 from common.latency import measure_latency
-from common.operation_latency import check_runtime, time_operations
+from common.operation_latency import time_operations
 from common.planning.latency_table import Conditions, LatencyTable, needed_operations
 from common.planning.layers import trace_layers
+from common.planning.operations import RUNTIMES
 from common.planning.plan import LayerPlan, RankPlan
 
 CACHE = "LOW_RANK_CNN_CACHE"
@@ -52,7 +53,7 @@ def latency_table(
     Raises:
         ValueError: ``runtime`` or ``method`` is unknown, or the network is not on the processor.
     """
-    check_runtime(runtime)
+    check_choice("runtime", runtime, RUNTIMES)
     check_choice("method", method, (*DECOMPOSITIONS, "mixed"))
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
@@ -78,7 +79,7 @@ def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: Latenc
     Raises:
         ValueError: the table was not made for this network.
     """
-    return table.network_seconds(trace_layers(model, x), dense_seconds(model, x, table), plan)
+    return table.network_seconds(trace_layers(model, x), dense_seconds(model, x, table), plan.layers)
 
 
 def dense_seconds(model: nn.Module, x: Tensor, table: LatencyTable) -> float:

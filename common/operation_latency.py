@@ -15,12 +15,10 @@ import torch
 from torch import nn
 
 from common.choices import check_choice
-from common.latency import RUNTIMES as ALL_RUNTIMES
-from common.planning.operations import Operation
+from common.latency import RUNTIMES as RUNTIME_NAMES
+from common.planning.operations import RUNTIMES, Operation
 from common.progress import track
 
-RUNTIMES = ("eager", "channels_last", "onnxruntime")
-"""Runtimes that run one operation after the other, so that the time of each can be told."""
 RUNS, WARM_UP = 9, 2
 PART_BYTES = 32 * 2**20
 """Weights and activations of the operations that take turns."""
@@ -42,23 +40,16 @@ def time_operations(
     Raises:
         ValueError: ``runtime`` is unknown, or one that cannot be timed by operation.
     """
-    check_runtime(runtime)
+    check_choice("runtime", runtime, RUNTIMES)
     found: dict[Operation, float] = {}
     parts = list(_parts(list(dict.fromkeys(operations)), batch))
-    label = f"timing {len(set(operations)):,} operations in {ALL_RUNTIMES[runtime]}"
+    label = f"timing {len(set(operations)):,} operations in {RUNTIME_NAMES[runtime]}"
     for part in track(parts, label, unit="part"):
-        seconds = _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
+        seconds = (
+            _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
+        )
         found.update(zip(part, np.median(seconds[WARM_UP:], axis=0).tolist(), strict=True))
     return found
-
-
-def check_runtime(runtime: str) -> None:
-    """Refuse a runtime that cannot be timed by operation.
-
-    Raises:
-        ValueError: it is unknown or fuses operations (``compile``).
-    """
-    check_choice("runtime", runtime, RUNTIMES)
 
 
 def _parts(operations: Sequence[Operation], batch: int) -> Iterator[list[Operation]]:
@@ -88,7 +79,9 @@ def _module(operation: Operation) -> nn.Module:
         "groups": operation.groups,
     }
     if operation.transposed:
-        return nn.ConvTranspose2d(inputs, outputs, operation.kernel, output_padding=_output_padding(operation), **shared)
+        return nn.ConvTranspose2d(
+            inputs, outputs, operation.kernel, output_padding=_output_padding(operation), **shared
+        )
     return nn.Conv2d(inputs, outputs, operation.kernel, **shared)
 
 

@@ -24,7 +24,7 @@ RankSteps = int | tuple[int, ...]
 
 
 def rank_ladder(most: int, steps: RankSteps) -> Tensor:
-    """Ranks up to ``most``, ascending, 1-D: the multiples of ``steps``, or those of them listed there; and ``most``."""
+    """Ranks up to ``most``, ascending, 1-D: the multiples of ``steps`` or those listed there, and ``most``."""
     listed = range(steps, most + 1, steps) if isinstance(steps, int) else [rank for rank in steps if rank <= most]
     return torch.tensor(sorted({*listed, most}))
 

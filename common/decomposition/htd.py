@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, rank_ladder

@@ -11,7 +11,7 @@ import numpy as np
 from common.decomposition import DECOMPOSITIONS, Floats
 from common.planning.layers import LayerShape, dense_reason, layer_method
 from common.planning.operations import Operation, layer_operations, with_widths
-from common.planning.plan import LayerPlan, RankPlan
+from common.planning.plan import LayerPlan
 
 FORMAT = 1
 SINGLE_STEPS, JOINT_STEPS = 4, 2
@@ -23,7 +23,7 @@ class Conditions:
     """What times depend on besides the operations.
 
     Attributes:
-        runtime: one of `RUNTIMES` of :mod:`common.operation_latency`.
+        runtime: one of `RUNTIMES` of :mod:`common.planning.operations`.
         version: of the runtime.
         processor: its name.
         threads: of every operation.
@@ -37,7 +37,7 @@ class Conditions:
     batch: int
 
 
-@dataclass
+@dataclass(eq=False)
 class LatencyTable:
     """Seconds of operations under some conditions, of a batch.
 
@@ -70,16 +70,16 @@ class LatencyTable:
         """Seconds of what the plan makes of one layer."""
         return float(self.layer_seconds(shape, plan.method, np.array([plan.ranks], dtype=np.float64))[0])
 
-    def network_seconds(self, shapes: Mapping[str, LayerShape], dense: float, plan: RankPlan) -> float:
-        """Seconds of the network that ``plan`` makes, predicted.
+    def network_seconds(self, shapes: Mapping[str, LayerShape], dense: float, plans: Mapping[str, LayerPlan]) -> float:
+        """Seconds of the network that ``plans`` make, predicted: the dense one's and what its layers gain.
 
         Args:
             shapes: of the dense network's layers.
             dense: seconds of the dense network.
-            plan: for it.
+            plans: of its layers.
         """
-        layers = plan.layers.items()
-        return dense + sum(self.plan_seconds(shapes[n], p) - self.plan_seconds(shapes[n], LayerPlan()) for n, p in layers)
+        gains = (self.plan_seconds(shapes[n], p) - self.plan_seconds(shapes[n], LayerPlan()) for n, p in plans.items())
+        return dense + sum(gains)
 
     def _known(self, operation: Operation) -> float:
         try:
@@ -170,7 +170,9 @@ def _most_ranks(shape: LayerShape, method: str) -> tuple[int, ...]:
 
 def _bilinear(grid: Floats, ladders: Sequence[Sequence[int]], inputs: Floats, outputs: Floats) -> Floats:
     """``grid`` between its points, ``(K,)``; below the first and above the last point it is that point's."""
-    (low, high, share), (left, right, part) = (_between(*pair) for pair in zip(ladders, (inputs, outputs), strict=True))
+    (low, high, share), (left, right, part) = (
+        _between(*pair) for pair in zip(ladders, (inputs, outputs), strict=True)
+    )
     below = grid[low, left] * (1 - part) + grid[low, right] * part
     above = grid[high, left] * (1 - part) + grid[high, right] * part
     return below * (1 - share) + above * share

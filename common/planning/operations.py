@@ -12,6 +12,8 @@ from common.decomposition import DECOMPOSITIONS
 from common.planning.layers import LayerShape, Size
 
 DENSE = ((True, True),)
+RUNTIMES = ("eager", "channels_last", "onnxruntime")
+"""Runtimes that run one operation after the other, so that the time of each can be told."""
 
 
 @dataclass(frozen=True)
