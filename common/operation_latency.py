@@ -23,6 +23,10 @@ RUNS, WARM_UP = 9, 2
 PART_BYTES = 32 * 2**20
 """Weights and activations of the operations that take turns."""
 OPSET, IR_VERSION = 18, 9
+CHAIN = 200
+"""Operators, and runs of them, that show what the profile costs."""
+SHORTEST = 2e-7
+"""Seconds that any operation takes at least."""
 
 
 def time_operations(
@@ -44,11 +48,13 @@ def time_operations(
     found: dict[Operation, float] = {}
     parts = list(_parts(list(dict.fromkeys(operations)), batch))
     label = f"timing {len(set(operations)):,} operations in {RUNTIME_NAMES[runtime]}"
+    cost = _profiling_cost() if runtime == "onnxruntime" and parts else 0.0
     for part in track(parts, label, unit="part"):
         seconds = (
             _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
         )
-        found.update(zip(part, np.median(seconds[WARM_UP:], axis=0).tolist(), strict=True))
+        medians = (np.median(seconds[WARM_UP:], axis=0) - cost).clip(min=SHORTEST)
+        found.update(zip(part, medians.tolist(), strict=True))
     return found
 
 
@@ -117,29 +123,62 @@ def _seconds(operations: Sequence[Operation], runtime: str, batch: int, runs: in
 
 def _onnx_seconds(operations: Sequence[Operation], batch: int, runs: int) -> np.ndarray:
     """Seconds ``(WARM_UP + runs, operations)`` of the operators alone, by the profile of one session."""
-    import onnxruntime
-
-    from common.deploy.onnx_files import session_options
-
     feeds = {
         f"in{place}": np.ones(_input_shape(operation, batch), dtype=np.float32)
         for place, operation in enumerate(operations)
     }
-    seconds: list[list[float]] = [[] for _ in operations]
+    seconds = _profiled(_onnx_model(operations, batch), feeds, WARM_UP + runs)
+    return np.array([seconds[place] for place in range(len(operations))]).T
+
+
+def _profiled(model: bytes, feeds: dict[str, np.ndarray], runs: int) -> dict[int, list[float]]:
+    """Seconds of each run of the operators that are named ``op0``, ``op1``, ..."""
+    import onnxruntime
+
+    from common.deploy.onnx_files import session_options
+
+    seconds: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        model = _onnx_model(operations, batch)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        for _ in range(WARM_UP + runs):
+        for _ in range(runs):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     for event in events:
-        match = re.fullmatch(r"op(\d+)(_nchwc)?(_kernel_time)", event["name"])
+        match = re.fullmatch(r"op(\d+)(_nchwc)?_kernel_time", event["name"])
         if match:
-            seconds[int(match[1])].append(event["dur"] * 1e-6)
-    return np.array(seconds).T.clip(min=1e-7)
+            seconds.setdefault(int(match[1]), []).append(event["dur"] * 1e-6)
+    return seconds
+
+
+def _profiling_cost() -> float:
+    """Seconds that the profile adds to an operator: what it says of the smallest, less what they really take."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from common.deploy.onnx_files import session_options
+
+    weight = helper.make_tensor(
+        "weight", TensorProto.FLOAT, (16, 16), np.zeros((16, 16), np.float32).tobytes(), raw=True
+    )
+    nodes = [
+        helper.make_node("MatMul", [f"op{place - 1}" if place else "in0", "weight"], [f"op{place}"], name=f"op{place}")
+        for place in range(CHAIN)
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 16)) for name in ("in0", f"op{CHAIN - 1}")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], [weight])
+    model = _serialized(graph)
+    feeds = {"in0": np.zeros((1, 16), np.float32)}
+    said = np.median(list(_profiled(model, feeds, CHAIN).values()))
+    session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+    walls = []
+    for _ in range(CHAIN):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        walls.append(time.perf_counter() - start)
+    return max(0.0, float(said) - float(np.median(walls)) / CHAIN)
 
 
 def _onnx_model(operations: Sequence[Operation], batch: int) -> bytes:
@@ -172,5 +211,11 @@ def _onnx_model(operations: Sequence[Operation], batch: int) -> bytes:
         inputs.append(helper.make_tensor_value_info(f"in{place}", TensorProto.FLOAT, shape))
         outputs.append(helper.make_tensor_value_info(f"out{place}", TensorProto.FLOAT, reduced))
     graph = helper.make_graph(nodes, "operations", inputs, outputs, weights)
+    return _serialized(graph)
+
+
+def _serialized(graph: Any) -> bytes:
+    from onnx import helper
+
     opsets = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()

@@ -14,7 +14,7 @@ from common.planning.operations import Operation, layer_operations, with_widths
 from common.planning.plan import LayerPlan
 
 FORMAT = 1
-SINGLE_STEPS, JOINT_STEPS = 4, 2
+SINGLE_STEPS, JOINT_STEPS = 4, 4
 """Ranks an octave at which a method with one rank, and one whose ranks meet in an operation, is timed."""
 
 
