@@ -186,12 +186,15 @@ def _onnx_model(operations: Sequence[Operation], batch: int) -> bytes:
     from onnx import TensorProto, helper
 
     nodes, inputs, outputs, weights = [], [], [], []
+    size: tuple[int, ...]
+    settings: dict[str, Any]
+    reduced: tuple[int, ...]
     for place, operation in enumerate(operations):
         own_in, own_out = operation.channels
         shape = _input_shape(operation, batch)
         names = [f"in{place}", f"weight{place}", f"bias{place}"]
         if operation.linear:
-            size: tuple[int, ...] = (own_out, own_in)
+            size = (own_out, own_in)
             kind, settings, reduced = "Gemm", {"transB": 1}, (shape[0], own_out)
         else:
             first, second = (own_in, own_out) if operation.transposed else (own_out, own_in)

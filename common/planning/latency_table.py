@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.decomposition import DECOMPOSITIONS, Floats
+from common.decomposition import Floats
 from common.planning.layers import LayerShape, dense_reason, layer_method
-from common.planning.operations import Operation, layer_operations, with_widths
+from common.planning.operations import Operation, layer_operations, merged, with_widths
 from common.planning.plan import LayerPlan
 
 FORMAT = 1
-SINGLE_STEPS, JOINT_STEPS = 4, 4
-"""Ranks an octave at which a method with one rank, and one whose ranks meet in an operation, is timed."""
+MERGING = ("onnxruntime",)
+"""Runtimes that see a network's factors merged where that needs fewer MACs (:mod:`common.deploy.merging`)."""
+STEPS = 4
+"""Ranks an octave, above 32, at which a method is timed."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,38 @@ class LatencyTable:
     def layer_seconds(self, shape: LayerShape, method: str | None, ranks: Floats) -> Floats:
         """Seconds of a layer at many ranks ``(K, modes)``, ``(K,)``; linear between the ranks that were measured.
 
+        Factors count as merged where the runtime will see them so.
+
         Raises:
             ValueError: the table does not hold the operations.
         """
-        widths = np.column_stack([np.zeros(len(ranks)), ranks, np.zeros(len(ranks))])  # the layer's own are closed
-        total = np.zeros(len(ranks))
-        for place, calls in enumerate(layer_operations(shape, method)):
-            ladders = _ladders(shape, method, place)
-            for operation in calls:
+        cuts = _cuts(layer_operations(shape, method))
+        if self.conditions.runtime not in MERGING:
+            cuts = cuts[-1:]
+        found = [self._cut_cost(cut, shape, method, ranks) for cut in cuts]
+        fewest = np.argmin([macs for macs, _ in found], axis=0)
+        return np.choose(fewest, [seconds for _, seconds in found])
+
+    def _cut_cost(
+        self, cut: Sequence[Piece], shape: LayerShape, method: str | None, ranks: Floats
+    ) -> tuple[Floats, Floats]:
+        """MACs and seconds of a layer's factors merged into these pieces; infinite MACs where they are not merged."""
+        edge = np.zeros(len(ranks))  # the layer's own channels are not open
+        widths = np.column_stack([edge, ranks, edge])
+        macs, seconds = np.zeros(len(ranks)), np.zeros(len(ranks))
+        for piece in cut:
+            sides = widths[:, piece.first], widths[:, piece.last + 1]
+            ladders = _ladders(shape, method, piece)
+            for operation in piece.calls:
                 grid = np.array([[self._known(with_widths(operation, i, o)) for o in ladders[1]] for i in ladders[0]])
-                total += _bilinear(grid, ladders, widths[:, place], widths[:, place + 1])
-        return total
+                seconds += _bilinear(grid, ladders, *sides)
+                macs += _weights(operation, *sides) * _positions(operation)
+            apart = sum(
+                (_weights(f[0], widths[:, k], widths[:, k + 1]) for k, f in enumerate(piece.factors, piece.first)),
+                np.zeros(len(ranks)),
+            )
+            macs[_weights(piece.calls[0], *sides) > apart] = np.inf  # merge_factors adds no parameters
+        return macs, seconds
 
     def plan_seconds(self, shape: LayerShape, plan: LayerPlan) -> float:
         """Seconds of what the plan makes of one layer."""
@@ -73,13 +97,21 @@ class LatencyTable:
     def network_seconds(self, shapes: Mapping[str, LayerShape], dense: float, plans: Mapping[str, LayerPlan]) -> float:
         """Seconds of the network that ``plans`` make, predicted: the dense one's and what its layers gain.
 
+        Where the layers, timed one by one, come to more than the whole network, all their times are scaled down to it.
+
         Args:
             shapes: of the dense network's layers.
             dense: seconds of the dense network.
             plans: of its layers.
         """
-        gains = (self.plan_seconds(shapes[n], p) - self.plan_seconds(shapes[n], LayerPlan()) for n, p in plans.items())
-        return dense + sum(gains)
+        own = self.dense_seconds(shapes)
+        gains = sum(self.plan_seconds(shapes[name], plan) for name, plan in plans.items())
+        gains -= self.dense_seconds({name: shapes[name] for name in plans})
+        return min(1.0, dense / own) * (max(dense, own) + gains)
+
+    def dense_seconds(self, shapes: Mapping[str, LayerShape]) -> float:
+        """Seconds of the dense layers alone."""
+        return sum(self.plan_seconds(shape, LayerPlan()) for shape in shapes.values())
 
     def _known(self, operation: Operation) -> float:
         try:
@@ -118,42 +150,70 @@ class LatencyTable:
             raise ValueError(f"this is not a latency table: {error!r}") from error
 
 
-def rank_steps(method: str, most: int = 1 << 16) -> tuple[int, ...]:
-    """The ranks at which ``method`` is timed, ascending, up to ``most``.
+def rank_steps(most: int = 1 << 16) -> tuple[int, ...]:
+    """The ranks at which methods are timed, ascending, up to ``most``: multiples of 8 to 64, of 16 to 128, and so on.
 
-    Multiples of 8 up to 32 and then so many an octave, which below 64 are multiples of 8 and then of 16 or more. What
-    a runtime likes among them is read off the times: a rank that is as slow as a greater one is not worth having.
+    What a runtime likes among them is read off the times: a rank that is as slow as a greater one is worth nothing.
     """
-    steps = SINGLE_STEPS if len(DECOMPOSITIONS[method].rank_names) == 1 else JOINT_STEPS
     found = [8, 16, 24, 32]
     while found[-1] < most:
         octave = found[-1]
-        found += [octave + octave * step // steps for step in range(1, steps + 1)]
+        found += [octave + octave * step // STEPS for step in range(1, STEPS + 1)]
     return tuple(rank for rank in found if rank <= most)
 
 
 def needed_operations(shapes: Iterable[LayerShape], methods: Sequence[str]) -> list[Operation]:
-    """Every operation that tells what these layers cost dense and by these methods, each once."""
+    """Every operation that tells what these layers cost dense and by these methods, merged or not, each once."""
     found: dict[Operation, None] = {}
     for shape in shapes:
         kinds = () if dense_reason(shape) else dict.fromkeys(layer_method(method, shape) for method in methods)
         for method in (None, *kinds):
-            for place, calls in enumerate(layer_operations(shape, method)):
-                inputs, outputs = _ladders(shape, method, place)
-                found.update((with_widths(call, i, o), None) for call in calls for i in inputs for o in outputs)
+            for piece in {
+                (p.first, p.last): p for cut in _cuts(layer_operations(shape, method)) for p in cut
+            }.values():
+                inputs, outputs = _ladders(shape, method, piece)
+                found.update((with_widths(call, i, o), None) for call in piece.calls for i in inputs for o in outputs)
     return list(found)
 
 
-def _ladders(shape: LayerShape, method: str | None, place: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ranks on both sides of a factor at which it is timed; ``(0,)`` where the layer's own channels are."""
-    if method is None:
-        return (0,), (0,)
-    ladders = [(0,), *(_mode_ladder(most, method) for most in _most_ranks(shape, method)), (0,)]
-    return ladders[place], ladders[place + 1]
+class Piece(NamedTuple):
+    """Factors that follow each other, from ``first`` to ``last``, and for each call what they are as one operation."""
+
+    first: int
+    last: int
+    factors: Sequence[Sequence[Operation]]
+    calls: Sequence[Operation]
 
 
-def _mode_ladder(most: int, method: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((*rank_steps(method, most), most)))
+def _cuts(factors: Sequence[Sequence[Operation]]) -> list[list[Piece]]:
+    """Every way to cut a layer's factors into pieces, the fewest pieces first."""
+    inner = range(1, len(factors))
+    found = []
+    for count in range(len(factors)):
+        for places in combinations(inner, count):
+            edges = pairwise((0, *places, len(factors)))
+            parts = [(first, end - 1, factors[first:end]) for first, end in edges]
+            found.append([Piece(*part, [merged(*calls) for calls in zip(*part[2], strict=True)]) for part in parts])
+    return found
+
+
+def _weights(operation: Operation, inputs: Floats, outputs: Floats) -> Floats:
+    """Weights of an operation with these channels, of one group, where its own are open."""
+    (own_in, own_out), groups = operation.channels, operation.groups
+    pairs = (own_in / groups or inputs) * (own_out / groups or outputs)
+    return pairs * operation.kernel[0] * operation.kernel[1]
+
+
+def _positions(operation: Operation) -> int:
+    rows, columns = operation.before if operation.transposed else operation.after
+    return rows * columns
+
+
+def _ladders(shape: LayerShape, method: str | None, piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ranks on both sides of a piece at which it is timed; ``(0,)`` where the layer's own channels are."""
+    most = () if method is None else _most_ranks(shape, method)
+    ladders = [(0,), *(tuple(dict.fromkeys((*rank_steps(rank), rank))) for rank in most), (0,)]
+    return ladders[piece.first], ladders[piece.last + 1]
 
 
 def _most_ranks(shape: LayerShape, method: str) -> tuple[int, ...]:

@@ -92,3 +92,16 @@ def with_widths(operation: Operation, inputs: int, outputs: int) -> Operation:
     """The operation with these channels where its own are open; ranks count for one group."""
     own, groups = operation.channels, operation.groups
     return replace(operation, channels=(own[0] or inputs * groups, own[1] or outputs * groups))
+
+
+def merged(*operations: Operation) -> Operation:
+    """What operations that follow each other are as one; on each axis only one of them has a kernel."""
+    first, last = operations[0], operations[-1]
+    heights, widths = zip(*(operation.kernel for operation in operations), strict=True)
+    return replace(
+        first,
+        channels=(first.channels[0], last.channels[1]),
+        kernel=(max(heights), max(widths)),
+        after=last.after,
+        transposed=any(operation.transposed for operation in operations),
+    )

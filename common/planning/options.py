@@ -68,7 +68,7 @@ def _frontier(
     """The ranks ``(K, modes)`` worth having, and for each its costs and relative error, ``(K, 3)`` or ``(K, 4)``."""
     steps: RankSteps = round_to
     if latencies is not None:
-        steps = tuple(rank for rank in rank_steps(method) if rank % round_to == 0)
+        steps = tuple(rank for rank in rank_steps() if rank % round_to == 0)
     ranks, errors = decompositions.get(name, method).error_table(steps)
     costs = list(shape.costs(method, ranks, shift=name in decompositions.moments))
     if latencies is not None:

@@ -170,18 +170,15 @@ def _budget_plans(
     dense: list[float] = [cost.params, cost.macs]
     own = np.sum([shape.dense_cost for shape in shapes.values()], axis=0).tolist()
     if latencies is not None:
-        dense.append(dense_seconds(model, x, latencies))
-        own.append(sum(latencies.plan_seconds(shape, LayerPlan()) for shape in shapes.values()))
+        measured = dense_seconds(model, x, latencies)
+        own.append(latencies.dense_seconds(shapes))
+        dense.append(max(measured, own[-1]))  # as the prediction has it
     layers = allocate(options, budget, dense, [whole - part for whole, part in zip(dense, own, strict=True)])
     if latencies is None:
         return layers, {}
-    seconds = latencies.network_seconds(shapes, dense[2], layers)
-    return layers, {
-        "latency": budget.latency,
-        **asdict(latencies.conditions),
-        "dense_s": dense[2],
-        "predicted_s": seconds,
-    }
+    predicted = latencies.network_seconds(shapes, measured, layers)
+    conditions = asdict(latencies.conditions)
+    return layers, {"latency": budget.latency, **conditions, "dense_s": measured, "predicted_s": predicted}
 
 
 def _selected_plans(

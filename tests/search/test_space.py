@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def decompositions(model: TinyCNN) -> Decompositions:
     return Decompositions(model, calibrate(model, tiny_digits().calibration))
 
 
-def make_space(model: TinyCNN, decompositions: Decompositions, **budget: float) -> Space:
+def make_space(model: TinyCNN, decompositions: Decompositions, **budget: Any) -> Space:
     return Space(model, X, decompositions, "svd", Budget(**budget), HARMS)
 
 
