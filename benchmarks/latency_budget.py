@@ -37,9 +37,9 @@ from common.planning.operations import RUNTIMES
 from common.profiling import profile
 
 METHODS = (*DECOMPOSITIONS, "mixed")
-SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256}
+SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
 DECAY = 0.6
-BISECTIONS = 7
+BISECTIONS = 10
 HEADS = (
     "network",
     "batch",
@@ -166,7 +166,7 @@ def main() -> None:
     print(f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}\n")
     formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f")
     for name in ["resnet20"] if options.tiny else options.networks:
-        classes = 10 if options.tiny else 1 if name == "unet" else 1000
+        classes = {"unet": 1, "resnet20": 10}.get(name, 1000)
         model = with_decaying_spectra(build_model(name, classes)).eval()
         side = 16 if options.tiny else SIZES[name]
         x = torch.randn(options.batch, 3, side, side)

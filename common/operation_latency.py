@@ -6,7 +6,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from common.latency import RUNTIMES as RUNTIME_NAMES
 from common.planning.operations import RUNTIMES, Operation
 from common.progress import track
 
-RUNS, WARM_UP = 9, 2
+RUNS, FEWEST, WARM_UP = 9, 3, 2
+PART_S = 0.5
+"""Seconds after which a part has been run often enough, when that is more often than `FEWEST`."""
 PART_BYTES = 32 * 2**20
 """Weights and activations of the operations that take turns."""
 OPSET, IR_VERSION = 18, 9
@@ -39,7 +42,7 @@ def time_operations(
         runtime: ``eager``, ``channels_last`` or ``onnxruntime``, whose own clock is read: layouts are not changed
             between its operations inside a network, and so that change is not counted.
         batch: inputs that pass at once.
-        runs: of each, after ``WARM_UP`` that do not count.
+        runs: of each, after ``WARM_UP`` that do not count; of slow ones as few as `FEWEST`.
 
     Raises:
         ValueError: ``runtime`` is unknown, or one that cannot be timed by operation.
@@ -104,30 +107,44 @@ def _input_shape(operation: Operation, batch: int) -> tuple[int, ...]:
 
 
 def _seconds(operations: Sequence[Operation], runtime: str, batch: int, runs: int) -> np.ndarray:
-    """Seconds ``(WARM_UP + runs, operations)`` in PyTorch."""
+    """Seconds in PyTorch, ``(runs, operations)``, those of the warm-up first."""
     modules = [_module(operation).eval() for operation in operations]
     inputs = [torch.randn(_input_shape(operation, batch)) for operation in operations]
     if runtime == "channels_last":
         modules = [module.to(memory_format=torch.channels_last) for module in modules]  # type: ignore[call-overload]
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
-    seconds = np.empty((WARM_UP + runs, len(operations)))
+    seconds: list[list[float]] = [[] for _ in operations]
+
+    def run() -> None:
+        for own, module, x in zip(seconds, modules, inputs, strict=True):
+            x.abs_()  # written by what came before
+            start = time.perf_counter()
+            module(x)
+            own.append(time.perf_counter() - start)
+
     with torch.inference_mode():
-        for row in seconds:
-            for place, (module, x) in enumerate(zip(modules, inputs, strict=True)):
-                x.abs_()  # written by what came before
-                start = time.perf_counter()
-                module(x)
-                row[place] = time.perf_counter() - start
-    return seconds
+        _repeat(run, runs)
+    return np.array(seconds).T
+
+
+def _repeat(run: Callable[[], object], runs: int) -> None:
+    """Run ``WARM_UP`` times and then ``runs`` times, or fewer when that takes long."""
+    for _ in range(WARM_UP):
+        run()
+    start = time.perf_counter()
+    for done in range(runs):
+        if done >= FEWEST and time.perf_counter() - start > PART_S:
+            break
+        run()
 
 
 def _onnx_seconds(operations: Sequence[Operation], batch: int, runs: int) -> np.ndarray:
-    """Seconds ``(WARM_UP + runs, operations)`` of the operators alone, by the profile of one session."""
+    """Seconds of the operators alone, by the profile of one session, ``(runs, operations)``, the warm-up's first."""
     feeds = {
         f"in{place}": np.ones(_input_shape(operation, batch), dtype=np.float32)
         for place, operation in enumerate(operations)
     }
-    seconds = _profiled(_onnx_model(operations, batch), feeds, WARM_UP + runs)
+    seconds = _profiled(_onnx_model(operations, batch), feeds, runs)
     return np.array([seconds[place] for place in range(len(operations))]).T
 
 
@@ -143,8 +160,7 @@ def _profiled(model: bytes, feeds: dict[str, np.ndarray], runs: int) -> dict[int
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        for _ in range(runs):
-            session.run(None, feeds)
+        _repeat(partial(session.run, None, feeds), runs)
         events = json.loads(Path(session.end_profiling()).read_text())
     for event in events:
         match = re.fullmatch(r"op(\d+)(_nchwc)?_kernel_time", event["name"])
