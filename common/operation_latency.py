@@ -145,6 +145,9 @@ def _onnx_seconds(operations: Sequence[Operation], batch: int, runs: int) -> np.
         for place, operation in enumerate(operations)
     }
     seconds = _profiled(_onnx_model(operations, batch), feeds, runs)
+    for place, operation in enumerate(operations):
+        if place not in seconds:
+            raise RuntimeError(f"ONNX Runtime's profile does not name {operation}, which it ran")
     return np.array([seconds[place] for place in range(len(operations))]).T
 
 

@@ -200,8 +200,9 @@ def _cuts(factors: Sequence[Sequence[Operation]]) -> list[list[Piece]]:
 def _weights(operation: Operation, inputs: Floats, outputs: Floats) -> Floats:
     """Weights of an operation with these channels, of one group, where its own are open."""
     (own_in, own_out), groups = operation.channels, operation.groups
-    pairs = (own_in / groups or inputs) * (own_out / groups or outputs)
-    return pairs * operation.kernel[0] * operation.kernel[1]
+    rows = np.full_like(inputs, own_in / groups) if own_in else inputs
+    columns = np.full_like(outputs, own_out / groups) if own_out else outputs
+    return rows * columns * operation.kernel[0] * operation.kernel[1]
 
 
 def _positions(operation: Operation) -> int:
