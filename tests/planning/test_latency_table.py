@@ -11,6 +11,7 @@ from torch import nn
 
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
+from common.deploy import fold_batchnorm, merge_factors
 from common.latency_cache import network_fingerprint
 from common.planning import Budget, LayerPlan, RankPlan, plan_ranks
 from common.planning.latency_table import (
@@ -64,6 +65,21 @@ def test_the_operations_of_a_plan_are_the_layers_of_the_network(method: str) -> 
             foretold += [with_widths(call, widths[place], widths[place + 1]) for call in calls]
     built = needed_operations(trace_layers(compress(model, plan), X).values(), ())
     assert set(foretold) == set(built)
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks"),
+    [("htd", (32, 96, 64)), ("htd", (64, 16, 32)), ("tucker2", (64, 16)), ("tucker2", (16, 128)), ("svd", 96)],
+)
+def test_a_prediction_sees_the_factors_as_they_are_deployed(method: str, ranks: tuple[int, ...] | int) -> None:
+    """The time of the network whose factors were merged, operation by operation, is the one that was foretold."""
+    model = tiny_cnn(width=64)
+    plan = plan_ranks(model, X, method, "fixed", ranks={"conv": ranks}, only_if_smaller=False)
+    deployed = trace_layers(merge_factors(fold_batchnorm(compress(model, plan)), X), X)
+    built = LatencyTable(CONDITIONS, {op: fake_seconds(op) for op in needed_operations(deployed.values(), ())})
+    table, shapes = fake_table(model), trace_layers(model, X)
+    foretold = table.network_seconds(shapes, table.dense_seconds(shapes), plan.layers)
+    assert foretold == pytest.approx(built.dense_seconds(deployed))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
