@@ -2,7 +2,7 @@
 
     python benchmarks/latency_budget.py
 
-Each network is planned by each method under a budget of MACs, with ranks in multiples of 16, and then under the
+Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and then under the
 smallest budget of latency whose plan does no more harm (the sum of the layers' squared relative errors). Both are
 timed in turn with the dense network, and both times are predicted from the table of measured operations, which is kept
 in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that the
@@ -173,7 +173,7 @@ def main() -> None:
         kept = Decompositions(model)
         for runtime in options.runtimes:
             table = latency_table(model, x, runtime, folder=options.cache)
-            setting = Setting(name, model, x, kept, table, 4 if options.tiny else options.round_to)
+            setting = Setting(name, model, x, kept, table, 4 if name == "resnet20" else options.round_to)
             rows = measure(setting, options.shares, options.methods, options.rounds, options.round_s)
             print(tabulate(rows, HEADS, "pipe", floatfmt=formats, missingval="-"), end="\n\n", flush=True)
 
