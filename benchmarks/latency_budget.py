@@ -3,8 +3,8 @@
     python benchmarks/latency_budget.py
 
 Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and
-then under the smallest budget of latency whose plan does no more harm (the sum of the layers' squared relative errors).
-Both are timed in turn with the dense network, and both times are predicted from the table of measured operations, which
+then under the smallest budget of latency whose plan does no more harm (the sum of the layers' squared errors).
+Both are timed in turn with the dense network, and predicted from the table of measured operations, which
 is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
 the methods differ in what they keep. A gain over 1 means that the budget of latency gives the faster network; an error
 is predicted over measured time, less 1. Prints the figures; asserts nothing.
