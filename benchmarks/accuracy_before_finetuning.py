@@ -81,7 +81,7 @@ def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods
     rows = []
     cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in shares for method in methods]
     for criterion, kept, method in track(cases, "measuring", unit="case"):
-        budget = Budget(**{criterion: kept})
+        budget = Budget(params=kept) if criterion == "params" else Budget(macs=kept)
         steps: dict[str, tuple[RankPlan, Decompositions]] = {}
         if method != "mixed":
             steps["plain"] = uniform_plan(model, x, method, budget, plain), plain

@@ -78,7 +78,8 @@ def verdict(network: Counted, method: str, budget: Budget, build: bool) -> str:
         least = re.search(r"(params|macs)=(\d\.\d+)$", str(error))
         if least is None:
             return "refused, the two together"
-        reachable = network.plan(method, Budget(**{least[1]: float(least[2])}))
+        share = float(least[2])
+        reachable = network.plan(method, Budget(params=share) if least[1] == "params" else Budget(macs=share))
         kept = network.shares(reachable)[least[1] == "macs"]
         return "refused, least met" if kept <= float(least[2]) else "refused, least NOT met"
     shares = network.shares(plan)

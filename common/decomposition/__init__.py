@@ -5,7 +5,7 @@ rank: its factors, the weight they stand for, and the error. Weights have PyTorc
 a Linear's ``(O, I)`` counts as a 1x1 kernel.
 """
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
 from common.decomposition.htd import HTD
 from common.decomposition.metric import LayerMoments
 from common.decomposition.spatial import SpatialSVD
@@ -22,6 +22,7 @@ __all__ = [
     "Floats",
     "LayerMoments",
     "RankSelector",
+    "RankSteps",
     "Ranks",
     "SpatialSVD",
     "Tucker2",

@@ -19,6 +19,14 @@ Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
 RankSelector = Callable[[Tensor, int], int]
 """Takes a spectrum (singular values of a matrix, descending, 1-D) and the matrix's greater side; returns a rank."""
+RankSteps = int | tuple[int, ...]
+"""Ranks that may be taken: the multiples of a number, or those listed."""
+
+
+def rank_ladder(most: int, steps: RankSteps) -> Tensor:
+    """Ranks up to ``most``, ascending, 1-D: the multiples of ``steps`` or those listed there, and ``most``."""
+    listed = range(steps, most + 1, steps) if isinstance(steps, int) else [rank for rank in steps if rank <= most]
+    return torch.tensor(sorted({*listed, most}))
 
 
 class Decomposition(ABC):
@@ -98,11 +106,11 @@ class Decomposition(ABC):
         """Ranks chosen by applying ``select`` to the spectrum of each unfolding."""
 
     @abstractmethod
-    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+    def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
         """The relative error of many ranks at once, none of them built.
 
         Args:
-            round_to: ranks are multiples of it, or the mode's maximum.
+            round_to: ranks are multiples of it, or among these where several are given, or the mode's maximum.
 
         Returns:
             Ranks ``(K, modes)`` and their errors ``(K,)``. Every rank of a method with one or two modes is there; of
@@ -143,10 +151,9 @@ class Decomposition(ABC):
         """``ranks`` lowered where a mode's bound depends on the other modes' ranks."""
         return ranks
 
-    def ladder(self, mode: int, round_to: int) -> Tensor:
-        """The ranks of one mode: multiples of ``round_to`` up to its maximum, and the maximum."""
-        most = self.max_ranks[mode]
-        return torch.tensor(sorted({*range(round_to, most + 1, round_to), most}))
+    def ladder(self, mode: int, round_to: RankSteps) -> Tensor:
+        """The ranks of one mode: see :func:`rank_ladder`."""
+        return rank_ladder(self.max_ranks[mode], round_to)
 
     def round_up(self, ranks: Ranks, multiple: int) -> Ranks:
         """``ranks`` raised to multiples of ``multiple``, or to the mode's maximum where that is less."""
@@ -207,7 +214,7 @@ class OneRank(Decomposition):
         """Sum of the squared singular values behind the first r."""
         return float(self._lost[ranks[0] - 1])
 
-    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+    def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
         """Every rank, and its error."""
         ranks = self.ladder(0, round_to)
         return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._lost[ranks - 1])

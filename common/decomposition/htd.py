@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, rank_ladder
 from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
@@ -99,7 +98,7 @@ class HTD(Decomposition):
         behind = self._root(r_in, r_out)[1][:, r_mid:]
         return self._tucker.lost_energy((r_in, r_out)) + float(behind.double().square().sum())
 
-    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+    def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
         """All middle ranks at a choice of outer ones, and their errors.
 
         The outer ranks are pairs of Tucker-2 that no other pair with as few entries in its core beats, ``OUTER_PAIRS``
@@ -115,7 +114,7 @@ class HTD(Decomposition):
             projected = _split(self._tucker.corner(r_in, r_out).to(self.working_dtype))[1]
             energy = projected.double().square().sum(dim=(0, 2))
             lost = self._tucker.hosvd_loss(r_in, r_out) + energy.sum() - energy.cumsum(0)
-            middle = torch.tensor(sorted({*range(round_to, len(energy) + 1, round_to), len(energy)}))
+            middle = rank_ladder(len(energy), round_to)
             tables.append(np.stack([np.full(len(middle), r_in), middle.numpy(), np.full(len(middle), r_out)], axis=1))
             kept.append(self.errors_of(lost[middle - 1]))
         return np.concatenate(tables).astype(np.float64), np.concatenate(kept)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
 from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.subspace import leading_subspace
 
@@ -151,7 +151,7 @@ class Tucker2(Decomposition):
         elements = math.prod(self.kernel)
         return min(r_in, r_out * elements), min(r_out, r_in * elements)
 
-    def error_table(self, round_to: int = 1) -> tuple[Floats, Floats]:
+    def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
         """Every pair of ranks, and its error by HOSVD, which sweeps can only lower."""
         inputs, outputs = self.ladder(0, round_to), self.ladder(1, round_to)
         errors = self.errors_of(self._total - self._kept[outputs - 1][:, inputs - 1].T)

@@ -107,6 +107,13 @@ def onnx_session(
     kind = torch.device(device).type if device is not None else "cuda" if cuda else "cpu"
     if kind == "cuda" and not cuda:
         raise ValueError("device='cuda': it needs a GPU and the package onnxruntime-gpu; allowed here: cpu")
+    providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
+    providers.append("CPUExecutionProvider")
+    return onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+
+
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """The options of every session here, see :func:`onnx_session`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
@@ -114,8 +121,7 @@ def onnx_session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors; its warnings are about graph optimisations that do not apply
-    providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
-    return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    return options
 
 
 def _clean(model: onnx_ir.Model) -> None:

@@ -4,34 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
+from common.choices import check_choice
 from common.decomposition import Floats
+from common.planning.operations import RUNTIMES
 from common.planning.plan import LayerPlan
 
 BISECTIONS = 60
 MIXTURES = 9
+SIZES = ("params", "macs", "latency")
+"""What a budget may limit."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """Fractions of the dense network to keep, each in (0, 1]; at least one is given, and none is ever exceeded.
 
+    Args:
+        params: of its parameters.
+        macs: of its multiply-accumulates.
+        latency: of its time in ``runtime`` on this machine, as a table of measured times predicts it.
+        runtime: ``eager``, ``channels_last`` or ``onnxruntime``; read with ``latency`` alone.
+
     Raises:
-        ValueError: none is given, or one is out of range.
+        ValueError: none is given, or one is out of range, or the runtime is unknown.
     """
 
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
+    runtime: str = "onnxruntime"
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in (("params", self.params), ("macs", self.macs)) if value is not None}
-        if not given:
-            raise ValueError("a Budget needs params or macs, the fraction of the dense network to keep")
-        for name, value in given.items():
+        if not self.given:
+            raise ValueError("a Budget needs params or macs or latency, the fraction of the dense network to keep")
+        for name, value in self.given.items():
             if not 0 < value <= 1:
                 raise ValueError(f"Budget({name}={value!r}): it must be in (0, 1]")
+        check_choice("runtime", self.runtime, RUNTIMES)
+
+    def __str__(self) -> str:
+        timed = "" if self.latency is None else f", latency={self.latency}, runtime={self.runtime!r}"
+        return f"Budget(params={self.params}, macs={self.macs}{timed})"
+
+    @property
+    def limits(self) -> tuple[float | None, float | None, float | None]:
+        """The fractions in the order of `SIZES`; None where there is no limit."""
+        return self.params, self.macs, self.latency
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The fractions that are limited."""
+        return {name: value for name, value in zip(SIZES, self.limits, strict=True) if value is not None}
 
 
 @dataclass(frozen=True)
@@ -43,73 +71,104 @@ class Options:
         params: parameters.
         macs: multiply-accumulates of one input.
         harm: what choosing it costs the network, 0 for the dense layer; the sum over layers is made small.
+        seconds: on the clock; None where nothing was timed.
     """
 
     plans: Sequence[LayerPlan]
     params: Floats
     macs: Floats
     harm: Floats
+    seconds: Floats | None = None
+
+    @property
+    def sizes(self) -> Floats:
+        """Parameters, MACs and, where they are known, seconds: ``(2, K)`` or ``(3, K)``."""
+        return np.stack([self.params, self.macs, *([] if self.seconds is None else [self.seconds])])
 
 
 def allocate(
-    options: Mapping[str, Options], budget: Budget, dense: tuple[float, float], rest: tuple[float, float]
+    options: Mapping[str, Options], budget: Budget, dense: Sequence[float], rest: Sequence[float]
 ) -> dict[str, LayerPlan]:
     """One option for each layer: the least total harm within the budget.
 
     For a price of size, every layer takes the option with the least harm plus price times size, which lies on the
     lower convex hull of its (size, harm) points; the price is found by bisection. What the hull's steps leave of the
-    budget is then filled by the single changes that save most harm. Under two budgets the size is a mixture of
-    parameters and MACs, and the best of several mixtures is taken.
+    budget is then filled by the single changes that save most harm. Under several budgets the size is a mixture of
+    what they limit, and the best of several mixtures is taken.
 
     Args:
         options: of each layer.
         budget: what to keep.
-        dense: parameters and MACs of the whole dense network, of which the budget's values are fractions.
-        rest: parameters and MACs of what no option changes.
+        dense: parameters, MACs and, under a latency budget, seconds of the whole dense network, of which the budget's
+            values are fractions.
+        rest: the same of what no option changes.
 
     Raises:
-        ValueError: the budget cannot be met; the sentence names the least that can.
+        ValueError: the budget cannot be met; the sentence names the least that can. Or it limits the latency, and
+            nothing was timed.
     """
+    if len(dense) < len(SIZES) and budget.latency is not None:
+        raise ValueError(f"{budget}: the latency was not measured here; plan_ranks does, a search does not")
     names = list(options)
-    sizes = [np.stack([options[name].params, options[name].macs]) for name in names]  # (2, K) each
+    sizes = [options[name].sizes for name in names]
     harms = [options[name].harm for name in names]
-    limits = np.array(
-        [
-            np.inf if kept is None else kept * whole - fixed
-            for kept, whole, fixed in zip((budget.params, budget.macs), dense, rest, strict=True)
-        ]
-    )
+    whole = np.array(dense, dtype=np.float64)
+    kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
+    limits = kept * whole - np.array(rest)
     _refuse_unreachable(budget, sizes, limits, dense, rest)
-    if budget.params is None or budget.macs is None:
-        mixtures = [float(budget.macs is None)]
-    else:
-        mixtures = [float(share) for share in np.linspace(0, 1, MIXTURES)]
     found: list[tuple[float, list[int]]] = []
-    for share in mixtures:
-        weights = np.array([share, 1 - share]) / np.array(dense)
-        chosen = _cheapest_price(sizes, harms, weights, limits)
+    for mixture in _mixtures(np.isfinite(kept)):
+        chosen = _cheapest_price(sizes, harms, mixture / whole, limits)
         if chosen is not None:
             chosen = _fill(chosen, sizes, harms, limits)
             found.append((sum(harm[index] for harm, index in zip(harms, chosen, strict=True)), chosen))
     if not found:
-        # Both limits can be met alone. Name what one costs the other: the least MACs found within the parameters.
-        macs = [size[1] for size in sizes]
-        within = _cheapest_price(sizes, macs, np.array([1 / dense[0], 0.0]), np.array([limits[0], np.inf]))
-        least = "" if within is None else f"; at params={budget.params} the least found is macs="
-        least += "" if within is None else f"{_shown((_total(sizes, within)[1] + rest[1]) / dense[1])}"
-        raise ValueError(f"{budget} cannot be met: no ranks were found that keep to both{least}")
+        raise ValueError(_exclusion(budget, sizes, limits, dense, rest))
     best = min(found, key=lambda pair: pair[0])[1]
     return {name: options[name].plans[index] for name, index in zip(names, best, strict=True)}
 
 
+def _mixtures(limited: NDArray[np.bool_]) -> list[Floats]:
+    """Weights of the sizes, which sum to 1 and are 0 where there is no limit."""
+    count = int(limited.sum())
+    steps = MIXTURES - 1
+    found = []
+    for parts in product(range(steps + 1), repeat=count - 1):
+        if sum(parts) <= steps:
+            weights = np.zeros(len(limited))
+            weights[limited] = np.array([*parts, steps - sum(parts)]) / steps
+            found.append(weights)
+    return found
+
+
 def _refuse_unreachable(
-    budget: Budget, sizes: list[Floats], limits: Floats, dense: tuple[float, float], rest: tuple[float, float]
+    budget: Budget, sizes: list[Floats], limits: Floats, dense: Sequence[float], rest: Sequence[float]
 ) -> None:
-    least = sum((size.min(axis=1) for size in sizes), np.zeros(2))
-    for index, name in enumerate(("params", "macs")):
+    least = sum((size.min(axis=1) for size in sizes), np.zeros(len(limits)))
+    for index, name in enumerate(SIZES[: len(limits)]):
         if least[index] > limits[index]:
             reachable = _shown((least[index] + rest[index]) / dense[index])
             raise ValueError(f"{budget} cannot be met: the least that can be kept is {name}={reachable}")
+
+
+def _exclusion(
+    budget: Budget, sizes: list[Floats], limits: Floats, dense: Sequence[float], rest: Sequence[float]
+) -> str:
+    """Each limit can be met alone. Name what the others cost the last: the least of it found within them."""
+    *others, last = [SIZES.index(name) for name in budget.given]
+    within = limits.copy()
+    within[last] = np.inf
+    costs = [size[last] for size in sizes]
+    least = ""
+    for mixture in _mixtures(np.isin(np.arange(len(limits)), others)):
+        chosen = _cheapest_price(sizes, costs, mixture / np.array(dense), within)
+        if chosen is not None:
+            asked = ", ".join(f"{SIZES[index]}={budget.limits[index]}" for index in others)
+            share = _shown((_total(sizes, chosen)[last] + rest[last]) / dense[last])
+            least = f"; at {asked} the least found is {SIZES[last]}={share}"
+            break
+    number = "both" if len(budget.given) == 2 else "all"
+    return f"{budget} cannot be met: no ranks were found that keep to {number}{least}"
 
 
 def _shown(share: float) -> str:

@@ -32,6 +32,7 @@ class LayerShape:
         transposed: whether it is a transposed convolution.
         calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
             A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
+        linear: whether it is a Linear.
     """
 
     channels: tuple[int, int]
@@ -40,6 +41,7 @@ class LayerShape:
     bias: bool
     transposed: bool
     calls: tuple[tuple[Size, Size], ...]
+    linear: bool = False
 
     @property
     def dense_cost(self) -> tuple[int, int]:
@@ -116,7 +118,7 @@ def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
 def _shape(layer: FactorableLayer, calls: tuple[tuple[Size, Size], ...]) -> LayerShape:
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls)
+        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls, linear=True)
     height, width = layer.kernel_size
     channels = (layer.in_channels, layer.out_channels)
     return LayerShape(channels, (height, width), layer.groups, bias, isinstance(layer, nn.ConvTranspose2d), calls)

@@ -7,8 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from common.decomposition import Floats
+from common.decomposition import Floats, RankSteps
 from common.planning.budget import Options
+from common.planning.latency_table import LatencyTable, rank_steps
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
 from common.planning.plan import LayerPlan
 
@@ -24,6 +25,7 @@ def layer_options(
     *,
     harms: Harms | None = None,
     round_to: int = 1,
+    latencies: LatencyTable | None = None,
 ) -> Options:
     """The dense layer, and all ranks by any of ``methods`` that make it smaller and that no other option beats.
 
@@ -34,28 +36,44 @@ def layer_options(
         methods: candidates; what does not fit the layer is replaced, see ``layer_method``.
         harms: measured harm of errors; without it the harm is the squared relative error itself.
         round_to: ranks are multiples of it, or the mode's maximum.
+        latencies: makes seconds a cost too. The ranks are then those that were timed: of them the options keep those
+            that nothing else beats, so that ranks that the runtime does not like fall away.
     """
     plans = [LayerPlan(reason=dense_reason(shape) or "the budget leaves room for it")]
-    table = [np.array([[*shape.dense_cost, 0.0]])]
+    dense = [*shape.dense_cost, *([] if latencies is None else [latencies.plan_seconds(shape, plans[0])])]
+    table = [np.array([[*dense, 0.0]])]
     if not dense_reason(shape):
         for method in dict.fromkeys(layer_method(method, shape) for method in methods):
             ranks, rows = decompositions.keep(
-                (name, method, shape, round_to), partial(_frontier, name, shape, decompositions, method, round_to)
+                (name, method, shape, round_to, latencies),
+                partial(_frontier, name, shape, decompositions, method, round_to, latencies),
             )
             plans += [decompositions.plan(name, method, tuple(map(int, row))) for row in ranks]
             table.append(rows)
     rows = np.concatenate(table)
-    harm = _harm(rows[:, 2] ** 2, (harms or {}).get(name))
-    best = _unbeaten(np.column_stack([rows[:, :2], harm]))
-    return Options([plans[index] for index in best], rows[best, 0], rows[best, 1], harm[best])
+    harm = _harm(rows[:, -1] ** 2, (harms or {}).get(name))
+    best = _unbeaten(np.column_stack([rows[:, :-1], harm]))
+    seconds = None if latencies is None else rows[best, 2]
+    return Options([plans[index] for index in best], rows[best, 0], rows[best, 1], harm[best], seconds)
 
 
 def _frontier(
-    name: str, shape: LayerShape, decompositions: Decompositions, method: str, round_to: int
+    name: str,
+    shape: LayerShape,
+    decompositions: Decompositions,
+    method: str,
+    round_to: int,
+    latencies: LatencyTable | None,
 ) -> tuple[Floats, Floats]:
-    """The ranks ``(K, modes)`` worth having, and for each its parameters, MACs and relative error, ``(K, 3)``."""
-    ranks, errors = decompositions.get(name, method).error_table(round_to)
-    rows = np.column_stack([*shape.costs(method, ranks, shift=name in decompositions.moments), errors])
+    """The ranks ``(K, modes)`` worth having, and for each its costs and relative error, ``(K, 3)`` or ``(K, 4)``."""
+    steps: RankSteps = round_to
+    if latencies is not None:
+        steps = tuple(rank for rank in rank_steps() if rank % round_to == 0)
+    ranks, errors = decompositions.get(name, method).error_table(steps)
+    costs = list(shape.costs(method, ranks, shift=name in decompositions.moments))
+    if latencies is not None:
+        costs.append(latencies.layer_seconds(shape, method, ranks))
+    rows = np.column_stack([*costs, errors])
     dense_params, dense_macs = shape.dense_cost
     smaller = np.flatnonzero((rows[:, 0] < dense_params) & (rows[:, 1] <= dense_macs))
     kept = smaller[_unbeaten(rows[smaller])]
@@ -75,14 +93,14 @@ def _harm(squared_errors: Floats, points: Sequence[tuple[float, float]] | None) 
 
 
 def _unbeaten(rows: Floats) -> np.ndarray:
-    """Indices of the rows on a Pareto front of (params, harm), of (MACs, harm) or of (both costs' mean, harm)."""
+    """Indices of the rows on a Pareto front of (a cost, harm), for each cost and for the mean of all; harm is last."""
     if not len(rows):
         return np.zeros(0, dtype=int)
-    shares = rows[:, :2] / rows[:, :2].max(axis=0).clip(min=1)
+    shares = rows[:, :-1] / rows[:, :-1].max(axis=0).clip(min=1e-12)
     kept: set[int] = set()
-    for cost in (shares[:, 0], shares[:, 1], shares.mean(axis=1)):
-        order = np.lexsort((rows[:, 2], cost))
-        harm = rows[order, 2]
+    for cost in (*shares.T, shares.mean(axis=1)):
+        order = np.lexsort((rows[:, -1], cost))
+        harm = rows[order, -1]
         before = np.concatenate([[np.inf], np.minimum.accumulate(harm)[:-1]])
         kept.update(order[harm < before].tolist())
     return np.array(sorted(kept))

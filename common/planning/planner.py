@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, RankSelector
 from common.planning.budget import Budget, allocate
+from common.planning.latency_table import LatencyTable
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method, trace_layers
 from common.planning.options import Harms, layer_options
 from common.planning.plan import LayerPlan, RankPlan
@@ -22,6 +24,15 @@ METHODS = (*DECOMPOSITIONS, "mixed", "arsvd")
 RULES = ("fixed", "energy", "entropy", "vbmf", "budget")
 
 LayerRanks = int | float | str | Sequence[int]
+
+
+class _Network(NamedTuple):
+    """A network, what it is fed, and what is known of its layers."""
+
+    model: nn.Module
+    x: Tensor
+    shapes: Mapping[str, LayerShape]
+    decompositions: Decompositions
 
 
 def plan_ranks(
@@ -36,6 +47,7 @@ def plan_ranks(
     exponent: int = 1,
     budget: Budget | None = None,
     harms: Harms | None = None,
+    latencies: LatencyTable | None = None,
     round_to: int = 1,
     only_if_smaller: bool = True,
     moments: Mapping[str, LayerMoments] | None = None,
@@ -60,6 +72,9 @@ def plan_ranks(
         harms: for ``budget``: measured harm of errors, layer by layer, from
             :func:`common.search.sensitivity.measure_harms`; without it every layer's squared relative error counts
             the same.
+        latencies: for a ``budget`` of latency: measured times of the layers, for batches of N, from
+            :func:`common.latency_cache.latency_table`; None takes those that this machine keeps, and measures what it
+            lacks, which takes a minute or a few the first time.
         round_to: ranks are multiples of it, raised to the next one, or a mode's maximum; ranks that are given layer by
             layer stay as they are.
         only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs; under a
@@ -85,6 +100,8 @@ def plan_ranks(
             )
     if harms is not None and rule != "budget":
         raise ValueError(f"harms with rule={rule!r}: only the rule 'budget' takes them")
+    if latencies is not None and (budget is None or budget.latency is None):
+        raise ValueError(f"latencies with budget={budget}: only a Budget(latency=...) takes them")
     if method == "mixed" and rule == "fixed":
         raise ValueError("method='mixed' with rule='fixed': the methods' ranks differ; choose another rule")
     if round_to < 1:
@@ -94,8 +111,10 @@ def plan_ranks(
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
     settings: dict[str, Any]
     if budget is not None:
-        layers = _budget_plans(model, x, shapes, decompositions, methods, budget, harms, round_to)
+        network = _Network(model, x, shapes, decompositions)
+        layers, predicted = _budget_plans(network, method, methods, budget, harms, latencies, round_to)
         settings = {"params": budget.params, "macs": budget.macs, "round_to": round_to, "harms": harms is not None}
+        settings |= predicted
     elif rule == "fixed":
         layers = _fixed_plans(shapes, decompositions, method, ranks)
         settings = {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks}
@@ -127,24 +146,39 @@ def plan_ranks(
 
 
 def _budget_plans(
-    model: nn.Module,
-    x: Tensor,
-    shapes: Mapping[str, LayerShape],
-    decompositions: Decompositions,
+    network: _Network,
+    method: str,
     methods: Sequence[str],
     budget: Budget,
     harms: Harms | None,
+    latencies: LatencyTable | None,
     round_to: int,
-) -> dict[str, LayerPlan]:
-    """The plans with the least harm within the budget, which counts the whole network."""
+) -> tuple[dict[str, LayerPlan], dict[str, Any]]:
+    """The plans with the least harm within the budget, which counts the whole network; and what a latency is told."""
+    from common.latency_cache import dense_seconds, latency_table  # what it imports would import this module
+
+    model, x, shapes, decompositions = network
+    if budget.latency is not None and latencies is None:
+        latencies = latency_table(model, x, budget.runtime, method)
+    if latencies is not None and latencies.conditions.runtime != budget.runtime:
+        raise ValueError(f"{budget} with latencies of the runtime {latencies.conditions.runtime!r}")
     options = {
-        name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to)
+        name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to, latencies=latencies)
         for name, shape in shapes.items()
     }
     cost = profile(model, x)
-    dense = [shape.dense_cost for shape in shapes.values()]
-    rest = (cost.params - sum(params for params, _ in dense), cost.macs - sum(macs for _, macs in dense))
-    return allocate(options, budget, (cost.params, cost.macs), rest)
+    dense: list[float] = [cost.params, cost.macs]
+    own = np.sum([shape.dense_cost for shape in shapes.values()], axis=0).tolist()
+    if latencies is not None:
+        measured = dense_seconds(model, x, latencies)
+        own.append(latencies.dense_seconds(shapes))
+        dense.append(max(measured, own[-1]))  # as the prediction has it
+    layers = allocate(options, budget, dense, [whole - part for whole, part in zip(dense, own, strict=True)])
+    if latencies is None:
+        return layers, {}
+    predicted = latencies.network_seconds(shapes, measured, layers)
+    conditions = asdict(latencies.conditions)
+    return layers, {"latency": budget.latency, **conditions, "dense_s": measured, "predicted_s": predicted}
 
 
 def _selected_plans(

@@ -7,12 +7,14 @@ returns, and `save_figure` writes it. No function opens a window or changes matp
 from common.reporting.curves import progress, training_curves
 from common.reporting.effect import speedups, stages
 from common.reporting.layer_figures import policy_heatmap, rank_heatmap, sensitivities, spectra
+from common.reporting.layer_times import layer_times
 from common.reporting.masks import sample_masks
 from common.reporting.pareto import methods, pareto, pareto_front
 from common.reporting.radar import radar
 from common.reporting.style import save_figure
 
 __all__ = [
+    "layer_times",
     "methods",
     "pareto",
     "pareto_front",

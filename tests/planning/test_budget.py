@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_two_budgets_that_exclude_each_other_name_what_one_costs_the_other() -> 
         ({"macs": 1.5}, r"Budget\(macs=1.5\): it must be in \(0, 1\]"),
     ],
 )
-def test_bad_budgets_are_named(arguments: dict[str, float], sentence: str) -> None:
+def test_bad_budgets_are_named(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Budget(**arguments)
 

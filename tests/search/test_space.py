@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def decompositions(model: TinyCNN) -> Decompositions:
     return Decompositions(model, calibrate(model, tiny_digits().calibration))
 
 
-def make_space(model: TinyCNN, decompositions: Decompositions, **budget: float) -> Space:
+def make_space(model: TinyCNN, decompositions: Decompositions, **budget: Any) -> Space:
     return Space(model, X, decompositions, "svd", Budget(**budget), HARMS)
 
 
@@ -180,3 +181,8 @@ def test_a_budget_that_a_rule_cannot_meet_is_refused(model: TinyCNN, decompositi
     space.budget = Budget(params=0.03)  # less than rank 1 everywhere
     with pytest.raises(ValueError, match=r"^policy='energy': Budget\(params=0.03, .* cannot be met by this rule"):
         rule_plan("energy", model, X, decompositions, space)
+
+
+def test_a_latency_is_refused(model: TinyCNN, decompositions: Decompositions) -> None:
+    with pytest.raises(ValueError, match="the latency was not measured here"):
+        make_space(model, decompositions, latency=0.5)

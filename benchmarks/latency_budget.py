@@ -1,0 +1,182 @@
+"""Budgets of latency against budgets of MACs, on the clock at equal harm; and predicted against measured times.
+
+    python benchmarks/latency_budget.py
+
+Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and
+then under the smallest budget of latency whose plan does no more harm (the sum of the layers' squared errors).
+Both are timed in turn with the dense network, and predicted from the table of measured operations, which
+is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
+the methods differ in what they keep. A gain over 1 means that the budget of latency gives the faster network; an error
+is predicted over measured time, less 1. Prints the figures; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS
+from common.environment import describe_environment
+from common.latency import measure_latencies
+from common.latency_cache import latency_table, predicted_seconds
+from common.models import build_model
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.latency_table import LatencyTable
+from common.planning.layers import Decompositions, convolution_weight, factorable_layers, set_convolution_weight
+from common.planning.operations import RUNTIMES
+from common.profiling import profile
+
+METHODS = (*DECOMPOSITIONS, "mixed")
+SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
+DECAY = 0.6
+BISECTIONS = 10
+HEADS = (
+    "network",
+    "batch",
+    "runtime",
+    "method",
+    "budget",
+    "harm",
+    "MACs ratio",
+    "ms",
+    "predicted",
+    "error",
+    "speedup",
+    "share",
+    "gain",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A dense network, its batch, and what is known of both."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+    kept: Decompositions
+    table: LatencyTable
+    round_to: int
+
+    def plan(self, method: str, budget: Budget) -> RankPlan:
+        """The plan under a budget."""
+        timed = budget.latency is not None
+        return plan_ranks(
+            self.model,
+            self.x,
+            method,
+            "budget",
+            budget=budget,
+            round_to=1 if timed else self.round_to,
+            latencies=self.table if timed else None,
+            decompositions=self.kept,
+        )
+
+    def harm(self, plan: RankPlan) -> float:
+        """The sum of the squared relative errors of the layers."""
+        layers = plan.factored.items()
+        return sum(self.kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in layers)
+
+    def equal_harm(self, method: str, harm: float) -> RankPlan:
+        """The plan under the smallest budget of latency that does at most this harm."""
+        low, high = 0.0, 1.0
+        best = self.plan(method, Budget(latency=1.0, runtime=self.table.conditions.runtime))
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            try:
+                plan = self.plan(method, Budget(latency=middle, runtime=self.table.conditions.runtime))
+            except ValueError:  # less than the least
+                low = middle
+                continue
+            if self.harm(plan) <= harm:
+                best, high = plan, middle
+            else:
+                low = middle
+        return best
+
+
+def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
+    """``model``, the i-th direction of its layers' channels scaled by ``i ** -decay``, in random bases."""
+    with torch.no_grad():
+        for layer in factorable_layers(model).values():
+            weight = convolution_weight(layer)
+            for mode in (0, 1):
+                size = weight.shape[mode]
+                basis = torch.linalg.qr(torch.randn(size, size))[0]
+                scales = torch.arange(1, size + 1) ** -decay
+                mixing = basis * (scales / scales.square().mean().sqrt()) @ basis.T
+                weight = torch.tensordot(mixing, weight, dims=([1], [mode])).movedim(0, mode)
+            set_convolution_weight(layer, weight)
+    return model
+
+
+def measure(setting: Setting, shares: list[float], methods: list[str], rounds: int, round_s: float) -> list[list[Any]]:
+    """The rows of one network in one runtime."""
+    runtime = setting.table.conditions.runtime
+    plans: list[tuple[str, str, RankPlan]] = []
+    for method in methods:
+        for share in shares:
+            by_macs = setting.plan(method, Budget(macs=share))
+            plans.append((method, f"macs={share:g}", by_macs))
+            by_latency = setting.equal_harm(method, setting.harm(by_macs))
+            plans.append((method, f"latency={by_latency.settings['latency']:.3f}", by_latency))
+    networks = [compress(setting.model, plan, decompositions=setting.kept) for *_, plan in plans]
+    found = measure_latencies(
+        networks, setting.x, baseline=setting.model, runtime=runtime, rounds=rounds, round_s=round_s
+    )
+    dense = profile(setting.model, setting.x)
+    rows: list[list[Any]] = []
+    for index, ((method, budget, plan), network, latency) in enumerate(zip(plans, networks, found, strict=True)):
+        predicted = predicted_seconds(setting.model, setting.x, plan, setting.table)
+        ratio = dense.macs / profile(network, setting.x).macs
+        share_of = latency.speedup / ratio if latency.speedup is not None else None
+        gain = found[index - 1].median_s / latency.median_s if index % 2 else None
+        times = [latency.median_s * 1000, predicted * 1000, predicted / latency.median_s - 1]
+        head = [setting.name, len(setting.x), latency.runtime, method, budget]
+        rows.append([*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain])
+    return rows
+
+
+def main() -> None:
+    """Measure everything that was asked for and print one table a network and runtime."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=["resnet18"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs, to keep")
+    parser.add_argument("--round-to", type=int, default=16, help="ranks under a budget of MACs; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
+    parser.add_argument("--round-s", type=float, default=0.1, help="least seconds of one; default: %(default)s")
+    parser.add_argument("--cache", help="folder of the latency tables; default: that of this user")
+    parser.add_argument("--tiny", action="store_true", help="a small network instead: does everything run?")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    machine = describe_environment()
+    print(f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}\n")
+    formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f")
+    for name in ["resnet20"] if options.tiny else options.networks:
+        classes = {"unet": 1, "resnet20": 10}.get(name, 1000)
+        model = with_decaying_spectra(build_model(name, classes)).eval()
+        side = 16 if options.tiny else SIZES[name]
+        x = torch.randn(options.batch, 3, side, side)
+        kept = Decompositions(model)
+        for runtime in options.runtimes:
+            table = latency_table(model, x, runtime, folder=options.cache)
+            setting = Setting(name, model, x, kept, table, 4 if name == "resnet20" else options.round_to)
+            rows = measure(setting, options.shares, options.methods, options.rounds, options.round_s)
+            print(tabulate(rows, HEADS, "pipe", floatfmt=formats, missingval="-"), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Latency tables that are measured once on a machine and kept on its disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.choices import check_choice
+from common.decomposition import DECOMPOSITIONS
+from common.environment import describe_environment
+from common.latency import measure_latency
+from common.operation_latency import time_operations
+from common.planning.latency_table import Conditions, LatencyTable, needed_operations
+from common.planning.layers import trace_layers
+from common.planning.operations import RUNTIMES
+from common.planning.plan import LayerPlan, RankPlan
+
+CACHE = "LOW_RANK_CNN_CACHE"
+"""The variable of the environment that names the folder of the tables."""
+
+
+def latency_table(
+    model: nn.Module,
+    x: Tensor,
+    runtime: str = "onnxruntime",
+    method: str = "mixed",
+    *,
+    folder: str | Path | None = None,
+    refresh: bool = False,
+) -> LatencyTable:
+    """Times of everything that ``method`` may make of ``model``'s layers: from the disk where they are, else measured.
+
+    What is missing is measured and added to the file, so that layers of one shape are timed once, whatever network
+    they are in. The machine should have nothing else to do meanwhile.
+
+    Args:
+        model: the dense network, on the processor.
+        x: the batch that will pass at once, ``(N, C, H, W)``.
+        runtime: ``eager``, ``channels_last`` or ``onnxruntime``.
+        method: a decomposition, or ``mixed`` for all.
+        folder: of the tables; None takes what ``LOW_RANK_CNN_CACHE`` names, else ``low-rank-cnn`` in
+            ``XDG_CACHE_HOME`` or in ``~/.cache``.
+        refresh: measure everything anew.
+
+    Raises:
+        ValueError: ``runtime`` or ``method`` is unknown, or the network is not on the processor.
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("method", method, (*DECOMPOSITIONS, "mixed"))
+    if x.device.type != "cpu":
+        raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
+    conditions = current_conditions(runtime, len(x))
+    path = table_path(conditions, folder)
+    table = LatencyTable(conditions) if refresh else read_table(path, conditions)
+    methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+    missing = [op for op in needed_operations(trace_layers(model, x).values(), methods) if op not in table.seconds]
+    name = network_fingerprint(model, x)
+    if missing:
+        table.seconds |= time_operations(missing, runtime, len(x))
+    if name not in table.networks:
+        table.networks[name] = measure_latency(model, x, runtime=runtime, round_s=0.1).median_s
+        missing = missing or list(table.seconds)[:1]
+    if missing:
+        write_table(table, path)
+    return table
+
+
+def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: LatencyTable) -> float:
+    """Seconds of a pass of ``x`` through the network that ``plan`` makes of ``model``, by the table.
+
+    Raises:
+        ValueError: the table was not made for this network.
+    """
+    return table.network_seconds(trace_layers(model, x), dense_seconds(model, x, table), plan.layers)
+
+
+def dense_seconds(model: nn.Module, x: Tensor, table: LatencyTable) -> float:
+    """Measured seconds of a pass of ``x`` through the dense network.
+
+    Raises:
+        ValueError: the table was not made for this network, or for another batch.
+    """
+    if table.conditions.batch != len(x):
+        raise ValueError(f"the latency table is of batches of {table.conditions.batch}, x is one of {len(x)}")
+    try:
+        return table.networks[network_fingerprint(model, x)]
+    except KeyError:
+        raise ValueError(
+            "the latency table does not hold this network's time; make it with common.latency_cache.latency_table"
+        ) from None
+
+
+def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None = None) -> dict[str, float]:
+    """Where a network's time goes: seconds of each layer that a decomposition could replace, and of the ``rest``.
+
+    The layers are timed one by one and the network as a whole, with BatchNorm as the runtime has it; the ``rest`` is
+    what the layers do not make up, at least 0.
+
+    Args:
+        model: dense or compressed, on the processor.
+        x: the batch that passes at once.
+        runtime: ``eager``, ``channels_last`` or ``onnxruntime``.
+        plan: that the network was made with; the factors of a layer then count as that layer.
+    """
+    shapes = trace_layers(model, x)
+    seconds = time_operations(needed_operations(shapes.values(), ()), runtime, len(x))
+    times = LatencyTable(current_conditions(runtime, len(x)), seconds)
+    found: dict[str, float] = {}
+    for name, shape in shapes.items():
+        parent = name.rpartition(".")[0]
+        layer = parent if plan is not None and parent in plan.factored else name
+        found[layer] = found.get(layer, 0.0) + times.plan_seconds(shape, LayerPlan())
+    whole = measure_latency(model, x, runtime=runtime).median_s
+    return {**found, "rest": max(0.0, whole - sum(found.values()))}
+
+
+def current_conditions(runtime: str, batch: int) -> Conditions:
+    """Those of this machine and process."""
+    machine = describe_environment()
+    number = version("onnxruntime") if runtime == "onnxruntime" else torch.__version__
+    return Conditions(runtime, number, str(machine["processor"]), torch.get_num_threads(), batch)
+
+
+def table_path(conditions: Conditions, folder: str | Path | None = None) -> Path:
+    """The file of the table that was measured under these conditions."""
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = os.environ.get(CACHE) or Path(home) / "low-rank-cnn"
+    parts = (conditions.runtime, conditions.version, conditions.processor)
+    words = [re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts]
+    return Path(folder) / f"latency-{'-'.join(words)}-{conditions.threads}threads-batch{conditions.batch}.json"
+
+
+def read_table(path: Path, conditions: Conditions) -> LatencyTable:
+    """The table in a file; an empty one, with a warning, where the file is broken or of other conditions."""
+    if not path.is_file():
+        return LatencyTable(conditions)
+    try:
+        table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # a text that is no JSON is a ValueError too
+        warnings.warn(f"{path} cannot be read ({error}); its times are measured anew", stacklevel=3)
+        return LatencyTable(conditions)
+    if table.conditions != conditions:
+        warnings.warn(f"{path} was measured under {table.conditions}, not {conditions}; measured anew", stacklevel=3)
+        return LatencyTable(conditions)
+    return table
+
+
+def write_table(table: LatencyTable, path: Path) -> None:
+    """Write the table, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(table.to_json()), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def network_fingerprint(model: nn.Module, x: Tensor) -> str:
+    """What stands for a network's architecture and its input's size."""
+    return hashlib.sha256(f"{model!r} {tuple(x.shape)}".encode()).hexdigest()[:16]

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from common import latency_cache
+from common.latency_cache import current_conditions, latency_table, layer_times, read_table, table_path
+from common.operation_latency import time_operations
+from common.planning import Budget, plan_ranks
+from common.planning.latency_table import needed_operations
+from common.planning.layers import trace_layers
+from common.planning.operations import RUNTIMES, Operation
+from tests.networks import tiny_cnn
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class FakeTimer:
+    """In place of a clock: a microsecond a channel, and the whole network as given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, whole: float = 1.0) -> None:
+        self.timed: list[Operation] = []
+        monkeypatch.setattr(latency_cache, "time_operations", self.time)
+        monkeypatch.setattr(latency_cache, "measure_latency", lambda *_, **__: SimpleNamespace(median_s=whole))
+
+    def time(self, operations: Sequence[Operation], *_: Any) -> dict[Operation, float]:
+        self.timed += operations
+        return {operation: 1e-6 * sum(operation.channels) for operation in operations}
+
+
+def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(monkeypatch)
+    model = tiny_cnn()
+    first = latency_table(model, X, "onnxruntime", "svd", folder=tmp_path)
+    assert set(timer.timed) == set(needed_operations(trace_layers(model, X).values(), ("svd",)))
+    timer.timed.clear()
+    again = latency_table(model, X, "onnxruntime", "svd", folder=tmp_path)
+    assert not timer.timed
+    assert again.to_json() == first.to_json()
+    more = latency_table(model, X, "onnxruntime", "tucker2", folder=tmp_path)
+    assert timer.timed
+    assert not set(timer.timed) & set(first.seconds)  # only what was missing
+    assert set(more.seconds) > set(first.seconds)
+    timer.timed.clear()
+    latency_table(model, X, "onnxruntime", "svd", folder=tmp_path, refresh=True)
+    assert set(timer.timed) == set(first.seconds)
+
+
+def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(monkeypatch)
+    model = tiny_cnn()
+    here = current_conditions("eager", 2)
+    latency_table(model, X, "eager", "svd", folder=tmp_path)
+    for change in (
+        {"processor": "another"},
+        {"threads": 99},
+        {"version": "0"},
+        {"batch": 7},
+        {"runtime": "onnxruntime"},
+    ):
+        there = replace(here, **change)
+        assert table_path(there, tmp_path) != table_path(here, tmp_path)
+        assert not read_table(table_path(there, tmp_path), there).seconds
+    file = table_path(here, tmp_path)
+    values = json.loads(file.read_text())
+    values["conditions"]["processor"] = "another"
+    file.write_text(json.dumps(values))  # a file that was copied over
+    timer.timed.clear()
+    with pytest.warns(UserWarning, match="was measured under .*another.*; measured anew"):
+        latency_table(model, X, "eager", "svd", folder=tmp_path)
+    assert timer.timed
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"format": 0}', '{"format": 1}', '{"format": 1, "seconds": [[1]], "networks": {}}'],
+)
+def test_a_broken_file_is_measured_anew_with_a_warning(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timer = FakeTimer(monkeypatch)
+    file = table_path(current_conditions("eager", 2), tmp_path)
+    file.write_text(content)
+    with pytest.warns(UserWarning, match="cannot be read .* measured anew"):
+        table = latency_table(tiny_cnn(), X, "eager", "svd", folder=tmp_path)
+    assert len(timer.timed) == len(table.seconds) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert latency_table(tiny_cnn(), X, "eager", "svd", folder=tmp_path).seconds == table.seconds
+
+
+def test_the_folder_is_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = current_conditions("eager", 1)
+    monkeypatch.delenv("LOW_RANK_CNN_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert table_path(conditions).parent == tmp_path / "cache" / "low-rank-cnn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert table_path(conditions).parent == Path.home() / ".cache" / "low-rank-cnn"
+    monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path / "mine"))
+    assert table_path(conditions).parent == tmp_path / "mine"
+
+
+def test_a_budget_of_latency_measures_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path))
+    timer = FakeTimer(monkeypatch, whole=2e-3)
+    model = tiny_cnn(width=64)
+    plan = plan_ranks(model, X, "svd", "budget", budget=Budget(latency=1.0, runtime="eager"))
+    assert timer.timed
+    assert plan.settings["dense_s"] == 2e-3
+    assert plan.settings["predicted_s"] <= 2e-3
+    assert plan.settings["runtime"] == "eager"
+    assert list(tmp_path.glob("latency-eager-*.json"))
+
+
+def test_the_layers_and_the_rest_make_up_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch, whole=1.0)
+    model = tiny_cnn()
+    times = layer_times(model, X, "eager")
+    assert list(times) == ["stem.0", "conv", "shortcut", "head", "rest"]
+    assert times["conv"] == pytest.approx(48e-6)
+    assert sum(times.values()) == pytest.approx(1.0)
+
+
+def test_the_factors_of_a_layer_count_as_that_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from common.compression import compress
+
+    FakeTimer(monkeypatch, whole=1.0)
+    model = tiny_cnn()
+    plan = plan_ranks(model, X, "tucker2", "fixed", ranks={"conv": (4, 5)}, only_if_smaller=False)
+    times = layer_times(compress(model, plan), X, "eager", plan)
+    assert list(times) == ["stem.0", "conv", "shortcut", "head", "rest"]
+    assert times["conv"] == pytest.approx(1e-6 * (16 + 4 + 4 + 5 + 5 + 32))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
+    operations = [
+        Operation((3, 16), (3, 3), (9, 9), (5, 5)),
+        Operation((16, 8), (3, 1), (9, 9), (9, 9)),
+        Operation((16, 24), (1, 3), (9, 9), (9, 5), groups=2),
+        Operation((16, 8), (2, 2), (4, 4), (8, 8), transposed=True),
+        Operation((16, 8), (3, 3), (4, 4), (8, 8), transposed=True),
+        Operation((16, 10), (1, 1), (1, 1), (1, 1), linear=True),
+        Operation((16, 10), (1, 1), (7, 1), (7, 1), linear=True),
+    ]
+    found = time_operations([*operations, operations[0]], runtime, batch=2, runs=3)
+    assert list(found) == operations
+    assert all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="runtime='compile' is unknown; allowed: eager, channels_last, onnxruntime"):
+        time_operations([], "compile")
+    with pytest.raises(ValueError, match="method='fastest' is unknown; allowed: svd"):
+        latency_table(tiny_cnn(), X, "eager", "fastest")
+    with pytest.raises(ValueError, match="x is on meta"):
+        latency_table(tiny_cnn(), X.to("meta"), "eager")
