@@ -33,11 +33,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from common.choices import RUNTIMES
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
-from common.latency import RUNTIMES, Latency, measure_latencies
+from common.latency import Latency, measure_latencies
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions

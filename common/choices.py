@@ -1,4 +1,4 @@
-"""The sentences for values that are not allowed."""
+"""What may be chosen in more than one room, and the sentences for values that are not allowed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
+
+RUNTIMES = {
+    "eager": "PyTorch eager",
+    "channels_last": "PyTorch channels_last",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+}
+"""In what a network can be timed, and how that is called in a record."""
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.choices import sentence
+from common.choices import RUNTIMES, sentence
 from common.trials import log_path
 
 Config = TypeVar("Config", bound="NotebookConfig")
@@ -110,6 +110,7 @@ class ExperimentConfig(NotebookConfig):
     finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
     finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     latency_batch: Count = 1
+    runtimes: str = "eager"
     svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
     compare_at: Share | None = None
@@ -118,7 +119,7 @@ class ExperimentConfig(NotebookConfig):
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
-        _ = self.rank_list, self.tau_list
+        _ = self.rank_list, self.tau_list, self.runtime_list
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""
@@ -132,6 +133,12 @@ class ExperimentConfig(NotebookConfig):
     def rank_list(self) -> list[int]:
         """The whole numbers in ``svd_ranks``."""
         return _listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
+
+    @property
+    def runtime_list(self) -> tuple[str, ...]:
+        """The names in ``runtimes``."""
+        allowed = f"one or more of {', '.join(RUNTIMES)}"
+        return tuple(_listed("runtimes", self.runtimes or "none", str, allowed, lambda name: name in RUNTIMES))
 
     @property
     def tau_list(self) -> list[float]:

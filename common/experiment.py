@@ -144,6 +144,7 @@ def search_settings(config: ExperimentConfig) -> SearchSettings:
         finetune=training_settings(config, config.finetune_epochs, config.finetune_learning_rate),
         finetune_given=config.compare_at is not None,
         latency_batch=config.latency_batch,
+        runtimes=config.runtime_list,
         seed=config.seed,
     )
 

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from common.choices import check_choice
+from common.choices import RUNTIMES, check_choice
 from common.modes import evaluating
 
-RUNTIMES = {
-    "eager": "PyTorch eager",
-    "channels_last": "PyTorch channels_last",
-    "compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-}
 MAX_SPREAD = 0.25
 """A speedup is reported when the middle half of the rounds' own ratios spans at most this share of their median."""
 

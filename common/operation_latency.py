@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.choices import RUNTIMES as RUNTIME_NAMES
 from common.choices import check_choice
-from common.latency import RUNTIMES as RUNTIME_NAMES
 from common.planning.operations import RUNTIMES, Operation
 from common.progress import track
 

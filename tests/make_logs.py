@@ -269,6 +269,11 @@ def _finalists(network: Network, records: Sequence[TrialRecord]) -> Iterator[Tri
         tested = {**stages, "test": {network.metric: round(tuned - 0.003, 5), "loss": 0.22}}
         baseline = record.baseline
         both = {**baseline["metrics"], "test": {network.metric: network.test, "loss": 0.21}}
+        kept = record.details["layers"]
+        before = {layer.name: layer.params * layer.places / 9e10 for layer in network.layers}
+        after = {name: seconds * kept.get(name, {}).get("macs", 1.0) for name, seconds in before.items()}
+        times = {"runtime": "PyTorch eager", "before": {**before, "rest": 1e-4}, "after": {**after, "rest": 1e-4}}
+        record = replace(record, details={**record.details, "layer_times": times})
         yield replace(record, metrics=tested, seconds=record.seconds + 60, baseline={**baseline, "metrics": both})
 
 

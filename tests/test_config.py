@@ -36,6 +36,10 @@ def test_defaults_and_changes() -> None:
         ({"run": "a/b"}, "^run='a/b' cannot name a log file"),
         ({"svd_ranks": "16,x"}, "^svd_ranks='16,x': it must be whole numbers >= 1, with commas between$"),
         ({"svd_ranks": "0"}, "^svd_ranks='0': it must be whole numbers"),
+        (
+            {"runtimes": "eager,tensorrt"},
+            r"^runtimes='eager,tensorrt': it must be one or more of eager, channels_last,",
+        ),
         ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
     ],
 )

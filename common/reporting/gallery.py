@@ -10,6 +10,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from common.reporting import figures
+from common.reporting.facts import number
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.pareto import thin
 from common.trials import TrialRecord
@@ -42,8 +43,8 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
     )
     labels = list(frame["label"].unique())
     pages = [labels[start : start + TOGETHER] for start in range(0, len(labels), TOGETHER)]
-    for number, page in enumerate(pages, start=1):
-        some, end = trials.only(label=page), f"-{number}" if len(pages) > 1 else ""
+    for place, page in enumerate(pages, start=1):
+        some, end = trials.only(label=page), f"-{place}" if len(pages) > 1 else ""
         rows = some.frame
         if rows["final"].notna().any():
             caption = "The methods: every trial after its last stage, and each method's Pareto front."
@@ -73,6 +74,10 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
                 f", and the ranks of trial {best.trial} of {best.run}." if best else "."
             )
             yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
+        timed = trials.best(rows, keep).get("speedup")
+        if timed and timed.details.get("layer_times"):
+            caption = f"{label}: where the time of one pass goes, dense and in trial {timed.trial} of {timed.run}."
+            yield Entry(f"times-{slug}", caption, partial(_times, timed))
 
 
 def _slug(label: str, taken: set[str]) -> str:
@@ -103,3 +108,15 @@ def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
         if isinstance(made, dict) and made.get("ranks") and 1 <= made["ranks"][-1] <= len(values.get(layer, ()))
     }
     return figures.spectra({layer: spectrum for layer, spectrum in values.items() if spectrum}, chosen)
+
+
+def _times(timed: TrialRecord) -> Figure:
+    """The layers' times that a search logged with a network that it chose."""
+    held = timed.details["layer_times"]
+    before, after = (
+        {str(layer): number(seconds) for layer, seconds in times.items() if number(seconds) >= 0}
+        for times in (held.get("before", {}), held.get("after", {}))
+    )
+    return figures.layer_times(
+        before, {layer: after[layer] for layer in before if layer in after}, held.get("runtime")
+    )

@@ -131,14 +131,11 @@ class Finish:
             file = save_compressed(network, self._file(number))
             metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
             dense = {**record.baseline, "metrics": {**record.baseline["metrics"], "test": test}}
+            times = [self.objective.time(network, 31, runtime).to_json() for runtime in self.settings.runtimes]
+            layers = self.objective.layer_times(network, plan_of_record(record))
+            details = {**record.details, "weights": file.name, "latencies": times, "layer_times": layers}
             self._write(
-                dataclasses.replace(
-                    record,
-                    metrics=metrics,
-                    latency=self.objective.time(network, rounds=31).to_json(),
-                    baseline=dense,
-                    details={**record.details, "weights": file.name},
-                )
+                dataclasses.replace(record, metrics=metrics, latency=times[0], baseline=dense, details=details)
             )
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
         best = choose_best(list(self.records.values()), self.settings.keep)

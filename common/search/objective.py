@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from common.calibration import recalibrate_bn
+from common.choices import RUNTIMES
 from common.compression import compress
 from common.data import DataBundle
+from common.latency_cache import layer_times
 from common.metrics import evaluate
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
@@ -162,9 +165,26 @@ class Objective:
             found[name] = {"error": four_digits(error), "params": four_digits(params), "macs": four_digits(macs)}
         return found
 
-    def time(self, network: nn.Module, rounds: int) -> Latency:
+    def time(self, network: nn.Module, rounds: int, runtime: str = "eager") -> Latency:
         """Latency of ``network``, with the dense one timed in turn."""
-        return measure_latency(network, self.timed, baseline=self.model, rounds=rounds)
+        return measure_latency(network, self.timed, baseline=self.model, rounds=rounds, runtime=runtime)
+
+    def layer_times(self, network: nn.Module, plan: RankPlan) -> dict[str, object] | None:
+        """Where the time of a pass goes in the dense network and in this one; None on a GPU, where none is measured.
+
+        See :func:`common.latency_cache.layer_times`; both are timed as they are, in PyTorch.
+        """
+        if self.timed.is_cuda:
+            return None
+        after = layer_times(network, self.timed, "eager", plan)
+        rounded = [
+            {name: four_digits(seconds) for name, seconds in times.items()} for times in (self._dense_times, after)
+        ]
+        return {"runtime": RUNTIMES["eager"], "before": rounded[0], "after": rounded[1]}
+
+    @cached_property
+    def _dense_times(self) -> dict[str, float]:
+        return layer_times(self.model, self.timed, "eager")
 
     def baseline(self) -> dict[str, object]:
         """The dense network's figures, as a trial record holds them."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from common.choices import RUNTIMES, check_choice
 from common.planning.budget import Budget
 from common.training import TrainingSettings
 
@@ -53,6 +54,7 @@ class SearchSettings:
         finetune_given: fine-tune the given plans too, and test them at the end, to compare the rules that made them.
         sensitivity_images: from the calibration split, for the sensitivities.
         latency_batch: inputs in a timed pass.
+        runtimes: in which the chosen networks are timed at the end; trials are timed in ``eager``.
         seed: of the sampling.
 
     Raises:
@@ -82,11 +84,14 @@ class SearchSettings:
     finetune_given: bool = False
     sensitivity_images: Count = 128
     latency_batch: Count = 1
+    runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = ("eager",)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.finetune.epochs > 5:
             raise ValueError(f"finetune.epochs={self.finetune.epochs}: a trial is fine-tuned for at most 5 epochs")
+        for runtime in self.runtimes:
+            check_choice("runtimes", runtime, RUNTIMES)
         if self.budget is None:
             for name, value, needing in (("policy", self.policy, RULES), ("method", self.method, ("mixed",))):
                 if value in needing:

@@ -100,6 +100,11 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         last = record.metrics.get("finetuned", record.metrics["recalibrated"])
         assert evaluate(network, tiny_digits().validation)["accuracy"] == pytest.approx(last["accuracy"])
         assert profile(network, x).params == record.params
+        assert [timing["runtime"] for timing in record.details["latencies"]] == ["PyTorch eager"]
+        times = record.details["layer_times"]
+        assert times["before"].keys() == {*record.plan, "rest"}
+        assert times["after"].keys() == times["before"].keys()
+        assert all(seconds > 0 for name, seconds in times["after"].items() if name != "rest")
         assert record.baseline["metrics"]["test"] == pytest.approx(evaluate(dense, tiny_digits().test))
         assert same_weights(load_compressed(tmp_path / record.details["weights"], tiny_cnn()), network)
     assert len(seen) == 10 + len(tuned) + len(chosen)
