@@ -162,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    kinds = ", ".join(f"{sum(path.suffix == f'.{kind}' for path in written)} {kind}" for kind in FORMATS)
+    numbers = {kind: sum(path.suffix == f".{kind}" for path in written) for kind in FORMATS}
+    kinds = ", ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
     print(f"\nwrote {len(written)} files into {options.out}: {kinds}")
     if written and written[-1].name == "report.html":
         print(f"open {written[-1]} for all of it in one page")
