@@ -63,10 +63,12 @@ class Finish:
     def finetune_best(self, given: int) -> None:
         """Fine-tune the best trials by score, the dense network as their teacher, and log them again.
 
-        Where the settings ask for it, so are the first ``given``, which were planned by others.
+        Under a budget only those that keep to it, which the given plans need not do. Where the settings ask for it, so
+        are the first ``given``, which were planned by others.
         """
         measured = [record for record in self.records.values() if record.status == "ok"]
-        ranked = sorted(measured, key=lambda record: record.details["score"], reverse=True)
+        fitting = [record for record in measured if self._keeps_to_budget(record)]
+        ranked = sorted(fitting, key=lambda record: record.details["score"], reverse=True)
         best = ranked[: self.settings.finetune_top]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
@@ -80,6 +82,12 @@ class Finish:
                 )
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
+
+    def _keeps_to_budget(self, record: TrialRecord) -> bool:
+        budget, dense = self.settings.budget, self.objective.dense_cost
+        limits = (budget.params, budget.macs) if budget else (None, None)
+        sizes = (record.params / dense.params, record.macs / dense.macs)
+        return all(limit is None or size <= limit for size, limit in zip(sizes, limits, strict=True))
 
     def _finetune(self, record: TrialRecord) -> dict[str, Any]:
         start = time.perf_counter()
@@ -142,9 +150,13 @@ class Finish:
         return {**best, "metric": self.records[top.trial]} if top else best
 
     def _best_by_metric(self) -> TrialRecord | None:
-        """Under a budget all have one size, and the best is the one with the best metric on validation."""
-        measured = [record for record in self.records.values() if record.status == "ok" and self.settings.budget]
-        return max(measured, key=lambda record: final_metric(record) or 0.0, default=None)
+        """Under a budget, the one that keeps to it and has the best metric on validation."""
+        if self.settings.budget is None:
+            return None
+        fitting = [
+            record for record in self.records.values() if record.status == "ok" and self._keeps_to_budget(record)
+        ]
+        return max(fitting, key=lambda record: final_metric(record) or 0.0, default=None)
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
         """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""

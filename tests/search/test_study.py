@@ -278,6 +278,23 @@ def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(den
     assert len({json.dumps(record.plan) for record in result.records}) > 2
 
 
+def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:
+    x = tiny_digits().example()
+    large = plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=0.9))  # more accurate than any at the budget
+    small = plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=0.25))
+    settings = SearchSettings(
+        method="svd", trials=2, budget=Budget(macs=0.3), finetune_top=3, keep=0.1, finetune=SETTINGS.finetune
+    )
+    plans = [large, small]
+    result = search_ranks(dense, tiny_digits(), settings, plans=plans, logs=tmp_path, run="b", on_trial=lambda _: None)
+    reached = [record.metrics["recalibrated"]["accuracy"] for record in result.records]
+    assert reached[0] > max(reached[1:])
+    text = result.log.read_text()
+    tried = {record.trial for record in result.records if "finetuned" in record.metrics}
+    tried |= {number for number in range(4) if f"fine-tuning trial {number} made it worse" in text}
+    assert tried == {1, 2, 3}
+
+
 def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
     """After the start-up a trial is measured on all of validation only if it is in the upper half on the part."""
     settings = SearchSettings(
