@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import save_compressed
+from common.checkpoints import load_compressed, save_compressed
 from common.compression import compress
 from common.deploy import export_onnx, fold_batchnorm, onnx_files, onnx_session
 from common.models import build_model
@@ -105,10 +106,14 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model, x = lived_in(tiny_cnn()), torch.randn(2, 3, 12, 12)
     small = compress(model, plan_ranks(model, x, "svd", "fixed", ranks=0.3))
     save_compressed(small, tmp_path / "small.safetensors")
+    save_compressed(model, tmp_path / "dense.safetensors")
+    monkeypatch.setattr(
+        "common.checkpoints.load_compressed", lambda path: load_compressed(tmp_path / path, copy.deepcopy(model))
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path / "cache"))
     page = page.replace("latency=0.25", "latency=1.0")  # so small a network may reach no less
-    names = {"model": copy.deepcopy(model), "dense": model, "x": x}
+    names: dict[str, Any] = {"x": x}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         with torch.no_grad():
             exec(code, names)
