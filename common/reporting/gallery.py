@@ -76,7 +76,8 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
             yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
         timed = trials.best(rows, keep).get("speedup")
         if timed and timed.details.get("layer_times"):
-            caption = f"{label}: where the time of one pass goes, dense and in trial {timed.trial} of {timed.run}."
+            caption = f"{label}: where the time of one pass goes, each layer timed by itself, dense and in "
+            caption += f"trial {timed.trial} of {timed.run}."
             yield Entry(f"times-{slug}", caption, partial(_times, timed))
 
 
