@@ -82,6 +82,10 @@ class Metric:
         """``(G, R, r)`` of combinations of the weighted rows to channels of the output, ``(G, O, r)``."""
         return self.output_basis @ rows
 
+    def leading_rows(self, count: int) -> Tensor:
+        """What :meth:`expand_rows` makes of the first ``count`` weighted rows themselves, ``(G, O, count)``."""
+        return self.output_basis[:, :, :count]
+
     def restore_rows(self, core: Tensor) -> Tensor:
         """``(G, r, a, b, c)`` with its rows, the first r of the output basis, back in their own scale."""
         return core
@@ -146,6 +150,10 @@ class DataMetric(Metric):
     def expand_rows(self, rows: Tensor) -> Tensor:
         """See :meth:`Metric.expand_rows`."""
         return self.output_basis @ (rows / self._scaled[1][:, :, :, 0, 0])
+
+    def leading_rows(self, count: int) -> Tensor:
+        """See :meth:`Metric.leading_rows`."""
+        return self.output_basis[:, :, :count] / self._scaled[1][:, None, :count, 0, 0, 0]
 
     def restore_rows(self, core: Tensor) -> Tensor:
         """See :meth:`Metric.restore_rows`."""

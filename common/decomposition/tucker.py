@@ -64,8 +64,7 @@ class Tucker2(Decomposition):
         """
         if not self.sweeps or (r_in, r_out) == self.max_ranks:
             core = self.corner(r_in, r_out)
-            rows = torch.eye(self._core.shape[1], r_out, dtype=core.dtype, device=core.device)
-            expand = self.metric.expand_rows(rows.expand(len(core), -1, -1))
+            expand = self.metric.leading_rows(r_out)
             reduce = self._restore_inputs(self._input_basis[:, :, :r_in])
             return expand.to(self.working_dtype), reduce.to(self.working_dtype), core.to(self.working_dtype)
         if self._swept is None or self._swept[0] != (r_in, r_out):

@@ -106,8 +106,8 @@ def plan_ranks(
         raise ValueError("method='mixed' with rule='fixed': the methods' ranks differ; choose another rule")
     if round_to < 1:
         raise ValueError(f"round_to={round_to!r}: it must be at least 1")
-    shapes = trace_layers(model, x)
     decompositions = decompositions or Decompositions(model, moments)
+    shapes = decompositions.keep(("shapes", x.shape), lambda: trace_layers(model, x))
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
     settings: dict[str, Any]
     if budget is not None:
@@ -166,7 +166,7 @@ def _budget_plans(
         name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to, latencies=latencies)
         for name, shape in shapes.items()
     }
-    cost = profile(model, x)
+    cost = decompositions.keep(("profile", x.shape), lambda: profile(model, x))
     dense: list[float] = [cost.params, cost.macs]
     own = np.sum([shape.dense_cost for shape in shapes.values()], axis=0).tolist()
     if latencies is not None:
