@@ -1,13 +1,17 @@
 """Budgets of latency against budgets of MACs, on the clock at equal harm; and predicted against measured times.
 
     python benchmarks/latency_budget.py
+    python benchmarks/latency_budget.py --weights finetuned/resnet18-cifar10.safetensors --dataset cifar10 \
+        --data-root DATA --image-size 48
 
 Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and
 then under the smallest budget of latency whose plan does no more harm (the sum of the layers' squared errors).
 Both are timed in turn with the dense network, and predicted from the table of measured operations, which
 is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
-the methods differ in what they keep. A gain over 1 means that the budget of latency gives the faster network; an error
-is predicted over measured time, less 1. Prints the figures; asserts nothing.
+the methods differ in what they keep; or they are trained ones: then the layers' harm is measured on the calibration
+split, and the accuracy on the test split, BatchNorm recalibrated and nothing fine-tuned, stands beside the times. A
+gain over 1 means that the budget of latency gives the faster network; an error is predicted over measured time, less
+1. Prints the figures; asserts nothing.
 """
 
 from __future__ import annotations
@@ -20,21 +24,37 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from common.calibration import recalibrate_bn
+from common.checkpoints import load_compressed
 from common.compression import compress
+from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import describe_environment
 from common.latency import measure_latencies
 from common.latency_cache import latency_table, predicted_seconds
+from common.metrics import evaluate
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.latency_table import LatencyTable
-from common.planning.layers import Decompositions, convolution_weight, factorable_layers, set_convolution_weight
+from common.planning.layers import (
+    Decompositions,
+    convolution_weight,
+    factorable_layers,
+    set_convolution_weight,
+    trace_layers,
+)
 from common.planning.operations import RUNTIMES
+from common.planning.options import Harms, harm_of_errors
 from common.profiling import profile
+from common.search.candidates import layer_candidates
+from common.search.objective import calibration_inputs
+from common.search.preparation import decompose_for_search
+from common.search.sensitivity import measure_harms
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
@@ -54,6 +74,7 @@ HEADS = (
     "speedup",
     "share",
     "gain",
+    "accuracy",
 )
 
 
@@ -67,6 +88,8 @@ class Setting:
     kept: Decompositions
     table: LatencyTable
     round_to: int
+    harms: Harms | None = None
+    data: DataBundle | None = None
 
     def plan(self, method: str, budget: Budget) -> RankPlan:
         """The plan under a budget."""
@@ -77,15 +100,26 @@ class Setting:
             method,
             "budget",
             budget=budget,
+            harms=self.harms,
             round_to=1 if timed else self.round_to,
             latencies=self.table if timed else None,
             decompositions=self.kept,
         )
 
     def harm(self, plan: RankPlan) -> float:
-        """The sum of the squared relative errors of the layers."""
-        layers = plan.factored.items()
-        return sum(self.kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in layers)
+        """The sum over the layers of what their errors do: as measured, or the squared relative errors themselves."""
+        total = 0.0
+        for name, layer in plan.factored.items():
+            error = self.kept.get(name, str(layer.method)).relative_error(layer.ranks)
+            total += harm_of_errors(np.array(error**2), (self.harms or {}).get(name)).item()
+        return total
+
+    def accuracy(self, network: nn.Module) -> float | None:
+        """In %, of the test split, once BatchNorm is recalibrated; None without data."""
+        if self.data is None:
+            return None
+        recalibrate_bn(network, self.data.calibration)
+        return 100 * evaluate(network, self.data.test)[self.data.metric]
 
     def equal_harm(self, method: str, harm: float) -> RankPlan:
         """The plan under the smallest budget of latency that does at most this harm."""
@@ -143,8 +177,18 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
         gain = found[index - 1].median_s / latency.median_s if index % 2 else None
         times = [latency.median_s * 1000, predicted * 1000, predicted / latency.median_s - 1]
         head = [setting.name, len(setting.x), latency.runtime, method, budget]
-        rows.append([*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain])
+        cells = [*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain]
+        rows.append([*cells, setting.accuracy(network)])
     return rows
+
+
+def trained(options: argparse.Namespace) -> tuple[nn.Module, Decompositions, Harms, DataBundle]:
+    """A trained network, its decompositions for what it puts out on data, the harm they do it, and the data."""
+    data = load_data(options.dataset, options.data_root, options.image_size, limit=options.limit)
+    model = load_compressed(options.weights).eval()
+    kept = decompose_for_search(model, data, seed=0)
+    candidates = layer_candidates(trace_layers(model, data.example()), kept, "svd")
+    return model, kept, measure_harms(model, candidates, kept, calibration_inputs(data, 1000)), data
 
 
 def main() -> None:
@@ -159,21 +203,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
     parser.add_argument("--round-s", type=float, default=0.1, help="least seconds of one; default: %(default)s")
     parser.add_argument("--cache", help="folder of the latency tables; default: that of this user")
+    parser.add_argument("--weights", help="a trained network, from finetuned/finetune.py, instead of random ones")
+    parser.add_argument("--dataset", help="of the trained network")
+    parser.add_argument("--data-root", help="folder that holds the data set")
+    parser.add_argument("--image-size", type=int, help="pixels; default: what suits the set")
+    parser.add_argument("--limit", type=int, help="use at most this many images of each split")
     parser.add_argument("--tiny", action="store_true", help="a small network instead: does everything run?")
     options = parser.parse_args()
+    if options.weights and not options.dataset:
+        parser.error("--weights needs --dataset, to measure harm and accuracy on")
     torch.manual_seed(0)
     machine = describe_environment()
     print(f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}\n")
-    formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f")
-    for name in ["resnet20"] if options.tiny else options.networks:
-        classes = {"unet": 1, "resnet20": 10}.get(name, 1000)
-        model = with_decaying_spectra(build_model(name, classes)).eval()
-        side = 16 if options.tiny else SIZES[name]
-        x = torch.randn(options.batch, 3, side, side)
-        kept = Decompositions(model)
+    formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f", ".2f")
+    names = [Path(options.weights).stem] if options.weights else ["resnet20"] if options.tiny else options.networks
+    for name in names:
+        harms: Harms | None = None
+        data: DataBundle | None = None
+        if options.weights:
+            model, kept, harms, data = trained(options)
+            x = data.example().expand(options.batch, -1, -1, -1).contiguous()
+            print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
+        else:
+            model = with_decaying_spectra(build_model(name, {"unet": 1, "resnet20": 10}.get(name, 1000))).eval()
+            side = 16 if options.tiny else SIZES[name]
+            x, kept = torch.randn(options.batch, 3, side, side), Decompositions(model)
         for runtime in options.runtimes:
             table = latency_table(model, x, runtime, folder=options.cache)
-            setting = Setting(name, model, x, kept, table, 4 if name == "resnet20" else options.round_to)
+            round_to = 4 if name.startswith("resnet20") else options.round_to
+            setting = Setting(name, model, x, kept, table, round_to, harms, data)
             rows = measure(setting, options.shares, options.methods, options.rounds, options.round_s)
             print(tabulate(rows, HEADS, "pipe", floatfmt=formats, missingval="-"), end="\n\n", flush=True)
 

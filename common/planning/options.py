@@ -51,7 +51,7 @@ def layer_options(
             plans += [decompositions.plan(name, method, tuple(map(int, row))) for row in ranks]
             table.append(rows)
     rows = np.concatenate(table)
-    harm = _harm(rows[:, -1] ** 2, (harms or {}).get(name))
+    harm = harm_of_errors(rows[:, -1] ** 2, (harms or {}).get(name))
     best = _unbeaten(np.column_stack([rows[:, :-1], harm]))
     seconds = None if latencies is None else rows[best, 2]
     return Options([plans[index] for index in best], rows[best, 0], rows[best, 1], harm[best], seconds)
@@ -80,7 +80,8 @@ def _frontier(
     return ranks[kept], rows[kept]
 
 
-def _harm(squared_errors: Floats, points: Sequence[tuple[float, float]] | None) -> Floats:
+def harm_of_errors(squared_errors: Floats, points: Sequence[tuple[float, float]] | None) -> Floats:
+    """The harm of a layer's squared relative errors, any shape: between its measured points, or the errors as such."""
     if points is None:
         return squared_errors
     known = np.array([(0.0, 0.0), *sorted(points)])
