@@ -20,11 +20,12 @@ NOT_METRICS = {"epoch", "lr", "learning_rate", "seconds", "time", "step"}
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """The losses (left) and the other metrics (right) of each epoch.
+    """The losses (left) and the metrics on the validation split (right) of each epoch.
 
     Args:
-        history: one mapping per epoch. A key that holds ``loss`` goes to the left; ``epoch`` (else counted from 1)
-            is the x axis; learning rates and times are left out; every other number is a metric, a fraction.
+        history: one mapping per epoch, as :func:`common.training.train` returns them. A key that holds ``loss`` goes
+            to the left, ``loss`` alone as that of the validation split; ``epoch`` (else counted from 1) is the x
+            axis; learning rates and times are left out; every other number is a metric, a fraction.
     """
     if not history:
         return message("No epoch was trained.")
@@ -34,12 +35,14 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         figure = picture(WIDE, 2.5)
         panels = figure.subplots(1, 2)
         losses, metrics = [k for k in keys if "loss" in k], [k for k in keys if "loss" not in k]
-        for axes, names, scale, label in zip(panels, (losses, metrics), (1, 100), ("Loss", "Metric (%)"), strict=True):
+        labels = ("Loss", "Validation metric (%)")
+        for axes, names, scale, label in zip(panels, (losses, metrics), (1, 100), labels, strict=True):
             for index, name in enumerate(names):
                 values = [row.get(name) for row in history]
                 numbers = [math.nan if value is None else scale * value for value in values]
                 marker = MARKERS[index % len(MARKERS)] if len(history) <= 30 else ""
-                axes.plot(epochs, numbers, color=palette(10)[index % 10], marker=marker, label=name.replace("_", " "))
+                shown = "validation loss" if name == "loss" else name.replace("_", " ")
+                axes.plot(epochs, numbers, color=palette(10)[index % 10], marker=marker, label=shown)
             if names:
                 axes.legend(frameon=False)
             axes.set(xlabel="Epoch", ylabel=label)

@@ -262,15 +262,15 @@ def test_policy_heatmap_of_one_state_and_wrong_shapes() -> None:
 
 def test_training_curves() -> None:
     history = [
-        {"epoch": 1, "train_loss": 2.0, "validation_loss": 2.1, "accuracy": 0.5, "lr": 0.1},
-        {"epoch": 2, "train_loss": 1.0, "validation_loss": float("nan"), "accuracy": 0.75, "lr": 0.01},
+        {"epoch": 1, "train_loss": 2.0, "loss": 2.1, "accuracy": 0.5, "lr": 0.1},
+        {"epoch": 2, "train_loss": 1.0, "loss": float("nan"), "accuracy": 0.75, "lr": 0.01},
     ]
     left, right = figures.training_curves(history).axes
     assert [line.get_label() for line in left.get_lines()] == ["train loss", "validation loss"]
     assert [line.get_label() for line in right.get_lines()] == ["accuracy"]
     assert np.asarray(left.get_lines()[0].get_xydata()).tolist() == [[1, 2], [2, 1]]
     assert np.asarray(right.get_lines()[0].get_xydata()).tolist() == [[1, 50], [2, 75]]
-    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("Epoch", "Loss", "Metric (%)")
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("Epoch", "Loss", "Validation metric (%)")
     assert "No epoch" in texts(figures.training_curves([]))
 
 
