@@ -174,8 +174,8 @@ def _trial(network: Network, method: str, share: float, chance: random.Random) -
         "batch_size": 1,
         "memory_format": "contiguous",
     }
-    faster = {**timing, "runtime": "ONNX Runtime", "median_s": latency / 2, "baseline_median_s": 1.15 * dense_s / 2}
-    faster["speedup"] = faster["baseline_median_s"] / faster["median_s"]
+    halved = {"median_s": latency / 2, "baseline_median_s": 1.15 * dense_s / 2, "speedup": 1.15 * dense_s / latency}
+    faster = {**timing, **halved, "runtime": "ONNX Runtime"}
     return {
         "plan": plan,
         "metrics": metrics,
