@@ -1,6 +1,7 @@
 """Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by method, allocation and calibration.
 
-    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 30 --learning-rate 0.2
+    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \\
+        --patience 18
     python benchmarks/accuracy_before_finetuning.py --data-root DATA
 
 The steps that are added one by one, for every method:
