@@ -1,6 +1,6 @@
-"""Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by method, allocation and calibration.
+r"""Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by method, allocation and calibration.
 
-    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \\
+    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \
         --patience 18
     python benchmarks/accuracy_before_finetuning.py --data-root DATA
 

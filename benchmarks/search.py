@@ -1,6 +1,6 @@
-"""Every sampler of the rank search at the same budgets and trials: who finds the best network before fine-tuning?
+r"""Every sampler of the rank search at the same budgets and trials: who finds the best network before fine-tuning?
 
-    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \\
+    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \
         --patience 18
     python benchmarks/search.py --weights finetuned/resnet20-cifar10.safetensors --dataset cifar10 --data-root DATA
 
