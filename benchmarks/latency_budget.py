@@ -1,4 +1,4 @@
-"""Budgets of latency against budgets of MACs, on the clock at equal harm; and predicted against measured times.
+r"""Budgets of latency against budgets of MACs, on the clock at equal harm; and predicted against measured times.
 
     python benchmarks/latency_budget.py
     python benchmarks/latency_budget.py --weights finetuned/resnet18-cifar10.safetensors --dataset cifar10 \
