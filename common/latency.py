@@ -148,7 +148,7 @@ def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], obje
             x = x.contiguous(memory_format=torch.channels_last)
         elif runtime == "compile":
             warnings.simplefilter("ignore")  # the compiler's own, about itself
-            network = torch.compile(model, options={"freezing": True})
+            network = torch.compile(model, dynamic=False, options={"freezing": True})  # it is timed on one shape
         network(
             x
         )  # what is made once is made before memory is measured; ONNX Runtime's memory is made in its first run

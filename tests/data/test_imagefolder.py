@@ -107,6 +107,7 @@ def test_limit_takes_images_of_every_class(tmp_path: Path) -> None:
     assert split(data, "test").labels.unique().tolist() == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
     write_folders(tmp_path, train=4, val=20, test=1)

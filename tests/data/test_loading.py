@@ -75,6 +75,7 @@ def test_imagenet_statistics_can_be_asked_for() -> None:
     assert torch.allclose(data.normalization.undo(inputs), grey[:, None].expand(-1, 3, -1, -1), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has cores
 def test_workers_give_the_same_batches() -> None:
     one, other = (load_data("digits", image_size=8, limit=40, batch_size=16, workers=workers) for workers in (0, 2))
     for bundle in (one, other):

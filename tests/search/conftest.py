@@ -15,6 +15,14 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell's background jobs ignore SIGINT, and tests send it to themselves."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def find_postgresql() -> Path | None:
     """The folder of the server's programs; Debian keeps them out of the path."""
     if found := shutil.which("initdb"):
