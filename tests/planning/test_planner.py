@@ -10,7 +10,7 @@ from torch import nn
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, SVD
 from common.planning import METHODS, LayerPlan, RankPlan, plan_ranks
-from common.planning.layers import trace_layers
+from common.planning.layers import Decompositions, trace_layers
 from common.planning.rules import entropy_rank
 from common.profiling import profile
 from tests.networks import tiny_cnn
@@ -136,6 +136,17 @@ def test_a_plan_survives_json() -> None:
     assert RankPlan.from_json(found.to_json()) == found
     with pytest.raises(ValueError, match="not a rank plan"):
         RankPlan.from_json({"layers": {"a": 3}})
+
+
+def test_with_kept_decompositions_the_network_runs_once_for_a_size_of_input() -> None:
+    model, sizes = tiny_cnn(), []
+    kept = Decompositions(model)
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    small, large = X[:, :, :8, :8], X
+    plans = [plan_ranks(model, x, "svd", "fixed", ranks=4, decompositions=kept) for x in (small, large, small, large)]
+    assert sizes == [tuple(small.shape), tuple(large.shape)]
+    assert plans[0] == plans[2]
+    assert plans[1] == plans[3] == plan_ranks(model, large, "svd", "fixed", ranks=4)
 
 
 def test_tracing_leaves_the_network_alone() -> None:
