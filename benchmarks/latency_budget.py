@@ -182,13 +182,26 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
     return rows
 
 
-def trained(options: argparse.Namespace) -> tuple[nn.Module, Decompositions, Harms, DataBundle]:
-    """A trained network, its decompositions for what it puts out on data, the harm they do it, and the data."""
+Subject = tuple[nn.Module, Tensor, Decompositions, Harms | None, DataBundle | None]
+"""A network, the batch it is timed on, its decompositions, and the harm they do it on the data where there are any."""
+
+
+def random_network(name: str, options: argparse.Namespace) -> Subject:
+    """A network with random weights of decaying spectra."""
+    model = with_decaying_spectra(build_model(name, {"unet": 1, "resnet20": 10}.get(name, 1000))).eval()
+    side = 16 if options.tiny else SIZES[name]
+    return model, torch.randn(options.batch, 3, side, side), Decompositions(model), None, None
+
+
+def trained_network(options: argparse.Namespace) -> Subject:
+    """The network of ``--weights``, decomposed for what it puts out on its data."""
     data = load_data(options.dataset, options.data_root, options.image_size, limit=options.limit)
     model = load_compressed(options.weights).eval()
+    print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
     kept = decompose_for_search(model, data, seed=0)
     candidates = layer_candidates(trace_layers(model, data.example()), kept, "svd")
-    return model, kept, measure_harms(model, candidates, kept, calibration_inputs(data, 1000)), data
+    harms = measure_harms(model, candidates, kept, calibration_inputs(data, 1000))
+    return model, data.example().expand(options.batch, -1, -1, -1).contiguous(), kept, harms, data
 
 
 def main() -> None:
@@ -218,16 +231,7 @@ def main() -> None:
     formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f", ".2f")
     names = [Path(options.weights).stem] if options.weights else ["resnet20"] if options.tiny else options.networks
     for name in names:
-        harms: Harms | None = None
-        data: DataBundle | None = None
-        if options.weights:
-            model, kept, harms, data = trained(options)
-            x = data.example().expand(options.batch, -1, -1, -1).contiguous()
-            print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
-        else:
-            model = with_decaying_spectra(build_model(name, {"unet": 1, "resnet20": 10}.get(name, 1000))).eval()
-            side = 16 if options.tiny else SIZES[name]
-            x, kept = torch.randn(options.batch, 3, side, side), Decompositions(model)
+        model, x, kept, harms, data = trained_network(options) if options.weights else random_network(name, options)
         for runtime in options.runtimes:
             table = latency_table(model, x, runtime, folder=options.cache)
             round_to = 4 if name.startswith("resnet20") else options.round_to
