@@ -5,8 +5,9 @@ r"""Every sampler of the rank search at the same budgets and trials: who finds t
     python benchmarks/search.py --weights finetuned/resnet20-cifar10.safetensors --dataset cifar10 --data-root DATA
 
 For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
-pruning) on the same images. A rank rule has one plan, whatever the number of trials, and no seed. The best trial by
-validation is then fine-tuned, and the test split is read for it. Prints a table (mean and standard deviation over the
+pruning) on the same images; ``--limit`` takes fewer of them, for all alike. A rank rule has one plan, whatever the
+number of trials, and no seed. The best trial by validation is then fine-tuned on the whole training split, and the
+whole test split is read for it. Prints a table (mean and standard deviation over the
 seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
 goes on.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +30,7 @@ from torch import nn
 from common.checkpoints import load_compressed
 from common.data import DataBundle, load_data
 from common.environment import default_device
+from common.metrics import evaluate
 from common.planning import Budget
 from common.planning.layers import Decompositions
 from common.reporting.style import save_figure, styled
@@ -57,19 +60,30 @@ def search(
     return found.records
 
 
+def load(options: argparse.Namespace) -> DataBundle:
+    """The data: training and test whole, calibration and validation, which every trial reads, within the limit."""
+    what = (options.dataset, options.data_root, options.image_size)
+    data = load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated)
+    if options.limit is None:
+        return data
+    small = load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated, limit=options.limit)
+    return replace(data, calibration=small.calibration, validation=small.validation)
+
+
 def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """A row for every search, and a row for every trial with the best so far; and the metric's name."""
-    data = load_data(
-        options.dataset,
-        options.data_root,
-        options.image_size,
-        batch_size=options.batch_size,
-        limit=options.limit,
-    )
+    data = load(options)
     model = load_compressed(options.weights).to(default_device())
-    how = TrainingSettings(epochs=options.finetune_epochs, learning_rate=options.learning_rate, amp=options.amp)
+    how = TrainingSettings(
+        epochs=options.finetune_epochs,
+        optimizer=options.optimizer,
+        learning_rate=options.learning_rate,
+        amp=options.amp,
+    )
     decompositions = decompose_for_search(model, data, seed=0)
     logs = options.out / f"search-{options.dataset}-logs"
+    dense = [100 * evaluate(model, part)[data.metric] for part in (data.validation, data.test)]
+    print(f"dense: {dense[0]:.2f}% on validation, {dense[1]:.2f}% on test", flush=True)
     rows, curves = [], []
     for budget in options.budgets:
         for sampler in options.samplers:
@@ -152,7 +166,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder that holds the data set")
     parser.add_argument("--image-size", type=int, default=32, help="pixels; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=250, help="default: %(default)s")
-    parser.add_argument("--limit", type=int, help="use at most this many images of each split, the same for all")
+    parser.add_argument("--limit", type=int, help="images of calibration and of validation, the same for all")
+    parser.add_argument("--unannotated", choices=("keep", "drop"), default="keep", help="of a COCO set")
     parser.add_argument("--method", default="htd", help="default: %(default)s")
     parser.add_argument(
         "--budgets", type=float, nargs="+", default=(0.5, 0.25, 0.15), help="shares of the MACs to keep"
@@ -161,6 +176,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=100, help="of each search; default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--finetune-epochs", type=float, default=1.0, help="of the best trial; default: %(default)s")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="of the fine-tuning; default: %(default)s")
     parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="of the fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("results"))

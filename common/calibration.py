@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import LayerMoments
+from common.inputs import to_network
 from common.modes import evaluating
 from common.planning.layers import FactorableLayer, factorable_layers
 
@@ -50,7 +51,7 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     try:
         with evaluating(model):
             for batch in batches:
-                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+                model(to_network(batch if isinstance(batch, Tensor) else batch[0], device))
                 seen += 1
     finally:
         for handle in handles:
@@ -187,7 +188,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
                 norm.momentum = None  # a cumulative average instead of a moving one
                 norm.train()
             for batch in itertools.islice(batches, max_batches):
-                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+                model(to_network(batch if isinstance(batch, Tensor) else batch[0], device))
                 seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

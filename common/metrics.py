@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from common.inputs import to_network
 from common.losses import task_loss
 from common.modes import evaluating
 
@@ -36,7 +37,7 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         for inputs, targets in batches:
             if not len(inputs):
                 continue
-            logits = model(inputs.to(device)).float()
+            logits = model(to_network(inputs, device)).float()
             targets = targets.to(device)
             loss += float(task_loss(logits, targets)) * len(targets)
             if targets.dim() == 1:

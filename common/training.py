@@ -22,6 +22,7 @@ from common.calibration import recalibrate_bn
 from common.data.bundle import DataBundle
 from common.distillation import Teacher
 from common.environment import has_bfloat16
+from common.inputs import to_network
 from common.losses import task_loss
 from common.metrics import evaluate
 from common.progress import track
@@ -160,7 +161,7 @@ class _Run:
         bar = track(itertools.islice(self.batches, count), description, unit="batch", total=count)
         for done, (inputs, targets) in enumerate(bar, start=1):
             rate = self.optimizer.param_groups[0]["lr"]
-            loss = self._loss(inputs.to(self.device), targets.to(self.device))
+            loss = self._loss(to_network(inputs, self.device), targets.to(self.device))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

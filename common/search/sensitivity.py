@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.compression import compress
+from common.inputs import to_network
 from common.modes import evaluating
 from common.planning.layers import Decompositions
 from common.planning.options import Harms
@@ -85,6 +86,7 @@ def _divergences(
     model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
+    inputs = to_network(inputs, next(model.parameters()).device)
     with evaluating(model):
         dense = _log_probabilities(model(inputs))
     found = []

@@ -35,6 +35,7 @@ def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest
             row.test == pytest.approx(100 * r.metrics["test"]["accuracy"]) for r in records if "test" in r.metrics
         )
     shown = capsys.readouterr().out
+    assert "dense: " in shown
     assert "50% of the MACs: " in shown
     assert (tmp_path / "search-digits.png").stat().st_size > 5000
     search.main(arguments)  # goes on, and has nothing left to do
