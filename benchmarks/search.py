@@ -5,9 +5,9 @@ r"""Every sampler of the rank search at the same budgets and trials: who finds t
     python benchmarks/search.py --weights finetuned/resnet20-cifar10.safetensors --dataset cifar10 --data-root DATA
 
 For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
-pruning) on the same images; ``--limit`` takes fewer of them, for all alike. A rank rule has one plan, whatever the
-number of trials, and no seed. The best trial by validation is then fine-tuned on the whole training split, and the
-whole test split is read for it. Prints a table (mean and standard deviation over the
+pruning) on the same images, as many of calibration and validation as the options say. A rank rule has one plan,
+whatever the number of trials, and no seed. The best trial by validation is then fine-tuned on the whole training
+split, and the whole test split is read for it. Prints a table (mean and standard deviation over the
 seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
 goes on.
 """
@@ -61,13 +61,14 @@ def search(
 
 
 def load(options: argparse.Namespace) -> DataBundle:
-    """The data: training and test whole, calibration and validation, which every trial reads, within the limit."""
-    what = (options.dataset, options.data_root, options.image_size)
-    data = load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated)
-    if options.limit is None:
-        return data
-    small = load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated, limit=options.limit)
-    return replace(data, calibration=small.calibration, validation=small.validation)
+    """The data: training and test whole, of calibration and validation, which every trial reads, a part."""
+
+    def up_to(limit: int | None) -> DataBundle:
+        what = (options.dataset, options.data_root, options.image_size)
+        return load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated, limit=limit)
+
+    parts = {part: getattr(up_to(getattr(options, part)), part) for part in ("calibration", "validation")}
+    return replace(up_to(None), **parts)
 
 
 def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, str]:
@@ -166,7 +167,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder that holds the data set")
     parser.add_argument("--image-size", type=int, default=32, help="pixels; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=250, help="default: %(default)s")
-    parser.add_argument("--limit", type=int, help="images of calibration and of validation, the same for all")
+    parser.add_argument("--calibration", type=int, help="so many of its images at most; default: all")
+    parser.add_argument("--validation", type=int, help="so many of its images at most; default: all")
     parser.add_argument("--unannotated", choices=("keep", "drop"), default="keep", help="of a COCO set")
     parser.add_argument("--method", default="htd", help="default: %(default)s")
     parser.add_argument(

@@ -16,9 +16,13 @@ from common.models import build_model
 from common.models.provenance import get_provenance
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions, trace_layers
+from common.reporting import figures
+from common.reporting.live import LivePicture
 from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.preparation import decompose_for_search
+from common.search.runner import print_trial
 from common.training import EpochLog, TrainingSettings, train
+from common.trials import TrialRecord
 
 RELATIVES = {"resnet18": ("resnet18", "resnet34")}
 """Notebook -> the architectures that it serves; any other serves its own alone."""
@@ -156,11 +160,20 @@ def search(
     plans: Sequence[RankPlan],
     decompositions: Decompositions,
 ) -> SearchResult:
-    """The search that the config asks for, see :func:`common.search.search_ranks`."""
+    """The search that the config asks for, see :func:`common.search.search_ranks`.
+
+    A notebook sees the trials so far in a picture, metric against cost, that follows the search.
+    """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None
     notebook = next((own for own, others in RELATIVES.items() if name in others), name)
-    return search_ranks(
+    picture = LivePicture(figures.pareto)
+
+    def on_trial(record: TrialRecord) -> None:
+        print_trial(record)
+        picture.add(record)
+
+    result = search_ranks(
         model,
         data,
         search_settings(config),
@@ -170,4 +183,7 @@ def search(
         run=config.run,
         storage=config.storage,
         command=config.command(notebook) if notebook else None,
+        on_trial=on_trial,
     )
+    picture.show(result.records)
+    return result

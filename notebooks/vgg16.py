@@ -110,9 +110,10 @@ layer_table(dense, data, plans, decompositions)
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: accuracy on validation after BatchNorm recalibration and, for the best few, after fine-tuning. Once
-# ten trials are measured, those that look poor on a part of validation are given up early. The rank rules come first,
-# for comparison. Stopped? With `run` set, running the notebook again goes on where it was.
+# One line a trial: accuracy on validation after BatchNorm recalibration and, for the best few, after fine-tuning; the
+# picture follows the search. Once ten trials are measured, those that look poor on a part of validation are given up
+# early. The rank rules come first, for comparison. Stopped? With `run` set, running the notebook again goes on where
+# it was.
 
 # %%
 result = search(config, dense, data, plans, decompositions)
@@ -129,9 +130,6 @@ figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's para
 
 # %% [markdown]
 # ## What came out
-
-# %%
-figures.pareto(result.records)
 
 # %%
 figures.radar(result.records, config.keep)

@@ -38,6 +38,7 @@ class Measured:
     Attributes:
         rung: the last rung that was measured.
         score: there, see :meth:`Objective.score`.
+        merit: there, see :meth:`Objective.merit`.
         params, macs: of the network.
         part: metrics on a part of validation; empty when it was not measured.
         metrics: stage -> metric -> value on all of validation; empty below the last rung.
@@ -47,6 +48,7 @@ class Measured:
 
     rung: int
     score: float
+    merit: float
     params: int
     macs: int
     part: dict[str, float] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Objective:
             # exp(-divergence) is the likelihood that the compressed network gives to what the dense one says.
             predicted = math.exp(-self.space.predicted_harm(plan)) - self.size_weight * self._kept(params, macs)
             if not climb(0, predicted):
-                return Measured(0, predicted, params, macs)
+                return Measured(0, predicted, predicted, params, macs)
         small = compress(self.model, plan, decompositions=self.decompositions)
         layers = self.layer_figures(plan)
         metrics = {"raw": self.evaluate(small)} if raw else {}
@@ -145,13 +147,14 @@ class Objective:
             part = evaluate(small, self._part())
             score = self.score(part, params, macs, self.dense_part)
             if not climb(1, score):
-                return Measured(1, score, params, macs, part, layers=layers)
+                return Measured(1, score, self.merit(part, score), params, macs, part, layers=layers)
         self._recalibrate(small)
         metrics["recalibrated"] = self.evaluate(small)
         cost = profile(small, self.x)
         score = self.score(metrics["recalibrated"], cost.params, cost.macs)
         latency = self.time(small, rounds=7) if self._time_trials else None
-        return Measured(2, score, cost.params, cost.macs, part, metrics, layers, cost, latency)
+        merit = self.merit(metrics["recalibrated"], score)
+        return Measured(2, score, merit, cost.params, cost.macs, part, metrics, layers, cost, latency)
 
     def layer_figures(self, plan: RankPlan) -> dict[str, dict[str, float]]:
         """Factored layer -> its relative ``error``, and the shares of its ``params`` and ``macs`` that are kept.
@@ -203,6 +206,15 @@ class Objective:
         name = self.data.metric
         reached = metrics[name] / max((dense or self.dense_metrics)[name], 1e-12)
         return reached - self.size_weight * self._kept(params, macs)
+
+    def merit(self, metrics: Mapping[str, float], score: float) -> float:
+        """What the adaptive policy learns from: under a budget ``-loss``, otherwise the score.
+
+        Networks of one size differ by few images, and which ones is mostly luck. Of 260 samples of a ResNet-20 at a
+        quarter of its MACs, on 500 images, what the layers' levels add up to told 55% of the loss's variance and 16%
+        of the accuracy's.
+        """
+        return -metrics["loss"] if self.space.budget else score
 
     def _kept(self, params: int, macs: int) -> float:
         return (params / self.dense_cost.params + macs / self.dense_cost.macs) / 2

@@ -24,15 +24,16 @@ class Policy:
     """A product of categorical distributions, one a layer.
 
     The adaptive policy follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves toward
-    the frequencies of the elite.
+    the frequencies of the elite, in which the better count for more: the k-th of n weighs log((n + 1) / k), as in
+    evolution strategies (Hansen and Ostermeier 2001).
 
     Args:
         logits: of the first distributions.
     """
 
     def __init__(self, logits: Logits) -> None:
-        self._possible = {name: values > -torch.inf for name, values in logits.items()}
-        self._probabilities = {name: values.softmax(0) for name, values in logits.items()}
+        self._first = {name: values.softmax(0) for name, values in logits.items()}
+        self._probabilities = dict(self._first)
 
     @property
     def probabilities(self) -> dict[str, list[float]]:
@@ -46,21 +47,24 @@ class Policy:
             for name, values in self._probabilities.items()
         }
 
-    def update(self, elite: Sequence[Mapping[str, int]], smoothing: float, floor: float = 0.01) -> None:
+    def update(self, elite: Sequence[Mapping[str, int]], smoothing: float, floor: float = 0.02) -> None:
         """Move toward the elite.
 
         Args:
-            elite: the choices of the best trials; nothing moves when there are none.
+            elite: the choices of the best trials, the best first; nothing moves when there are none.
             smoothing: how far, in [0, 1]: 0 stays, 1 takes the elite's frequencies.
-            floor: mass that is spread over all candidates of a layer, so that none is ever out of reach.
+            floor: share of the first distributions that is mixed in, so that nothing which they allow is ever out of
+                reach.
         """
         if not elite:
             return
+        weights = math.log(len(elite) + 1) - torch.arange(1, len(elite) + 1).log()
+        weights /= weights.sum()
         for name, values in self._probabilities.items():
-            counts = torch.bincount(torch.tensor([levels[name] for levels in elite]), minlength=len(values))
-            moved = (1 - smoothing) * values + smoothing * counts / len(elite)
-            possible = self._possible[name]
-            self._probabilities[name] = (1 - floor) * moved + floor * possible / possible.sum()
+            levels = torch.tensor([choice[name] for choice in elite])
+            frequencies = torch.zeros_like(values).index_add(0, levels, weights)
+            moved = (1 - smoothing) * values + smoothing * frequencies
+            self._probabilities[name] = (1 - floor) * moved + floor * self._first[name]
 
 
 def even_logits(candidates: Candidates) -> Logits:
@@ -175,10 +179,10 @@ def _expected_divergences(choices: Sequence[Candidate | None], sensitivity: floa
 
 
 def elite_of(trials: Sequence[tuple[tuple[float, ...], Levels]], share: float) -> list[Levels]:
-    """The choices of the best trials.
+    """The choices of the best trials, the best first.
 
     Args:
-        trials: ``(score, choices)`` of the trials that were measured; the greater score is better.
+        trials: ``(merit, choices)`` of the trials that were measured; the greater merit is better.
         share: of the trials that make the elite, in (0, 1]; at least one trial does.
     """
     ranked = sorted(trials, key=lambda trial: trial[0], reverse=True)

@@ -31,7 +31,7 @@ class SetAside(Exception):
     """This attempt at a trial does not count."""
 
 
-def show(record: TrialRecord) -> None:
+def print_trial(record: TrialRecord) -> None:
     """Print a trial's line, past the progress bar."""
     with tqdm.external_write_mode():
         print(summary_line(record), flush=True)
@@ -164,7 +164,8 @@ class Runner:
             details["run_again"] = True
         values = self.recorder.measured(plan, found, time.perf_counter() - start, details)
         levels = self.prepared.space.levels_of(plan)
-        trial.set_user_attr(OUTCOME, {"rung": found.rung, "score": found.score, "levels": levels, "record": values})
+        outcome = {"rung": found.rung, "score": found.score, "merit": found.merit, "levels": levels, "record": values}
+        trial.set_user_attr(OUTCOME, outcome)
         if values["status"] == "pruned":
             raise optuna.TrialPruned
         if self.settings.objective == "score":

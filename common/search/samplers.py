@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -82,9 +82,9 @@ class PolicySampler(FixedPlan):
         policy = Policy(self._logits)
         settings = self.settings
         if settings.policy == "adaptive":
-            tried = tried_levels(study)
+            tried = tried_trials(study)
             for end in range(settings.batch, slot + 1, settings.batch):
-                known = [(rank, levels) for index, rank, levels in tried if index < end]
+                known = [(trial.merit, trial.drawn) for trial in tried if trial.slot < end]
                 if known:
                     policy.update(elite_of(known, settings.elite), settings.smoothing)
         return policy
@@ -138,14 +138,31 @@ class Resumable(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
-def tried_levels(study: optuna.Study) -> list[tuple[int, tuple[float, ...], Levels]]:
-    """For every trial that was judged its slot, how good it was (rung reached, then score there) and its levels."""
+class Tried(NamedTuple):
+    """A trial that was judged.
+
+    Attributes:
+        slot: its place in the study.
+        merit: how good it was: the rung it reached, then its merit there.
+        drawn: the levels that were proposed.
+        made: the levels nearest to the plan that came of them.
+    """
+
+    slot: int
+    merit: tuple[float, float]
+    drawn: Levels
+    made: Levels
+
+
+def tried_trials(study: optuna.Study) -> list[Tried]:
+    """Every trial that was judged, by slot."""
     slots = slots_of(study)
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        outcome = trial.user_attrs[OUTCOME]
-        found[slots[trial.number]] = ((float(outcome["rung"]), float(outcome["score"])), dict(outcome["levels"]))
-    return [(slot, *found[slot]) for slot in sorted(found)]
+        outcome, slot = trial.user_attrs[OUTCOME], slots[trial.number]
+        merit = (float(outcome["rung"]), float(outcome["merit"]))
+        found[slot] = Tried(slot, merit, dict(trial.params), dict(outcome["levels"]))
+    return [found[slot] for slot in sorted(found)]
 
 
 def first_logits(space: Space, settings: SearchSettings, sensitivities: dict[str, float]) -> Logits:
@@ -192,7 +209,7 @@ def make_sampler(space: Space, settings: SearchSettings, logits: Logits, rule_le
 def policies(study: optuna.Study, settings: SearchSettings, logits: Logits) -> tuple[Policy, Policy]:
     """The distributions before the first trial and after the last; for other samplers the elite's frequencies."""
     first, last = Policy(logits), copy.deepcopy(Policy(logits))
-    tried = [(rank, levels) for _, rank, levels in tried_levels(study)]
+    tried = [(trial.merit, trial.made) for trial in tried_trials(study)]
     if settings.policy == "adaptive" and isinstance(study.sampler, PolicySampler):
         last = study.sampler.policy(study, settings.trials)
     elif settings.policy != "static" and tried:

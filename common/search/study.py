@@ -21,7 +21,7 @@ from common.search.blueprint import KEY, Blueprint, data_digest, network_digest,
 from common.search.finish import Finish
 from common.search.preparation import Prepared, decompose_for_search, measure_sensitivities, prepare
 from common.search.records import Recorder, logged_trials
-from common.search.runner import Runner, show
+from common.search.runner import Runner, print_trial
 from common.search.samplers import policies
 from common.search.settings import SearchSettings
 from common.search.slots import Attempts
@@ -109,7 +109,7 @@ def search_ranks(
         study = _open(run, opened, settings)
         prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
         with TrialWriter(logs, run) as writer:
-            search = _Search(study, prepared, data, writer, on_trial or show, command)
+            search = _Search(study, prepared, data, writer, on_trial or print_trial, command)
             return search.run()
 
 

@@ -23,7 +23,7 @@ from common.environment import default_device
 from common.search.blueprint import KEY, Blueprint, data_digest, network_digest
 from common.search.preparation import decompose_for_search, prepare
 from common.search.records import Recorder
-from common.search.runner import Runner, show
+from common.search.runner import Runner, print_trial
 from common.search.storage import open_study, opened_storage
 from common.trials import TrialWriter
 
@@ -104,7 +104,7 @@ def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
     with TrialWriter(options.logs, run) as writer:
         recorder = Recorder(options.study, run, data, blueprint, prepared.objective.decompositions)
         try:
-            Runner(study, prepared, recorder, writer, show, options.name).run()
+            Runner(study, prepared, recorder, writer, print_trial, options.name).run()
         except KeyboardInterrupt:
             writer.note("stopped; the trial under way is left to the others")
             return 130

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -97,13 +99,15 @@ def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
     most = {"tough": DENSE, "tender": SMALLEST, "small": MIDDLE}
     elite = [most] * 3 + [{**most, "tough": MIDDLE}]
     policy.update(elite, smoothing=0.5, floor=0.0)
-    shares = [0.0] * SMALLEST + [0, 0.25, 0.75]
+    weights = [math.log(5 / place) for place in (1, 2, 3, 4)]  # the last of the elite alone chose otherwise
+    shares = [0.0] * SMALLEST + [0, weights[3] / sum(weights), sum(weights[:3]) / sum(weights)]
     expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], shares, strict=True)]
     assert policy.probabilities["tough"] == pytest.approx(expected)
     for _ in range(50):
         policy.update(elite, smoothing=1.0, floor=0.03)
-    assert policy.probabilities["tender"][SMALLEST:] == pytest.approx([0.98, 0.01, 0.01])
-    assert policy.probabilities["small"][SMALLEST:] == pytest.approx([0.0, 0.985, 0.015])
+    for name, level in (("tender", SMALLEST), ("small", MIDDLE)):
+        expected = [0.03 * p + 0.97 * (index == level) for index, p in enumerate(before[name])]
+        assert policy.probabilities[name] == pytest.approx(expected)
 
 
 def test_the_elite_is_the_best_share() -> None:

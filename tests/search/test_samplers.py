@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from common.planning.layers import Decompositions
 from common.search.policy import Policy, elite_of, even_logits
-from common.search.samplers import PolicySampler, make_sampler, policies, tried_levels
+from common.search.samplers import PolicySampler, make_sampler, policies, tried_trials
 from common.search.settings import SearchSettings
 from common.search.slots import OUTCOME, SET_ASIDE, Attempts
 from common.search.space import Space
@@ -35,7 +35,7 @@ def run(study: optuna.Study, space: Space, trials: int) -> list[dict[str, Any]]:
 
     def objective(trial: optuna.Trial) -> float:
         levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in space.distributions().items()}
-        trial.set_user_attr(OUTCOME, {"rung": 2, "score": score(levels), "levels": levels})
+        trial.set_user_attr(OUTCOME, {"rung": 2, "merit": score(levels), "levels": levels})
         return score(levels)
 
     study.optimize(objective, n_trials=trials)
@@ -91,7 +91,13 @@ def test_better_means_further_up_the_ladder_first(space: Space) -> None:
     study = study_with(space, SETTINGS)
     for rung, value, state in ((1, 0.9, TrialState.PRUNED), (2, 0.5, TrialState.COMPLETE)):
         trial = study.ask()
-        trial.set_user_attr(OUTCOME, {"rung": rung, "score": value, "levels": {"conv": rung}})
+        trial.suggest_int("conv", space.distributions()["conv"].low, space.distributions()["conv"].high)
+        trial.set_user_attr(OUTCOME, {"rung": rung, "merit": value, "levels": {"conv": rung}})
         study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-    assert tried_levels(study) == [(0, (1.0, 0.9), {"conv": 1}), (1, (2.0, 0.5), {"conv": 2})]
-    assert elite_of([entry[1:] for entry in tried_levels(study)], 0.5) == [{"conv": 2}]
+    tried = tried_trials(study)
+    assert [(trial.slot, trial.merit, trial.made) for trial in tried] == [
+        (0, (1.0, 0.9), {"conv": 1}),
+        (1, (2.0, 0.5), {"conv": 2}),
+    ]
+    assert [trial.drawn for trial in tried] == [trial.params for trial in study.trials]
+    assert elite_of([(trial.merit, trial.made) for trial in tried], 0.5) == [{"conv": 2}]
