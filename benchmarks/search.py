@@ -7,9 +7,9 @@ r"""Every sampler of the rank search at the same budgets and trials: who finds t
 For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
 pruning) on the same images, as many of calibration and validation as the options say. A rank rule has one plan,
 whatever the number of trials, and no seed. The best trial by validation is then fine-tuned on the whole training
-split, and the whole test split is read for it. Prints a table (mean and standard deviation over the
-seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
-goes on.
+split, and the whole test split is read for it. Prints a table (mean and standard deviation over the seeds) and who is
+ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command goes on; searches
+that are finished are read from their logs, so other settings need another ``--out``.
 """
 
 from __future__ import annotations
@@ -67,8 +67,12 @@ def load(options: argparse.Namespace) -> DataBundle:
         what = (options.dataset, options.data_root, options.image_size)
         return load_data(*what, batch_size=options.batch_size, unannotated=options.unannotated, limit=limit)
 
-    parts = {part: getattr(up_to(getattr(options, part)), part) for part in ("calibration", "validation")}
-    return replace(up_to(None), **parts)
+    data = up_to(None)
+    if options.calibration:
+        data = replace(data, calibration=up_to(options.calibration).calibration, source={})
+    if options.validation:
+        data = replace(data, validation=up_to(options.validation).validation, source={})
+    return data
 
 
 def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, str]:

@@ -46,12 +46,11 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         layer.register_forward_hook(lambda _, i, o, name=name: sums[name].add(i[0], o, generator))
         for name, layer in layers.items()
     ]
-    device = next(model.parameters()).device
     seen = 0
     try:
         with evaluating(model):
             for batch in batches:
-                model(to_network(batch if isinstance(batch, Tensor) else batch[0], device))
+                model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
                 seen += 1
     finally:
         for handle in handles:
@@ -179,7 +178,6 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
-    device = next(model.parameters()).device
     seen = 0
     try:
         with evaluating(model):
@@ -188,7 +186,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
                 norm.momentum = None  # a cumulative average instead of a moving one
                 norm.train()
             for batch in itertools.islice(batches, max_batches):
-                model(to_network(batch if isinstance(batch, Tensor) else batch[0], device))
+                model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
                 seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -82,7 +82,7 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
     found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
     for title, network in networks.items():
         with evaluating(network):
-            masks = network(to_network(inputs, next(network.parameters()).device))[:, 0] > 0
+            masks = network(to_network(inputs, network))[:, 0] > 0
         found[title if isinstance(title, str) else f"trial {title}"] = masks.float().cpu()
     return {title: tensor.numpy() for title, tensor in found.items()}
 

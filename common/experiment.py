@@ -162,7 +162,8 @@ def search(
 ) -> SearchResult:
     """The search that the config asks for, see :func:`common.search.search_ranks`.
 
-    A notebook sees the trials so far in a picture, metric against cost, that follows the search.
+    A notebook sees this process's trials in a picture, metric against cost, that follows the search, and in the end
+    all of them.
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None

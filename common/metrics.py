@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         for inputs, targets in batches:
             if not len(inputs):
                 continue
-            logits = model(to_network(inputs, device)).float()
+            logits = model(to_network(inputs, model)).float()
             targets = targets.to(device)
             loss += float(task_loss(logits, targets)) * len(targets)
             if targets.dim() == 1:

@@ -161,7 +161,7 @@ class _Run:
         bar = track(itertools.islice(self.batches, count), description, unit="batch", total=count)
         for done, (inputs, targets) in enumerate(bar, start=1):
             rate = self.optimizer.param_groups[0]["lr"]
-            loss = self._loss(to_network(inputs, self.device), targets.to(self.device))
+            loss = self._loss(to_network(inputs, self.model), targets.to(self.device))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

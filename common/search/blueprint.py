@@ -18,7 +18,7 @@ from common.profiling import distinct_tensors
 from common.search.settings import SearchSettings
 
 KEY = "blueprint"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Points = list[tuple[float, float]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -208,10 +207,11 @@ def make_sampler(space: Space, settings: SearchSettings, logits: Logits, rule_le
 
 def policies(study: optuna.Study, settings: SearchSettings, logits: Logits) -> tuple[Policy, Policy]:
     """The distributions before the first trial and after the last; for other samplers the elite's frequencies."""
-    first, last = Policy(logits), copy.deepcopy(Policy(logits))
+    first, last = Policy(logits), Policy(logits)
     tried = [(trial.merit, trial.made) for trial in tried_trials(study)]
     if settings.policy == "adaptive" and isinstance(study.sampler, PolicySampler):
-        last = study.sampler.policy(study, settings.trials)
+        begun = 1 + max(slots_of(study).values(), default=-1)
+        last = study.sampler.policy(study, min(begun, settings.trials))
     elif settings.policy != "static" and tried:
         last.update(elite_of(tried, settings.elite), smoothing=1.0)
     return first, last

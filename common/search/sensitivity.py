@@ -86,7 +86,7 @@ def _divergences(
     model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
-    inputs = to_network(inputs, next(model.parameters()).device)
+    inputs = to_network(inputs, model)
     with evaluating(model):
         dense = _log_probabilities(model(inputs))
     found = []

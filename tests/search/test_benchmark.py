@@ -56,6 +56,22 @@ def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "search-digits.csv"), rows)
 
 
+def test_the_comparison_reads_parts_of_calibration_and_validation_alone() -> None:
+    arguments = ["--weights", "unused", "--dataset", "digits", "--image-size", "8", "--batch-size", "24"]
+    whole = search.load(search.parse_arguments(arguments))
+    part = search.load(search.parse_arguments([*arguments, "--calibration", "24", "--validation", "48"]))
+    sizes = [
+        [sum(len(targets) for _, targets in split) for split in (d.calibration, d.validation, d.test)]
+        for d in (whole, part)
+    ]
+    assert sizes[1] == [24, 48, sizes[0][2]]
+    assert sizes[0][0] > 24
+    assert sizes[0][1] > 48
+    assert len(part.train) == len(whole.train)
+    assert whole.source
+    assert not part.source  # no worker could make it again
+
+
 def test_what_a_search_costs(
     weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

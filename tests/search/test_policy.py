@@ -91,7 +91,7 @@ def test_samples_follow_the_probabilities_and_the_seed() -> None:
     assert policy.sample(torch.Generator().manual_seed(7)) == policy.sample(torch.Generator().manual_seed(7))
 
 
-def test_the_update_moves_toward_the_elite_and_closes_no_door() -> None:
+def test_the_update_moves_toward_the_elite_and_keeps_a_share_of_the_first() -> None:
     policy = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
     before = policy.probabilities
     policy.update([], smoothing=0.5)

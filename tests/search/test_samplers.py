@@ -30,12 +30,12 @@ def score(levels: dict[str, int]) -> float:
     return -float(sum(level**2 for level in levels.values()))
 
 
-def run(study: optuna.Study, space: Space, trials: int) -> list[dict[str, Any]]:
-    """Trials whose score is known without any network."""
+def run(study: optuna.Study, space: Space, trials: int, made: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """Trials whose merit needs no network; ``made`` are the levels of their plans, None for those that were drawn."""
 
     def objective(trial: optuna.Trial) -> float:
         levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in space.distributions().items()}
-        trial.set_user_attr(OUTCOME, {"rung": 2, "merit": score(levels), "levels": levels})
+        trial.set_user_attr(OUTCOME, {"rung": 2, "merit": score(levels), "levels": made or levels})
         return score(levels)
 
     study.optimize(objective, n_trials=trials)
@@ -71,6 +71,26 @@ def test_the_policy_moves_toward_the_elite_after_every_batch(space: Space) -> No
         assert study.sampler.policy(study, slot).probabilities == expected.probabilities
     first, last = policies(study, SETTINGS, even_logits(space.candidates))
     assert first.probabilities == Policy(even_logits(space.candidates)).probabilities != last.probabilities
+
+
+def test_the_policy_learns_from_what_it_drew_not_from_what_was_made_of_it(space: Space) -> None:
+    def probabilities(levels: dict[str, int] | None) -> dict[str, list[float]]:
+        study = study_with(space, SETTINGS)
+        run(study, space, 4, levels)
+        assert isinstance(study.sampler, PolicySampler)
+        return study.sampler.policy(study, 4).probabilities
+
+    made = {name: d.low for name, d in space.distributions().items()}
+    assert probabilities(made) == probabilities(None) != Policy(even_logits(space.candidates)).probabilities
+
+
+def test_the_last_policy_of_a_stopped_study_is_that_of_its_next_trial(space: Space) -> None:
+    study = study_with(space, SETTINGS)
+    run(study, space, 5)
+    assert isinstance(study.sampler, PolicySampler)
+    _, last = policies(study, SETTINGS, even_logits(space.candidates))
+    assert last.probabilities == study.sampler.policy(study, 5).probabilities
+    assert last.probabilities != study.sampler.policy(study, 12).probabilities
 
 
 def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from common.checkpoints import load_compressed
 from common.data import load_data
 from common.metrics import evaluate
 from common.planning import Budget, plan_ranks
+from common.planning.layers import Decompositions
 from common.profiling import profile
 from common.search import SearchResult, SearchSettings, search_ranks
+from common.search.objective import Objective
 from common.search.preparation import decompose_for_search, measure_sensitivities
+from common.search.space import Space
 from common.training import TrainingSettings, train
 from common.trials import TrialRecord, choose_best, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
@@ -315,6 +319,35 @@ def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
             climbed.append(score)
     assert len(climbed) >= 5
     assert sum(record.status == "pruned" for record in result.records) >= 2
+
+
+def test_under_a_budget_the_policy_goes_by_the_loss(dense: TinyCNN, tmp_path: Path) -> None:
+    data = load_data("digits", image_size=8, batch_size=8, limit=96)
+    settings = SearchSettings(
+        budget=Budget(params=0.5), trials=14, startup=5, climb=0.5, part=0.3, finetune_top=0, keep=0.1
+    )
+    result = search_ranks(dense, data, settings, logs=tmp_path, run="merit", on_trial=lambda _: None)
+    outcomes = [trial.user_attrs["outcome"] for trial in result.study.get_trials()]
+    for record, outcome in zip(result.records, outcomes, strict=True):
+        if outcome["rung"]:
+            metrics = record.metrics["recalibrated"] if outcome["rung"] == 2 else record.details["part"]
+            assert outcome["merit"] == -metrics["loss"]
+        else:
+            assert outcome["merit"] == outcome["score"]
+    rungs = {outcome["rung"] for outcome in outcomes}
+    assert 2 in rungs
+    assert len(rungs) > 1
+
+
+def test_a_loss_that_is_no_number_is_the_worst(dense: TinyCNN) -> None:
+    data = tiny_digits()
+    decompositions = Decompositions(dense)
+    x = data.example()
+    with_budget = Objective(dense, data, decompositions, Space(dense, x, decompositions, "svd", Budget(params=0.5)))
+    assert with_budget.merit({"accuracy": 0.5, "loss": math.nan}, 0.5) == -math.inf
+    assert with_budget.merit({"accuracy": 0.5, "loss": 2.0}, 0.5) == -2.0
+    without = Objective(dense, data, decompositions, Space(dense, x, decompositions, "svd"))
+    assert without.merit({"accuracy": 0.5, "loss": math.nan}, 0.5) == 0.5
 
 
 def test_a_pareto_study_keeps_the_front(dense: TinyCNN, tmp_path: Path) -> None:
