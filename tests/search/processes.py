@@ -14,7 +14,12 @@ from tests.networks import tiny_cnn, tiny_digits
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.search.processes"])
-SETTINGS = SearchSettings(method="svd", trials=14, batch=4, startup=6, finetune_top=0, sensitivity_images=16)
+KILLS = int(os.environ.get("SEARCH_KILLS", "5"))
+TRIALS_A_KILL = 5
+"""More than end between two kills, so that some are left after the last."""
+SETTINGS = SearchSettings(
+    method="svd", trials=TRIALS_A_KILL * KILLS, batch=4, startup=6, finetune_top=0, sensitivity_images=16
+)
 
 
 def search(logs: str, run: str, storage: str | None = None) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from pathlib import Path
@@ -21,9 +20,8 @@ from common.search.slots import Attempts
 from common.search.storage import open_study, opened_storage
 from common.trials import read_log
 from tests.networks import tiny_digits
-from tests.search.processes import SETTINGS, logged, search, start, take_part
+from tests.search.processes import KILLS, SETTINGS, logged, search, start, take_part
 
-KILLS = int(os.environ.get("SEARCH_KILLS", "5"))
 JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
