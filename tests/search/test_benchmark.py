@@ -20,21 +20,8 @@ def weights(tmp_path: Path) -> str:
 
 def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--weights", weights, "--dataset", "digits", "--image-size", "8", "--method", "svd"]
-    arguments += [
-        "--calibration",
-        "24",
-        "--validation",
-        "48",
-        "--batch-size",
-        "24",
-        "--budgets",
-        "0.5",
-        "--samplers",
-        "adaptive",
-        "budget",
-        "--trials",
-        "2",
-    ]
+    arguments += ["--calibration", "24", "--validation", "48", "--batch-size", "24"]
+    arguments += ["--budgets", "0.5", "--samplers", "adaptive", "budget", "--trials", "2"]
     arguments += ["--seeds", "0", "1", "--finetune-epochs", "0.5", "--amp", "off", "--out", str(tmp_path)]
     search.main(arguments)
     rows = pd.read_csv(tmp_path / "search-digits.csv")
