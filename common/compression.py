@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common.choices import check_choice
-from common.decomposition import DECOMPOSITIONS, LayerMoments
+from common.decomposition import DECOMPOSITIONS, LayerMoments, balance
 from common.models.provenance import Provenance, get_provenance, set_provenance
 from common.planning.layers import Decompositions, FactorableLayer, set_convolution_weight
 from common.planning.plan import LayerPlan, RankPlan
@@ -34,7 +34,8 @@ def compress(
         plan: from :func:`common.planning.plan_ranks` for this network.
         moments: from :func:`common.calibration.calibrate`: the factors then keep the layers' outputs on data rather
             than their weights.
-        mode: ``factorized`` replaces a layer by a ``Sequential`` of smaller ones. ``reconstruct`` keeps the
+        mode: ``factorized`` replaces a layer by a ``Sequential`` of smaller ones, balanced
+            (:func:`common.decomposition.balance`) so that they can be fine-tuned. ``reconstruct`` keeps the
             architecture and writes the low-rank weight back: the same size, for studying the approximation alone. A
             layer without a bias then cannot keep its output's mean, which BatchNorm recalibration makes up for.
         sweeps: of the higher-order orthogonal iteration that Tucker-2 and HTD make at the plan's ranks; 0 takes the
@@ -66,7 +67,8 @@ def compress(
                 last: nn.Module = layer
             else:
                 factors = factor_modules(layer, planned)
-                for factor, weight in zip(factors, decomposition.factors(planned.ranks), strict=True):
+                weights = balance(decomposition.factors(planned.ranks), decomposition.groups)
+                for factor, weight in zip(factors, weights, strict=True):
                     assert isinstance(factor, FactorableLayer)
                     set_convolution_weight(factor, weight)
                 last = factors[-1]

@@ -5,6 +5,7 @@ rank: its factors, the weight they stand for, and the error. Weights have PyTorc
 a Linear's ``(O, I)`` counts as a 1x1 kernel.
 """
 
+from common.decomposition.balancing import balance
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
 from common.decomposition.htd import HTD
 from common.decomposition.metric import LayerMoments
@@ -26,4 +27,5 @@ __all__ = [
     "Ranks",
     "SpatialSVD",
     "Tucker2",
+    "balance",
 ]

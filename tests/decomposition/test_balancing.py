@@ -1,0 +1,114 @@
+"""Balanced factors: the same product, equal norms on both sides of every channel, the least sum of squares."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.calibration import calibrate
+from common.compression import compress
+from common.decomposition import DECOMPOSITIONS, balance
+from common.planning import plan_ranks
+
+
+def chain(x: Tensor, factors: tuple[Tensor, ...], groups: int) -> Tensor:
+    for factor in factors:
+        x = functional.linear(x, factor) if factor.dim() == 2 else functional.conv2d(x, factor, groups=groups)
+    return x
+
+
+def norms(before: Tensor, after: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Of every channel between two factors: norm of what makes it, and norm of what takes it; ``(groups * rank,)``."""
+    taking = after.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return before.flatten(1).norm(dim=1), taking.flatten(1).norm(dim=1)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Tensor, tuple[Tensor, ...], int]:
+    """An input and two to four factors whose channels differ by up to ten orders of magnitude in norm."""
+    linear = draw(st.booleans())
+    groups = 1 if linear else draw(st.integers(1, 3))
+    widths = [groups * draw(st.integers(1, 5)) for _ in range(draw(st.integers(3, 5)))]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    factors = []
+    for inputs, outputs in pairwise(widths):
+        kernel = () if linear else draw(st.sampled_from([(1, 1), (3, 1), (1, 2)]))
+        weight = normal(outputs, inputs // groups, *kernel)
+        sizes = 10 ** (10 * torch.rand(outputs, generator=generator, dtype=torch.float64) - 5)
+        factors.append(weight * sizes.view(-1, *[1] * (weight.dim() - 1)))
+    shape = (4, widths[0]) if linear else (2, widths[0], 12, 12)
+    return normal(*shape), tuple(factors), groups
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains())
+def test_the_product_stays_and_the_norms_are_equal(drawn: tuple[Tensor, tuple[Tensor, ...], int]) -> None:
+    x, factors, groups = drawn
+    kept = [factor.clone() for factor in factors]
+    balanced = balance(factors, groups)
+    expected = chain(x, factors, groups)
+    assert (chain(x, balanced, groups) - expected).norm() <= 1e-9 * expected.norm()
+    assert all(torch.equal(factor, copy) for factor, copy in zip(factors, kept, strict=True))
+    for before, after in pairwise(balanced):
+        made, taken = norms(before, after, groups)
+        torch.testing.assert_close(made, taken, rtol=5e-3, atol=0.0)
+    assert sum(f.square().sum() for f in balanced) <= (1 + 1e-9) * sum(f.square().sum() for f in factors)
+
+
+def test_two_factors_are_balanced_at_once_and_stay_so() -> None:
+    u, s, v = torch.linalg.svd(torch.randn(7, 5, dtype=torch.float64), full_matrices=False)
+    first, second = balance((s.diag() @ v, u))
+    torch.testing.assert_close(first, s.sqrt().diag() @ v)
+    torch.testing.assert_close(second, u @ s.sqrt().diag())
+    for one, other in zip(balance((first, second)), (first, second), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_channels_that_are_zero_on_a_side_stay_as_they_are() -> None:
+    first, second = torch.randn(3, 4), torch.randn(5, 3)
+    first[1], second[:, 2] = 0, 0
+    one, other = balance((first, second))
+    assert torch.equal(one[1:], first[1:])
+    assert torch.equal(other[:, 1:], second[:, 1:])
+    torch.testing.assert_close(other @ one, second @ first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes_are_kept(dtype: torch.dtype) -> None:
+    assert {factor.dtype for factor in balance((torch.ones(2, 3, dtype=dtype), torch.ones(4, 2, dtype=dtype)))} == {
+        dtype
+    }
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_compressed_layers_are_balanced(method: str, transposed: bool) -> None:
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = nn.Sequential(kind(8, 12, 3, padding=1, groups=2, bias=False)).eval()
+    x = torch.randn(4, 8, 9, 9) * torch.logspace(-2, 2, 8).view(-1, 1, 1)
+    moments = calibrate(model, [x])
+    plan = plan_ranks(model, x, method, "fixed", ranks=2, moments=moments, only_if_smaller=False)
+    small, rebuilt = (compress(model, plan, moments=moments, mode=mode) for mode in ("factorized", "reconstruct"))
+    weights = []
+    for factor in small.get_submodule("0").children():
+        weight = factor.get_parameter("weight").detach()
+        if isinstance(factor, nn.ConvTranspose2d):  # (I, O/groups, ...) to (O, I/groups, ...)
+            weight = weight.unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 1)
+        weights.append(weight)
+    for before, after in pairwise(weights):
+        torch.testing.assert_close(*norms(before, after, 2), rtol=5e-3, atol=0.0)
+    with torch.no_grad():  # without a bias the rebuilt layer cannot take the mean, which is the same everywhere
+        difference = small(x) - rebuilt(x)
+        shift = small.get_submodule("0")[-1].bias.view(-1, 1, 1)  # type: ignore[index]
+        torch.testing.assert_close(difference, shift.expand_as(difference), rtol=1e-3, atol=1e-3)
