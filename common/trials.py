@@ -335,11 +335,16 @@ def read_log(path: str | Path) -> tuple[list[TrialRecord], list[Skipped]]:
     return [latest[number] for number in sorted(latest)], skipped
 
 
-def final_metric(record: TrialRecord) -> float | None:
-    """The deciding metric on validation after the last stage the trial reached; None when it was not measured."""
+def final_metric(record: TrialRecord, name: str | None = None) -> float | None:
+    """A metric on validation after the last stage the trial reached; None when it was not measured.
+
+    Args:
+        record: of the trial.
+        name: of the metric; the deciding one when left out.
+    """
     for stage in reversed(STAGES):
         if stage in record.metrics:
-            value = record.metrics[stage].get(record.metric)
+            value = record.metrics[stage].get(name or record.metric)
             return value if value is not None and math.isfinite(value) else None
     return None
 

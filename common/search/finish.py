@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,14 +62,15 @@ class Finish:
         return self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors")
 
     def finetune_best(self, given: int) -> None:
-        """Fine-tune the best trials by score, the dense network as their teacher, and log them again.
+        """Fine-tune the best trials, the dense network as their teacher, and log them again.
 
-        Under a budget only those that keep to it, which the given plans need not do. Where the settings ask for it, so
+        The best by score; under a budget those with the least loss that keep to it, which the given plans need not do.
+        Where the settings ask for it, so
         are the first ``given``, which were planned by others.
         """
         measured = [record for record in self.records.values() if record.status == "ok"]
         fitting = [record for record in measured if self._keeps_to_budget(record)]
-        ranked = sorted(fitting, key=lambda record: record.details["score"], reverse=True)
+        ranked = sorted(fitting, key=self._merit, reverse=True)
         best = ranked[: self.settings.finetune_top]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
@@ -82,6 +84,9 @@ class Finish:
                 )
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
+
+    def _merit(self, record: TrialRecord) -> float:
+        return self.objective.merit(record.metrics["recalibrated"], record.details["score"])
 
     def _keeps_to_budget(self, record: TrialRecord) -> bool:
         budget, dense = self.settings.budget, self.objective.dense_cost
@@ -100,8 +105,9 @@ class Finish:
         except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
             self.writer.note(f"{description} failed: {error}")
             return {}
-        tuned, metric = self.objective.evaluate(network), self.data.metric
-        if tuned[metric] < record.metrics["recalibrated"][metric]:
+        before, tuned, metric = record.metrics["recalibrated"], self.objective.evaluate(network), self.data.metric
+        merits = [self.objective.merit(metrics, metrics[metric]) for metrics in (before, tuned)]
+        if tuned[metric] < before[metric] and not merits[1] > merits[0]:
             self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
             return {}
         self.networks[record.trial] = network
@@ -118,14 +124,14 @@ class Finish:
         """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
 
         Chosen are the best of all trials by each criterion and, where the first ``given`` plans beat those of the
-        policy, the policy's best as well; under a budget also the best by the deciding metric, whether it is accepted
-        or not; and all given plans where they are to be compared.
+        policy, the policy's best as well; under a budget also the one with the least loss, whether it is accepted or
+        not; and all given plans where they are to be compared.
         """
         every = list(self.records.values())
         sampled = [record for record in every if record.trial >= given]
         best = choose_best(every, self.settings.keep)
         chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
-        if top := self._best_by_metric():
+        if top := self._least_loss():
             chosen.add(top.trial)
         if self.settings.finetune_given:
             chosen |= {record.trial for record in every if record.trial < given and record.status == "ok"}
@@ -147,16 +153,17 @@ class Finish:
             )
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
         best = choose_best(list(self.records.values()), self.settings.keep)
-        return {**best, "metric": self.records[top.trial]} if top else best
+        return {**best, "loss": self.records[top.trial]} if top else best
 
-    def _best_by_metric(self) -> TrialRecord | None:
-        """Under a budget, the one that keeps to it and has the best metric on validation."""
+    def _least_loss(self) -> TrialRecord | None:
+        """Under a budget, the one that keeps to it and has the least loss on validation."""
         if self.settings.budget is None:
             return None
         fitting = [
             record for record in self.records.values() if record.status == "ok" and self._keeps_to_budget(record)
         ]
-        return max(fitting, key=lambda record: final_metric(record) or 0.0, default=None)
+        losses = {record.trial: final_metric(record, "loss") for record in fitting}
+        return min(fitting, key=lambda r: math.inf if (loss := losses[r.trial]) is None else loss, default=None)
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
         """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""

@@ -35,6 +35,7 @@ class SearchSettings:
             ``random``, ``tpe`` and ``nsga2`` are Optuna's samplers.
         budget: every plan keeps to it and fills it; None lets the score weigh size against the metric.
         objective: ``score``, or ``pareto`` for the front of (metric, params, MACs, latency), where no trial is pruned.
+            ``nsga2`` spreads its trials along the front; the ``adaptive`` policy goes for the best score on it.
         trials: how many plans are tried.
         batch: trials between two moves of the policy.
         elite: share of all trials so far that the policy moves toward.
@@ -44,12 +45,12 @@ class SearchSettings:
         table: under a budget, measure each layer's sensitivity at four of its sizes rather than one.
         size_weight: what the score takes off for the size kept, see :meth:`common.search.objective.Objective.score`;
             under a budget nothing.
-        climb: share of the trials that Optuna's percentile pruner lets climb from one rung to the next: predicted, a
-            part of validation, all of it. At 1 every trial is measured in full.
+        climb: share of the trials that Optuna's percentile pruner lets climb from one rung to the next: predicted
+            (under a budget only), a part of validation, all of it. At 1 every trial is measured in full.
         startup: trials that are measured in full before any is pruned.
         part: share of the calibration and validation batches that the first measurement takes.
         keep: a trial is accepted when it keeps this share of the dense metric.
-        finetune_top: how many of the best trials by score are fine-tuned.
+        finetune_top: how many of the best trials are fine-tuned: by score, under a budget by the loss.
         finetune: how; at most 5 epochs.
         finetune_given: fine-tune the given plans too, and test them at the end, to compare the rules that made them.
         sensitivity_images: from the calibration split, for the sensitivities.
@@ -92,6 +93,8 @@ class SearchSettings:
             raise ValueError(f"finetune.epochs={self.finetune.epochs}: a trial is fine-tuned for at most 5 epochs")
         for runtime in self.runtimes:
             check_choice("runtimes", runtime, RUNTIMES)
+        if self.budget is not None and self.budget.latency is not None:
+            raise ValueError(f"budget={self.budget}: a search keeps to params and macs; plan_ranks also takes latency")
         if self.budget is None:
             for name, value, needing in (("policy", self.policy, RULES), ("method", self.method, ("mixed",))):
                 if value in needing:

@@ -156,18 +156,14 @@ def plan_cost(shapes: Mapping[str, LayerShape], dense: tuple[int, int], plan: Ra
 
 
 def _price(sizes: Sequence[float], harms: Sequence[float], index: int) -> float:
-    """The price per size at which a layer would choose option ``index``; the sizes ascend.
+    """The price per size at which a layer would choose option ``index``, or what is better and no larger.
 
     It is the geometric mean of the slopes of the layer's convex hull on both sides; for the smallest option twice, for
     the dense one half the only slope there is.
     """
-    slopes = [
-        (harms[index] - harm) / (size - sizes[index])
-        for size, harm in zip(sizes, harms, strict=True)
-        if size != sizes[index]
-    ]
-    smaller = sum(size < sizes[index] for size in sizes)
-    left, right = slopes[:smaller], slopes[smaller:]
+    size, harm = min(zip(sizes, harms, strict=True), key=lambda o: (o[0] > sizes[index], o[1], o[0]))
+    left = [(harm - other) / (smaller - size) for smaller, other in zip(sizes, harms, strict=True) if smaller < size]
+    right = [(harm - other) / (larger - size) for larger, other in zip(sizes, harms, strict=True) if larger > size]
     if left and right:
         return math.sqrt(max(min(left), 0.0) * max(max(right), 0.0))
     return 2 * max(right, default=0.0) if right else min(left) / 2

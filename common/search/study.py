@@ -39,7 +39,7 @@ class SearchResult:
     Attributes:
         records: every trial in its latest version, by number.
         best: criterion -> the accepted trial that is best by it, see :func:`common.trials.choose_best`; under a budget
-            also ``metric``, accepted or not.
+            also ``loss``, the one with the least on validation, accepted or not.
         networks: number of a chosen trial -> its network; empty when the search was stopped before its end.
         sensitivities: layer -> measured sensitivity.
         layer_sizes: layer -> its parameters in the dense network.
@@ -118,6 +118,8 @@ def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.St
     study = open_study(run, storage, directions)
     if study.user_attrs.get(FINISHED):
         raise ValueError(f"run={run!r} is a finished study in this storage; give the run another name")
+    if len(study.directions) != len(directions):
+        raise ValueError(f"run={run!r} was begun with another objective than {settings.objective!r}; name another run")
     return study
 
 

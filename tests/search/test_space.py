@@ -93,6 +93,13 @@ def test_prices_by_hand() -> None:
     assert _price(sizes, [1.0, 1.0, 1.0], 1) == 0
 
 
+def test_the_price_of_what_is_larger_and_worse_is_that_of_what_beats_it() -> None:
+    """Levels are cut by parameters, so that under a budget of MACs alone their sizes need not ascend."""
+    sizes, harms = [1.0, 3.0, 2.0, 4.0], [7.0, 5.0, 3.0, 1.0]
+    assert _price(sizes, harms, 1) == _price(sizes, harms, 2) == pytest.approx(2.0)
+    assert [_price(sizes, harms, index) for index in (0, 3)] == pytest.approx([8.0, 0.5])
+
+
 def test_candidates_of_a_budget_are_the_least_harmful_of_their_size(
     model: TinyCNN, decompositions: Decompositions
 ) -> None:

@@ -22,6 +22,7 @@ from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search, measure_sensitivities
 from common.search.space import Space
+from common.search.storage import open_study, opened_storage
 from common.training import TrainingSettings, train
 from common.trials import TrialRecord, choose_best, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
@@ -299,6 +300,47 @@ def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN,
     assert tried == {1, 2, 3}
 
 
+def test_under_a_budget_the_chosen_is_the_one_with_the_least_loss(dense: TinyCNN, tmp_path: Path) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, method="svd", policy="random", budget=Budget(macs=0.4), climb=1, keep=1.0, finetune_top=1, seed=6
+    )
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
+    losses = {record.trial: record.metrics["recalibrated"]["loss"] for record in result.records}
+    least = min(losses, key=losses.__getitem__)
+    accuracies = [record.metrics["recalibrated"]["accuracy"] for record in result.records]
+    assert accuracies[least] < max(accuracies)  # otherwise the seed tells nothing
+    text = result.log.read_text()
+    tuned = [r.trial for r in result.records if "finetuned" in r.metrics or f"trial {r.trial} made it worse" in text]
+    assert tuned == [least]
+    assert list(result.best) == ["loss"]
+    assert result.best["loss"].trial == least
+    assert "test" in result.best["loss"].metrics
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(Budget(macs=0.4), True), (None, False)])
+def test_a_finetuning_that_lowers_loss_and_metric_is_kept_under_a_budget(
+    budget: Budget | None, kept: bool, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Objective.evaluate
+
+    def tune(network: Any, *_: Any, **__: Any) -> list[dict[str, float]]:
+        network.tuned = True
+        return []
+
+    def evaluate_tuned(self: Objective, network: Any) -> dict[str, float]:
+        found = measured(self, network)
+        if hasattr(network, "tuned"):
+            found = {**found, "accuracy": found["accuracy"] - 0.1, "loss": found["loss"] - 0.1}
+        return found
+
+    monkeypatch.setattr("common.search.finish.train", tune)
+    monkeypatch.setattr(Objective, "evaluate", evaluate_tuned)
+    settings = SearchSettings(method="svd", trials=2, budget=budget, finetune_top=1)
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
+    assert any("finetuned" in record.metrics for record in result.records) == kept
+    assert ("made it worse" in result.log.read_text()) != kept
+
+
 def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
     """After the start-up a trial is measured on all of validation only if it is in the upper half on the part."""
     settings = SearchSettings(
@@ -382,6 +424,19 @@ def test_a_rank_rule_has_one_plan_at_the_budget(policy: Any, dense: TinyCNN, tmp
 def test_bad_settings_are_refused(changes: dict[str, Any], sentence: str, dense: TinyCNN, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
         search_ranks(dense, tiny_digits(), SearchSettings(**changes), logs=tmp_path, run="bad")
+
+
+def test_budgets_of_latency_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"latency=0\.5.* a search keeps to params and macs"):
+        SearchSettings(budget=Budget(macs=0.5, latency=0.5))
+
+
+def test_a_run_that_was_stopped_early_cannot_change_its_objective(dense: TinyCNN, tmp_path: Path) -> None:
+    (tmp_path / "run.journal").touch()
+    with opened_storage(tmp_path / "run.journal") as opened:
+        open_study("run", opened, ["maximize"])  # as a search leaves it that is stopped at its sensitivities
+    with pytest.raises(ValueError, match="run='run' was begun with another objective than 'pareto'"):
+        search_ranks(dense, tiny_digits(), SearchSettings(objective="pareto", trials=2), logs=tmp_path, run="run")
 
 
 def test_more_than_five_epochs_of_finetuning_are_refused() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
         time.sleep(moments.uniform(0, 0.6))
         process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL, "the trials ended before the kills did"
         torn = killed / "k.log"
         if torn.exists() and moments.random() < 0.3:  # what a kill inside the write itself would leave
             with torn.open("ab") as log:
@@ -94,14 +96,17 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
         return start(take_part, study, postgresql, str(logs), weights, name)
 
     crew = {name: begin(name) for name in ("a", "b")}
-    for turn in range(KILLS // 2):  # two workers share the trials, and one slot must not die too often
+    killed = 0
+    for _ in range(KILLS):
         name = moments.choice(["a", "b"])
-        before = len(logged(logs, f"*-{name}{turn}.log"))
-        wait_until(lambda name=name, before=before: len(logged(logs, f"*-{name}*.log")) > before, crew[name])
+        before = len(logged(logs, f"*-{name}.log"))
+        wait_until(lambda name=name, before=before: len(logged(logs, f"*-{name}.log")) > before, crew[name])
         time.sleep(moments.uniform(0, 0.6))
         crew[name].kill()
         crew[name].join()
+        killed += crew[name].exitcode == -signal.SIGKILL
         crew[name] = begin(name)
+    assert killed == KILLS, "the trials ended before the kills did"
     for process in crew.values():
         process.join()
         assert process.exitcode == 0
