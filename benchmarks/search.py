@@ -46,7 +46,11 @@ SAMPLERS: tuple[str, ...] = get_args(Sampler)
 def search(
     model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings, logs: Path, run: str
 ) -> list[TrialRecord]:
-    """The trials of one search, read from its log when it was finished before."""
+    """The trials of one search, read from its log when it was finished before.
+
+    Raises:
+        ValueError: the log has another number of trials, or is of another dense network.
+    """
     try:
         found = search_ranks(
             model, data, settings, decompositions=decompositions, logs=logs, run=run, on_trial=lambda _: None
@@ -54,7 +58,15 @@ def search(
     except ValueError as error:
         if "has a log" not in str(error):
             raise
-        return read_log(logs / f"{run}.log")[0]
+        records = read_log(logs / f"{run}.log")[0]
+        dense = evaluate(model, data.validation)[data.metric]
+        known = records[0].baseline["metrics"]["validation"][data.metric]
+        if len(records) != settings.slots or abs(dense - known) > 1e-6:
+            raise ValueError(
+                f"{logs / run}.log holds {len(records)} trials of a network with {known:.2%}, not {settings.slots} of "
+                f"one with {dense:.2%}; give another --out"
+            ) from None
+        return records
     if found.remaining:
         raise KeyboardInterrupt
     return found.records

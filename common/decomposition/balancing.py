@@ -20,7 +20,8 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
     roots of a metric. The product does not tell, but the gradient of each factor grows with the size of the others:
     fine-tuning then diverges at rates that the dense layer takes well. For two factors this is the split of the
     singular values into two equal roots (Khodak et al. 2021, spectral initialization); in longer chains the channels
-    are scaled in turn until all hold. Of all scalings it is the one with the least sum of squared weights.
+    are scaled in turn until nothing changes, or ``MOST_PASSES`` times. Of all scalings it is the one with the least
+    sum of squared weights.
 
     Args:
         factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``, each one's outputs the inputs of the next; unchanged.
@@ -29,9 +30,9 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
     Returns:
         New tensors of the same shapes and dtypes. A channel that is zero on one side is left as it is.
     """
-    work = torch.promote_types(factors[0].dtype, torch.float32)
-    weights = [factor.to(work).unflatten(0, (groups, -1)) for factor in factors]  # (G, O/G, I/G, ...)
-    energies = [weight.square().flatten(3).sum(3) if weight.dim() > 3 else weight.square() for weight in weights]
+    weights = [factor.unflatten(0, (groups, -1)) for factor in factors]  # (G, O/G, I/G, ...)
+    energies = [weight.double().square() for weight in weights]
+    energies = [energy.flatten(3).sum(3) if energy.dim() > 3 else energy for energy in energies]
     scales = [torch.ones_like(energy[:, :, :1]) for energy in energies]  # squared, of the outputs of each, (G, O/G, 1)
     for _ in range(MOST_PASSES):
         change = 0.0
@@ -45,8 +46,8 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
             break
     for index, scale in enumerate(scales[:-1]):
         root = scale.sqrt()
-        weights[index] = weights[index] * _spread(root, weights[index])
-        weights[index + 1] = weights[index + 1] / _spread(root.mT, weights[index + 1])
+        weights[index] = weights[index].double() * _spread(root, weights[index])
+        weights[index + 1] = weights[index + 1].double() / _spread(root.mT, weights[index + 1])
     return tuple(weight.flatten(0, 1).to(factor.dtype) for weight, factor in zip(weights, factors, strict=True))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,10 +35,17 @@ class LivePicture:
         self._next = 0.0
 
     def add(self, record: TrialRecord) -> None:
-        """Take a trial in, or its latest version, and draw when the last drawing is long enough ago."""
+        """Take a trial in, or its latest version, and draw when the last drawing is long enough ago.
+
+        A picture that cannot be drawn is warned of, once, and does not end the search that it is of.
+        """
         self._records[record.trial] = record
         if time.perf_counter() >= self._next:
-            self.show(self._records.values())
+            try:
+                self.show(self._records.values())
+            except Exception as error:  # whatever a drawing may raise
+                self._next = math.inf
+                warnings.warn(f"the picture of the search is no longer drawn: {error!r}", stacklevel=2)
 
     def show(self, records: Iterable[TrialRecord]) -> None:
         """Draw these records now, in place of what was there."""

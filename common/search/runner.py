@@ -23,7 +23,7 @@ from common.trials import TrialRecord, TrialWriter, summary_line
 
 POLL_S = 0.2
 """Between looks at what the others are doing, when there is nothing left to begin."""
-OPTUNA_SCALE = 3.0
+PREDICTION_OFFSET = 3.0
 """What is taken off a prediction when it is reported: Optuna's pruner compares a trial's best value over all rungs."""
 
 
@@ -76,6 +76,8 @@ class Runner:
         study.pruner = make_pruner(blueprint)
         self._distributions = space.distributions()
         self._interrupts = Interrupts()
+        self._seen: dict[int, float] = {}
+        self._waiting = False
 
     def run(self) -> Attempts:
         """Run trials until every slot of the study is done with, by this process or another; returns them all.
@@ -94,11 +96,11 @@ class Runner:
             while attempts.finished < self.settings.slots or attempts.in_state(TrialState.WAITING):
                 self._interrupts.check()
                 if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
-                    if attempts.first < self.settings.slots:
+                    if attempts.begun < self.settings.slots:
                         begin(self.study, self.worker)
                     else:
-                        time.sleep(POLL_S)
-                        attempts = self._look()
+                        attempts = self._wait(attempts)
+                        bar.update(attempts.finished - bar.n)
                         continue
                 self._run_one()
                 attempts = self._look()
@@ -116,10 +118,19 @@ class Runner:
             bar.close()
         return attempts
 
+    def _wait(self, attempts: Attempts) -> Attempts:
+        """Look again a little later; say once whom there is to wait for."""
+        others = {t.user_attrs.get(WORKER, {}).get("name", "?") for t in attempts.in_state(TrialState.RUNNING)}
+        if others and not self._waiting:
+            self.writer.note(f"{self.worker['name']} waits for the last trials of {', '.join(sorted(others))}")
+            self._waiting = True
+        time.sleep(POLL_S)
+        return self._look()
+
     def _look(self) -> Attempts:
         attempts = Attempts(self.study, self.settings.slots)
         if attempts.in_state(TrialState.RUNNING):
-            bury_dead(attempts, self.worker)
+            bury_dead(attempts, self.worker, self._seen)
             attempts = Attempts(self.study, self.settings.slots)
         return attempts
 
@@ -186,7 +197,7 @@ class Runner:
             return None
 
         def climb(rung: int, score: float) -> bool:
-            trial.report(score - OPTUNA_SCALE * (self.settings.size_weight + 1) * (rung == 0), rung)
+            trial.report(score - PREDICTION_OFFSET * (self.settings.size_weight + 1) * (rung == 0), rung)
             return not trial.should_prune()
 
         return climb

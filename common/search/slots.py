@@ -8,8 +8,8 @@ attempt is the number of first attempts before it, so all processes agree on it 
 from __future__ import annotations
 
 import copy
-import math
 import socket
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import psutil
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 WORKER, OUTCOME, SET_ASIDE = "worker", "outcome", "set_aside"
@@ -27,7 +27,9 @@ MOST_DEATHS = 2
 JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
 PATIENCE_S, PATIENCE_TRIALS = 600.0, 5.0
-"""A trial of a machine that cannot be asked is given up after so long, and so many times the longest one so far."""
+"""A trial of a machine that cannot be asked is given up after so long, and so many times the longest one so far; where
+none has ended yet, that counts as so long."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def slots_of(study: optuna.Study) -> dict[int, int]:
@@ -55,14 +57,14 @@ class Attempts:
     Attributes:
         judged: slot -> the trial that counts, measured, pruned or failed.
         lost: slots whose process died twice.
-        first: how many slots have been begun.
+        begun: how many slots have been begun.
     """
 
     def __init__(self, study: optuna.Study, slots: int) -> None:
         self.study, self.slots = study, slots
         self.trials = study.get_trials(deepcopy=False)
         self.slot = number_slots(self.trials)
-        self.first = 1 + max(self.slot.values(), default=-1)
+        self.begun = 1 + max(self.slot.values(), default=-1)
         self._by_slot: dict[int, list[FrozenTrial]] = {}
         for trial in self.trials:
             if self.slot[trial.number] < slots:
@@ -141,26 +143,37 @@ def this_worker(name: str) -> dict[str, Any]:
 
 
 def _host() -> str:
-    """The machine, or the container: process numbers mean nothing outside it."""
+    """The machine since it was started, or the container: process numbers mean nothing outside it."""
     try:
-        space = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        space = ""
-    return f"{socket.gethostname()} {space}".strip()
+        inside = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not a Linux
+        inside = ""
+    return f"{socket.gethostname()} {inside}".strip()
 
 
-def bury_dead(attempts: Attempts, worker: dict[str, Any]) -> None:
-    """Fail the running trials whose process is gone; ``worker`` is this process, which runs none now."""
+def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]) -> None:
+    """Fail the running trials whose process is gone.
+
+    Args:
+        attempts: of the study.
+        worker: this process, which runs none now.
+        seen: number of a running trial -> when this process saw it first, by its own clock: those of other machines
+            may stand in another time zone. Completed here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(attempts.study)  # in a database, those whose worker has fallen silent
     longest = max(
         (t.duration.total_seconds() for t in attempts.trials if t.state in JUDGED and t.duration is not None),
-        default=math.inf,
+        default=PATIENCE_S,
     )
     for trial in attempts.in_state(TrialState.RUNNING):
         runner = trial.user_attrs.get(WORKER, {})
+        running_s = time.monotonic() - seen.setdefault(trial.number, time.monotonic())
         if runner.get("host") == worker["host"]:
             dead = runner == worker or not _exists(runner)
         else:
-            dead = _seconds_running(trial) > max(PATIENCE_S, PATIENCE_TRIALS * longest)
+            dead = running_s > max(PATIENCE_S, PATIENCE_TRIALS * longest)
         if dead:
             fail(attempts.study, trial.number)
 
@@ -179,8 +192,3 @@ def _exists(worker: dict[str, Any]) -> bool:
         return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) < 1.0
     except psutil.NoSuchProcess:
         return False
-
-
-def _seconds_running(trial: FrozenTrial) -> float:
-    start = trial.datetime_start
-    return (type(start).now() - start).total_seconds() if start else 0.0

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -75,20 +76,40 @@ def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
 
 def _open_journal(path: Path) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(str(path), grace_period=LOCK_GRACE_S)
-    if path.exists():
-        lock.acquire()
+    journal = _WholeLines(path, JournalFileOpenLock(str(path), grace_period=LOCK_GRACE_S))
+    journal.drop_torn_line()
+    return JournalStorage(journal)
+
+
+class _WholeLines(JournalFileBackend):
+    """A journal in which no line is ever written behind a torn one, of a process that was killed inside a write."""
+
+    def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
+        super().__init__(str(path), lock)
+        self._path, self._writing = path, lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write entries, each a line."""
+        self.drop_torn_line()
+        super().append_logs(logs)
+
+    def drop_torn_line(self) -> None:
+        """Remove a last line without an end; nobody was told that it was there."""
+        self._writing.acquire()
         try:
-            _drop_torn_line(path)
+            _drop_torn_line(self._path)
         finally:
-            lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock))
+            self._writing.release()
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Remove what a process that was killed inside a write left behind; nobody was told that it was there."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
         start = size
         while start > 0:
             start = max(0, start - 65536)

@@ -83,11 +83,35 @@ def test_channels_that_are_zero_on_a_side_stay_as_they_are() -> None:
     torch.testing.assert_close(other @ one, second @ first)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-20, 1e15])
+def test_channels_that_hardly_are_there_do_no_harm(size: float) -> None:
+    """As of filters that weight decay has shrunk to nothing: squared they are no float32."""
+    first, second, third = torch.randn(3, 4), torch.randn(5, 3), torch.randn(2, 5)
+    first[1] *= size
+    balanced = balance((first, second, third))
+    assert all(factor.isfinite().all() for factor in balanced)
+    expected = third.double() @ second.double() @ first.double()
+    product = balanced[2].double() @ balanced[1].double() @ balanced[0].double()
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes_are_kept(dtype: torch.dtype) -> None:
     assert {factor.dtype for factor in balance((torch.ones(2, 3, dtype=dtype), torch.ones(4, 2, dtype=dtype)))} == {
         dtype
     }
+
+
+def test_a_compressed_linear_layer_is_balanced() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9)).eval()
+    x = torch.randn(4, 6)
+    plan = plan_ranks(model, x, "svd", "fixed", ranks=3, only_if_smaller=False)
+    small, rebuilt = compress(model, plan), compress(model, plan, mode="reconstruct")
+    reduce, expand = (factor.get_parameter("weight").detach() for factor in small.get_submodule("0").children())
+    torch.testing.assert_close(*norms(reduce, expand, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), rebuilt(x))
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import pytest
 from matplotlib.figure import Figure
 
 from common.reporting import live
@@ -40,6 +41,20 @@ def test_outside_a_notebook_nothing_is_drawn() -> None:
     picture = live.LivePicture(draw)
     picture.add(make_record())
     picture.show([])
+
+
+def test_a_picture_that_cannot_be_drawn_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "in_notebook", lambda: True)
+
+    def draw(_: object) -> Figure:
+        raise RuntimeError("no ink")
+
+    picture = live.LivePicture(draw)
+    with pytest.warns(UserWarning, match="no longer drawn: RuntimeError.'no ink'."):
+        picture.add(make_record(trial=1))
+    picture.add(make_record(trial=2))
+    with pytest.raises(RuntimeError, match="no ink"):
+        picture.show([])
 
 
 def test_a_notebook_sees_every_drawing_in_one_place(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.search import SearchSettings, search_ranks, worker
 from common.trials import read_log
 from tests.networks import tiny_cnn, tiny_digits
@@ -43,6 +45,7 @@ def _quietly(target: Any, *arguments: Any) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    torch.set_num_threads(1)  # several of them share the processors
     target(*arguments)
 
 

@@ -41,6 +41,8 @@ def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest
     assert (tmp_path / "search-digits.png").stat().st_size > 5000
     search.main(arguments)  # goes on, and has nothing left to do
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "search-digits.csv"), rows)
+    with pytest.raises(ValueError, match=r"adaptive-0.log holds 2 trials of .*, not 3 of one .*; give another --out"):
+        search.main([*arguments, "--trials", "3"])
 
 
 def test_the_comparison_reads_parts_of_calibration_and_validation_alone() -> None:
@@ -70,6 +72,18 @@ def test_what_a_search_costs(
     shown = capsys.readouterr().out
     assert "this search, all of it" in shown
     assert "of 50 draws are small enough" in shown
+    assert "NO trial lost" not in shown
     (per_trial,) = [line for line in shown.splitlines() if line.startswith("| the earlier method, a trial")]
     # 3 epochs of 32 images, each with BatchNorm measured on 32 and validation on 32, and validation once at the end.
     assert per_trial.split("|")[2].strip() == str(3 * 3 * 32 + 32)
+
+
+def test_a_target_that_is_missed_is_said_to_be(
+    weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_cost, "DRAWS", 50)
+    monkeypatch.setattr(search_cost, "is_accepted", lambda record, keep: False)
+    arguments = ["--weights", weights, "--dataset", "digits", "--image-size", "8", "--limit", "32", "--method", "svd"]
+    arguments += ["--batch-size", "16", "--trials", "1", "--measured", "1", "--amp", "off"]
+    search_cost.main(["target", *arguments])
+    assert "NO trial lost at most" in capsys.readouterr().out

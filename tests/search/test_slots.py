@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,6 +20,7 @@ from common.search.slots import (
     number_slots,
     this_worker,
 )
+from common.search.storage import open_study, opened_storage
 
 ME = this_worker("me")
 ELSEWHERE = {**ME, "host": "another machine"}
@@ -70,7 +73,7 @@ def test_every_slot_counts_once() -> None:
     )
     attempts = Attempts(study, 4)
     assert {slot: trial.number for slot, trial in attempts.judged.items()} == {0: 0, 1: 4, 2: 2, 3: 3}
-    assert (attempts.finished, attempts.lost, attempts.first) == (4, set(), 5)
+    assert (attempts.finished, attempts.lost, attempts.begun) == (4, set(), 5)
 
 
 def test_a_trial_that_died_is_run_again_once() -> None:
@@ -118,25 +121,53 @@ def test_the_dead_are_told_from_the_living() -> None:
         begin(study, worker)
         assert study.ask().user_attrs[WORKER] == worker
     other = {**ME, "name": "this process under another name"}
-    bury_dead(Attempts(study, 4), other)
+    bury_dead(Attempts(study, 4), other, {})
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
-    bury_dead(Attempts(study, 4), ME)
+    bury_dead(Attempts(study, 4), ME, {})
     assert study.trials[3].state == TrialState.FAIL, "a process that is looking runs nothing itself"
 
 
 def test_a_trial_of_another_machine_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    seen: dict[int, float] = {}
+    monkeypatch.setattr("common.search.slots.time.monotonic", lambda: now)
     study = study_of()
     begin(study, ELSEWHERE)
     study.ask()
-    bury_dead(Attempts(study, 2), ME)
-    assert running(study) == 1, "how long trials take is not known yet"
-    study.add_trial(first(TrialState.COMPLETE))
-    bury_dead(Attempts(study, 2), ME)
-    assert running(study) == 1, "it has had less than ten minutes"
-    monkeypatch.setattr("common.search.slots.PATIENCE_S", 0.0)
-    bury_dead(Attempts(study, 2), ME)
-    assert running(study) == 0
+
+    def left_after(seconds: float) -> int:
+        nonlocal now
+        now += seconds
+        bury_dead(Attempts(study, 2), ME, seen)
+        return running(study)
+
+    assert left_after(0) == 1
+    assert left_after(2900) == 1, "how long trials take is not known yet"
+    assert left_after(200) == 0, "but one that nobody hears of does not hold up the study for ever"
+    study = study_of(first(TrialState.COMPLETE))
+    begin(study, ELSEWHERE)
+    study.ask()
+    seen.clear()
+    assert left_after(0) == 1
+    assert left_after(599) == 1, "it has had less than ten minutes"
+    assert left_after(2) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with")  # Optuna's, of ask()
+def test_a_silent_worker_of_a_database_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.search.storage.GRACE_S", 1)
+    with opened_storage(f"sqlite:///{tmp_path / 'studies.db'}") as storage:
+        assert isinstance(storage, optuna.storages.RDBStorage)
+        study = open_study("s", storage, ["maximize"])
+        for _ in range(2):
+            begin(study, ELSEWHERE)
+        silent, beating = study.ask(), study.ask()
+        storage.record_heartbeat(silent._trial_id)
+        time.sleep(2.5)
+        storage.record_heartbeat(beating._trial_id)
+        bury_dead(Attempts(study, 2), ME, {})
+        assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
 
 
 def test_failing_a_trial_that_another_has_finished_does_nothing() -> None:

@@ -23,6 +23,16 @@ def test_a_journal_survives_a_torn_line(tmp_path: Path) -> None:
     assert [trial.state for trial in open_study("s", open_storage(path), None).trials] == [TrialState.COMPLETE] * 4
 
 
+def test_a_line_that_another_process_tore_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "j.journal"
+    study = open_study("s", open_storage(path), ["maximize"])
+    for _ in range(2):
+        with path.open("ab") as file:
+            file.write(b'{"op_code":4,"worker_id":"half a li')  # of one that was killed while this one lives on
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert [trial.state for trial in open_study("s", open_storage(path), None).trials] == [TrialState.COMPLETE] * 2
+
+
 @pytest.mark.parametrize("rest", [b"", b"no line at all"])
 def test_an_empty_journal_can_be_opened(rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "j.journal"

@@ -45,11 +45,14 @@ def check_finished(name: str, storage: str | Path, logs: Path) -> Attempts:
 def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Path) -> None:
     moments = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for _ in range(KILLS):
+    for turn in range(KILLS):
         before = len(logged(killed, "k.log"))
         process = start(search, str(killed), "k")
-        wait_until(lambda before=before: len(logged(killed, "k.log")) > before, process)
-        time.sleep(moments.uniform(0, 0.6))
+        if turn % 4 == 1:  # while it prepares
+            time.sleep(moments.uniform(0, 3))
+        else:
+            wait_until(lambda before=before: len(logged(killed, "k.log")) > before, process)
+            time.sleep(moments.uniform(0, 0.6))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the trials ended before the kills did"
@@ -112,7 +115,8 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
         assert process.exitcode == 0
     # One that was killed after its trial's end and before the line in its log leaves the line to the one that began.
     search_ranks(load_compressed(weights), tiny_digits(), SETTINGS, logs=logs, run=study, storage=postgresql)
-    check_finished(study, postgresql, logs)
+    attempts = check_finished(study, postgresql, logs)
+    print(f"{killed} kills, {len(attempts.judged)} trials finished, {len(attempts.lost)} died twice")
     workers = {record.details["worker"] for path in logs.glob("*.log") for record in read_log(path)[0]}
     assert workers <= {"main", "a", "b"}
 
