@@ -45,7 +45,7 @@ class Recorder:
     ) -> None:
         self.study, self._proposer = study, blueprint.settings.proposer
         self._decompositions = decompositions
-        self._method, self._policy = blueprint.settings.method, blueprint.settings.policy
+        self._method = blueprint.settings.method
         self._common: Values = {
             "run": run,
             "model": blueprint.architecture,

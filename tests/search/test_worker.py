@@ -45,14 +45,11 @@ def check_finished(name: str, storage: str | Path, logs: Path) -> Attempts:
 def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Path) -> None:
     moments = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for turn in range(KILLS):
+    for _ in range(KILLS):
         before = len(logged(killed, "k.log"))
         process = start(search, str(killed), "k")
-        if turn % 4 == 1:  # while it prepares
-            time.sleep(moments.uniform(0, 3))
-        else:
-            wait_until(lambda before=before: len(logged(killed, "k.log")) > before, process)
-            time.sleep(moments.uniform(0, 0.6))
+        wait_until(lambda before=before: len(logged(killed, "k.log")) > before, process)
+        time.sleep(moments.uniform(0, 0.6))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the trials ended before the kills did"
@@ -71,6 +68,20 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
     assert plans[0] == plans[1]
     again = [record for record in read_log(killed / "k.log")[0] if "run_again" in record.details]
     assert len(again) >= 1 or KILLS < 5
+
+
+@pytest.mark.parametrize("there", ["k.journal", "k-dense.safetensors"])
+def test_sigkill_while_it_prepares(there: str, tmp_path: Path) -> None:
+    process = start(search, str(tmp_path), "k")
+    wait_until((tmp_path / there).exists, process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(logged(tmp_path, "k.log")) <= 1
+    process = start(search, str(tmp_path), "k")
+    process.join()
+    assert process.exitcode == 0
+    assert not check_finished("k", tmp_path / "k.journal", tmp_path).lost
 
 
 @pytest.fixture
