@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS
+from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
 from common.latency import measure_latency
 from common.operation_latency import time_operations
-from common.planning.latency_table import Conditions, LatencyTable, needed_operations
+from common.planning.latency_table import MERGING, Conditions, LatencyTable, needed_operations
 from common.planning.layers import trace_layers
 from common.planning.operations import RUNTIMES
 from common.planning.plan import LayerPlan, RankPlan
 
+NOISE = 0.25
+"""Interquartile range over median of a network's time from which on a table is of little use."""
 CACHE = "LOW_RANK_CNN_CACHE"
 """The variable of the environment that names the folder of the tables."""
 
@@ -48,7 +51,7 @@ def latency_table(
         method: a decomposition, or ``mixed`` for all.
         folder: of the tables; None takes what ``LOW_RANK_CNN_CACHE`` names, else ``low-rank-cnn`` in
             ``XDG_CACHE_HOME`` or in ``~/.cache``.
-        refresh: measure everything anew.
+        refresh: measure anew what this network and method need.
 
     Raises:
         ValueError: ``runtime`` or ``method`` is unknown, or the network is not on the processor.
@@ -59,16 +62,20 @@ def latency_table(
         raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
-    table = LatencyTable(conditions) if refresh else read_table(path, conditions)
+    table = read_table(path, conditions)
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
-    missing = [op for op in needed_operations(trace_layers(model, x).values(), methods) if op not in table.seconds]
-    name = network_fingerprint(model, x)
+    needed = needed_operations(trace_layers(model, x).values(), methods)
+    missing = [operation for operation in needed if refresh or operation not in table.seconds]
     if missing:
         table.seconds |= time_operations(missing, runtime, len(x))
-    if name not in table.networks:
-        table.networks[name] = measure_latency(model, x, runtime=runtime, round_s=0.1).median_s
-        missing = missing or list(table.seconds)[:1]
-    if missing:
+    name = network_fingerprint(model, x)
+    unknown = refresh or name not in table.networks
+    if unknown:
+        whole = measure_latency(model, x, runtime=runtime, round_s=0.1)
+        if whole.iqr_s > NOISE * whole.median_s:
+            warnings.warn(f"the network's time varies ({whole}): other work disturbs the latency table", stacklevel=2)
+        table.networks[name] = whole.median_s
+    if missing or unknown:
         write_table(table, path)
     return table
 
@@ -101,15 +108,23 @@ def dense_seconds(model: nn.Module, x: Tensor, table: LatencyTable) -> float:
 def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None = None) -> dict[str, float]:
     """Where a network's time goes: seconds of each layer that a decomposition could replace, and of the ``rest``.
 
-    The layers are timed one by one and the network as a whole, with BatchNorm as the runtime has it; the ``rest`` is
-    what the layers do not make up, at least 0.
+    The layers are timed one by one and the network as a whole, with BatchNorm as the runtime has it and factors merged
+    where it merges them; the ``rest`` is what the layers do not make up, at least 0.
 
     Args:
         model: dense or compressed, on the processor.
         x: the batch that passes at once.
         runtime: ``eager``, ``channels_last`` or ``onnxruntime``.
         plan: that the network was made with; the factors of a layer then count as that layer.
+
+    Raises:
+        ValueError: ``runtime`` is unknown, or the network is not on the processor.
     """
+    check_choice("runtime", runtime, RUNTIMES)
+    if x.device.type != "cpu":
+        raise ValueError(f"x is on {x.device}: layers are timed one by one on the processor; allowed: cpu")
+    if runtime in MERGING:
+        model = merge_factors(fold_batchnorm(model), x)
     shapes = trace_layers(model, x)
     seconds = time_operations(needed_operations(shapes.values(), ()), runtime, len(x))
     times = LatencyTable(current_conditions(runtime, len(x)), seconds)

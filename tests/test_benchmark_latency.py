@@ -49,4 +49,6 @@ def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
     convolutions = [m for m in factorized.modules() if isinstance(m, tltorch.FactorizedConv)]
     kernels = sum(sum(rank**2 for rank in m.weight.rank[2:]) for m in convolutions)
     assert convolutions
+    assert {convolution.implementation for convolution in convolutions} == {"factorized"}
+    assert factorized(x).isfinite().all()
     assert profile(factorized, x).params == profile(ours, x).params + kernels

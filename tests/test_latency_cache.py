@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common import latency_cache
+from common.compression import compress
 from common.latency_cache import current_conditions, latency_table, layer_times, read_table, table_path
 from common.operation_latency import time_operations
 from common.planning import Budget, plan_ranks
@@ -28,8 +29,12 @@ class FakeTimer:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, whole: float = 1.0) -> None:
         self.timed: list[Operation] = []
+        self.median_s, self.iqr_s = whole, 0.0
         monkeypatch.setattr(latency_cache, "time_operations", self.time)
-        monkeypatch.setattr(latency_cache, "measure_latency", lambda *_, **__: SimpleNamespace(median_s=whole))
+        monkeypatch.setattr(latency_cache, "measure_latency", self.whole)
+
+    def whole(self, *_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(median_s=self.median_s, iqr_s=self.iqr_s)
 
     def time(self, operations: Sequence[Operation], *_: Any) -> dict[Operation, float]:
         self.timed += operations
@@ -50,8 +55,9 @@ def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path, monkeypatch:
     assert not set(timer.timed) & set(first.seconds)  # only what was missing
     assert set(more.seconds) > set(first.seconds)
     timer.timed.clear()
-    latency_table(model, X, "onnxruntime", "svd", folder=tmp_path, refresh=True)
+    refreshed = latency_table(model, X, "onnxruntime", "svd", folder=tmp_path, refresh=True)
     assert set(timer.timed) == set(first.seconds)
+    assert refreshed.to_json() == more.to_json()  # what others need stays
 
 
 def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +126,30 @@ def test_a_budget_of_latency_measures_what_it_needs(tmp_path: Path, monkeypatch:
     assert list(tmp_path.glob("latency-eager-*.json"))
 
 
+def test_a_time_that_varies_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(monkeypatch)
+    timer.iqr_s = 0.3
+    with pytest.warns(UserWarning, match="other work disturbs the latency table"):
+        latency_table(tiny_cnn(), X, "eager", "svd", folder=tmp_path)
+
+
+def test_ranks_that_were_never_timed_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path))
+    FakeTimer(monkeypatch)
+    with pytest.raises(ValueError, match="round_to=11: a budget of latency takes ranks that were timed"):
+        plan_ranks(tiny_cnn(width=64), X, "svd", "budget", budget=Budget(latency=0.9, runtime="eager"), round_to=11)
+
+
+def test_where_a_runtime_merges_factors_they_are_timed_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(monkeypatch, whole=1.0)
+    model = tiny_cnn()
+    plan = plan_ranks(model, X, "tucker2", "fixed", ranks={"conv": (16, 5)}, only_if_smaller=False)
+    times = layer_times(compress(model, plan), X, "onnxruntime", plan)
+    assert list(times) == ["stem.0", "conv", "shortcut", "head", "rest"]
+    assert times["conv"] == pytest.approx(1e-6 * (16 + 5 + 5 + 32))  # the first factor saves nothing
+    assert all(operation.channels != (16, 16) for operation in timer.timed)
+
+
 def test_the_layers_and_the_rest_make_up_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTimer(monkeypatch, whole=1.0)
     model = tiny_cnn()
@@ -130,8 +160,6 @@ def test_the_layers_and_the_rest_make_up_the_network(monkeypatch: pytest.MonkeyP
 
 
 def test_the_factors_of_a_layer_count_as_that_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from common.compression import compress
-
     FakeTimer(monkeypatch, whole=1.0)
     model = tiny_cnn()
     plan = plan_ranks(model, X, "tucker2", "fixed", ranks={"conv": (4, 5)}, only_if_smaller=False)
@@ -161,5 +189,9 @@ def test_bad_arguments_are_named() -> None:
         time_operations([], "compile")
     with pytest.raises(ValueError, match="method='fastest' is unknown; allowed: svd"):
         latency_table(tiny_cnn(), X, "eager", "fastest")
+    with pytest.raises(ValueError, match="x is on meta"):
+        layer_times(tiny_cnn(), X.to("meta"), "eager")
+    with pytest.raises(ValueError, match="runtime='compile' is unknown"):
+        layer_times(tiny_cnn(), X, "compile")
     with pytest.raises(ValueError, match="x is on meta"):
         latency_table(tiny_cnn(), X.to("meta"), "eager")

@@ -50,5 +50,6 @@ def _fold(layer: FactorableLayer, norm: _BatchNorm) -> None:
     bias: Tensor = -norm.running_mean.double() if layer.bias is None else layer.bias - norm.running_mean.double()
     bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
     weight = convolution_weight(layer)
+    layer.weight = nn.Parameter(layer.weight.clone(), layer.weight.requires_grad)  # which another layer may share
     set_convolution_weight(layer, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
     layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=layer.weight.requires_grad)

@@ -69,6 +69,10 @@ def _frontier(
     steps: RankSteps = round_to
     if latencies is not None:
         steps = tuple(rank for rank in rank_steps() if rank % round_to == 0)
+        if not steps:
+            raise ValueError(
+                f"round_to={round_to}: a budget of latency takes ranks that were timed; allowed: 1, 8, 16"
+            )
     ranks, errors = decompositions.get(name, method).error_table(steps)
     costs = list(shape.costs(method, ranks, shift=name in decompositions.moments))
     if latencies is not None:

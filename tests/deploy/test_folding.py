@@ -35,6 +35,15 @@ def test_values_by_hand() -> None:
     assert (folded.get_parameter("0.weight").item(), folded.get_parameter("0.bias").item()) == (5.0, 1.0)
 
 
+def test_a_weight_that_two_layers_share_is_folded_for_one_alone() -> None:
+    first, second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    second.weight = first.weight
+    model = lived_in(nn.Sequential(first, nn.BatchNorm2d(4), second))
+    folded = fold_batchnorm(model)
+    assert norms(folded) == 0
+    check_parity(folded, model, torch.randn(2, 4, 5, 5))
+
+
 @pytest.mark.parametrize(
     ("name", "size", "settings"),
     [
