@@ -1,8 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOK := notebooks/resnet18.ipynb
-NOTEBOOKS ?= unet resnet18 vgg16 alexnet
 PARAMS ?=
+DATA_ROOT ?=
+TO_CLASSIFY := digits mnist cifar10 imagenet
+TO_SEGMENT := phantoms brain_tumor
+NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test notebooks notebooks-sync clean
@@ -15,11 +18,11 @@ demo: .venv/.runtime  ## the whole path on the embedded digits: notebook, log, t
 	$(BIN)/python jsonify_logs.py
 	$(BIN)/python analyze_results.py
 
-notebooks: .venv/.runtime  ## every notebook in batch: make notebooks PARAMS=tiny [NOTEBOOKS="resnet18 vgg16"]
+notebooks: .venv/.runtime  ## in batch those that a parameter file fits: make notebooks PARAMS=mnist DATA_ROOT=data [NOTEBOOKS="vgg16"]
 	@failed=; for name in $(NOTEBOOKS); do \
 		echo "== $$name"; \
 		$(BIN)/papermill notebooks/$$name.ipynb results/$$name$(PARAMS:%=-%).ipynb --no-progress-bar --log-output \
-			$(PARAMS:%=-f notebooks/params/%.yaml) || failed="$$failed $$name"; \
+			$(PARAMS:%=-f notebooks/params/%.yaml) $(DATA_ROOT:%=-p data_root %) || failed="$$failed $$name"; \
 	done; \
 	for name in $(NOTEBOOKS); do \
 		case " $$failed " in *" $$name "*) echo "failed: $$name";; *) echo "done:   $$name";; esac; \
@@ -35,7 +38,7 @@ notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from it
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 clean:  ## remove the environment and everything that runs wrote
-	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors logs/*.journal*
+	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors logs/*.journal* logs/*.checkpoint
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (set PYTHON=...)")'

@@ -6,16 +6,21 @@ any package that is there already in another version. This module imports nothin
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
+PAUSE_S = 60.0
+"""Between two copies of a run that goes on."""
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
 
 
@@ -27,6 +32,11 @@ def missing_requirements(lines: Iterable[str]) -> list[str]:
         for requirement in filter(None, wanted)
         if (name := re.split(r"[^\w.-]", requirement)[0].lower()) not in NEVER_INSTALLED and not _is_installed(name)
     ]
+
+
+def installed_versions(names: Iterable[str]) -> list[str]:
+    """``name==version`` of those that are installed: what pip must leave as it is."""
+    return [f"{name}=={version(name)}" for name in sorted(names) if _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
@@ -43,7 +53,7 @@ def keep_on_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> lis
     Runs write to the local disk, which is fast and knows ``fsync``; it is gone with the session, the Drive is not.
 
     Args:
-        files: those that are there are copied, over what the Drive holds of the same name.
+        files: those that are there are copied, over what the Drive holds of the same name, unless that is as new.
         drive: a folder of the mounted Drive; it is made.
 
     Returns:
@@ -55,18 +65,66 @@ def keep_on_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> lis
     folder.mkdir(exist_ok=True)
     copies = []
     for file in map(Path, files):
-        if file.is_file():
+        copy = folder / file.name
+        if file.is_file() and not _is_kept(file, copy):
             part = folder / f".{file.name}.part"
             shutil.copy2(file, part)
-            copies.append(part.replace(folder / file.name))
+            copies.append(part.replace(copy))
     return copies
+
+
+def _is_kept(file: Path, copy: Path) -> bool:
+    """Whether the copy is as large, and not older."""
+    if not copy.is_file():
+        return False
+    here, there = file.stat(), copy.stat()
+    return here.st_size == there.st_size and there.st_mtime_ns >= here.st_mtime_ns
+
+
+def keep_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
+    """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`."""
+    return keep_on_drive(_files_of(Path(logs), run), drive)
+
+
+def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
+    """Copy back what Drive holds of a run and ``logs`` does not, so that it can go on; returns the copies."""
+    folder, copies = Path(logs), []
+    for kept in _files_of(Path(drive), run):
+        if not (folder / kept.name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".{kept.name}.part"
+            shutil.copy2(kept, part)
+            copies.append(part.replace(folder / kept.name))
+    return copies
+
+
+def _files_of(folder: Path, run: str) -> list[Path]:
+    passing = (".lock", ".partial", ".part")
+    return sorted(p for p in folder.glob(f"{glob.escape(run)}[.-]*") if p.suffix not in passing)
+
+
+class RunKeeper:
+    """Keeps a run on Drive while it goes on, once in ``PAUSE_S`` seconds; does nothing where none is mounted."""
+
+    def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
+        self._logs, self._drive, self._next = logs, drive, 0.0
+
+    def keep(self, run: str) -> None:
+        """Copy what has changed, when the last copy is long enough ago."""
+        if time.monotonic() >= self._next:
+            keep_run(self._logs, run, self._drive)
+            self._next = time.monotonic() + PAUSE_S
 
 
 def main() -> None:
     """Install what is missing, and say what that was."""
     missing = missing_requirements(REQUIREMENTS.read_text().splitlines())
     if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+            constraints.write("\n".join(installed_versions(NEVER_INSTALLED)))
+            constraints.flush()
+            command = [sys.executable, "-m", "pip", "install", "-q", "-c", constraints.name, *missing]
+            subprocess.run(command, check=True)
     print(f"installed {', '.join(missing)}" if missing else "nothing to install")
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.choices import RUNTIMES, sentence
+from common.colab import fetch_run
 from common.trials import log_path
 
 Config = TypeVar("Config", bound="NotebookConfig")
@@ -82,6 +83,8 @@ class NotebookConfig:
             raise ValueError(
                 f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
             )
+        if found.get("run"):
+            fetch_run(found.get("logs", "logs"), found["run"])  # on Colab, what an earlier session left on the Drive
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
         except ValidationError as error:
@@ -96,7 +99,7 @@ class ExperimentConfig(NotebookConfig):
 
     weights: str | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    dense_epochs: Annotated[float, Field(gt=0)] = 8.0
+    dense_epochs: Annotated[float, Field(ge=0)] = 8.0  # 0 takes torchvision's weights as they are
     dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     data_aware: bool = True
@@ -109,6 +112,8 @@ class ExperimentConfig(NotebookConfig):
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
     finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    distill_features: str = ""
     latency_batch: Count = 1
     runtimes: str = "eager"
     svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
@@ -119,7 +124,7 @@ class ExperimentConfig(NotebookConfig):
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
-        _ = self.rank_list, self.tau_list, self.runtime_list
+        _ = self.rank_list, self.tau_list, self.runtime_list, self.feature_list
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""
@@ -133,6 +138,11 @@ class ExperimentConfig(NotebookConfig):
     def rank_list(self) -> list[int]:
         """The whole numbers in ``svd_ranks``."""
         return _listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
+
+    @property
+    def feature_list(self) -> tuple[str, ...]:
+        """The names in ``distill_features``."""
+        return tuple(_listed("distill_features", self.distill_features, str, "names of modules", bool))
 
     @property
     def runtime_list(self) -> tuple[str, ...]:
@@ -181,6 +191,8 @@ class CompareConfig(NotebookConfig):
     dataset: Literal["digits", "mnist", "cifar10", "imagefolder", "phantoms", "coco"] = "digits"
     models: str = ""
     keep: Share = 0.99
+    pretrained: bool = False
+    unannotated: Literal["keep", "drop"] = "keep"
 
     def __post_init__(self) -> None:
         super().__post_init__()

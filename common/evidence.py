@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
@@ -70,7 +71,8 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
         count: how many images at most.
 
     Returns:
-        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``.
+        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``; no image where
+        there is nothing to find in any.
     """
     pairs = [
         (image, mask[0])
@@ -78,13 +80,20 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
         for image, mask in zip(inputs, masks, strict=True)
         if mask[0].any()
     ]
+    if not pairs:
+        nothing = np.zeros((0, data.image_size, data.image_size), dtype=np.float32)
+        return dict.fromkeys(("image", "truth", *map(_title, networks)), nothing)
     inputs = torch.stack([image for image, _ in pairs[:count]])
     found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
     for title, network in networks.items():
         with evaluating(network):
             masks = network(to_network(inputs, network))[:, 0] > 0
-        found[title if isinstance(title, str) else f"trial {title}"] = masks.float().cpu()
+        found[_title(title)] = masks.float().cpu()
     return {title: tensor.numpy() for title, tensor in found.items()}
+
+
+def _title(network: Any) -> str:
+    return network if isinstance(network, str) else f"trial {network}"
 
 
 def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.checkpoints import load_compressed
+from common.checkpoints import load_compressed, save_compressed
 from common.choices import check_choice
+from common.colab import RunKeeper
 from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
 from common.data import DataBundle, load_data
 from common.environment import default_device
-from common.models import build_model
+from common.models import build_model, check_image_size
 from common.models.provenance import get_provenance
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.layers import Decompositions, trace_layers
 from common.reporting import figures
 from common.reporting.live import LivePicture
 from common.search import SearchResult, SearchSettings, search_ranks
+from common.search.blueprint import weights_path
 from common.search.preparation import decompose_for_search
 from common.search.runner import print_trial
 from common.training import EpochLog, TrainingSettings, train
-from common.trials import TrialRecord
+from common.trials import TrialRecord, log_path
 
 RELATIVES = {"resnet18": ("resnet18", "resnet34")}
 """Notebook -> the architectures that it serves; any other serves its own alone."""
@@ -34,7 +38,7 @@ STEPS = 20
 
 def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
     """The data set that the config names, see :func:`common.data.load_data`."""
-    pretrained = isinstance(config, ClassifierConfig) and config.pretrained is not None
+    pretrained = isinstance(config, ClassifierConfig | CompareConfig) and bool(config.pretrained)
     return load_data(
         config.dataset,
         config.data_root,
@@ -45,7 +49,7 @@ def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
         download=config.download,
         augment=config.augment if isinstance(config, SegmentationConfig) else None,
         normalize="imagenet" if pretrained else "dataset",
-        unannotated=config.unannotated if isinstance(config, SegmentationConfig) else "keep",
+        unannotated=config.unannotated if isinstance(config, SegmentationConfig | CompareConfig) else "keep",
     )
 
 
@@ -53,16 +57,19 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
     """The dense network, with the weights that the config names or trained here; and the history of its training.
 
     Args:
-        config: says where the weights are or how to train.
+        config: says where the weights are or how to train. A run that was stopped goes on with the network that it
+            had, or with its training.
         name: the notebook's architecture; the config may name a relative of it.
         data: is trained on when there are no weights; the history is empty otherwise.
 
     Raises:
-        ValueError: the weights are of another architecture, or the config's model is no relative of ``name``.
+        ValueError: the weights are of another architecture, the config's model is no relative of ``name``, its images
+            are too small for it, or it names features that the network does not have.
     """
     if isinstance(config, ClassifierConfig) and config.model is not None:
         check_choice("model", config.model, RELATIVES.get(name, (name,)))
         name = config.model
+    check_image_size(name, data.image_size, getattr(config, "depth", 4))
     torch.manual_seed(config.seed)
     if isinstance(config, SegmentationConfig):
         model = build_model(
@@ -71,16 +78,42 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
     else:
         assert isinstance(config, ClassifierConfig)
         model = build_model(name, data.num_classes, weights=config.pretrained, stem=config.stem)
+    for feature in config.feature_list:
+        check_choice("distill_features", feature, dict(model.named_modules()))
     model = model.to(default_device())
-    if config.weights:
-        return load_compressed(config.weights, model), []
+    if weights := config.weights or _weights_of_run(config):
+        return load_compressed(weights, model), []
+    if not config.dense_epochs:
+        return model.eval(), []
     settings = training_settings(config, config.dense_epochs, config.dense_learning_rate)
-    return model, train(model, data, settings, description=f"dense {name}")
+    if config.run is None:
+        return model, train(model, data, settings, description=f"dense {name}")
+    checkpoint = weights_path(config.logs, config.run).with_suffix(".checkpoint")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    history = train(model, data, settings, checkpoint=checkpoint, description=f"dense {name}")
+    save_compressed(model, weights_path(config.logs, config.run))
+    checkpoint.unlink()
+    return model, history
+
+
+def _weights_of_run(config: ExperimentConfig) -> Path | None:
+    """The dense network of a run that was begun before."""
+    if config.run is None or not log_path(config.logs, config.run, new=False).exists():
+        return None
+    weights = weights_path(config.logs, config.run)
+    return weights if weights.exists() else None
 
 
 def training_settings(config: ExperimentConfig, epochs: float, learning_rate: float) -> TrainingSettings:
-    """The config's optimizer and seed, for so many epochs at this peak rate."""
-    return TrainingSettings(epochs=epochs, learning_rate=learning_rate, optimizer=config.optimizer, seed=config.seed)
+    """The config's optimizer, seed and distillation, for so many epochs at this peak rate."""
+    return TrainingSettings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        optimizer=config.optimizer,
+        distillation=config.distillation,
+        features=config.feature_list,
+        seed=config.seed,
+    )
 
 
 def decompose(config: ExperimentConfig, model: nn.Module, data: DataBundle) -> Decompositions:
@@ -131,7 +164,10 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
         middle = (low + high) / 2
         plan = plan_ranks(model, x, "arsvd", tau=middle, decompositions=decompositions)
         low, high = (middle, high) if kept(plan) <= budget else (low, middle)
-    return plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
+    plan = plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
+    if kept(plan) > budget:
+        warnings.warn(f"ARSVD keeps {kept(plan):.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
+    return plan
 
 
 def search_settings(config: ExperimentConfig) -> SearchSettings:
@@ -168,11 +204,12 @@ def search(
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None
     notebook = next((own for own, others in RELATIVES.items() if name in others), name)
-    picture = LivePicture(figures.pareto)
+    picture, keeper = LivePicture(figures.pareto), RunKeeper(config.logs)
 
     def on_trial(record: TrialRecord) -> None:
         print_trial(record)
         picture.add(record)
+        keeper.keep(record.run)
 
     result = search_ranks(
         model,

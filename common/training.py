@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -25,9 +26,14 @@ from common.environment import has_bfloat16
 from common.inputs import to_network
 from common.losses import task_loss
 from common.metrics import evaluate
+from common.models.provenance import get_provenance
 from common.progress import track
 
 EpochLog = dict[str, float]
+SAME_DATA = ("split_seed", "limit", "augment", "normalize", "unannotated")
+"""Arguments of ``load_data`` that a training which goes on must have as before, beside those that name the set."""
+EPOCH_STRIDE, RANK_STRIDE = 1_000_003, 7_919
+"""Between the seeds of two epochs and of two processes: what they draw depends on nothing that came before."""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
@@ -42,7 +48,7 @@ class TrainingSettings:
             epochs without a better validation metric.
         momentum: of SGD.
         weight_decay: of either optimizer.
-        label_smoothing: mass spread over all classes, in [0, 1); masks are not smoothed.
+        label_smoothing: mass spread over all classes, in [0, 1), see :func:`common.losses.task_loss`.
         distillation: weight in [0, 1] of the teacher against the targets, when there is a teacher.
         temperature: that softens both networks' logits for distillation.
         features: names of modules whose outputs are to approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
@@ -83,7 +89,8 @@ def train(
     """Train ``model`` in place and leave it with the weights of its best epoch by the data's metric on validation.
 
     Under ``torchrun`` (see :func:`common.distributed.processes`) every process takes its part of each batch, and the
-    result is that of one process, except for BatchNorm, which sees only a process's own part while training.
+    result is that of one process, except for BatchNorm, the Dice term, dropout and augmentation, which each process
+    has of its own part.
 
     Args:
         model: the network, on the device it is to be trained on.
@@ -100,13 +107,13 @@ def train(
         :func:`common.metrics.evaluate` on validation, and the ``seconds`` it took.
 
     Raises:
-        ValueError: the checkpoint is one of other settings or data, or the training split gives no batch.
+        ValueError: the checkpoint is one of other settings, data or another network, or the training split gives no
+            batch.
         FloatingPointError: the loss is no longer finite.
     """
     settings = settings or TrainingSettings()
     if not len(data.train):
         raise ValueError("the training split gives no batch; use a smaller batch_size or a larger limit")
-    torch.manual_seed(settings.seed)
     run = _Run(model, teacher, settings, data)
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
@@ -114,6 +121,7 @@ def train(
     try:
         while run.step < run.steps and not run.out_of_patience():
             data.shuffle(settings.seed + len(run.history))
+            torch.manual_seed(settings.seed + EPOCH_STRIDE * len(run.history) + RANK_STRIDE * distributed.rank())
             start = time.perf_counter()
             entry = {**run.train_epoch(description), **run.validate()}
             run.log({**entry, "seconds": time.perf_counter() - start})
@@ -142,6 +150,9 @@ class _Run:
             "dataset": data.name,
             "image_size": data.image_size,
             "batches": len(self.batches),
+            "processes": distributed.world_size(),
+            **{name: data.source[name] for name in SAME_DATA if name in data.source},
+            **_described(model),
         }
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, settings)
@@ -227,8 +238,6 @@ class _Run:
             "step": self.step,
             "history": self.history,
             "best_weights": self.best_weights,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         partial = path.with_name(path.name + ".partial")
         torch.save(values, partial)
@@ -248,9 +257,14 @@ class _Run:
         self.optimizer.load_state_dict(values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])
         self.step, self.history, self.best_weights = values["step"], values["history"], values["best_weights"]
-        torch.set_rng_state(values["rng"].cpu())
-        if values["cuda_rng"]:
-            torch.cuda.set_rng_state_all([state.cpu() for state in values["cuda_rng"]])
+
+
+def _described(model: nn.Module) -> dict[str, str]:
+    provenance = get_provenance(model)
+    if provenance is None:
+        return {"network": type(model).__name__}
+    plan = "" if provenance.plan is None else json.dumps(provenance.plan.to_json())
+    return {"network": f"{provenance.builder} {dict(provenance.arguments)}", "ranks": plan}
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

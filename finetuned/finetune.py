@@ -33,10 +33,11 @@ from common.checkpoints import load_compressed, save_compressed  # noqa: E402
 from common.choices import check_choice, sentence  # noqa: E402
 from common.compression import compress  # noqa: E402
 from common.data import DATASETS, DataBundle, load_data  # noqa: E402
+from common.decomposition import DECOMPOSITIONS  # noqa: E402
 from common.environment import default_device, describe_environment  # noqa: E402
 from common.metrics import evaluate  # noqa: E402
-from common.models import MODELS, build_model  # noqa: E402
-from common.planning import METHODS, plan_ranks  # noqa: E402
+from common.models import MODELS, build_model, check_image_size  # noqa: E402
+from common.planning import plan_ranks  # noqa: E402
 from common.profiling import profile  # noqa: E402
 from common.reporting import figures  # noqa: E402
 from common.training import EpochLog, TrainingSettings, train  # noqa: E402
@@ -70,8 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, default=64, help="unet: channels of its first level; default: %(default)s")
     add("--depth", type=int, default=4, help="unet: how many times it halves the image; default: %(default)s")
     add("--upsampling", default="transposed", help="unet: transposed or bilinear; default: %(default)s")
-    add("--method", help=f"train the factorized architecture: one of {', '.join(METHODS)}")
-    add("--ranks", help="its ranks: a whole number, or a fraction of each layer's full rank such as 0.25")
+    add("--method", choices=tuple(DECOMPOSITIONS), help="train the factorized architecture")
+    add("--ranks", type=_ranks, help="its ranks: a whole number, or a fraction of each layer's full rank such as 0.25")
     add("--dense", type=Path, help="dense weights whose factors it starts from; without them, those of random ones")
     add("--epochs", type=float, default=default.epochs, help="default: %(default)s")
     add("--optimizer", choices=("sgd", "adamw"), default=default.optimizer, help="default: %(default)s")
@@ -82,11 +83,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--patience", type=int, default=default.patience, help="epochs; default: %(default)s")
     add("--amp", choices=("auto", "on", "off"), default=default.amp, help="bfloat16; default: auto")
     add("--seed", type=int, default=default.seed, help="default: %(default)s")
+    add("--name", help="of the files that it writes; default: model, data set and ranks")
     add("--out", type=Path, default=FOLDER, help="folder for the weights; default: finetuned/")
     options = parser.parse_args(arguments)
     if (options.method is None) != (options.ranks is None):
         parser.error("--method and --ranks go together")
+    if options.dense is not None and options.method is None:
+        parser.error("--dense goes with --method and --ranks: a dense network is trained from the start")
     return options
+
+
+def _ranks(text: str) -> float | int:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a fraction such as 0.25") from None
 
 
 def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
@@ -102,8 +113,7 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
         return model
     if options.dense is not None:
         model = load_compressed(options.dense, model)
-    ranks = float(options.ranks) if "." in options.ranks else int(options.ranks)
-    plan = plan_ranks(model, data.example().to(default_device()), options.method, "fixed", ranks=ranks)
+    plan = plan_ranks(model, data.example().to(default_device()), options.method, "fixed", ranks=options.ranks)
     print(plan, flush=True)
     return compress(model, plan)
 
@@ -155,10 +165,11 @@ def main(arguments: list[str] | None = None) -> Path:
     )
     if (options.model == "unet") != (data.task == "segmentation"):
         raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")
+    check_image_size(options.model, data.image_size, options.depth)
     model = build(options, data)
     factorized = f"-{options.method}-{options.ranks}" if options.method else ""
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"{options.model}-{options.dataset}{factorized}"
+    stem = options.out / (options.name or f"{options.model}-{options.dataset}{factorized}")
     checkpoint = options.out / f"{stem.name}.checkpoint"
 
     def show(entry: EpochLog) -> None:

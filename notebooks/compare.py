@@ -48,6 +48,8 @@ data_root = None  # folder that holds the data set; digits and phantoms need non
 image_size = 64  # pixels, height and width
 batch_size = 64
 limit = None  # use at most this many images
+pretrained = False  # whether the networks started from torchvision's weights, which decides the scale of their inputs
+unannotated = "keep"  # coco: keep images without annotation, or drop them
 
 # %%
 from common.config import CompareConfig

@@ -75,7 +75,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.colab import keep_on_drive
+from common.colab import keep_run
 from common.evidence import chosen_ranks, layer_table, predict_masks
 from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -135,7 +135,8 @@ figures.radar(result.records, config.keep)
 # The truth in one colour, what each network found in the other, on the first test images with something to find.
 
 # %%
-chosen = {record.trial: result.networks[record.trial] for record in result.best.values()}
+best = {record.trial for record in result.best.values()}
+chosen = {trial: network for trial, network in result.networks.items() if trial in best}
 figures.sample_masks(predict_masks({"dense": dense, **chosen}, data))
 
 # %% [markdown]
@@ -145,5 +146,5 @@ figures.sample_masks(predict_masks({"dense": dense, **chosen}, data))
 print(methods_table(result.records, config.keep).console())
 
 # %%
-keep_on_drive([result.log])
+keep_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

@@ -78,7 +78,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.colab import keep_on_drive
+from common.colab import keep_run
 from common.evidence import chosen_ranks, layer_table
 from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -135,5 +135,5 @@ figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's para
 figures.radar(result.records, config.keep)
 
 # %%
-keep_on_drive([result.log])
+keep_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

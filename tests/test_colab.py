@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jupytext
 import pytest
 
-from common.colab import keep_on_drive, missing_requirements
+from common import colab
+from common.colab import RunKeeper, fetch_run, keep_on_drive, missing_requirements
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -81,3 +83,50 @@ def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
         assert keep_on_drive([log, tmp_path / "not there.log"], drive) == [drive / "run.log"]
         assert (drive / "run.log").read_text() == text
     assert [path.name for path in drive.iterdir()] == ["run.log"]
+
+
+def test_a_copy_that_is_as_new_is_left_alone(tmp_path: Path) -> None:
+    file, drive = tmp_path / "a.safetensors", tmp_path / "drive"
+    file.write_bytes(b"weights")
+    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
+    assert keep_on_drive([file], drive) == []
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
+
+
+def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, drive = tmp_path / "logs", tmp_path / "drive"
+    logs.mkdir()
+    for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "other.log"):
+        (logs / name).write_text(name)
+    now = 0.0
+    monkeypatch.setattr("common.colab.time.monotonic", lambda: now)
+    keeper = RunKeeper(logs, drive)
+    keeper.keep("run")
+    assert sorted(path.name for path in drive.iterdir()) == ["run-dense.safetensors", "run.journal", "run.log"]
+    (logs / "run.log").write_text("more and more")
+    for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
+        keeper.keep("run")
+        assert (drive / "run.log").read_text() == text
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "run.log").write_text("its own")
+    assert sorted(path.name for path in fetch_run(later, "run", drive)) == ["run-dense.safetensors", "run.journal"]
+    assert (later / "run.log").read_text() == "its own"
+
+
+def test_pip_is_told_to_leave_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pip(command: list[str], check: bool) -> None:
+        asked.extend(command)
+        constraints = Path(command[command.index("-c") + 1]).read_text().split()
+        assert f"torch=={metadata.version('torch')}" in constraints
+        assert f"numpy=={metadata.version('numpy')}" in constraints
+
+    monkeypatch.setattr("common.colab.missing_requirements", lambda _: ["no-such-package==1.0"])
+    monkeypatch.setattr("common.colab.subprocess.run", pip)
+    colab.main()
+    assert asked[-1] == "no-such-package==1.0"

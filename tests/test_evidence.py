@@ -10,11 +10,13 @@ from torch import nn
 from common.checkpoints import save_compressed
 from common.compression import compress
 from common.data import load_data
+from common.data.segmentation import MaskedImages
 from common.evidence import chosen_ranks, compare_networks, layer_table, predict_masks
 from common.metrics import evaluate
 from common.models import build_model
 from common.planning import plan_ranks
 from common.planning.layers import Decompositions
+from common.reporting.masks import sample_masks
 from tests.networks import tiny_cnn, tiny_digits
 
 
@@ -60,6 +62,18 @@ def test_masks_of_networks_are_what_their_logits_say(tmp_path: Path) -> None:
     targets = torch.cat([masks for _, masks in data.test])
     wanted = [mask[0].numpy() for mask in targets if mask.any()][:3]
     assert np.array_equal(found["truth"], np.stack(wanted))
+
+
+def test_where_there_is_nothing_to_find_no_image_is_shown(tmp_path: Path) -> None:
+    data = load_data("phantoms", tmp_path, image_size=16, batch_size=4, limit=4)
+    masks = data.test.dataset
+    assert isinstance(masks, MaskedImages)
+    masks.masks.zero_()
+    found = predict_masks({"dense": nn.Identity(), 3: nn.Identity()}, data)
+    assert {title: mask.shape for title, mask in found.items()} == dict.fromkeys(
+        ("image", "truth", "dense", "trial 3"), (0, 16, 16)
+    )
+    sample_masks(found)
 
 
 def test_saved_networks_side_by_side(tmp_path: Path) -> None:

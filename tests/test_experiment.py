@@ -1,10 +1,18 @@
 from __future__ import annotations
 
-import pytest
+import dataclasses
+from pathlib import Path
+from typing import Any
 
-from common.config import ClassifierConfig
-from common.experiment import dense_network, load_data_of
+import pytest
+import torch
+
+from common.config import ClassifierConfig, CompareConfig
+from common.data.normalization import IMAGENET
+from common.experiment import decompose, dense_network, load_data_of, search, search_settings
+from common.models import build_model
 from common.models.provenance import get_provenance
+from tests.networks import same_weights
 
 
 def config(model: str | None) -> ClassifierConfig:
@@ -26,3 +34,58 @@ def test_another_model_is_refused() -> None:
         dense_network(config("vgg16"), "resnet18", data)
     with pytest.raises(ValueError, match=r"model='resnet34' is unknown.*allowed: alexnet"):
         dense_network(config("resnet34"), "alexnet", data)
+
+
+def test_weights_may_be_taken_as_they_are() -> None:
+    untrained = dataclasses.replace(config(None), dense_epochs=0.0)
+    model, history = dense_network(untrained, "resnet18", load_data_of(untrained))
+    assert history == []
+    torch.manual_seed(untrained.seed)
+    assert same_weights(model, build_model("resnet18", 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_size": 32}, "image_size=32: alexnet needs at least 63 pixels"),
+        ({"image_size": 64, "distill_features": "features.0,featurs.3"}, "distill_features='featurs.3' is unknown"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: Any, sentence: str) -> None:
+    wrong = dataclasses.replace(config(None), **changes)
+    with pytest.raises(ValueError, match=sentence):
+        dense_network(wrong, "alexnet", load_data_of(wrong))
+
+
+def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.replace(config(None), logs=str(tmp_path), run="mine", trials=1, finetune_top=0, keep=0.01)
+    data = load_data_of(mine)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.training.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dense_network(mine, "resnet18", data)
+    model, history = dense_network(mine, "resnet18", data)
+    assert len(history) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-dense.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr("common.search.study._Search._measure_given", stop)
+        search(mine, model, data, [], decompose(mine, model, data))
+    again, history = dense_network(mine, "resnet18", data)
+    assert history == []
+    assert same_weights(again, model)
+    assert search(mine, again, data, [], decompose(mine, again, data)).remaining == 0
+
+
+def test_settings_of_the_distillation_reach_the_training() -> None:
+    asked = dataclasses.replace(config(None), distillation=0.25, distill_features="layer1, layer4")
+    settings = search_settings(asked).finetune
+    assert (settings.distillation, settings.features) == (0.25, ("layer1", "layer4"))
+
+
+def test_networks_that_started_from_imagenet_are_compared_on_its_scale() -> None:
+    one, other = (load_data_of(CompareConfig(limit=16, batch_size=8, pretrained=p)) for p in (False, True))
+    assert other.normalization == IMAGENET != one.normalization

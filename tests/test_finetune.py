@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.checkpoints import load_compressed
+from common.training import train
+from finetuned import finetune
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model", "resnet18", "--dataset", "digits", "--image-size", "16", "--limit", "64", "--batch-size", "32"]
@@ -61,6 +64,7 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
         (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
         (["--model", "resnet18", "--dataset", "mnist"], "data_root=None: mnist needs the folder"),
         (["--model", "resnet18", "--dataset", "mnist", "--data-root", "/nowhere"], "does not hold MNIST"),
+        (["--model", "alexnet", "--dataset", "digits"], "image_size=32: alexnet needs at least 63 pixels"),
         ([*TINY, "--learning-rate", "-1"], "learning_rate=-1.0: input should be greater than 0"),
         ([*TINY, "--learning-rate", "1e9"], "learning_rate=1000000000.0 is too high"),
     ],
@@ -72,3 +76,43 @@ def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_p
     assert result.stderr.splitlines()[-1].startswith("finetune.py: ")
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--method", "svd", "--ranks", "abc"], "'abc' is neither a whole number nor a fraction such as 0.25"),
+        (["--method", "svd"], "--method and --ranks go together"),
+        (["--dense", "a.safetensors"], "--dense goes with --method and --ranks"),
+        (["--method", "mixed", "--ranks", "4"], "invalid choice: 'mixed'"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments([*TINY, *arguments])
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_interrupted_training_of_the_unet_goes_on_and_has_the_name_it_was_given(tmp_path: Path) -> None:
+    tiny = ["--model", "unet", "--dataset", "phantoms", "--data-root", str(tmp_path / "data"), "--image-size", "16"]
+    tiny += ["--limit", "16", "--batch-size", "8", "--width", "2", "--depth", "2", "--epochs", "3"]
+    tiny += ["--name", "mine", "--out", str(tmp_path / "out")]
+
+    def stop(*arguments: Any, on_epoch: Any, **keywords: Any) -> Any:
+        def once(entry: dict[str, float]) -> None:
+            on_epoch(entry)
+            raise KeyboardInterrupt
+
+        return train(*arguments, on_epoch=once, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(tiny)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.checkpoint"]
+    assert finetune.main(tiny) == tmp_path / "out" / "mine.safetensors"
+    made = json.loads((tmp_path / "out" / "mine.json").read_text())
+    assert [entry["epoch"] for entry in made["history"]] == [1, 2, 3]
+    assert not (tmp_path / "out" / "mine.checkpoint").exists()

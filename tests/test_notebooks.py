@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 def test_parameter_files_hold_parameters(path: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
-    config = SegmentationConfig if values.get("dataset") == "coco" else ClassifierConfig
+    config = SegmentationConfig if values.get("dataset") in ("coco", "phantoms") else ClassifierConfig
     config.from_notebook({**values, "logs": str(tmp_path)})
 
 
@@ -153,3 +154,19 @@ def test_bad_parameters_stop_the_notebook_before_any_work(
         execute("resnet18", tmp_path, **{**TINY, **parameters})
     assert sentence in str(error.value)
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not on this machine")
+def test_make_runs_the_notebooks_that_the_parameters_fit_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+    papermill = tmp_path / "papermill"
+    papermill.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\ncase "$1" in *vgg16*) exit 1;; esac\n')
+    papermill.chmod(0o755)
+    command = ["make", "--old-file=.venv/.runtime", "notebooks", f"BIN={tmp_path}", "PARAMS=mnist", "DATA_ROOT=here"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout.splitlines()[-3:] == ["done:   resnet18", "failed: vgg16", "done:   alexnet"]
+    calls = (tmp_path / "papermill.calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == [f"notebooks/{n}.ipynb" for n in ("resnet18", "vgg16", "alexnet")]
+    assert all(call.endswith("-f notebooks/params/mnist.yaml -p data_root here") for call in calls)
+    done = subprocess.run([*command[:-2], "PARAMS=brain_tumor"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "done:   unet"

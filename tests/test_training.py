@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.data import DataBundle, load_data
 from common.metrics import evaluate
+from common.models import build_model
 from common.training import EpochLog, TrainingSettings, train, uses_bfloat16
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
@@ -66,10 +68,53 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, amp:
         )
 
 
+class Dropping(nn.Module):
+    """A network that draws random numbers while it trains."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.inner = tiny_cnn(seed)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(nn.functional.dropout(x, 0.2, self.training))
+
+
+def test_what_is_drawn_at_random_is_drawn_again_when_a_training_goes_on(tmp_path: Path) -> None:
+    settings, path = TrainingSettings(epochs=3.0, amp="off"), tmp_path / "run.checkpoint"
+
+    def data() -> DataBundle:
+        return load_data("digits", image_size=8, batch_size=32, limit=96, augment=True)
+
+    whole = Dropping()
+    expected = train(whole, data(), settings)
+
+    def kill(entry: EpochLog) -> None:
+        if entry["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(Dropping(), data(), settings, checkpoint=path, on_epoch=kill)
+    torch.rand(7)
+    resumed = Dropping(seed=9)
+    assert without_seconds(train(resumed, data(), settings, checkpoint=path)) == without_seconds(expected)
+    assert same_weights(resumed, whole)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    settings, path = TrainingSettings(epochs=1.0, amp="off"), tmp_path / "run.checkpoint"
+    data = load_data("digits", image_size=8, batch_size=32, limit=64)
+    train(build_model("resnet20", 10), data, settings, checkpoint=path)
+    with pytest.raises(ValueError, match=r"written under other settings \(network\); delete it"):
+        train(build_model("resnet56", 10), data, settings, checkpoint=path)
+    augmented = load_data("digits", image_size=8, batch_size=32, limit=64, augment=True)
+    with pytest.raises(ValueError, match=r"written under other settings \(augment\); delete it"):
+        train(build_model("resnet20", 10), augmented, settings, checkpoint=path)
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     settings, path = TrainingSettings(epochs=1.0, amp="off"), tmp_path / "run.checkpoint"
     train(tiny_cnn(), tiny_digits(), settings, checkpoint=path)
-    with pytest.raises(ValueError, match=r"written under other settings \(batches\); delete it"):
+    with pytest.raises(ValueError, match=r"written under other settings \(batches, limit\); delete it"):
         train(tiny_cnn(), tiny_digits(limit=64), settings, checkpoint=path)
 
 

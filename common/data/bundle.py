@@ -94,15 +94,16 @@ class DataBundle:
         """The training batches as one of several processes takes them: every ``parts``-th image, from ``part`` on.
 
         Raises:
-            ValueError: a batch has less than two images for each process.
+            ValueError: a batch has less than two images for each process, or not as many for each.
         """
         if parts == 1:
             return self.train
         batches = self.train.sampler
         assert isinstance(batches, BatchSampler)
-        if batches.batch_size < 2 * parts:
+        if batches.batch_size < 2 * parts or batches.batch_size % parts:
             raise ValueError(
-                f"batch_size={batches.batch_size}: {parts} processes share each batch and need two images each"
+                f"batch_size={batches.batch_size}: {parts} processes share each batch; it must be a multiple of "
+                f"{parts}, at least {2 * parts}"
             )
         shared = _Part(batches, part, parts)
         return DataLoader(self.train.dataset, sampler=shared, batch_size=None, num_workers=self.train.num_workers)

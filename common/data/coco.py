@@ -50,6 +50,10 @@ def read_images(
         try:
             image = open_image(entry.path)
             height, width = entry.size or (image.height, image.width)
+            if (width, height) == image.size[::-1] != image.size:  # annotated as it is shown, not as it is stored
+                image = open_image(entry.path, upright=True)
+                if image.size != (width, height):
+                    raise OSError(f"{entry.path} lies on its side against its annotations")
             if min(height, width) < 1 or height * width > MOST_PIXELS:
                 raise OSError(f"{entry.path}: {height}x{width} pixels are out of range")
         except OSError as error:

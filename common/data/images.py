@@ -7,14 +7,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+ORIENTATION = ExifTags.Base.Orientation
 # What Pillow's decoders let through on damaged files, beside OSError.
 _DAMAGE = (SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The file's first image in mode ``L`` (grey) or ``RGB``.
+def open_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """The file's first image in mode ``L`` (grey) or ``RGB``; ``upright`` turns it as its EXIF orientation says.
 
     16-bit grey is scaled from [0, 65,535] to [0, 255]; 32-bit integers and floats have no range of their own and are
     stretched from their least to their greatest value. Palettes and CMYK become RGB. An alpha channel is left out.
@@ -25,7 +26,11 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _eight_bits(image)
+            shown = _eight_bits(image)
+            if upright:
+                shown.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+                shown = ImageOps.exif_transpose(shown)
+            return shown
     except FileNotFoundError:
         raise
     except (OSError, *_DAMAGE, Image.DecompressionBombError) as error:

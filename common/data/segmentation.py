@@ -81,8 +81,8 @@ def coco_splits(
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is damaged, nothing is left of a split, or more than 5% of its images are
-            missing or broken.
+        ValueError: an annotation file is damaged, nothing is left of a split, no annotation of ``train/`` covers a
+            pixel, or more than 5% of a split's images are missing or broken.
     """
     left_out = LeftOut()
     files, classes = read_coco(root, left_out)
@@ -95,7 +95,13 @@ def coco_splits(
         indices = [index for group in groups for index in group]
         images, masks, readable = read_images(files[part], indices, classes, image_size, left_out)
         sizes = [int(flags.sum()) for flags in readable.split([len(group) for group in groups])]
-        return list(zip(images.split(sizes), masks.split(sizes), strict=True))
+        if part == "train" and not masks.any() and any(files[part].images[index].regions for index in indices):
+            raise ValueError(f"{files[part].path}: no annotation covers a pixel; left out {left_out}")
+        used = masks.flatten(1).any(1) if unannotated == "drop" else torch.ones(len(masks), dtype=torch.bool)
+        if not all(some.any() for some in used.split(sizes)):
+            raise ValueError(f"unannotated='drop' leaves no image of {files[part].path}; left out {left_out}")
+        read_groups = zip(images.split(sizes), masks.split(sizes), used.split(sizes), strict=True)
+        return [(images[some], masks[some]) for images, masks, some in read_groups]
 
     count = len(files["train"].images)
     parts = split_indices(count, {"calibration": max(2, min(CALIBRATION_IMAGES, count // 5))}, split_seed)

@@ -17,6 +17,10 @@ HEADS = {"resnet18": "fc", "resnet34": "fc", "vgg16": "classifier.6", "alexnet":
 """torchvision's architectures -> name of the last Linear, which is replaced to fit the number of classes."""
 STEMMED = ("resnet18", "resnet34")
 STEMS = ("imagenet", "cifar")
+SMALLEST = {"alexnet": 63, "vgg16": 32}
+"""Pixels that an image needs, height and width, for anything to be left of it at the end."""
+HEADLESS = ("IMAGENET1K_FEATURES",)
+"""Weights of torchvision's without values for the classifier, and for inputs on another scale."""
 CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9}
 CLASSIFIERS = (*HEADS, *CIFAR_BLOCKS)
 MODELS = (*CLASSIFIERS, "unet")
@@ -63,7 +67,8 @@ def build_model(
     if weights is not None:
         if stem == "cifar":
             raise ValueError(f"weights={weights!r} with stem='cifar': there are none; use stem='imagenet'")
-        listed = [entry.name for entry in torchvision.models.get_model_weights(name)] if name in HEADS else []
+        known = torchvision.models.get_model_weights(name) if name in HEADS else []
+        listed = [entry.name for entry in known if entry.name not in HEADLESS]
         check_choice("weights", weights, ["DEFAULT", *listed] if listed else [])
     arguments: dict[str, Any] = {"num_classes": num_classes}
     model: nn.Module
@@ -95,3 +100,10 @@ def _torchvision(name: str, num_classes: int, weights: str | None) -> nn.Module:
     if weights is None or head.out_features != num_classes:
         model.set_submodule(HEADS[name], nn.Linear(head.in_features, num_classes))
     return model
+
+
+def check_image_size(name: str, image_size: int, depth: int = 4) -> None:
+    """Raise a ValueError when ``image_size`` pixels are too few for the network; ``depth`` is the U-Net's."""
+    least = 2**depth if name == "unet" else SMALLEST.get(name, 8)
+    if image_size < least:
+        raise ValueError(f"image_size={image_size}: {name} needs at least {least} pixels")

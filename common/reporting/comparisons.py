@@ -40,8 +40,8 @@ def _measures(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
         "Params Red.": 1 - frame["params_kept"],
         "MACs Red.": 1 - frame["macs_kept"],
         **{head: frame[stage] for stage, head in STAGE_HEADS.items()},
-        "Recovery": (frame["final"] - frame["raw"]) / lost,
-        "Kept": frame["metric_kept"],
+        "Regained": (frame["final"] - frame["raw"]) / lost,
+        "Recovery": frame["metric_kept"],
         "Speedup": frame["speedup"],
     }
 
@@ -52,14 +52,14 @@ SHAPES: dict[str, Any] = {
     "Raw": percentage,
     "Recalibrated": percentage,
     "Fine-tuned": percentage,
-    "Recovery": "{:.0%}".format,
-    "Kept": percentage,
+    "Regained": "{:.0%}".format,
+    "Recovery": percentage,
     "Speedup": times,
 }
 MEANING = [
-    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Recovery: the share of "
+    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Regained: the share of "
     "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost "
-    "1% or more. Kept: last over dense.",
+    "1% or more. Recovery: last over dense.",
     "mean ± standard deviation, where there are several.",
 ]
 

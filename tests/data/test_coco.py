@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data import DataBundle, load_data
+from common.data.images import ORIENTATION
 from common.data.segmentation import MaskedImages
 from tests.coco import TUMOURS, annotation, square, write_annotations, write_part, write_set
 
@@ -76,6 +77,62 @@ def test_images_that_nobody_annotated_can_be_dropped(tmp_path: Path) -> None:
     assert areas(load(tmp_path), "test") == {0: [0], 1: [0], 2: [0], 3: [0]}
     with pytest.raises(ValueError, match=r"unannotated='drop' leaves no image of .*test"):
         load(tmp_path, unannotated="drop")
+
+
+def test_a_set_whose_annotations_cover_nothing_is_refused(tmp_path: Path) -> None:
+    """As of an export that has boxes only: a network would learn to find nothing, and score 1 for that."""
+    write_set(tmp_path)
+    for part in ("train", "valid", "test"):
+        boxes = [{**item, "segmentation": []} for item in json_of(tmp_path / part)["annotations"]]
+        write_annotations(tmp_path / part, {**json_of(tmp_path / part), "annotations": boxes})
+    with pytest.raises(ValueError, match=r"train.*no annotation covers a pixel; left out annotations"):
+        load(tmp_path)
+
+
+def test_images_whose_annotations_cannot_be_used_are_dropped_as_well(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    content = json_of(tmp_path / "test")
+    content["annotations"][0]["segmentation"] = []
+    write_annotations(tmp_path / "test", content)
+    assert areas(load(tmp_path, unannotated="drop"), "test") == {2: [25]}
+    content["annotations"][1]["segmentation"] = []
+    write_annotations(tmp_path / "test", content)
+    with pytest.raises(ValueError, match=r"unannotated='drop' leaves no image of .*test"):
+        load(tmp_path, unannotated="drop")
+
+
+def write_turned(path: Path, pixels: np.ndarray) -> None:
+    """A JPEG that is stored on its side and says in its EXIF how to turn it."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn clockwise for upright
+    Image.fromarray(np.rot90(pixels)).save(path, exif=exif, quality=100, subsampling=0)
+
+
+def test_images_that_are_stored_on_their_side_meet_their_masks(tmp_path: Path) -> None:
+    write_set(tmp_path, train=25, others=25)
+    pixels = np.zeros((20, 40), dtype=np.uint8)
+    pixels[:10, :10] = 255  # where the annotation is
+    write_turned(tmp_path / "test" / "0.jpg", pixels)
+    content = json_of(tmp_path / "test")
+    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 40}
+    write_annotations(tmp_path / "test", content)
+    data = load(tmp_path, image_size=20)
+    (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
+    assert mask.sum() == 50
+    assert image[mask].float().mean() > 200
+    assert image[~mask].float().mean() < 20
+
+
+def test_an_image_that_lies_on_its_side_for_no_reason_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path, train=25, others=25)
+    Image.new("L", (20, 40)).save(tmp_path / "test" / "0.png")
+    content = json_of(tmp_path / "test")
+    content["images"][0] |= {"height": 20, "width": 40}
+    write_annotations(tmp_path / "test", content)
+    assert len(split(load(tmp_path), "test")) == 24
+    assert "broken images: 1 (test/0.png)" in capsys.readouterr().err
 
 
 def json_of(folder: Path) -> dict[str, Any]:

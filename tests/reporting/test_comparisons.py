@@ -115,12 +115,12 @@ def test_methods_at_equal_budgets(trials: Trials, raw: list[Raw]) -> None:
             "MACs Red.": [1 - trial["macs"] / trial["baseline"]["macs"] for trial in best],
             "Raw": [trial["metrics"]["raw"][metric] for trial in best],
             "Recalibrated": [trial["metrics"]["recalibrated"][metric] for trial in best],
-            "Recovery": [
+            "Regained": [
                 (final(trial) - lost) / (dense - lost)
                 for trial in best
                 if dense - (lost := trial["metrics"]["raw"][metric]) >= 0.01 * dense
             ],
-            "Kept": [final(trial) / dense for trial in best],
+            "Recovery": [final(trial) / dense for trial in best],
             "Speedup": [trial["latency"]["speedup"] for trial in best],
         }
         for column, values in columns.items():
@@ -139,7 +139,7 @@ def test_one_row_a_method_holds_the_same_values(trials: Trials) -> None:
         rows = table[(table["Model"] == row["Model"]) & (table["Method"] == row["Method"])]
         for long in rows.to_dict("records"):
             dense = row["Dense"]
-            assert same(row[f"≤ {long['Params ≤']:.0%}"] / dense, long["Kept"])
+            assert same(row[f"≤ {long['Params ≤']:.0%}"] / dense, long["Recovery"])
     assert "± " in "".join(wide.text.to_numpy().ravel())
 
 
@@ -228,16 +228,19 @@ def test_workers_are_one_study(trials: Trials) -> None:
     assert set(study["run"]) == {"unet-htd-seed0", "unet-htd-seed0-w2"}
 
 
-def test_recovery_by_hand() -> None:
+def test_what_was_regained_by_hand() -> None:
     stages = {"raw": {"accuracy": 0.75}, "recalibrated": {"accuracy": 0.85}, "finetuned": {"accuracy": 0.94}}
-    hardly = {"raw": {"accuracy": 0.949}, "finetuned": {"accuracy": 0.9}}  # lost too little to speak of its recovery
+    hardly = {
+        "raw": {"accuracy": 0.949},
+        "finetuned": {"accuracy": 0.9},
+    }  # lost too little to regain
     records = [make_record(metrics=stages), make_record(trial=1, method="htd", metrics=hardly)]
     rows = {row["Method"]: row for row in methods_table(Trials.of(records), 0.99).raw.to_dict("records")}
-    assert rows["tucker2"]["Recovery"] == pytest.approx((0.94 - 0.75) / (0.95 - 0.75))
-    assert math.isnan(rows["htd"]["Recovery"])
+    assert rows["tucker2"]["Regained"] == pytest.approx((0.94 - 0.75) / (0.95 - 0.75))
+    assert math.isnan(rows["htd"]["Regained"])
     text = methods_table(Trials.of(records), 0.99).text.set_index("Method")
-    assert text.loc["tucker2", "Recovery"] == "95%"
-    assert text.loc["htd", "Recovery"] == "-"
+    assert text.loc["tucker2", "Regained"] == "95%"
+    assert text.loc["htd", "Regained"] == "-"
 
 
 def test_seeds_with_dense_networks_of_their_own_are_averaged() -> None:
@@ -249,7 +252,7 @@ def test_seeds_with_dense_networks_of_their_own_are_averaged() -> None:
     (row,) = methods_table(Trials.of(records), 0.99).raw.query("`Params ≤` == 0.2").to_dict("records")
     assert (row["Raw"], row["Seeds"]) == (pytest.approx(0.91), 2)
     assert row["Raw std"] == pytest.approx(0.04 / math.sqrt(2))
-    assert row["Kept"] == pytest.approx((0.93 / 0.95 + 0.89 / 0.90) / 2)
+    assert row["Recovery"] == pytest.approx((0.93 / 0.95 + 0.89 / 0.90) / 2)
 
 
 @pytest.mark.parametrize(
