@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from common.reporting.facts import conditions, latencies, method_name, method_order, method_title, number
+from common.reporting.facts import conditions, latencies, macs_ratio, method_name, method_order, method_title, number
 from common.reporting.frame import Trials
 from common.reporting.pareto import STAGE_MARKERS, STAGE_NAMES, thin
 from common.reporting.style import NARROW, WIDE, message, method_looks, palette, picture, styled
@@ -85,10 +85,10 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
         timed = thin(rows[rows["speedup"].notna() & (rows["macs"] > 0) & (rows["dense_macs"] > 0)], TIMED)
         for row in timed.index:
             record = trials.record(row)
-            saved = record.baseline["macs"] / record.macs
             for timing in latencies(record):
-                point = (label, method_name(record), saved, number(timing["speedup"]))
-                points.setdefault(conditions(timing), []).append(point)
+                speedup, saved = number(timing.get("speedup")), macs_ratio(record, timing)
+                if speedup > 0 and saved > 0:
+                    points.setdefault(conditions(timing), []).append((label, method_name(record), saved, speedup))
     if not points:
         return message("No speedup was measured.")
     labels = list(dict.fromkeys(label for drawn in points.values() for label, *_ in drawn))

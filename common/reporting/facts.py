@@ -51,10 +51,23 @@ def _plain(value: Any) -> str:
 
 
 def latencies(record: TrialRecord) -> list[dict[str, Any]]:
-    """Every timing of a trial, one for each runtime: ``details["latencies"]`` where there are several."""
+    """Every timing of a trial, one for each runtime: ``details["latencies"]`` where there are several.
+
+    Of one that was too noisy to tell how much faster the network is, the speedup is None and its ``note`` says so.
+    """
     several = record.details.get("latencies")
     found = several if isinstance(several, list) and several else [record.latency]
-    return [timing for timing in found if isinstance(timing, dict) and number(timing.get("speedup")) > 0]
+    timings = [timing for timing in found if isinstance(timing, dict)]
+    return [timing for timing in timings if number(timing.get("speedup")) > 0 or timing.get("note")]
+
+
+def macs_ratio(record: TrialRecord, timing: dict[str, Any]) -> float:
+    """The dense network's MACs over the compressed one's; NaN where it is not known.
+
+    As the runtime of ``timing`` computes them, where it merges layers; else as they are.
+    """
+    logged = number(timing.get("macs_ratio"))
+    return logged if logged > 0 else number(record.baseline.get("macs")) / record.macs if record.macs else math.nan
 
 
 def conditions(timing: dict[str, Any]) -> str:

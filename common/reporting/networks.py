@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from common.reporting.facts import conditions, environment_text, latencies, number
+from common.reporting.facts import conditions, environment_text, latencies, macs_ratio, number
 from common.reporting.frame import Trials
 from common.reporting.table import Table, as_text, milliseconds, percentage, times
 from common.trials import CRITERIA, TrialRecord
@@ -68,11 +68,13 @@ def _layer_figures(record: TrialRecord, layer: str) -> dict[str, float]:
 
 def latency_table(trials: Trials, keep: float) -> Table:
     """The times of the chosen networks under all conditions in which they were taken."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    refused: list[str] = []
     for label, _, record in chosen_networks(trials, keep):
-        saved = number(record.baseline.get("macs")) / record.macs if record.macs else float("nan")
         for timing in latencies(record):
-            speedup = number(timing.get("speedup"))
+            speedup, saved = number(timing.get("speedup")), macs_ratio(record, timing)
+            if note := timing.get("note"):
+                refused.append(f"{record.run}, trial {record.trial}, {conditions(timing)}: {note}.")
             rows.append(
                 {
                     **{"Model": label, "Run": record.run, "Trial": record.trial},
@@ -91,7 +93,9 @@ def latency_table(trials: Trials, keep: float) -> Table:
     text = as_text(raw, {**dict.fromkeys((*PLACE, "Measured in"), str), **times_of, **ratios})
     notes = [
         "Median times of one forward pass of the batch, dense and compressed in turn; IQR: interquartile range.",
-        "MACs ratio: dense MACs over compressed ones. Realised: the share of that ratio that is speedup on the clock.",
+        "MACs ratio: dense MACs over compressed ones, as the runtime computes them where it merges layers. Realised: "
+        "the share of that ratio that is speedup on the clock.",
+        *refused,
     ]
     return Table("latency", "Time on the clock", raw, text, notes, {name: name for name in (*times_of, *ratios)})
 

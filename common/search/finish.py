@@ -145,7 +145,10 @@ class Finish:
             file = save_compressed(network, self._file(number))
             metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
             dense = {**record.baseline, "metrics": {**record.baseline["metrics"], "test": test}}
-            times = [self.objective.time(network, 31, runtime).to_json() for runtime in self.settings.runtimes]
+            times = []
+            for runtime in self.settings.runtimes:
+                ratio = self.objective.macs_ratio(network, runtime)
+                times.append({**self.objective.time(network, 31, runtime).to_json(), "macs_ratio": ratio})
             layers = self.objective.layer_times(network, plan_of_record(record))
             details = {**record.details, "weights": file.name, "latencies": times, "layer_times": layers}
             self._write(

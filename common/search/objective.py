@@ -15,8 +15,10 @@ from common.calibration import recalibrate_bn
 from common.choices import RUNTIMES
 from common.compression import compress
 from common.data import DataBundle
+from common.deploy import fold_batchnorm, merge_factors
 from common.latency_cache import layer_times
 from common.metrics import evaluate
+from common.planning.latency_table import MERGING
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.planning.planner import kept_shares
@@ -171,6 +173,14 @@ class Objective:
     def time(self, network: nn.Module, rounds: int, runtime: str = "eager") -> Latency:
         """Latency of ``network``, with the dense one timed in turn."""
         return measure_latency(network, self.timed, baseline=self.model, rounds=rounds, runtime=runtime)
+
+    def macs_ratio(self, network: nn.Module, runtime: str) -> float:
+        """The dense network's MACs over those of ``network``, both as ``runtime`` computes them."""
+        networks = [self.model, network]
+        if runtime in MERGING:
+            networks = [merge_factors(fold_batchnorm(each), self.x) for each in networks]
+        dense, small = (profile(each, self.x).macs for each in networks)
+        return dense / small
 
     def layer_times(self, network: nn.Module, plan: RankPlan) -> dict[str, object] | None:
         """Where the time of a pass goes in the dense network and in this one; None on a GPU, where none is measured.

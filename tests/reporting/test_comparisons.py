@@ -215,6 +215,15 @@ def test_layers_and_latency_of_the_chosen(trials: Trials, raw: list[Raw]) -> Non
         assert same(row["Realised"], timing["speedup"] / ratio)
 
 
+def test_a_time_that_was_too_noisy_is_shown_with_its_reason() -> None:
+    noisy = {"runtime": "ONNX Runtime", "median_s": 0.001, "iqr_s": 0.001, "speedup": None, "note": "too noisy"}
+    record = make_record(run="one", trial=3, details={"latencies": [make_record().latency, noisy]})
+    table = latency_table(Trials.of([record]), 0.5)
+    assert table.raw["Speedup"].isna().tolist() == [False, True]
+    assert table.text["Speedup"].tolist()[1] == "-"
+    assert table.notes[-1] == "one, trial 3, ONNX Runtime: too noisy."
+
+
 def test_the_runs_lead_to_their_logs(trials: Trials, logs: list[Path], tmp_path: Path) -> None:
     table = runs_table(trials, tmp_path)
     assert sorted((tmp_path / link).resolve() for link in table.links) == sorted(logs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.reporting.facts import conditions, latencies, method_name, method_order, setting_text
+from common.reporting.facts import conditions, latencies, macs_ratio, method_name, method_order, setting_text
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import Log
 from common.trials import TrialRecord, TrialWriter, choose_best, read_log
@@ -137,8 +137,11 @@ def test_facts() -> None:
     )
     assert setting_text(make_record(details={"rule_settings": {"tau": 0.5, "exponent": 2}})) == "tau=0.5, exponent=2"
     assert setting_text(make_record(details={"rule_settings": 3})) == ""
-    several = [{"speedup": 2.0, "runtime": "a"}, {"speedup": None}, 7, {"speedup": float("inf")}]
-    assert latencies(make_record(details={"latencies": several})) == several[:1]
+    noisy = {"speedup": None, "note": "too noisy"}
+    several = [{"speedup": 2.0, "runtime": "a"}, noisy, {"speedup": None}, 7, {"speedup": float("inf")}]
+    assert latencies(make_record(details={"latencies": several})) == several[:2]
+    record = make_record(macs=50, baseline=make_baseline(macs=200))
+    assert [macs_ratio(record, timing) for timing in ({}, {"macs_ratio": 5.0})] == [4.0, 5.0]
     assert latencies(make_record(latency=None)) == []
     assert latencies(make_record())[0]["speedup"] == 1.93
     timing = {"runtime": "eager", "threads": 2, "batch_size": 8, "memory_format": "channels_last"}

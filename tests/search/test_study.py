@@ -105,7 +105,9 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         last = record.metrics.get("finetuned", record.metrics["recalibrated"])
         assert evaluate(network, tiny_digits().validation)["accuracy"] == pytest.approx(last["accuracy"])
         assert profile(network, x).params == record.params
-        assert [timing["runtime"] for timing in record.details["latencies"]] == ["PyTorch eager"]
+        (timing,) = record.details["latencies"]
+        assert timing["runtime"] == "PyTorch eager"
+        assert timing["macs_ratio"] == record.baseline["macs"] / record.macs
         times = record.details["layer_times"]
         assert times["before"].keys() == {*record.plan, "rest"}
         assert times["after"].keys() == times["before"].keys()
