@@ -6,10 +6,10 @@ r"""Every sampler of the rank search at the same budgets and trials: who finds t
 
 For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
 pruning) on the same images, as many of calibration and validation as the options say. A rank rule has one plan,
-whatever the number of trials, and no seed. The trial with the least loss on validation is then fine-tuned on the whole
-training split, and the whole test split is read for it. Prints a table (mean and standard deviation over the seeds)
-and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command goes
-on; searches that are finished are read from their logs, so other settings need another ``--out``.
+whatever the number of trials, and no seed. The trial that the search chooses on validation is then fine-tuned on the
+whole training split, and the whole test split is read for it. Prints a table (mean and standard deviation over the
+seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
+goes on; searches that are finished are read from their logs, so other settings need another ``--out``.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from common.planning import Budget
 from common.planning.layers import Decompositions
 from common.reporting.style import save_figure, styled
 from common.search import SearchSettings, search_ranks
+from common.search.finish import best_first
 from common.search.preparation import decompose_for_search
 from common.search.settings import RULES, Sampler
 from common.training import TrainingSettings
-from common.trials import TrialRecord, final_metric, read_log
+from common.trials import TrialRecord, read_log
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 
@@ -101,6 +102,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
     logs = options.out / f"search-{options.dataset}-logs"
     dense = [100 * evaluate(model, part)[data.metric] for part in (data.validation, data.test)]
     print(f"dense: {dense[0]:.2f}% on validation, {dense[1]:.2f}% on test", flush=True)
+    images = sum(len(targets) for _, targets in data.validation)
     rows, curves = [], []
     for budget in options.budgets:
         for sampler in options.samplers:
@@ -120,7 +122,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
                 values = [100 * record.metrics["recalibrated"][data.metric] for record in records]
                 best = max(range(len(values)), key=values.__getitem__)
                 row = {"MACs kept": budget, "sampler": sampler, "seed": seed}
-                tested = min((r for r in records if "test" in r.metrics), key=lambda r: final_metric(r, "loss") or 0.0)
+                tested = best_first((r for r in records if "test" in r.metrics), images)[0]
                 test = 100 * tested.metrics["test"][data.metric]
                 seconds = sum(record.seconds for record in records)
                 rows.append({**row, "validation": values[best], "test": test, "seconds": seconds})

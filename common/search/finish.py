@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,14 @@ class Finish:
     def finetune_best(self, given: int) -> None:
         """Fine-tune the best trials, the dense network as their teacher, and log them again.
 
-        The best by score; under a budget those with the least loss that keep to it, which the given plans need not do.
-        Where the settings ask for it, so
-        are the first ``given``, which were planned by others.
+        The best by score; under a budget the best by :func:`best_first` that keep to it, which the given plans need
+        not do. Where the settings ask for it, so are the first ``given``, which were planned by others.
         """
         measured = [record for record in self.records.values() if record.status == "ok"]
         fitting = [record for record in measured if self._keeps_to_budget(record)]
-        ranked = sorted(fitting, key=self._merit, reverse=True)
+        ranked = sorted(fitting, key=lambda record: record.details["score"], reverse=True)
+        if self.settings.budget is not None:
+            ranked = best_first(fitting, len(self.data.validation.dataset))  # type: ignore[arg-type]
         best = ranked[: self.settings.finetune_top]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
@@ -84,9 +85,6 @@ class Finish:
                 )
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
-
-    def _merit(self, record: TrialRecord) -> float:
-        return self.objective.merit(record.metrics["recalibrated"], record.details["score"])
 
     def _keeps_to_budget(self, record: TrialRecord) -> bool:
         budget, dense = self.settings.budget, self.objective.dense_cost
@@ -124,14 +122,14 @@ class Finish:
         """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
 
         Chosen are the best of all trials by each criterion and, where the first ``given`` plans beat those of the
-        policy, the policy's best as well; under a budget also the one with the least loss, whether it is accepted or
-        not; and all given plans where they are to be compared.
+        policy, the policy's best as well; under a budget also the first by :func:`best_first`, whether it is accepted
+        or not; and all given plans where they are to be compared.
         """
         every = list(self.records.values())
         sampled = [record for record in every if record.trial >= given]
         best = choose_best(every, self.settings.keep)
         chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
-        if top := self._least_loss():
+        if top := self._best_within_budget():
             chosen.add(top.trial)
         if self.settings.finetune_given:
             chosen |= {record.trial for record in every if record.trial < given and record.status == "ok"}
@@ -156,17 +154,16 @@ class Finish:
             )
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
         best = choose_best(list(self.records.values()), self.settings.keep)
-        return {**best, "loss": self.records[top.trial]} if top else best
+        return {**best, "metric": self.records[top.trial]} if top else best
 
-    def _least_loss(self) -> TrialRecord | None:
-        """Under a budget, the one that keeps to it and has the least loss on validation."""
+    def _best_within_budget(self) -> TrialRecord | None:
+        """Under a budget, the best that keeps to it, by what it reached last."""
         if self.settings.budget is None:
             return None
         fitting = [
             record for record in self.records.values() if record.status == "ok" and self._keeps_to_budget(record)
         ]
-        losses = {record.trial: final_metric(record, "loss") for record in fitting}
-        return min(fitting, key=lambda r: math.inf if (loss := losses[r.trial]) is None else loss, default=None)
+        return next(iter(best_first(fitting, len(self.data.validation.dataset))), None)  # type: ignore[arg-type]
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
         """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""
@@ -176,3 +173,28 @@ class Finish:
         return self.objective.evaluate(
             compress(self.objective.model, plan, decompositions=self.objective.decompositions)
         )
+
+
+def best_first(records: Iterable[TrialRecord], images: int) -> list[TrialRecord]:
+    """Trials of one size in the order in which they are worth fine-tuning, by what they reached on validation.
+
+    The first has the least loss of those whose metric lies within a standard error of the best, and so on for the rest
+    (the rule of one standard error, Breiman et al. 1984): the best of many on few images is so by luck in part, and
+    the loss tells more of those that differ by luck. By the loss alone, networks that say nothing would come before
+    those that say something wrong at times.
+
+    Args:
+        records: measured in full.
+        images: of validation, N; the standard error of a metric m is sqrt(m (1 - m) / N).
+    """
+    left = [record for record in records if final_metric(record) is not None]
+    ranked: list[TrialRecord] = []
+    while left:
+        best = max(final_metric(record) or 0.0 for record in left)
+        error = math.sqrt(max(best * (1 - best), 0.0) / images)
+        close = [record for record in left if (final_metric(record) or 0.0) >= best - error]
+        losses = {record.trial: final_metric(record, "loss") for record in close}
+        first = min(close, key=lambda r: math.inf if (loss := losses[r.trial]) is None else loss)
+        ranked.append(first)
+        left.remove(first)
+    return ranked

@@ -50,7 +50,7 @@ class SearchSettings:
         startup: trials that are measured in full before any is pruned.
         part: share of the calibration and validation batches that the first measurement takes.
         keep: a trial is accepted when it keeps this share of the dense metric.
-        finetune_top: how many of the best trials are fine-tuned: by score, under a budget by the loss.
+        finetune_top: how many of the best trials are fine-tuned: by score, under a budget by metric and loss.
         finetune: how; at most 5 epochs.
         finetune_given: fine-tune the given plans too, and test them at the end, to compare the rules that made them.
         sensitivity_images: from the calibration split, for the sensitivities.

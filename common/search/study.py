@@ -39,7 +39,7 @@ class SearchResult:
     Attributes:
         records: every trial in its latest version, by number.
         best: criterion -> the accepted trial that is best by it, see :func:`common.trials.choose_best`; under a budget
-            also ``loss``, the one with the least on validation, accepted or not.
+            also ``metric``, the first by :func:`common.search.finish.best_first`, accepted or not.
         networks: number of a chosen trial -> its network; empty when the search was stopped before its end.
         sensitivities: layer -> measured sensitivity.
         layer_sizes: layer -> its parameters in the dense network.
