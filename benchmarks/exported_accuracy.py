@@ -25,6 +25,7 @@ from common.checkpoints import load_compressed
 from common.data import load_data
 from common.deploy import export_onnx, onnx_session
 from common.deploy.onnx_files import INPUT
+from common.environment import machine_line
 from common.metrics import evaluate
 
 
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = load_data(
         options.dataset, options.data_root, options.image_size, limit=options.limit, unannotated=options.unannotated
     )
+    print(f"{machine_line()}\n")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for path in options.weights:

@@ -28,7 +28,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import onnxruntime
 import tensorly
 import tltorch
 import torch
@@ -39,7 +38,7 @@ from common.choices import RUNTIMES
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
-from common.environment import describe_environment
+from common.environment import machine_line
 from common.latency import Latency, measure_latencies
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
@@ -222,11 +221,7 @@ def main() -> None:
     options.round_to = options.round_to or (4 if options.tiny else 16)
     torch.manual_seed(0)
     tensorly.set_backend("pytorch")
-    machine = describe_environment()
-    print(
-        f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}, ONNX Runtime "
-        f"{onnxruntime.__version__}, TensorLy {tensorly.__version__}, TensorLy-Torch {tltorch.__version__}\n"
-    )
+    print(f"{machine_line()}, TensorLy {tensorly.__version__}, TensorLy-Torch {tltorch.__version__}\n")
     formats = ("", "", "", "", ".2%", ".2f", ".2f", ".2f", ".0%", ".1f", ".2f", ".2f")
     for name, case in TINY.items() if options.tiny else ((name, CASES[name]) for name in options.networks):
         print(

@@ -34,7 +34,7 @@ from common.checkpoints import load_compressed
 from common.compression import compress
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
-from common.environment import describe_environment
+from common.environment import machine_line
 from common.latency import measure_latencies
 from common.latency_cache import latency_table, predicted_seconds
 from common.metrics import evaluate
@@ -226,8 +226,7 @@ def main() -> None:
     if options.weights and not options.dataset:
         parser.error("--weights needs --dataset, to measure harm and accuracy on")
     torch.manual_seed(0)
-    machine = describe_environment()
-    print(f"{machine['processor']}, {machine['threads']} threads, torch {torch.__version__}\n")
+    print(f"{machine_line()}\n")
     formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f", ".2f")
     names = [Path(options.weights).stem] if options.weights else ["resnet20"] if options.tiny else options.networks
     for name in names:

@@ -29,7 +29,7 @@ from torch import nn
 
 from common.checkpoints import load_compressed
 from common.data import DataBundle, load_data
-from common.environment import default_device
+from common.environment import default_device, machine_line
 from common.metrics import evaluate
 from common.planning import Budget
 from common.planning.layers import Decompositions
@@ -101,6 +101,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
     decompositions = decompose_for_search(model, data, seed=0)
     logs = options.out / f"search-{options.dataset}-logs"
     dense = [100 * evaluate(model, part)[data.metric] for part in (data.validation, data.test)]
+    print(machine_line())
     print(f"dense: {dense[0]:.2f}% on validation, {dense[1]:.2f}% on test", flush=True)
     images = sum(len(targets) for _, targets in data.validation)
     rows, curves = [], []

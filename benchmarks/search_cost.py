@@ -38,7 +38,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from common.checkpoints import load_compressed
 from common.compression import compress
 from common.data import DataBundle, load_data
-from common.environment import default_device
+from common.environment import default_device, machine_line
 from common.metrics import evaluate
 from common.planning import Budget
 from common.planning.layers import Decompositions
@@ -218,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="of all fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    print(f"{machine_line()}\n", flush=True)
     {"target": target, "workers": workers, "profile": profile}[options.what](options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,20 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
+        "onnxruntime": _version("onnxruntime"),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def machine_line() -> str:
+    """The conditions of a measurement in one line, e.g. ``AMD EPYC, 2 threads, torch 2.13.0, ONNX Runtime 1.31.1``."""
+    found = describe_environment()
+    where = found["accelerator"] or found["processor"]
+    return f"{where}, {found['threads']} threads, torch {found['torch']}, ONNX Runtime {found['onnxruntime']}"
 
 
 def default_device() -> torch.device:
@@ -37,6 +45,13 @@ def has_bfloat16(device: torch.device) -> bool:
     ask = getattr(torch.cpu, "get_capabilities", dict)  # an older torch has none: no bfloat16 there
     capabilities: dict[str, Any] = ask()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on a GPU it is onnxruntime-gpu
+        return None
 
 
 def _processor() -> str:

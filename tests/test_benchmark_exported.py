@@ -24,7 +24,7 @@ def test_both_figures_are_those_of_the_test_split(tmp_path: Path, capsys: pytest
         for name, model in (("dense", dense), ("small", small))
     ]
     exported_accuracy.main([*files, "--dataset", "digits", "--limit", "48"])
-    lines = capsys.readouterr().out.splitlines()[2:]
+    lines = capsys.readouterr().out.splitlines()[4:]
     for line, model in zip(lines, (dense, small), strict=True):
         _, network, in_torch, in_onnx, difference, _, _ = (cell.strip() for cell in line.split("|"))
         assert network in ("dense.safetensors", "small.safetensors")
