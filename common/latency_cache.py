@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,18 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from common.choices import check_choice
+from common.compression import factor_modules, planned_layers, replace_module
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
 from common.latency import measure_latency
 from common.operation_latency import time_operations
-from common.planning.latency_table import MERGING, Conditions, LatencyTable, needed_operations
+from common.planning.latency_table import (
+    MERGING,
+    Conditions,
+    LatencyTable,
+    WholeNetwork,
+    needed_operations,
+    reference_plans,
+)
 from common.planning.layers import trace_layers
 from common.planning.operations import RUNTIMES
 from common.planning.plan import LayerPlan, RankPlan
 
-NOISE = 0.25
-"""Interquartile range over median of a network's time from which on a table is of little use."""
 CACHE = "LOW_RANK_CNN_CACHE"
 """The variable of the environment that names the folder of the tables."""
 
@@ -64,17 +72,24 @@ def latency_table(
     path = table_path(conditions, folder)
     table = read_table(path, conditions)
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
-    needed = needed_operations(trace_layers(model, x).values(), methods)
+    shapes = trace_layers(model, x)
+    reference = reference_plans(shapes, methods)
+    needed = needed_operations(shapes.values(), methods)
     missing = [operation for operation in needed if refresh or operation not in table.seconds]
     if missing:
         table.seconds |= time_operations(missing, runtime, len(x))
     name = network_fingerprint(model, x)
     unknown = refresh or name not in table.networks
     if unknown:
-        whole = measure_latency(model, x, runtime=runtime, round_s=0.1)
-        if whole.iqr_s > NOISE * whole.median_s:
-            warnings.warn(f"the network's time varies ({whole}): other work disturbs the latency table", stacklevel=2)
-        table.networks[name] = whole.median_s
+        small = with_random_factors(model, reference)
+        found = measure_latency(small, x, baseline=model, runtime=runtime, round_s=0.1)
+        if found.note:
+            warnings.warn(f"other work disturbs the latency table: {found.note}", stacklevel=2)
+        assert found.baseline_median_s is not None
+        dense = found.baseline_median_s
+        factored = any(plan.method for plan in reference.values())
+        price = table.price_of_weights(shapes, dense, found.median_s, reference) if factored else 0.0
+        table.networks[name] = WholeNetwork(dense, price)
     if missing or unknown:
         write_table(table, path)
     return table
@@ -86,11 +101,19 @@ def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: Latenc
     Raises:
         ValueError: the table was not made for this network.
     """
-    return table.network_seconds(trace_layers(model, x), dense_seconds(model, x, table), plan.layers)
+    return table.network_seconds(trace_layers(model, x), whole_network(model, x, table), plan.layers)
 
 
-def dense_seconds(model: nn.Module, x: Tensor, table: LatencyTable) -> float:
-    """Measured seconds of a pass of ``x`` through the dense network.
+def with_random_factors(model: nn.Module, plans: Mapping[str, LayerPlan]) -> nn.Module:
+    """A copy of ``model`` with the layers that ``plans`` make in place of its own, as they are born: for its time."""
+    small = copy.deepcopy(model)
+    for name, layer in planned_layers(small, RankPlan(dict(plans), "mixed", "fixed")).items():
+        replace_module(small, layer, factor_modules(layer, plans[name]))
+    return small.eval()
+
+
+def whole_network(model: nn.Module, x: Tensor, table: LatencyTable) -> WholeNetwork:
+    """What was measured of the dense network as a whole, for the batch ``x``.
 
     Raises:
         ValueError: the table was not made for this network, or for another batch.

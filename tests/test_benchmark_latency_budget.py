@@ -12,7 +12,7 @@ from common.latency_cache import current_conditions, network_fingerprint
 from common.metrics import evaluate
 from common.models import build_model
 from common.planning import Budget
-from common.planning.latency_table import LatencyTable, needed_operations
+from common.planning.latency_table import LatencyTable, WholeNetwork, needed_operations
 from common.planning.layers import Decompositions, trace_layers
 
 
@@ -24,7 +24,7 @@ def setting() -> Setting:
     x = torch.randn(1, 3, 16, 16)
     operations = needed_operations(trace_layers(model, x).values(), ("spatial_svd",))
     table = LatencyTable(current_conditions("eager", 1), {op: 1e-6 * sum(op.channels) for op in operations})
-    table.networks[network_fingerprint(model, x)] = 5e-3
+    table.networks[network_fingerprint(model, x)] = WholeNetwork(5e-3)
     return Setting("resnet20", model, x, Decompositions(model), table, 4)
 
 

@@ -14,7 +14,7 @@ from common.planning.layers import LayerShape, dense_reason, layer_method
 from common.planning.operations import Operation, layer_operations, merged, with_widths
 from common.planning.plan import LayerPlan
 
-FORMAT = 1
+FORMAT = 2
 MERGING = ("onnxruntime",)
 """Runtimes that see a network's factors merged where that needs fewer MACs (:mod:`common.deploy.merging`)."""
 STEPS = 4
@@ -40,6 +40,20 @@ class Conditions:
     batch: int
 
 
+class WholeNetwork(NamedTuple):
+    """What a network's operations, timed one by one, do not tell of its time.
+
+    Attributes:
+        seconds: of the dense network as a whole.
+        per_weight: seconds more that a weight costs in the network than in an operation by itself. There the weights
+            are still in the cache from the time before; in a network that is larger than the cache they come from
+            memory at every pass.
+    """
+
+    seconds: float
+    per_weight: float = 0.0
+
+
 @dataclass(eq=False)
 class LatencyTable:
     """Seconds of operations under some conditions, of a batch.
@@ -47,12 +61,12 @@ class LatencyTable:
     Attributes:
         conditions: where they were measured.
         seconds: of each operation.
-        networks: fingerprint of a dense network -> its seconds as a whole.
+        networks: fingerprint of a dense network -> what was measured of it as a whole.
     """
 
     conditions: Conditions
     seconds: dict[Operation, float] = field(default_factory=dict)
-    networks: dict[str, float] = field(default_factory=dict)
+    networks: dict[str, WholeNetwork] = field(default_factory=dict)
 
     def layer_seconds(self, shape: LayerShape, method: str | None, ranks: Floats) -> Floats:
         """Seconds of a layer at many ranks ``(K, modes)``, ``(K,)``; linear between the ranks that were measured.
@@ -94,24 +108,43 @@ class LatencyTable:
         """Seconds of what the plan makes of one layer."""
         return float(self.layer_seconds(shape, plan.method, np.array([plan.ranks], dtype=np.float64))[0])
 
-    def network_seconds(self, shapes: Mapping[str, LayerShape], dense: float, plans: Mapping[str, LayerPlan]) -> float:
+    def network_seconds(
+        self, shapes: Mapping[str, LayerShape], whole: WholeNetwork, plans: Mapping[str, LayerPlan]
+    ) -> float:
         """Seconds of the network that ``plans`` make, predicted: the dense one's and what its layers gain.
 
-        Where the layers, timed one by one, come to more than the whole network, all their times are scaled down to it.
+        Args:
+            shapes: of the dense network's layers.
+            whole: the dense network.
+            plans: of its layers.
+        """
+        planned = {name: shapes[name] for name in plans}
+        gains = self.layers_seconds(planned, plans) - self.layers_seconds(planned)
+        weights = sum(shape.cost(plans[name])[0] - shape.dense_cost[0] for name, shape in planned.items())
+        return whole.seconds + gains + whole.per_weight * weights
+
+    def layers_seconds(self, shapes: Mapping[str, LayerShape], plans: Mapping[str, LayerPlan] | None = None) -> float:
+        """Seconds of the layers alone, one by one; without ``plans`` they are dense."""
+        return sum(self.plan_seconds(shape, (plans or {}).get(name, LayerPlan())) for name, shape in shapes.items())
+
+    def price_of_weights(
+        self,
+        shapes: Mapping[str, LayerShape],
+        dense: float,
+        small: float,
+        plans: Mapping[str, LayerPlan],
+    ) -> float:
+        """:attr:`WholeNetwork.per_weight`, from what two networks take beyond their operations.
 
         Args:
             shapes: of the dense network's layers.
             dense: seconds of the dense network.
-            plans: of its layers.
+            small: seconds of the network that ``plans`` make.
+            plans: of all layers; at least one is factored.
         """
-        own = self.dense_seconds(shapes)
-        gains = sum(self.plan_seconds(shapes[name], plan) for name, plan in plans.items())
-        gains -= self.dense_seconds({name: shapes[name] for name in plans})
-        return min(1.0, dense / own) * (max(dense, own) + gains)
-
-    def dense_seconds(self, shapes: Mapping[str, LayerShape]) -> float:
-        """Seconds of the dense layers alone."""
-        return sum(self.plan_seconds(shape, LayerPlan()) for shape in shapes.values())
+        beyond = dense - self.layers_seconds(shapes) - (small - self.layers_seconds(shapes, plans))
+        weights = sum(shape.dense_cost[0] - shape.cost(plans[name])[0] for name, shape in shapes.items())
+        return beyond / weights
 
     def _known(self, operation: Operation) -> float:
         try:
@@ -127,7 +160,7 @@ class LatencyTable:
         return {
             "format": FORMAT,
             "conditions": asdict(self.conditions),
-            "networks": self.networks,
+            "networks": {name: list(whole) for name, whole in self.networks.items()},
             "seconds": [[*operation.to_json(), seconds] for operation, seconds in self.seconds.items()],
         }
 
@@ -142,9 +175,12 @@ class LatencyTable:
             if values["format"] != FORMAT:
                 raise ValueError(f"format={values['format']!r}; this suite reads {FORMAT}")
             seconds = {Operation.from_json(row[:-1]): float(row[-1]) for row in values["seconds"]}
-            networks = {str(name): float(value) for name, value in values["networks"].items()}
-            if not all(np.isfinite(value) and value > 0 for value in (*seconds.values(), *networks.values())):
+            networks = {str(name): WholeNetwork(*map(float, whole)) for name, whole in values["networks"].items()}
+            times = (*seconds.values(), *(whole.seconds for whole in networks.values()))
+            if not all(np.isfinite(value) and value > 0 for value in times):
                 raise ValueError("a time that is not a positive number")
+            if not all(np.isfinite(whole.per_weight) for whole in networks.values()):
+                raise ValueError("a price of weights that is not a number")
             return cls(Conditions(**values["conditions"]), seconds, networks)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"this is not a latency table: {error!r}") from error
@@ -174,6 +210,17 @@ def needed_operations(shapes: Iterable[LayerShape], methods: Sequence[str]) -> l
                 inputs, outputs = _ladders(shape, method, piece)
                 found.update((with_widths(call, i, o), None) for call in piece.calls for i in inputs for o in outputs)
     return list(found)
+
+
+def reference_plans(shapes: Mapping[str, LayerShape], methods: Sequence[str]) -> dict[str, LayerPlan]:
+    """A network with small layers, to be timed beside the dense one: a quarter of every rank, by the first method."""
+    plans = {}
+    for name, shape in shapes.items():
+        method = layer_method(methods[0], shape)
+        plan = LayerPlan(method, tuple(max(1, most // 4) for most in _most_ranks(shape, method)))
+        smaller = not dense_reason(shape) and shape.cost(plan)[0] < shape.dense_cost[0]
+        plans[name] = plan if smaller else LayerPlan()
+    return plans
 
 
 class Piece(NamedTuple):

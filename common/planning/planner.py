@@ -155,30 +155,40 @@ def _budget_plans(
     round_to: int,
 ) -> tuple[dict[str, LayerPlan], dict[str, Any]]:
     """The plans with the least harm within the budget, which counts the whole network; and what a latency is told."""
-    from common.latency_cache import dense_seconds, latency_table  # what it imports would import this module
+    from common.latency_cache import latency_table, whole_network  # what it imports would import this module
 
     model, x, shapes, decompositions = network
     if budget.latency is not None and latencies is None:
         latencies = latency_table(model, x, budget.runtime, method)
     if latencies is not None and latencies.conditions.runtime != budget.runtime:
         raise ValueError(f"{budget} with latencies of the runtime {latencies.conditions.runtime!r}")
+    whole = None if latencies is None else whole_network(model, x, latencies)
+    per_weight = whole.per_weight if whole else 0.0
     options = {
-        name: layer_options(name, shape, decompositions, methods, harms=harms, round_to=round_to, latencies=latencies)
+        name: layer_options(
+            name,
+            shape,
+            decompositions,
+            methods,
+            harms=harms,
+            round_to=round_to,
+            latencies=latencies,
+            per_weight=per_weight,
+        )
         for name, shape in shapes.items()
     }
     cost = decompositions.keep(("profile", x.shape), lambda: profile(model, x))
     dense: list[float] = [cost.params, cost.macs]
     own = np.sum([shape.dense_cost for shape in shapes.values()], axis=0).tolist()
-    if latencies is not None:
-        measured = dense_seconds(model, x, latencies)
-        own.append(latencies.dense_seconds(shapes))
-        dense.append(max(measured, own[-1]))  # as the prediction has it
-    layers = allocate(options, budget, dense, [whole - part for whole, part in zip(dense, own, strict=True)])
-    if latencies is None:
+    if latencies is not None and whole is not None:
+        own.append(latencies.layers_seconds(shapes) + per_weight * own[0])
+        dense.append(whole.seconds)
+    layers = allocate(options, budget, dense, [of_all - part for of_all, part in zip(dense, own, strict=True)])
+    if latencies is None or whole is None:
         return layers, {}
-    predicted = latencies.network_seconds(shapes, measured, layers)
+    predicted = latencies.network_seconds(shapes, whole, layers)
     conditions = asdict(latencies.conditions)
-    return layers, {"latency": budget.latency, **conditions, "dense_s": measured, "predicted_s": predicted}
+    return layers, {"latency": budget.latency, **conditions, "dense_s": whole.seconds, "predicted_s": predicted}
 
 
 def _selected_plans(

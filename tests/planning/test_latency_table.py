@@ -18,10 +18,12 @@ from common.planning import Budget, LayerPlan, RankPlan, plan_ranks
 from common.planning.latency_table import (
     Conditions,
     LatencyTable,
+    WholeNetwork,
     _bilinear,
     _most_ranks,
     needed_operations,
     rank_steps,
+    reference_plans,
 )
 from common.planning.layers import Decompositions, trace_layers
 from common.planning.operations import Operation, layer_operations, with_widths
@@ -46,9 +48,12 @@ def fake_table(
     shapes = trace_layers(model, X)
     seconds = {op: fake_seconds(op, block) for op in needed_operations(shapes.values(), methods)}
     table = LatencyTable(replace(CONDITIONS, runtime=runtime), seconds)
-    dense = sum(table.plan_seconds(shape, LayerPlan()) for shape in shapes.values()) + REST
-    table.networks[network_fingerprint(model, X)] = dense
+    table.networks[network_fingerprint(model, X)] = WholeNetwork(table.layers_seconds(shapes) + REST)
     return table
+
+
+def whole_seconds(model: nn.Module, table: LatencyTable) -> float:
+    return table.networks[network_fingerprint(model, X)].seconds
 
 
 def predicted(model: nn.Module, table: LatencyTable, plan: RankPlan) -> float:
@@ -81,8 +86,28 @@ def test_a_prediction_sees_the_factors_as_they_are_deployed(method: str, ranks: 
     deployed = trace_layers(merge_factors(fold_batchnorm(compress(model, plan)), X), X)
     built = LatencyTable(CONDITIONS, {op: fake_seconds(op) for op in needed_operations(deployed.values(), ())})
     table, shapes = fake_table(model), trace_layers(model, X)
-    foretold = table.network_seconds(shapes, table.dense_seconds(shapes), plan.layers)
-    assert foretold == pytest.approx(built.dense_seconds(deployed))
+    foretold = table.network_seconds(shapes, WholeNetwork(table.layers_seconds(shapes)), plan.layers)
+    assert foretold == pytest.approx(built.layers_seconds(deployed))
+    assert table.layers_seconds(shapes, plan.layers) == pytest.approx(foretold)
+
+
+def test_what_weights_cost_is_told_from_two_networks_and_holds_for_any_other() -> None:
+    """On a machine where every weight takes a nanosecond more in a network than in an operation by itself."""
+    model = tiny_cnn(width=64)
+    table, shapes, price = fake_table(model, runtime="eager"), trace_layers(model, X), 1e-9
+
+    def seconds(plans: dict[str, LayerPlan]) -> float:
+        weights = sum(shape.cost(plans.get(name, LayerPlan()))[0] for name, shape in shapes.items())
+        return table.layers_seconds(shapes, plans) + REST + price * weights
+
+    reference = reference_plans(shapes, METHODS)
+    assert any(plan.method for plan in reference.values())
+    found = table.price_of_weights(shapes, seconds({}), seconds(reference), reference)
+    assert found == pytest.approx(price)
+    whole = WholeNetwork(seconds({}), found)
+    for method in METHODS:
+        plan = plan_ranks(model, X, method, "fixed", ranks=0.4)
+        assert table.network_seconds(shapes, whole, plan.layers) == pytest.approx(seconds(dict(plan.layers)))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -142,7 +167,7 @@ def test_the_steps_ascend_and_are_coarse(most: int) -> None:
 def test_a_plan_never_exceeds_the_latency_that_is_predicted(method: str) -> None:
     model = tiny_cnn(width=64)
     kept, table = Decompositions(model), fake_table(model)
-    dense = table.networks[network_fingerprint(model, X)]
+    dense = table.networks[network_fingerprint(model, X)].seconds
     harms = []
     for share in (0.5, 0.65, 0.8, 1.0):
         budget = Budget(latency=share)
@@ -170,16 +195,17 @@ def test_three_limits_hold_at_once(params: float, macs: float, latency: float) -
     dense, small = profile(model, X), profile(compress(model, plan), X)
     assert small.params <= params * dense.params
     assert small.macs <= macs * dense.macs
-    assert predicted(model, table, plan) <= latency * table.networks[network_fingerprint(model, X)] * (1 + 1e-9)
+    assert predicted(model, table, plan) <= latency * whole_seconds(model, table) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("rest", [-3e-5, 0.0, 1e-3])
-def test_the_dense_network_is_predicted_as_measured(rest: float) -> None:
+@pytest.mark.parametrize("per_weight", [0.0, 1e-9, -1e-10])
+def test_the_dense_network_is_predicted_as_measured(rest: float, per_weight: float) -> None:
     """Also where its layers, one by one, took longer than the whole."""
     model = tiny_cnn(width=64)
     table, name = fake_table(model, ("svd",)), network_fingerprint(model, X)
-    whole = table.dense_seconds(trace_layers(model, X)) + rest
-    table.networks[name] = whole
+    whole = table.layers_seconds(trace_layers(model, X)) + rest
+    table.networks[name] = WholeNetwork(whole, per_weight)
     dense = plan_ranks(model, X, "svd", "fixed", ranks={})
     assert predicted(model, table, dense) == pytest.approx(whole)
     for share in (0.7, 0.9):
@@ -197,7 +223,7 @@ def test_an_unreachable_latency_names_the_least() -> None:
         plan_ranks(model, X, "svd", "budget", budget=Budget(latency=0.01), latencies=table)
     least = float(str(error.value).rpartition("latency=")[2])
     plan = plan_ranks(model, X, "svd", "budget", budget=Budget(latency=least), latencies=table)
-    assert predicted(model, table, plan) <= least * table.networks[network_fingerprint(model, X)] * (1 + 1e-9)
+    assert predicted(model, table, plan) <= least * whole_seconds(model, table) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("block", [16, 32])
@@ -209,7 +235,7 @@ def test_ranks_that_the_machine_does_not_like_fall_away(block: int) -> None:
     table = LatencyTable(
         CONDITIONS, {op: fake_seconds(op, block) for op in needed_operations(shapes.values(), ("svd",))}
     )
-    table.networks[network_fingerprint(model, x)] = 2 * table.plan_seconds(shapes["0"], LayerPlan())
+    table.networks[network_fingerprint(model, x)] = WholeNetwork(table.layers_seconds(shapes))
     kept = Decompositions(model)
     for share in (0.6, 0.7, 0.8, 0.9):
         budget = Budget(latency=share)
