@@ -103,20 +103,25 @@ class Finish:
         except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
             self.writer.note(f"{description} failed: {error}")
             return {}
-        before, tuned, metric = record.metrics["recalibrated"], self.objective.evaluate(network), self.data.metric
-        merits = [self.objective.merit(metrics, metrics[metric]) for metrics in (before, tuned)]
-        if tuned[metric] < before[metric] and not merits[1] > merits[0]:
+        tuned, metric = self.objective.evaluate(network), self.data.metric
+        after = dataclasses.replace(record, metrics={**record.metrics, "finetuned": tuned})
+        if self._worse(after, record):
             self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
             return {}
         self.networks[record.trial] = network
         save_compressed(network, self._file(record.trial))
         done: dict[str, Any] = {
-            "metrics": {**record.metrics, "finetuned": tuned},
+            "metrics": after.metrics,
             "seconds": record.seconds + time.perf_counter() - start,
             "details": {**record.details, "rung": "finetuned", "finetuning": history},
         }
         self._write(dataclasses.replace(record, **done))
         return done
+
+    def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
+        if self.settings.budget is None:
+            return (final_metric(after) or 0.0) < (final_metric(before) or 0.0)
+        return best_first([after, before], len(self.data.validation.dataset))[0] is before  # type: ignore[arg-type]
 
     def test_chosen(self, given: int) -> dict[str, TrialRecord]:
         """Read the test split once, for the chosen trials and the dense network; time and save the chosen.

@@ -331,9 +331,11 @@ def test_under_a_budget_the_chosen_is_not_the_luckiest(dense: TinyCNN, tmp_path:
     assert "test" in result.best["metric"].metrics
 
 
-@pytest.mark.parametrize(("budget", "kept"), [(Budget(macs=0.4), True), (None, False)])
-def test_a_finetuning_that_lowers_loss_and_metric_is_kept_under_a_budget(
-    budget: Budget | None, kept: bool, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("budget", "lost", "kept"), [(Budget(macs=0.4), 0.01, True), (Budget(macs=0.4), 0.2, False), (None, 0.01, False)]
+)
+def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under_a_budget(
+    budget: Budget | None, lost: float, kept: bool, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = Objective.evaluate
 
@@ -344,7 +346,7 @@ def test_a_finetuning_that_lowers_loss_and_metric_is_kept_under_a_budget(
     def evaluate_tuned(self: Objective, network: Any) -> dict[str, float]:
         found = measured(self, network)
         if hasattr(network, "tuned"):
-            found = {**found, "accuracy": found["accuracy"] - 0.1, "loss": found["loss"] - 0.1}
+            found = {**found, "accuracy": found["accuracy"] - lost, "loss": found["loss"] - 0.1}
         return found
 
     monkeypatch.setattr("common.search.finish.train", tune)
