@@ -11,7 +11,8 @@ is kept in this machine's cache. The weights are random with spectra that decay 
 the methods differ in what they keep; or they are trained ones: then the layers' harm is measured on the calibration
 split, and the accuracy on the test split, BatchNorm recalibrated and nothing fine-tuned, stands beside the times. A
 gain over 1 means that the budget of latency gives the faster network; an error is predicted over measured time, less
-1. Prints the figures; asserts nothing.
+1, and that of the share is the same of the time as a share of the dense network's, which does not tell how much faster
+or slower the machine has become since its table was made. Prints the figures; asserts nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
 from common.latency import measure_latencies
-from common.latency_cache import latency_table, predicted_seconds
+from common.latency_cache import latency_table, predicted_seconds, whole_network
 from common.metrics import evaluate
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
@@ -71,6 +72,7 @@ HEADS = (
     "ms",
     "predicted",
     "error",
+    "of share",
     "speedup",
     "share",
     "gain",
@@ -175,7 +177,9 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
         ratio = dense.macs / profile(network, setting.x).macs
         share_of = latency.speedup / ratio if latency.speedup is not None else None
         gain = found[index - 1].median_s / latency.median_s if index % 2 else None
-        times = [latency.median_s * 1000, predicted * 1000, predicted / latency.median_s - 1]
+        foretold = predicted / whole_network(setting.model, setting.x, setting.table).seconds
+        of_share = foretold * latency.speedup - 1 if latency.speedup is not None else None
+        times = [latency.median_s * 1000, predicted * 1000, predicted / latency.median_s - 1, of_share]
         head = [setting.name, len(setting.x), latency.runtime, method, budget]
         cells = [*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain]
         rows.append([*cells, setting.accuracy(network)])
@@ -227,7 +231,7 @@ def main() -> None:
         parser.error("--weights needs --dataset, to measure harm and accuracy on")
     torch.manual_seed(0)
     print(f"{machine_line()}\n")
-    formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", ".2f", ".2f", ".2f", ".2f")
+    formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", "+.1%", ".2f", ".2f", ".2f", ".2f")
     names = [Path(options.weights).stem] if options.weights else ["resnet20"] if options.tiny else options.networks
     for name in names:
         model, x, kept, harms, data = trained_network(options) if options.weights else random_network(name, options)

@@ -38,6 +38,8 @@ def test_every_row_is_there(setting: Setting) -> None:
     for row in rows:
         assert row["accuracy"] is None  # there is no data
         assert row["error"] == pytest.approx(row["predicted"] / row["ms"] - 1)
+        if row["speedup"] is not None:
+            assert row["of share"] == pytest.approx(row["predicted"] / 5 * row["speedup"] - 1)
 
 
 def test_measured_harm_and_accuracy_of_a_network_with_data(setting: Setting) -> None:
