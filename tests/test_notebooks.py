@@ -161,7 +161,15 @@ def test_make_runs_the_notebooks_that_the_parameters_fit_and_goes_on_after_a_fai
     papermill = tmp_path / "papermill"
     papermill.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\ncase "$1" in *vgg16*) exit 1;; esac\n')
     papermill.chmod(0o755)
-    command = ["make", "--old-file=.venv/.runtime", "notebooks", f"BIN={tmp_path}", "PARAMS=mnist", "DATA_ROOT=here"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--old-file=.venv/.runtime",
+        "notebooks",
+        f"BIN={tmp_path}",
+        "PARAMS=mnist",
+        "DATA_ROOT=here",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stdout.splitlines()[-3:] == ["done:   resnet18", "failed: vgg16", "done:   alexnet"]

@@ -128,8 +128,9 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     search_ranks(load_compressed(weights), tiny_digits(), SETTINGS, logs=logs, run=study, storage=postgresql)
     attempts = check_finished(study, postgresql, logs)
     print(f"{killed} kills, {len(attempts.judged)} trials finished, {len(attempts.lost)} died twice")
-    workers = {record.details["worker"] for path in logs.glob("*.log") for record in read_log(path)[0]}
-    assert workers <= {"main", "a", "b"}
+    records = [record for path in logs.glob("*.log") for record in read_log(path)[0]]
+    assert {record.details["worker"] for record in records if record.status != "failed"} <= {"main", "a", "b"}
+    assert {record.trial for record in records if record.status == "failed"} == attempts.lost
 
 
 def test_a_worker_that_is_asked_to_stop_hands_its_trial_back(
