@@ -83,8 +83,8 @@ class NotebookConfig:
             raise ValueError(
                 f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
             )
-        if found.get("run"):
-            fetch_run(found.get("logs", "logs"), found["run"])  # on Colab, what an earlier session left on the Drive
+        if found.get("run"):  # on Colab, what an earlier session left on the Drive
+            fetch_run(str(found.get("logs", "logs")), str(found["run"]))
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
         except ValidationError as error:
