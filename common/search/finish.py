@@ -53,6 +53,7 @@ class Finish:
         self.data: DataBundle = objective.data
         self.networks: dict[int, nn.Module] = {}
         self._done = study.user_attrs
+        self._images = len(self.data.validation.dataset)  # type: ignore[arg-type]
 
     def _write(self, record: TrialRecord) -> None:
         self.records[record.trial] = record
@@ -71,7 +72,7 @@ class Finish:
         fitting = [record for record in measured if self._keeps_to_budget(record)]
         ranked = sorted(fitting, key=lambda record: record.details["score"], reverse=True)
         if self.settings.budget is not None:
-            ranked = best_first(fitting, len(self.data.validation.dataset))  # type: ignore[arg-type]
+            ranked = best_first(fitting, self._images)
         best = ranked[: self.settings.finetune_top]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
@@ -121,7 +122,7 @@ class Finish:
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
         if self.settings.budget is None:
             return (final_metric(after) or 0.0) < (final_metric(before) or 0.0)
-        return best_first([after, before], len(self.data.validation.dataset))[0] is before  # type: ignore[arg-type]
+        return best_first([after, before], self._images)[0] is before
 
     def test_chosen(self, given: int) -> dict[str, TrialRecord]:
         """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
@@ -168,7 +169,7 @@ class Finish:
         fitting = [
             record for record in self.records.values() if record.status == "ok" and self._keeps_to_budget(record)
         ]
-        return next(iter(best_first(fitting, len(self.data.validation.dataset))), None)  # type: ignore[arg-type]
+        return next(iter(best_first(fitting, self._images)), None)
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
         """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""
@@ -198,8 +199,12 @@ def best_first(records: Iterable[TrialRecord], images: int) -> list[TrialRecord]
         best = max(final_metric(record) or 0.0 for record in left)
         error = math.sqrt(max(best * (1 - best), 0.0) / images)
         close = [record for record in left if (final_metric(record) or 0.0) >= best - error]
-        losses = {record.trial: final_metric(record, "loss") for record in close}
-        first = min(close, key=lambda r: math.inf if (loss := losses[r.trial]) is None else loss)
+        first = min(close, key=_final_loss)
         ranked.append(first)
         left.remove(first)
     return ranked
+
+
+def _final_loss(record: TrialRecord) -> float:
+    loss = final_metric(record, "loss")
+    return math.inf if loss is None else loss

@@ -332,10 +332,22 @@ def test_under_a_budget_the_chosen_is_not_the_luckiest(dense: TinyCNN, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("budget", "lost", "kept"), [(Budget(macs=0.4), 0.01, True), (Budget(macs=0.4), 0.2, False), (None, 0.01, False)]
+    ("budget", "lost", "loss", "kept"),
+    [
+        (Budget(macs=0.4), 0.01, -0.1, True),
+        (Budget(macs=0.4), 0.01, 0.1, False),
+        (Budget(macs=0.4), 0.2, -0.1, False),
+        (None, 0.01, -0.1, False),
+    ],
 )
 def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under_a_budget(
-    budget: Budget | None, lost: float, kept: bool, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: Budget | None,
+    lost: float,
+    loss: float,
+    kept: bool,
+    dense: TinyCNN,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = Objective.evaluate
 
@@ -346,7 +358,7 @@ def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under
     def evaluate_tuned(self: Objective, network: Any) -> dict[str, float]:
         found = measured(self, network)
         if hasattr(network, "tuned"):
-            found = {**found, "accuracy": found["accuracy"] - lost, "loss": found["loss"] - 0.1}
+            found = {**found, "accuracy": found["accuracy"] - lost, "loss": found["loss"] + loss}
         return found
 
     monkeypatch.setattr("common.search.finish.train", tune)
