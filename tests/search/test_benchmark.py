@@ -75,7 +75,11 @@ def test_what_a_search_costs(
     assert "NO trial lost" not in shown
     (per_trial,) = [line for line in shown.splitlines() if line.startswith("| the earlier method, a trial")]
     # 3 epochs of 32 images, each with BatchNorm measured on 32 and validation on 32, and validation once at the end.
-    assert per_trial.split("|")[2].strip() == str(3 * 3 * 32 + 32)
+    images = 3 * 3 * 32 + 32
+    assert per_trial.split("|")[2].strip() == str(images)
+    (paper,) = [line for line in shown.splitlines() if "100 trials, as its paper ran it" in line]
+    assert paper.split("|")[2].strip() == f"{100 * images:,}"
+    assert len([line for line in shown.splitlines() if line.startswith("| ratio ")]) == 2
 
 
 def test_a_target_that_is_missed_is_said_to_be(
