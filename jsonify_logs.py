@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,8 +61,30 @@ def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def name_studies(logs: Sequence[Path], by_name: bool) -> dict[Path, str]:
+    """The study of each log that has one: the one that its first trial names.
+
+    Without a trial yet, a log goes with the study whose name it bears. ``by_name`` as in `plan_outputs`.
+
+    Raises:
+        OSError: a log cannot be read.
+    """
+    studies: dict[Path, str] = {}
+    empty = []
+    for log in logs:
+        first = next(iter_trials(log, SkippedLines()), None)
+        study = str(first.details.get("study") or "") if first else ""
+        if study := study or (re.sub(r"-w\d+$", "", log.stem) if by_name else ""):
+            studies[log] = study
+        elif first is None:
+            empty.append(log)
+    return studies | {log: log.stem for log in empty if log.stem in studies.values()}
+
+
 def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: bool) -> dict[Path, list[Path]]:
-    """The file that each log becomes: one for all logs of a study, which is the one that a log's first trial names.
+    """The file that each log becomes: one for all logs of a study.
+
+    A study whose name two folders hold the same log of is one study in each folder.
 
     Args:
         logs: the logs.
@@ -74,17 +97,18 @@ def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: boo
         ValueError: two runs of one name would become the same file.
     """
     targets: dict[Path, list[Path]] = {}
-    studies: dict[str, Path] = {}
+    owners: dict[Path, tuple[str, Path | None]] = {}
+    first_folder: dict[tuple[str, Path | None], Path] = {}
+    studies = name_studies(logs, by_name)
+    names = Counter((study, log.name) for log, study in studies.items())
+    twice = {study for (study, _), count in names.items() if count > 1}
     for log in logs:
-        first = next(iter_trials(log, SkippedLines()), None)
-        study = str(first.details.get("study") or "") if first else ""
-        study = study or (re.sub(r"-w\d+$", "", log.stem) if by_name else "")
-        if study:  # which may have a name that no file can have
-            name = re.sub(r'[/\\:*?"<>|\0]', "_", study).strip(".") or "study"
-            target = studies.setdefault(study, (out or log.parent) / f"{name}.{kind}")
-        else:
-            target = (out or log.parent) / f"{log.stem}.{kind}"
-        if target in targets and not (study and studies.get(study) == target):
+        study = studies.get(log, "")
+        owner = (study, log.parent if study in twice else None) if study else ("", log)
+        name = re.sub(r'[/\\:*?"<>|\0]', "_", study).strip(".") or "study"  # which no file can have in its name
+        folder = out or first_folder.setdefault(owner, log.parent)
+        target = folder / f"{name if study else log.stem}.{kind}"
+        if owners.setdefault(target, owner) != owner:
             other = targets[target][0]
             raise ValueError(f"{other} and {log} would both become {target}; convert them into different folders.")
         targets.setdefault(target, []).append(log)

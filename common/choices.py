@@ -15,6 +15,9 @@ RUNTIMES = {
 }
 """In what a network can be timed, and how that is called in a record."""
 
+BUDGET_RULES = ("uniform", "energy", "vbmf", "budget")
+"""Policies of a search that have one plan, which a rank rule finds at the budget."""
+
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Do nothing when ``value`` is one of ``allowed``.

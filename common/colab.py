@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,8 +83,15 @@ def _is_kept(file: Path, copy: Path) -> bool:
 
 
 def keep_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
-    """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`."""
-    return keep_on_drive(_files_of(Path(logs), run), drive)
+    """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`.
+
+    A Drive that is full or gone does not end the run: there is a warning, and nothing is returned.
+    """
+    try:
+        return keep_on_drive(_files_of(Path(logs), run), drive)
+    except OSError as error:
+        warnings.warn(f"run {run!r} could not be kept on Drive: {error}", stacklevel=2)
+        return []
 
 
 def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:

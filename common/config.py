@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.choices import RUNTIMES, sentence
+from common.choices import BUDGET_RULES, RUNTIMES, sentence
 from common.colab import fetch_run
 from common.trials import log_path
 
@@ -48,7 +48,7 @@ class NotebookConfig:
     storage: str | None = None
 
     def __post_init__(self) -> None:
-        if self.data_root is not None and not Path(self.data_root).is_dir():
+        if self.data_root is not None and not self.download and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
         if self.run is not None and log_path(self.logs, self.run, new=False).exists():
             from common.search.storage import check_run  # Optuna is loaded for this question alone
@@ -124,11 +124,18 @@ class ExperimentConfig(NotebookConfig):
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
-        _ = self.rank_list, self.tau_list, self.runtime_list, self.feature_list
+        _ = self.rank_list, self.tau_list, self.feature_list
+        if self.policy in BUDGET_RULES and self.budget_params is self.budget_macs is None:
+            raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
+        if "compile" in self.runtime_list:
+            from common.latency import check_runtime  # torch is loaded for this question alone
+
+            check_runtime("compile")
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        optional = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: v for name, v in optional.items() if v is not None or name == "compare_at"}
         given = [text for name, value in values.items() for text in ("-p", name, str(value))]
         return shlex.join(
             ["papermill", f"notebooks/{notebook}.ipynb", f"results/{self.run or notebook}.ipynb", *given]

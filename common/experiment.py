@@ -88,11 +88,11 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
     settings = training_settings(config, config.dense_epochs, config.dense_learning_rate)
     if config.run is None:
         return model, train(model, data, settings, description=f"dense {name}")
-    checkpoint = weights_path(config.logs, config.run).with_suffix(".checkpoint")
+    checkpoint = _checkpoint_of_run(config.logs, config.run)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = train(model, data, settings, checkpoint=checkpoint, description=f"dense {name}")
     save_compressed(model, weights_path(config.logs, config.run))
-    checkpoint.unlink()
+    RunKeeper(config.logs).keep(config.run)
     return model, history
 
 
@@ -102,6 +102,11 @@ def _weights_of_run(config: ExperimentConfig) -> Path | None:
         return None
     weights = weights_path(config.logs, config.run)
     return weights if weights.exists() else None
+
+
+def _checkpoint_of_run(logs: str, run: str) -> Path:
+    """Of the dense network's training; it stays until the first trial is logged, and a run can go on with that."""
+    return weights_path(logs, run).with_suffix(".checkpoint")
 
 
 def training_settings(config: ExperimentConfig, epochs: float, learning_rate: float) -> TrainingSettings:
@@ -209,6 +214,7 @@ def search(
     def on_trial(record: TrialRecord) -> None:
         print_trial(record)
         picture.add(record)
+        _checkpoint_of_run(config.logs, record.run).unlink(missing_ok=True)
         keeper.keep(record.run)
 
     result = search_ranks(

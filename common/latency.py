@@ -180,13 +180,19 @@ def _onnx_pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return run
 
 
-def _compiler_settings(networks: Sequence[nn.Module]) -> Any:
-    """Settings under which every network is compiled, also when all are of one class, or fails.
+def check_runtime(runtime: str) -> None:
+    """Do nothing where networks can be timed in this runtime.
 
     Raises:
-        RuntimeError: there is no C++ compiler.
+        ValueError: there is no such runtime.
+        RuntimeError: ``compile`` without a C++ compiler.
     """
-    from torch._dynamo import config
+    check_choice("runtime", runtime, RUNTIMES)
+    if runtime == "compile":
+        _check_compiler()
+
+
+def _check_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -196,6 +202,17 @@ def _compiler_settings(networks: Sequence[nn.Module]) -> Any:
         raise RuntimeError(
             "runtime='compile': torch.compile needs a C++ compiler and finds none; install g++ or name one in CXX"
         ) from error
+
+
+def _compiler_settings(networks: Sequence[nn.Module]) -> Any:
+    """Settings under which every network is compiled, also when all are of one class, or fails.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+    """
+    from torch._dynamo import config
+
+    _check_compiler()
     torch.compiler.reset()
     return config.patch(recompile_limit=8 * len(networks), fail_on_recompile_limit_hit=True)
 

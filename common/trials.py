@@ -7,6 +7,7 @@ fine-tuned later) replaces the earlier one. This module never imports torch.
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import math
@@ -304,7 +305,13 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
     path, mark = Path(path), TRIAL_MARK.encode()
     offset = time = 0
     with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            skipped.append(Skipped(path, 1, "the file is UTF-16, and nothing of it was read; save it as UTF-8"))
+            return
+        file.seek(0)
         for number, raw in enumerate(file, start=1):
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                offset, raw = len(codecs.BOM_UTF8), raw.removeprefix(codecs.BOM_UTF8)
             start, offset = offset, offset + len(raw)
             if not raw.startswith(mark):
                 time = time_number(raw)
@@ -365,10 +372,14 @@ def reductions(record: TrialRecord) -> dict[str, float]:
 
 
 def is_accepted(record: TrialRecord, keep: float) -> bool:
-    """Whether the trial kept at least the fraction ``keep`` of its baseline's deciding metric on validation."""
+    """Whether the trial kept at least the fraction ``keep`` of its baseline's deciding metric on validation.
+
+    With ``keep`` 0 every trial that was measured did, also where the baseline has no such metric.
+    """
     value = final_metric(record)
     dense = record.baseline.get("metrics", {}).get("validation", {}).get(record.metric)
-    return record.status == "ok" and value is not None and dense is not None and value >= keep * dense
+    enough = value is not None and (keep == 0 or (dense is not None and value >= keep * dense))
+    return record.status == "ok" and enough
 
 
 def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, TrialRecord]:
@@ -379,14 +390,19 @@ def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, Tri
     No value on test is looked at.
     """
     accepted = [record for record in records if is_accepted(record, keep)]
-    finished = {record.run for record in accepted if "test" in record.metrics}
-    eligible = [record for record in accepted if "test" in record.metrics or record.run not in finished]
+    finished = {_search_of(record) for record in accepted if "test" in record.metrics}
+    eligible = [record for record in accepted if "test" in record.metrics or _search_of(record) not in finished]
     best: dict[str, TrialRecord] = {}
     for criterion in CRITERIA:
         candidates = [r for r in eligible if criterion in reductions(r)]
         if candidates:
             best[criterion] = max(candidates, key=lambda r: (reductions(r)[criterion], final_metric(r) or 0.0))
     return best
+
+
+def _search_of(record: TrialRecord) -> str:
+    """The study, which the runs of its workers share; else the run."""
+    return str(record.details.get("study") or record.run)
 
 
 def git_commit(folder: str | Path = ".") -> str | None:

@@ -214,13 +214,13 @@ def make_trials(network: Network, method: str, seed: int, trials: int, **fixed: 
     """The records of one search: rank rules first, then samples that get better, at last the best four fine-tuned."""
     chance = random.Random(f"{network.name} {method} {seed}")
     records: list[TrialRecord] = []
-    sampler = ("adaptive policy", "TPE")[seed % 2]
+    sampler, proposer = (("adaptive", "adaptive policy"), ("tpe", "tpe sampler"))[seed % 2]
     for number in range(trials):
         if number < len(BUDGETS) + 3:
             rule, settings, share = _rule(method, number)
-            details: dict[str, Any] = {"rule_settings": settings}
+            details: dict[str, Any] = {"rule_settings": settings, "sampler": "given"}
         else:
-            rule, details = sampler, {"rule_settings": {}, "sampler": sampler}
+            rule, details = proposer, {"rule_settings": {}, "sampler": sampler}
             share = 0.12 + 0.5 * chance.random() * (1 - 0.7 * number / trials)
         if method == "arsvd" and rule != "entropy":  # a search over taus is ARSVD still
             rule = "entropy"

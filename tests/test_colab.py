@@ -11,7 +11,7 @@ import jupytext
 import pytest
 
 from common import colab
-from common.colab import RunKeeper, fetch_run, keep_on_drive, missing_requirements
+from common.colab import RunKeeper, fetch_run, keep_on_drive, keep_run, missing_requirements
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -115,6 +115,14 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     (later / "run.log").write_text("its own")
     assert sorted(path.name for path in fetch_run(later, "run", drive)) == ["run-dense.safetensors", "run.journal"]
     assert (later / "run.log").read_text() == "its own"
+
+
+def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    drive.write_text("no folder")
+    (tmp_path / "run.log").write_text("")
+    with pytest.warns(UserWarning, match=r"^run 'run' could not be kept on Drive: .*File exists"):
+        assert keep_run(tmp_path, "run", drive) == []
 
 
 def test_pip_is_told_to_leave_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._inductor.exc import InvalidCxxCompiler
 
-from common.config import ClassifierConfig
+from common.config import ClassifierConfig, SegmentationConfig
 
 
 def notebook(**parameters: Any) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def test_defaults_and_changes() -> None:
             {"runtimes": "eager,tensorrt"},
             r"^runtimes='eager,tensorrt': it must be one or more of eager, channels_last,",
         ),
+        ({"policy": "vbmf"}, r"^policy='vbmf' plans for a budget; give budget_params or budget_macs, e.g. 0.3$"),
         ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
     ],
 )
@@ -73,4 +75,24 @@ def test_the_command_gives_the_same_parameters(tmp_path: Path) -> None:
     assert words[:3] == ["papermill", "notebooks/resnet18.ipynb", "results/a run.ipynb"]
     assert set(words[3::3]) == {"-p"}
     values = dict(zip(words[4::3], words[5::3], strict=True))
-    assert values == {name: str(value) for name, value in vars(config).items() if value is not None}
+    given = {name: value for name, value in vars(config).items() if value is not None or name == "compare_at"}
+    assert values == {name: str(value) for name, value in given.items()}
+
+
+def test_the_command_tells_what_the_unet_is_not_compared_at() -> None:
+    words = shlex.split(SegmentationConfig.from_notebook(notebook(compare_at=None)).command("unet"))
+    assert words[words.index("compare_at") + 1] == "None"  # which papermill takes for None; the notebook says 0.5
+
+
+def test_a_folder_to_download_into_need_not_be_there(tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    assert ClassifierConfig.from_notebook(notebook(dataset="mnist", data_root=new, download=True)).data_root == new
+
+
+def test_a_runtime_that_is_not_here_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    with pytest.raises(RuntimeError, match=r"^runtime='compile': torch\.compile needs a C\+\+ compiler"):
+        ClassifierConfig.from_notebook(notebook(runtimes="eager,compile"))

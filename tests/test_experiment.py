@@ -70,7 +70,12 @@ def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytes
             dense_network(mine, "resnet18", data)
     model, history = dense_network(mine, "resnet18", data)
     assert len(history) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-dense.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-dense.checkpoint", "mine-dense.safetensors"]
+    with monkeypatch.context() as patch:  # a stop before the first line of the log: nothing is trained again
+        patch.setattr("common.training._Run.train_epoch", stop)
+        again, known = dense_network(mine, "resnet18", data)
+    assert known == history
+    assert same_weights(again, model)
     with monkeypatch.context() as patch:
         patch.setattr("common.search.study._Search._measure_given", stop)
         search(mine, model, data, [], decompose(mine, model, data))
@@ -78,6 +83,7 @@ def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytes
     assert history == []
     assert same_weights(again, model)
     assert search(mine, again, data, [], decompose(mine, again, data)).remaining == 0
+    assert not (tmp_path / "mine-dense.checkpoint").exists()
 
 
 def test_settings_of_the_distillation_reach_the_training() -> None:

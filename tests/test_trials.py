@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,12 +12,15 @@ import pytest
 
 from common.trials import (
     TRIAL_MARK,
+    Skipped,
     TrialRecord,
     TrialWriter,
     choose_best,
     final_metric,
     is_accepted,
+    iter_entries,
     iter_trials,
+    parse_record,
     read_log,
     reductions,
     summary_line,
@@ -130,6 +134,21 @@ def test_no_bad_line_stops_the_reader(tmp_path: Path, text: str) -> None:
     assert [entry.line for entry in skipped] == [1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_of_another_encoding_nothing_is_lost_in_silence(tmp_path: Path, encoding: str) -> None:
+    log, skipped = tmp_path / "r.log", list[Skipped]()
+    log.write_text(f"{TRIAL_MARK}{make_record().to_json()}\n" * 2, encoding=encoding)
+    entries = list(iter_entries(log, skipped))
+    if encoding == "utf-16":
+        assert [str(line) for line in skipped] == [
+            "r.log, line 1: the file is UTF-16, and nothing of it was read; save it as UTF-8"
+        ]
+    else:
+        assert not skipped
+        texts = [log.read_bytes()[entry.offset :][: entry.size] for entry in entries]
+        assert [parse_record(text) for text in texts] == [make_record()] * 2
+
+
 @pytest.mark.parametrize("cut", [1, 5, 40, 700])
 def test_a_torn_last_line_costs_that_trial_only(tmp_path: Path, cut: int) -> None:
     path = write_log(tmp_path, *(make_record(trial=n, model="ünet – 網") for n in range(3)))
@@ -223,6 +242,8 @@ def test_acceptance_is_at_least_the_share_that_is_kept() -> None:
     assert not is_accepted(at_edge, 0.51)
     assert not is_accepted(make_record(status="pruned"), 0.5)
     assert not is_accepted(make_record(baseline={}), 0.5)
+    assert is_accepted(make_record(baseline={}), 0)
+    assert not is_accepted(make_record(metrics={}), 0)
 
 
 def test_choose_best_by_hand() -> None:
@@ -254,3 +275,6 @@ def test_once_a_search_has_chosen_only_its_chosen_trials_count() -> None:
     assert choose_best([lucky])["speedup"] is lucky
     assert choose_best([lucky, tested])["speedup"] is tested
     assert choose_best([lucky, tested, unfinished])["speedup"] is unfinished
+    study = {"study": tested.run}  # the unfinished trial is one of a worker of the search that has chosen
+    worker = dataclasses.replace(unfinished, trial=2, details=study)
+    assert choose_best([lucky, dataclasses.replace(tested, details=study), worker])["speedup"].trial == 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import conditions, method_name, setting_text
+from common.reporting.facts import conditions, method_name, proposer_of, setting_text
 from common.trials import STAGES, Entry, TrialRecord, final_metric, reductions
 
 TEXTS = (
@@ -60,7 +60,7 @@ class Columns:
         dense_metric = metrics.get("validation", {}).get(record.metric)
         texts = (
             *(record.run, study, record.status, record.model, record.dataset, method_name(record), record.rule),
-            *(setting_text(record), str(record.details.get("sampler") or record.rule), record.metric),
+            *(setting_text(record), proposer_of(record), record.metric),
             *(conditions(timing) if timing else "", repr((dense.get("params"), dense.get("macs"), dense_metric))),
         )
         counts = (

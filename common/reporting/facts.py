@@ -44,6 +44,12 @@ def setting_text(record: TrialRecord) -> str:
     return ", ".join(f"{name}={_plain(value)}" for name, value in shown.items() if value is not None)
 
 
+def proposer_of(record: TrialRecord) -> str:
+    """Who proposed the plan: the sampler of a search, or the rank rule of a plan that was given to it."""
+    sampler = str(record.details.get("sampler") or "given")
+    return record.rule if sampler == "given" else sampler
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "/".join(f"{name} {item}" for name, item in value.items() if item is not None)

@@ -110,14 +110,15 @@ class Trials:
         nearest: set[int] = set()
         for name, ascending in (("params_kept", True), ("macs_kept", True), ("speedup", False)):
             ordered = accepted.dropna(subset=name).sort_values([name, "final"], ascending=[ascending, False])
-            # no other one of its run can be chosen by this criterion
-            nearest |= set(ordered.groupby(["run", "tested"], observed=True).head(1).index)
+            # no other one of its search can be chosen by this criterion
+            nearest |= set(ordered.groupby(["study", "tested"], observed=True).head(1).index)
         return choose_best([self.record(row) for row in sorted(nearest)], keep)
 
 
 def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
-    """Which trials kept at least the fraction ``keep`` of their dense network's deciding metric on validation."""
-    return (rows["status"] == "ok") & (rows["final"] >= keep * rows["dense"])
+    """Which trials `common.trials.is_accepted` accepts."""
+    enough = rows["final"] >= keep * rows["dense"] if keep else rows["final"].notna()
+    return (rows["status"] == "ok") & enough
 
 
 def is_measured(rows: pd.DataFrame) -> pd.Series[bool]:

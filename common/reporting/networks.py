@@ -113,7 +113,7 @@ def runs_table(trials: Trials, folder: Path) -> Table:
                 "Model": part["label"].iloc[0],
                 "Trials": len(part),
                 **{name.capitalize(): int(states.get(name, 0)) for name in ("ok", "pruned", "failed")},
-                "Seeds": ", ".join(f"{seed:g}" for seed in sorted(part["seed"].unique())),
+                "Seeds": ", ".join(f"{seed:.0f}" for seed in sorted(part["seed"].unique())),
                 "Commit": first.git_commit or "unknown",
                 "Command": str(first.environment.get("command") or first.details.get("command") or ""),
                 "Environment": environment_text(first),

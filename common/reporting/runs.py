@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,9 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
     Args:
         paths: files and folders; a folder is not searched any deeper.
         suffixes: what a log may end with. An earlier suffix wins: of ``a.log`` and ``a.json`` in one folder or
-            among the paths, ``(".log", ".json")`` keeps ``a.log``, because the JSON was made from it.
+            among the paths, ``(".log", ".json")`` keeps ``a.log``, because the JSON was made from it; so was
+            ``s.json`` from the logs of the workers that it names. A warning tells of one that lies elsewhere than the
+            log, and may be another run's.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no such file.
@@ -95,11 +98,27 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
         else:
             earlier = (path.with_suffix(suffix) for suffix in suffixes)
             found.append(next(p for p in earlier if p.exists()))
-    best: dict[str, int] = {}
+    first = {path.name: path for path in reversed(found) if path.suffix == suffixes[0]}
+    resolved = {path.resolve() for path in found}
+    kept: dict[Path, Path] = {}
     for path in found:
-        best[path.stem] = min(best.get(path.stem, len(suffixes)), suffixes.index(path.suffix))
-    kept = (path for path in found if suffixes.index(path.suffix) == best[path.stem])
-    return list({path.resolve(): path for path in kept}.values())
+        sources = [] if path.suffix == suffixes[0] else _logs_named_in(path) or [f"{path.stem}{suffixes[0]}"]
+        if not sources or not all(name in first for name in sources):
+            kept[path.resolve()] = path
+        elif not all(path.with_name(name).resolve() in resolved for name in sources):
+            warnings.warn(f"{path} is passed over for {first[sources[0]]}, a log of the same name", stacklevel=2)
+    return list(kept.values())
+
+
+def _logs_named_in(path: Path) -> list[str]:
+    """The logs that a file of ``jsonify_logs.py`` was made from, as its first line says; empty for any other file."""
+    with path.open("rb") as file:
+        opening = file.readline(1_000_000).strip()
+    try:
+        names = json.loads(opening + b"]}")["logs"]
+        return [str(name) for name in names]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 @dataclass

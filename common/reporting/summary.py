@@ -64,13 +64,18 @@ def _baseline_row(record: TrialRecord) -> dict[str, Any]:
         "Params Red.": 0.0 if dense.get("params") else math.nan,
         "MACs Red.": 0.0 if dense.get("macs") else math.nan,
         "Speedup": 1.0,
-        "Parameters": dense.get("params"),
-        "MACs": dense.get("macs"),
+        "Parameters": _count(dense.get("params")),
+        "MACs": _count(dense.get("macs")),
         "Comp. Rate": 1.0,
         "Method": "dense",
         "Run": record.run,
         **_metric(dense.get("metrics", {}), record.metric),
     }
+
+
+def _count(value: float | None) -> int | None:
+    """Others' counters return fractions at times."""
+    return None if value is None else round(value)
 
 
 def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:

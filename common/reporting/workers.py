@@ -25,15 +25,16 @@ class Versions:
     """Which records are versions of one trial.
 
     Within a run a later record replaces an earlier one of the same number; runs of one name in two files are two runs.
-    Runs of one study are its workers: their
-    records of one number are versions of one trial when they hold the same plan, and the one that reached the later
-    stage stands; with another plan they are trials of their own.
+    Runs of one study, of one seed and one dense network, are its workers: their records of one number are versions of
+    one trial when they hold the same plan, and the one that reached the later stage stands; with another plan they are
+    trials of their own.
     """
 
     def __init__(self, by_name: bool = False) -> None:
         self._by_name = by_name
         self._rows: dict[tuple[Path, str], dict[int, int]] = {}
-        self._shared: dict[tuple[str, int, int], int] = {}
+        self._shared: dict[tuple[str, int, int, int], int] = {}
+        self._files: dict[tuple[str, str], list[Path]] = {}  # the study, with its seed and network, and the run
         self._reached: dict[int, tuple[tuple[Path, str], int]] = {}
         self._number = 0
 
@@ -44,8 +45,13 @@ class Versions:
         row = rows.get(record.trial)
         if self._by_name or record.details.get("study"):
             if row is None:
-                key = (study_of(record, self._by_name), record.trial, hash(repr((record.method, record.plan))))
-                row = self._shared.setdefault(key, self._number)
+                dense = record.baseline.get("metrics", {}).get("validation")
+                study = f"{study_of(record, self._by_name)} {record.seed} {dense}"
+                files = self._files.setdefault((study, record.run), [])
+                if path not in files:
+                    files.append(path)
+                same = hash(repr((record.method, record.plan)))
+                row = self._shared.setdefault((study, files.index(path), record.trial, same), self._number)
             rows[record.trial] = row
             reached = max((STAGE_ORDER.index(stage) for stage in record.metrics if stage in STAGE_ORDER), default=-1)
             last, best = self._reached.get(row, (source, reached))

@@ -78,12 +78,14 @@ class Blueprint:
         return found
 
     def differences(self, settings: SearchSettings, model: nn.Module, data: DataBundle) -> list[str]:
-        """What of these does not match the study; more trials may be asked for than before."""
+        """What of these does not match the study; more trials, and other runtimes, may be asked for than before."""
         ours, theirs = dataclasses.asdict(settings), dataclasses.asdict(self.settings)
         found = [
             f"settings.{name}={ours[name]!r} (it was {theirs[name]!r})"
             for name in ours
-            if ours[name] != theirs[name] and not (name == "trials" and ours[name] > theirs[name])
+            if ours[name] != theirs[name]
+            and name != "runtimes"
+            and not (name == "trials" and ours[name] > theirs[name])
         ]
         if network_digest(model) != self.network:
             found.append("the dense network's weights")

@@ -43,9 +43,8 @@ class Recorder:
         decompositions: Decompositions,
         command: str | None = None,
     ) -> None:
-        self.study, self._proposer = study, blueprint.settings.proposer
+        self.study, self._settings = study, blueprint.settings
         self._decompositions = decompositions
-        self._method = blueprint.settings.method
         self._common: Values = {
             "run": run,
             "model": blueprint.architecture,
@@ -82,10 +81,12 @@ class Recorder:
             "details": {**described, "part": found.part, "layers": found.layers, "study": self.study, **details},
         }
 
-    def failed(self, plan: RankPlan | None, error: Exception | str, seconds: float = 0.0) -> Values:
+    def failed(
+        self, plan: RankPlan | None, error: Exception | str, seconds: float = 0.0, sampler: str | None = None
+    ) -> Values:
         """What to keep of a trial that could not be measured; ``plan`` is None when it did not get that far."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        return self._values(plan or RankPlan({}, self._method, self._proposer)) | {
+        return self._values(plan or RankPlan({}, self._settings.method, self._settings.proposer)) | {
             "status": "failed",
             "metrics": {},
             "params": 0,
@@ -94,7 +95,7 @@ class Recorder:
             "latency": None,
             "seconds": seconds,
             "error": text,
-            "details": {"study": self.study},
+            "details": {"study": self.study, "sampler": sampler or self._settings.policy},
         }
 
     def _values(self, plan: RankPlan) -> Values:

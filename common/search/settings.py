@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from common.choices import RUNTIMES, check_choice
+from common.choices import BUDGET_RULES, RUNTIMES, check_choice
 from common.planning.budget import Budget
 from common.training import TrainingSettings
 
@@ -18,8 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 
 Method = Literal["svd", "spatial_svd", "tucker2", "htd", "mixed"]
 Sampler = Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"]
-RULES = ("uniform", "energy", "vbmf", "budget")
-"""Samplers that have one plan, which a rank rule finds at the budget."""
+RULES = BUDGET_RULES
 POLICIES = ("adaptive", "static")
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.checkpoints import save_compressed
 from common.data import DataBundle
+from common.latency import check_runtime
 from common.models.provenance import get_provenance
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
@@ -101,8 +102,11 @@ def search_ranks(
     Raises:
         ValueError: the run is finished, was begun with another network, other data or settings, or is not a study's;
             the storage cannot be opened; or the budget cannot be met.
+        RuntimeError: a network cannot be timed in one of the runtimes here.
     """
     settings = settings or SearchSettings()
+    for runtime in settings.runtimes:
+        check_runtime(runtime)
     run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
@@ -258,7 +262,7 @@ class _Search:
             try:
                 found = self.prepared.objective.measure(plan, raw=True)
             except Exception as error:  # one network that cannot be measured must not end the search
-                values = self.recorder.failed(plan, error, time.perf_counter() - start)
+                values = self.recorder.failed(plan, error, time.perf_counter() - start, "given")
             else:
                 values = self.recorder.measured(plan, found, time.perf_counter() - start, {"sampler": "given"})
             self.runner.write(self.recorder.record(number, values))

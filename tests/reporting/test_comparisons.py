@@ -163,16 +163,22 @@ def test_the_sweeps(trials: Trials, raw: list[Raw]) -> None:
         assert row["Accepted"] == sum(map(accepted, part))
 
 
+def proposer(trial: Raw) -> Any:
+    """The sampler; of a plan that was given to the search its rule."""
+    sampler = trial["details"]["sampler"]
+    return trial["rule"] if sampler == "given" else sampler
+
+
 def test_rules_and_samplers(trials: Trials, raw: list[Raw]) -> None:
     table = searches_table(trials, 0.99).raw
     assert table["Trials"].sum() == len(raw) == len(trials.frame)
-    assert list(table["Rule or sampler"].head(4)) == ["adaptive policy", "budget", "fixed", "TPE"]
+    assert list(table["Rule or sampler"].head(4)) == ["adaptive", "budget", "fixed", "tpe"]
     for row in table.to_dict("records"):
         part = [
             trial
             for trial in raw
             if (name(trial), method(trial)) == (row["Model"], row["Method"])
-            and trial["details"].get("sampler", trial["rule"]) == row["Rule or sampler"]
+            and proposer(trial) == row["Rule or sampler"]
         ]
         for status in ("pruned", "failed"):
             assert row[status.capitalize()] == sum(trial["status"] == status for trial in part)

@@ -52,6 +52,26 @@ def test_a_foreign_json_is_named_and_passed_over(tmp_path: Path, text: str) -> N
     assert sentences == ["x.json: not a file of trials made by jsonify_logs.py"]
 
 
+def test_a_json_of_workers_is_passed_over_for_their_logs(tmp_path: Path) -> None:
+    logs = [tmp_path / f"s-w{number}.log" for number in (1, 2)]
+    for log in logs:
+        log.write_text("")
+    made = tmp_path / "s.json"
+    made.write_text('{"schema": 1, "run": "s", "logs": ["s-w1.log", "s-w2.log"], "skipped": [], "trials": [\n\n]}\n')
+    assert find_logs([tmp_path], (".log", ".json")) == logs
+    logs[1].unlink()
+    assert find_logs([tmp_path], (".log", ".json")) == [logs[0], made]
+
+
+def test_a_json_in_another_folder_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    here, there = tmp_path / "a" / "r.json", tmp_path / "b" / "r.log"
+    for file in (here, there):
+        file.parent.mkdir()
+        file.write_text("")
+    with pytest.warns(UserWarning, match=r"r\.json is passed over for .*r\.log, a log of the same name$"):
+        assert find_logs([here.parent, there.parent], (".log", ".json")) == [there]
+
+
 def test_find_logs_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         find_logs([tmp_path / "nowhere"])
@@ -90,6 +110,15 @@ def test_within_a_run_the_later_record_stands() -> None:
 def test_runs_of_one_name_in_two_files_are_two_runs() -> None:
     versions = Versions()
     assert [versions.place(make_record(), path) for path in (HOME, OTHER, HOME)] == [0, 1, 0]
+
+
+def test_studies_of_one_name_in_two_folders_are_two() -> None:
+    versions = Versions()
+    one, other = make_record(run="s", details=STUDY, seed=0), make_record(run="s", details=STUDY, seed=1)
+    assert [versions.place(one, HOME), versions.place(other, OTHER)] == [0, 1]
+    assert versions.place(make_record(run="s-w2", details=STUDY, seed=1), Path("w.log")) == 1
+    same = Versions()
+    assert [same.place(one, path) for path in (HOME, OTHER)] == [0, 1]
 
 
 @pytest.mark.parametrize("tuned_first", [True, False])

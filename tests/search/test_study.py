@@ -169,6 +169,7 @@ def test_a_trial_that_fails_is_logged_and_the_search_goes_on(
     assert [record.status for record in result.records] == ["ok", "failed"] + ["ok"] * 6
     assert result.records[1].error == "RuntimeError: out of luck"
     assert result.records[1].plan
+    assert {record.details["sampler"] for record in result.records} == {"adaptive"}
 
 
 def test_a_finetuning_that_diverges_does_not_end_the_search(
