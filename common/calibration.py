@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.decomposition import LayerMoments
 from common.inputs import to_network
 from common.modes import evaluating
-from common.planning.layers import FactorableLayer, factorable_layers
+from common.planning.layers import FactorableLayer, factorable_layers, layer_input
 
 Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
 
@@ -37,13 +37,17 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         Layer -> its moments, for the layers that the inputs passed.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, ``positions`` is below 1, or a layer sees or puts out what is not finite.
     """
+    if positions < 1:
+        raise ValueError(f"positions={positions}: it must be at least 1")
     layers = factorable_layers(model)
     sums = {name: _Sums(layer, positions) for name, layer in layers.items()}
     generator = torch.Generator().manual_seed(seed)
     handles = [
-        layer.register_forward_hook(lambda _, i, o, name=name: sums[name].add(i[0], o, generator))
+        layer.register_forward_hook(
+            lambda _, i, k, o, name=name: sums[name].add(layer_input(i, k), o, generator), with_kwargs=True
+        )
         for name, layer in layers.items()
     ]
     seen = 0
@@ -57,7 +61,11 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
             handle.remove()
     if not seen:
         raise ValueError("there is no batch to calibrate on")
-    return {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}
+    found = {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}
+    for name, moments in found.items():
+        if not (moments.output_covariance.isfinite().all() and moments.patch_mean.isfinite().all()):
+            raise ValueError(f"layer {name!r}: its inputs or outputs on the calibration data are not finite")
+    return found
 
 
 class _Sums:
@@ -76,6 +84,8 @@ class _Sums:
     def add(self, inputs: Tensor, output: Tensor, generator: torch.Generator) -> None:
         """Take one call of the layer in."""
         channels = output if isinstance(self.layer, nn.Linear) else output.movedim(1, -1)
+        if self.layer.bias is not None:  # which no covariance depends on, and which takes digits from its sums
+            channels = channels - self.layer.bias
         rows = (
             channels.reshape(-1, self.groups, channels.shape[-1] // self.groups).float().transpose(0, 1)
         )  # (G, N, O)
@@ -85,6 +95,9 @@ class _Sums:
         patches = self._sample(inputs, output, generator).float()  # (N, I, kh, kw)
         self.patches += len(patches)
         self._add("patch", patches.sum(0))
+        if isinstance(self.layer, nn.ConvTranspose2d):
+            met = (_targets_inside(self.layer, axis, inputs, output).double() for axis in (0, 1))
+            self._add("met", torch.einsum("nihw,kh,lw->ikl", inputs.double(), *met))
         if self.kernel != (1, 1):
             grouped = patches.unflatten(1, (self.groups, -1))
             self._add("channels", torch.einsum("ngihw,ngjhw->gij", grouped, grouped))
@@ -119,9 +132,8 @@ class _Sums:
         outputs = sums["outputs"] / self.outputs - output_mean.unsqueeze(2) * output_mean.unsqueeze(1)
         mean = sums["patch"] / self.patches  # (I, kh, kw)
         grouped = mean.unflatten(0, (self.groups, -1))
-        if isinstance(self.layer, nn.ConvTranspose2d):
-            # An output position meets only every stride-th element of the kernel.
-            grouped = grouped / (self.layer.stride[0] * self.layer.stride[1])
+        if isinstance(self.layer, nn.ConvTranspose2d):  # an output position meets only some elements of the kernel
+            grouped = (sums["met"] / self.outputs).unflatten(0, (self.groups, -1))
         if self.kernel == (1, 1):
             return LayerMoments(outputs, grouped)
         split = mean.unflatten(0, (self.groups, -1))
@@ -135,6 +147,14 @@ class _Sums:
             sums["rows"] / self.patches - torch.einsum("ihw,ikw->hk", mean, mean),
             sums["columns"] / self.patches - torch.einsum("ihw,ihl->wl", mean, mean),
         )
+
+
+def _targets_inside(layer: nn.ConvTranspose2d, axis: int, inputs: Tensor, output: Tensor) -> Tensor:
+    """``(k, size of the input)``: whether what an element of the kernel makes of a position lies inside the output."""
+    places = torch.arange(inputs.shape[2 + axis], device=inputs.device) * layer.stride[axis]
+    offsets = torch.arange(layer.kernel_size[axis], device=inputs.device) * layer.dilation[axis]
+    targets = places + offsets[:, None] - int(layer.padding[axis])
+    return (targets >= 0) & (targets < output.shape[2 + axis])
 
 
 def _places(total: int, most: int, generator: torch.Generator) -> Tensor:
@@ -169,7 +189,8 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
         max_batches: use no more than these.
 
     Returns:
-        How many BatchNorm layers were recalibrated; 0 for a network that has none, which is left alone.
+        How many BatchNorm layers were recalibrated. One that no batch passed (an auxiliary head's) is left alone; when
+        it ends in an error, all are.
 
     Raises:
         ValueError: there is no batch.
@@ -178,7 +199,8 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
-    seen = 0
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    seen, done = 0, False
     try:
         with evaluating(model):
             for norm in norms:
@@ -188,9 +210,14 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
             for batch in itertools.islice(batches, max_batches):
                 model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
                 seen += 1
+        done = True
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        passed = [done and bool(norm.num_batches_tracked) for norm in norms]
+        for norm, momentum, buffers, keeps in zip(norms, momenta, before, passed, strict=True):
             norm.momentum = momentum
+            if not keeps:
+                for name, buffer in buffers.items():
+                    norm.get_buffer(name).copy_(buffer)
     if not seen:
         raise ValueError("there is no batch to recalibrate on")
-    return len(norms)
+    return sum(passed)

@@ -75,21 +75,49 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         raise ValueError(
             f"weights={str(path)!r} has schema version {version}; this code reads version {SCHEMA_VERSION}"
         )
-    builder: Mapping[str, Any] = json.loads(metadata["builder"])
-    stored = json.loads(metadata["plan"])
-    plan = RankPlan.from_json(stored) if stored is not None else None
-    if model is None:
-        if builder["name"] is None:
-            raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
-        model = build_model(builder["name"], **builder["arguments"])
-    else:
+    try:
+        builder: Mapping[str, Any] = json.loads(metadata["builder"])
+        name, arguments = builder["name"], dict(builder["arguments"])
+        stored = json.loads(metadata["plan"])
+        plan = RankPlan.from_json(stored) if stored is not None else None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
+    if model is not None:
         _require_same_builder(path, builder, model)
-    if plan is not None:
-        for name, layer in planned_layers(model, plan).items():
-            replace_module(model, layer, factor_modules(layer, plan.layers[name]))
-    _fill(path, model, tensors)
-    set_provenance(model, Provenance(builder["name"], builder["arguments"], plan))
+    elif name is None:
+        raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
+    elif arguments.get("weights") is not None:
+        raise ValueError(f"weights={str(path)!r} asks for other weights to be fetched; no file of this suite does")
+    else:
+        try:
+            model = build_model(name, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
+    _factor_and_fill(path, model, plan, tensors)
+    set_provenance(model, Provenance(name, arguments, plan))
     return model.eval()
+
+
+def _factor_and_fill(path: Path, model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the plan's layers and fill all in; the network is as it was when the file does not fit it."""
+    replaced: list[tuple[nn.Module, nn.Module]] = []
+    try:
+        for name, layer in planned_layers(model, plan).items() if plan else ():
+            assert plan is not None
+            factors = factor_modules(layer, plan.layers[name])
+            replace_module(model, layer, factors)
+            replaced.append((layer, factors))
+        _check_fit(path, model, tensors)
+    except ValueError as error:
+        for dense, small in replaced:
+            replace_module(model, small, dense)
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"weights={str(path)!r} does not fit the network: {error}") from None
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:
+        model.to(kinds.pop())
+    model.load_state_dict(dict(tensors), strict=False)  # a second name of a shared tensor is not in the file
 
 
 def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Module) -> None:
@@ -102,7 +130,7 @@ def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Modu
         raise ValueError(f"weights={str(path)!r} holds a {held}; a {wanted} is wanted")
 
 
-def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = distinct_tensors(model)
     for problem, names in (("lacks", own.keys() - tensors.keys()), ("has besides", tensors.keys() - own.keys())):
         if names:
@@ -112,4 +140,3 @@ def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}, the network needs {tuple(own[name].shape)}"
             raise ValueError(f"weights={str(path)!r} does not fit the network: {name} has shape {shapes}")
-    model.load_state_dict(dict(tensors), strict=False)  # a second name of a shared tensor is not in the file

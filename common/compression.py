@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, LayerMoments, balance
 from common.models.provenance import Provenance, get_provenance, set_provenance
-from common.planning.layers import Decompositions, FactorableLayer, set_convolution_weight
+from common.planning.layers import Decompositions, FactorableLayer, irreplaceable_layers, set_convolution_weight
 from common.planning.plan import LayerPlan, RankPlan
 
 MODES = ("factorized", "reconstruct")
@@ -50,17 +51,24 @@ def compress(
             that the network does not have or ranks that the layer cannot have.
     """
     check_choice("mode", mode, MODES)
+    if sweeps < 0:
+        raise ValueError(f"sweeps={sweeps}: it must be at least 0")
     provenance = get_provenance(model) or Provenance()
     if provenance.plan is not None:
         raise ValueError("the network is compressed already; compress the dense one, which can be saved and rebuilt")
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     small = copy.deepcopy(model)
     layers = planned_layers(small, plan)
+    without_mean = []
     with torch.no_grad():
         for name, layer in layers.items():
             planned = plan.layers[name]
             assert planned.method is not None
             decomposition = decompositions.get(name, planned.method)
+            try:
+                decomposition.check(planned.ranks)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r} of the plan: {error}") from None
             shift = decomposition.bias_shift(planned.ranks)
             if mode == "reconstruct":
                 set_convolution_weight(layer, decomposition.reconstruct(planned.ranks))
@@ -75,8 +83,17 @@ def compress(
                 if last.bias is not None:
                     last.get_parameter("bias").copy_(torch.tensor(0.0) if layer.bias is None else layer.bias)
                 replace_module(small, layer, factors)
-            if last.bias is not None and shift is not None:
+            if shift is not None and getattr(last, "bias", None) is not None:
                 last.get_parameter("bias").add_(shift)
+            elif shift is not None and mode == "factorized":
+                without_mean.append(name)
+    if without_mean:
+        shown = ", ".join(without_mean[:3]) + (", ..." if len(without_mean) > 3 else "")
+        warnings.warn(
+            f"the plan was made without moments and gives no bias to {shown}, which lose their outputs' mean; "
+            "hand the same moments to plan_ranks",
+            stacklevel=2,
+        )
     if mode == "factorized":
         set_provenance(small, Provenance(provenance.builder, provenance.arguments, plan))
     return small
@@ -86,9 +103,9 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLaye
     """The layers of ``model`` that ``plan`` factors, by name.
 
     Raises:
-        ValueError: the network has no such layer, or it is of a kind that has no ranks.
+        ValueError: the network has no such layer, nothing can stand in for it, or the plan's method does not serve it.
     """
-    modules = dict(model.named_modules())
+    modules, irreplaceable = dict(model.named_modules()), irreplaceable_layers(model)
     layers: dict[str, FactorableLayer] = {}
     for name in plan.factored:
         check_choice("layer of the plan", name, modules)
@@ -99,12 +116,29 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLaye
             )
         if not isinstance(layer, FactorableLayer):
             raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which has no ranks")
+        if name in irreplaceable:
+            raise ValueError(f"layer {name!r} of the plan has to stay dense: {irreplaceable[name]}")
+        method, kernel = plan.layers[name].method, not isinstance(layer, nn.Linear)
+        allowed = [m for m in DECOMPOSITIONS if m == "svd" or (kernel and (m == "tucker2" or splits_kernel(layer)))]
+        check_choice(f"method of layer {name!r}", method, allowed)
         layers[name] = layer
     return layers
 
 
+def splits_kernel(layer: FactorableLayer) -> bool:
+    """Whether a method may split the layer's kernel between its axes."""
+    return isinstance(layer, nn.Conv2d)
+
+
 def factor_modules(layer: FactorableLayer, plan: LayerPlan) -> nn.Sequential:
-    """The layers that stand in for ``layer`` at the plan's ranks, with weights that are still to be filled in."""
+    """The layers that stand in for ``layer`` at the plan's ranks, with weights that are still to be filled in.
+
+    Raises:
+        ValueError: there are more or fewer ranks than the method has, or one that no such layer can have.
+    """
+    expected = len(DECOMPOSITIONS[str(plan.method)].axes) - 1
+    if len(plan.ranks) != expected or not all(1 <= rank <= layer.weight.numel() for rank in plan.ranks):
+        raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {expected}, each at least 1")
     place: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     bias = layer.bias is not None or plan.shift
     if isinstance(layer, nn.Linear):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.latency import Latency, measure_latency
@@ -30,7 +31,7 @@ class Profile:
     Attributes:
         params: every parameter, biases and BatchNorm included.
         macs: multiply-accumulates of one input in convolutions and matrix products; one counts as one.
-        size_bytes: bytes of the network's safetensors file.
+        size_bytes: of a safetensors file with its tensors; ``save_compressed`` adds a few for the plan.
         layers: leaf module -> its share, for the modules that have parameters.
     """
 
@@ -47,14 +48,23 @@ def profile(model: nn.Module, x: Tensor) -> Profile:
         model: left as it was.
         x: example input ``(N, C, H, W)``; MACs are divided by N.
     """
-    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
-    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation, which the counter does not know
+    try:
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with evaluating(model), plain, FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     root = type(model).__name__
+    flops: dict[int, int] = {}
+    counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    for name, module in model.named_modules(remove_duplicate=False):  # a module of two names is counted under one
+        flops[id(module)] = flops.get(id(module), 0) + counts.get(f"{root}.{name}" if name else root, 0)
     layers = {
         name: LayerProfile(
             sum(parameter.numel() for parameter in module.parameters()),
-            flops.get(f"{root}.{name}", 0) // 2 // len(x),
+            flops[id(module)] // 2 // len(x),
         )
         for name, module in model.named_modules()
         if not list(module.children()) and list(module.parameters())

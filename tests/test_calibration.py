@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.calibration import recalibrate_bn
+from common.calibration import calibrate, recalibrate_bn
 from tests.networks import tiny_cnn
 
 
@@ -51,3 +51,39 @@ def test_max_batches_and_networks_without_batchnorm() -> None:
     assert recalibrate_bn(nn.Linear(2, 2), [torch.ones(2, 2)]) == 0
     with pytest.raises(ValueError, match="no batch"):
         recalibrate_bn(nn.BatchNorm1d(2), [])
+
+
+class TwoHeads(nn.Module):
+    """The second head is one that only training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.auxiliary = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        nn.init.constant_(self.auxiliary.get_buffer("running_var"), 7.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.main(x)
+
+
+def test_a_head_that_no_batch_passes_keeps_its_statistics() -> None:
+    model = TwoHeads()
+    assert recalibrate_bn(model, [torch.randn(4, 3, 5, 5)]) == 1
+    assert model.auxiliary.get_buffer("running_var").tolist() == [7.0] * 3
+
+
+@pytest.mark.parametrize("batches", [[], [torch.randn(4, 3, 5, 5), torch.randn(4, 2, 5, 5)]])
+def test_after_an_error_the_statistics_are_those_before(batches: list[torch.Tensor]) -> None:
+    model = TwoHeads()
+    recalibrate_bn(model, [torch.randn(4, 3, 5, 5) * 3])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises((ValueError, RuntimeError)):
+        recalibrate_bn(model, iter(batches))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_bad_calibration_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"^positions=0: it must be at least 1$"):
+        calibrate(model, [torch.randn(2, 3, 5, 5)], positions=0)
+    with pytest.raises(ValueError, match=r"^layer '0': its inputs or outputs on the calibration data are not finite$"):
+        calibrate(model, [torch.full((2, 3, 5, 5), torch.nan)])

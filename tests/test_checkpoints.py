@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -15,6 +16,12 @@ from common.planning import plan_ranks
 from tests.networks import same_weights, tiny_cnn
 
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def plan_of(method: str, ranks: list[int]) -> str:
+    """A plan for one layer, as a file holds it."""
+    layers = {"layer1.0.conv1": {"method": method, "ranks": ranks}}
+    return json.dumps({"method": method, "rule": "fixed", "layers": layers})
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +91,57 @@ def test_the_plan_can_be_read_without_this_suite(dense: torch.nn.Module, tmp_pat
         metadata = file.metadata()
     assert json.loads(metadata["plan"])["layers"]["conv1"] == {"method": "svd", "ranks": [8]}
     assert json.loads(metadata["builder"]) == {"name": "resnet18", "arguments": {"num_classes": 10}}
+
+
+def changed(path: Path, **metadata: str) -> Path:
+    """The file with other metadata."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        held = file.metadata()
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"builder": "{"}, "does not say what network it holds"),
+        ({"builder": "{}"}, "does not say what network it holds"),
+        ({"builder": '{"name": "resnet18", "arguments": {"colour": 3}}'}, "names a network that cannot be built"),
+        ({"builder": '{"name": "resnet99", "arguments": {}}'}, "names a network that cannot be built"),
+        ({"builder": '{"name": "resnet18", "arguments": {"weights": "DEFAULT"}}'}, "asks for other weights"),
+        ({"plan": '{"method": "svd"}'}, "does not say what network it holds"),
+        ({"plan": plan_of("foo", [4])}, r"method of layer 'layer1\.0\.conv1'='foo' is unknown"),
+        ({"plan": plan_of("tucker2", [4])}, r"ranks=\(4,\): tucker2 takes 2, each at least 1"),
+        ({"plan": plan_of("svd", [-2])}, r"ranks=\(-2,\): svd takes 1, each at least 1"),
+    ],
+)
+def test_a_file_of_others_is_refused_with_its_name(
+    dense: torch.nn.Module, metadata: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    path = changed(save_compressed(dense, tmp_path / "mine.safetensors"), **metadata)
+    with pytest.raises(ValueError, match=rf"^weights='.*mine\.safetensors' .*{reason}"):
+        load_compressed(path)
+
+
+def test_a_network_that_the_file_does_not_fit_stays_as_it_was(dense: torch.nn.Module, tmp_path: Path) -> None:
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=0.2))
+    path = save_compressed(small, tmp_path / "small.safetensors")
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        held = file.metadata()
+    tensors["fc.1.bias"] = torch.zeros(3)
+    safetensors.torch.save_file(tensors, path, held)
+    target = build_model("resnet18", 10)
+    before = str(target)
+    with pytest.raises(ValueError, match=r"fc\.1\.bias has shape \(3,\), the network needs \(10,\)$"):
+        load_compressed(path, target)
+    assert str(target) == before
+    save_compressed(small, path)
+    assert same_weights(load_compressed(path, target), small)
+
+
+def test_the_precision_comes_back(tmp_path: Path) -> None:
+    model = build_model("resnet20", 10).double()
+    loaded = load_compressed(save_compressed(model, tmp_path / "double.safetensors"))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+    assert same_weights(loaded, model)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
 from common.planning import Budget, LayerPlan, RankPlan, plan_ranks
-from common.planning.layers import Decompositions
+from common.planning.layers import Decompositions, trace_layers
 from common.profiling import profile
 from tests.networks import same_weights, tiny_cnn
 
@@ -134,3 +136,113 @@ def test_the_whole_way_on_a_gpu() -> None:
     small = compress(model, plan, moments=moments)
     recalibrate_bn(small, [X])
     assert small(x).isfinite().all()
+
+
+class Standardized(nn.Conv2d):
+    """Does something of its own with its weight."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(input, self.weight / self.weight.std(), self.bias, padding=self.padding)
+
+
+def tied() -> nn.Sequential:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(Standardized(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "a Standardized computes something"),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 32, 3)),
+            "its weight is computed from other parameters",
+        ),
+        (tied(), "it shares its weight with 2"),
+    ],
+)
+def test_what_nothing_can_stand_in_for_stays_dense_and_says_why(model: nn.Sequential, reason: str) -> None:
+    x = torch.randn(2, 8, 8, 8)
+    plan = plan_ranks(model, x, "tucker2", "budget", budget=Budget(params=0.8))
+    assert reason in plan.skipped["0"]
+    small = compress(model, plan)
+    assert profile(small, x).params <= 0.8 * profile(model, x).params
+    forced = RankPlan({"0": LayerPlan("svd", (2,))}, "svd", "fixed")
+    with pytest.raises(ValueError, match=rf"^layer '0' of the plan has to stay dense: .*{reason}"):
+        compress(model, forced)
+
+
+class Calls(nn.Module):
+    """Calls its layers in unusual ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(4, 24, 3, padding=1), nn.ConvTranspose2d(24, 24, 3, 2, padding=1)
+        self.table, self.rows = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = torch.cat([*x.chunk(2, 2)], 0)  # two to an image, along the batch
+        y: torch.Tensor = self.conv(input=patches)
+        y = self.up(y, output_size=[2 * side for side in y.shape[2:]])
+        return y + self.table(self.rows).unflatten(1, (24, 1, 1))
+
+
+def test_unusual_calls_are_counted_and_compressed() -> None:
+    model, x = Calls(), torch.randn(4, 4, 8, 8)
+    shapes = trace_layers(model, x)
+    cost = profile(model, x)
+    assert shapes["conv"].dense_cost[1] == cost.layers["conv"].macs == 2 * 4 * 24 * 9 * 4 * 8
+    plan = plan_ranks(model, x, "svd", "fixed", ranks=2, moments=calibrate(model, [x]))
+    assert plan.skipped == {"up": "it is called with an output size, which its factors would not take"}
+    assert set(plan.factored) == {"conv", "table"}
+    assert compress(model, plan, moments=calibrate(model, [x]))(x).shape == model(x).shape
+
+
+def test_a_network_without_such_layers_has_the_least_cost_it_can_have() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(
+        ValueError, match=r"^Budget\(params=0\.5.* cannot be met: the least that can be kept is params=1\.0000$"
+    ):
+        plan_ranks(nn.Sequential(nn.BatchNorm2d(3)), x, "svd", "budget", budget=Budget(params=0.5))
+
+
+def test_ranks_are_plain_whole_numbers(tmp_path: Path) -> None:
+    model = build_model("resnet20", 10).eval()
+    wanted: Any = {"layer1.0.conv1": (np.int64(2), np.int64(3)), "layer1.0.conv2": np.int64(4)}
+    plan = plan_ranks(model, X, "tucker2", "fixed", ranks=wanted)
+    save_compressed(compress(model, plan), tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"^layer 'layer1\.0\.conv1': ranks=\(2\.5, 3\): they must be whole numbers$"):
+        plan_ranks(model, X, "tucker2", "fixed", ranks={"layer1.0.conv1": (2.5, 3)})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "reason"),
+    [
+        ("layer1.0.conv1", LayerPlan("tucker2", (4,)), r"layer 'layer1\.0\.conv1' of the plan: ranks=\(4,\)"),
+        ("layer1.0.conv1", LayerPlan("svd", (999,)), r"layer 'layer1\.0\.conv1' of the plan: rank=999"),
+        ("layer1.0.conv1", LayerPlan("svdd", (4,)), r"method of layer .*='svdd' is unknown \(did you mean 'svd'\?\)"),
+        ("fc", LayerPlan("htd", (4, 4, 4)), r"method of layer 'fc'='htd' is unknown; allowed: svd$"),
+    ],
+)
+def test_a_plan_made_by_hand_is_checked_layer_by_layer(name: str, layer: LayerPlan, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        compress(build_model("resnet20", 10), RankPlan({name: layer}, "svd", "fixed"))
+
+
+def test_bad_weights_and_sweeps_are_refused_by_name() -> None:
+    model = tiny_cnn()
+    plan = plan_ranks(model, X, "svd", "fixed", ranks=0.4)
+    with pytest.raises(ValueError, match=r"^sweeps=-1: it must be at least 0$"):
+        compress(model, plan, sweeps=-1)
+    nn.init.constant_(model.stem.get_parameter("0.weight"), torch.nan)
+    with pytest.raises(ValueError, match=r"^layer 'stem\.0' has weights that are not finite"):
+        compress(model, plan)
+
+
+def test_moments_that_the_plan_did_not_know_are_warned_of() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3)).eval()
+    moments = calibrate(model, [X])
+    with pytest.warns(UserWarning, match=r"gives no bias to 0, which lose their outputs' mean"):
+        compress(model, plan_ranks(model, X, "svd", "fixed", ranks=2), moments=moments)
+    compress(model, plan_ranks(model, X, "svd", "fixed", ranks=2, moments=moments), moments=moments)

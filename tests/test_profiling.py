@@ -44,3 +44,19 @@ def test_profiling_leaves_the_network_alone() -> None:
     measure_latency(model, torch.randn(2, 3, 8, 8), rounds=3, round_s=0.001)
     assert model.training
     assert model.norm.num_batches_tracked == 0
+
+
+def test_every_layer_is_counted_under_one_name() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared))
+    cost = profile(model, torch.randn(1, 3, 4, 4))
+    assert {name: layer.macs for name, layer in cost.layers.items()} == {"0.0": cost.macs}
+    assert cost.macs == 2 * 9 * 16
+    alone = profile(shared, torch.randn(1, 3, 4, 4))
+    assert [layer.macs for layer in alone.layers.values()] == [alone.macs] == [9 * 16]
+
+
+def test_attention_is_counted_in_evaluation_mode_too() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    # Query, key, value and output projections, both products of 5 x 5 scores, and the two layers behind.
+    assert profile(model, torch.randn(2, 5, 16)).macs == 5 * 4 * 16 * 16 + 2 * 25 * 16 + 2 * 5 * 16 * 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -161,12 +162,15 @@ class Decomposition(ABC):
         return self.fit(tuple(min(rank, most) for rank, most in zip(raised, self.max_ranks, strict=True)))
 
     def check(self, ranks: Ranks) -> Ranks:
-        """``ranks`` unchanged.
+        """``ranks`` unchanged, as plain numbers.
 
         Raises:
-            ValueError: not as many as the method has, or one outside 1..maximum.
+            ValueError: not as many as the method has, one that is no whole number, or one outside 1..maximum.
         """
-        ranks = tuple(ranks)
+        try:
+            ranks = tuple(operator.index(rank) for rank in ranks)
+        except TypeError:
+            raise ValueError(f"ranks={tuple(ranks)}: they must be whole numbers") from None
         if len(ranks) != len(self.max_ranks):
             raise ValueError(f"ranks={ranks}: {self.method} takes {len(self.max_ranks)}, {self.rank_names}")
         for name, rank, most in zip(self.rank_names, ranks, self.max_ranks, strict=True):

@@ -14,6 +14,9 @@ EXACT = 128
 """Up to so many rows all eigenvectors cost less than looking for some of them."""
 FLAT = 2.0
 """A spectrum is flat when the mean square of its eigenvalues is at most this many times their squared mean."""
+WEAKEST = 0.05
+"""Of the mean eigenvalue: a subspace that reaches below it is no matter of flat spectra (filters that died, say), and
+the polynomial would grow beyond what single precision holds."""
 DEGREE = 8
 """Of the polynomial: each more costs one product with the Gram matrix."""
 
@@ -46,19 +49,26 @@ def leading_subspace(
                 if start is None:
                     draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(gram)
                     start = torch.linalg.qr(gram @ draw).Q
-                return _filtered(gram, start)
+                found = _filtered(gram, start, WEAKEST * trace / rows)
+                if found is not None:
+                    return found
     return leading_basis(unfold(tensor))[:, :, :rank]
 
 
-def _filtered(gram: Tensor, basis: Tensor) -> Tensor:
+def _filtered(gram: Tensor, basis: Tensor, weakest: Tensor) -> Tensor | None:
     """The basis after a Chebyshev polynomial that grows fast above the least eigenvalue it has, and is small below.
+
+    None where that eigenvalue is below the weakest that is allowed.
 
     Args:
         gram: ``(G, n, n)``, symmetric.
         basis: ``(G, n, r)``, orthonormal.
+        weakest: ``(G,)``.
     """
     image = gram @ basis
     least = torch.linalg.eigvalsh(basis.mT @ image)[:, 0]  # a Ritz value: at most the r-th greatest eigenvalue
+    if not bool((least >= weakest).all()):
+        return None
     centre = (least / 2)[:, None, None]
     previous, current = basis, image / centre - basis
     for _ in range(DEGREE - 1):

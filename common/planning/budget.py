@@ -114,7 +114,7 @@ def allocate(
     harms = [options[name].harm for name in names]
     whole = np.array(dense, dtype=np.float64)
     kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
-    limits = kept * whole - np.array(rest)
+    limits = np.where(np.isfinite(kept), np.minimum(kept, 1) * whole, np.inf) - np.array(rest)
     _refuse_unreachable(budget, sizes, limits, dense, rest)
     found: list[tuple[float, list[int]]] = []
     for mixture in _mixtures(np.isfinite(kept)):

@@ -16,6 +16,7 @@ from common.modes import evaluating
 from common.planning.plan import LayerPlan
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+PLAIN_FORWARDS = (nn.Conv2d.forward, nn.ConvTranspose2d.forward, nn.Linear.forward)
 Size = tuple[int, int]
 Kept = TypeVar("Kept")
 
@@ -32,7 +33,9 @@ class LayerShape:
         transposed: whether it is a transposed convolution.
         calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
             A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
+            Frames or patches that are folded into the batch stand as so many times the height.
         linear: whether it is a Linear.
+        reason: why it has to stay dense whatever the ranks; empty for one that need not.
     """
 
     channels: tuple[int, int]
@@ -42,6 +45,7 @@ class LayerShape:
     transposed: bool
     calls: tuple[tuple[Size, Size], ...]
     linear: bool = False
+    reason: str = ""
 
     @property
     def dense_cost(self) -> tuple[int, int]:
@@ -87,18 +91,23 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         x: example input ``(N, C, H, W)``.
     """
     calls: dict[str, list[tuple[Size, Size]]] = {}
+    reasons = irreplaceable_layers(model)
 
-    def record(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+    def record(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        inputs = layer_input(given, named)
+        if len(given) + len(named) > 1:
+            reasons.setdefault(name, "it is called with an output size, which its factors would not take")
         if isinstance(module, nn.Linear):
-            positions = (inputs.numel() // inputs.shape[-1] // x.shape[0], 1)
+            positions = (max(1, inputs.numel() // inputs.shape[-1] // x.shape[0]), 1)
             sizes = (positions, positions)
         else:
-            sizes = ((inputs.shape[-2], inputs.shape[-1]), (output.shape[-2], output.shape[-1]))
+            times = max(1, round(inputs.shape[0] / x.shape[0]))
+            sizes = ((times * inputs.shape[-2], inputs.shape[-1]), (times * output.shape[-2], output.shape[-1]))
         calls.setdefault(name, []).append(sizes)
 
     layers = factorable_layers(model)
     handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: record(name, m, i[0], o))
+        module.register_forward_hook(lambda m, i, k, o, name=name: record(name, m, i, k, o), with_kwargs=True)
         for name, module in layers.items()
     ]
     try:
@@ -107,7 +116,35 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _shape(layer, tuple(calls[name])) for name, layer in layers.items() if name in calls}
+    return {
+        name: _shape(layer, tuple(calls[name]), reasons.get(name, ""))
+        for name, layer in layers.items()
+        if name in calls
+    }
+
+
+def layer_input(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """What a layer was called with, as a hook sees it."""
+    found: Tensor = given[0] if given else named["input"]
+    return found
+
+
+def irreplaceable_layers(model: nn.Module) -> dict[str, str]:
+    """Layer -> why nothing can stand in for it: its weight is not its own, or its forward not PyTorch's."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    reasons: dict[str, str] = {}
+    for name, layer in factorable_layers(model).items():
+        others = [other for other in owners.get(id(layer.weight), []) if other != name]
+        if type(layer).forward not in PLAIN_FORWARDS:
+            reasons[name] = f"a {type(layer).__name__} computes something of its own"
+        elif "weight" not in dict(layer.named_parameters(recurse=False)):
+            reasons[name] = "its weight is computed from other parameters; remove the parametrization first"
+        elif others:
+            reasons[name] = f"it shares its weight with {', '.join(others)}"
+    return reasons
 
 
 def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
@@ -115,13 +152,14 @@ def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FactorableLayer)}
 
 
-def _shape(layer: FactorableLayer, calls: tuple[tuple[Size, Size], ...]) -> LayerShape:
+def _shape(layer: FactorableLayer, calls: tuple[tuple[Size, Size], ...], reason: str) -> LayerShape:
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls, linear=True)
+        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls, True, reason)
+    transposed = isinstance(layer, nn.ConvTranspose2d)
     height, width = layer.kernel_size
     channels = (layer.in_channels, layer.out_channels)
-    return LayerShape(channels, (height, width), layer.groups, bias, isinstance(layer, nn.ConvTranspose2d), calls)
+    return LayerShape(channels, (height, width), layer.groups, bias, transposed, calls, reason=reason)
 
 
 def layer_method(method: str, shape: LayerShape) -> str:
@@ -137,6 +175,8 @@ def layer_method(method: str, shape: LayerShape) -> str:
 
 def dense_reason(shape: LayerShape) -> str:
     """Why a layer has to stay dense whatever the ranks; empty for one that need not."""
+    if shape.reason:
+        return shape.reason
     depthwise = shape.groups > 1 and shape.groups == shape.channels[0]
     return "a depthwise convolution has no channels to factor" if depthwise else ""
 
@@ -176,11 +216,17 @@ class Decompositions:
         self._kept: dict[Hashable, Any] = {}
 
     def get(self, name: str, method: str) -> Decomposition:
-        """The decomposition of layer ``name`` by ``method``."""
+        """The decomposition of layer ``name`` by ``method``.
+
+        Raises:
+            ValueError: the layer's weights are not finite.
+        """
         if (name, method) not in self._made:
             layer = self._layers[name]
             groups = 1 if isinstance(layer, nn.Linear) else layer.groups
             weight = convolution_weight(layer)
+            if not weight.isfinite().all():
+                raise ValueError(f"layer {name!r} has weights that are not finite; nothing can be decomposed there")
             metric = next((made.metric for (layer_name, _), made in self._made.items() if layer_name == name), None)
             moments = self.moments.get(name)
             self._made[name, method] = DECOMPOSITIONS[method](weight, groups, moments, self.sweeps, metric)

@@ -117,7 +117,11 @@ def plan_ranks(
         settings |= predicted
     elif rule == "fixed":
         layers = _fixed_plans(shapes, decompositions, method, ranks)
-        settings = {"ranks": dict(ranks) if isinstance(ranks, Mapping) else ranks}
+        settings = {
+            "ranks": {name: _plain(asked) for name, asked in ranks.items()}
+            if isinstance(ranks, Mapping)
+            else _plain(ranks)
+        }
     elif rule == "energy":
         layers = _selected_plans(shapes, decompositions, methods, lambda s, _: energy_rank(s, threshold))
         settings = {"threshold": threshold}
@@ -179,7 +183,7 @@ def _budget_plans(
     }
     cost = decompositions.keep(("profile", x.shape), lambda: profile(model, x))
     dense: list[float] = [cost.params, cost.macs]
-    own = np.sum([shape.dense_cost for shape in shapes.values()], axis=0).tolist()
+    own = np.sum([(0, 0), *(shape.dense_cost for shape in shapes.values())], axis=0).tolist()
     if latencies is not None and whole is not None:
         own.append(latencies.layers_seconds(shapes) + per_weight * own[0])
         dense.append(whole.seconds)
@@ -209,7 +213,7 @@ def _selected_plans(
 def kept_shares(shape: LayerShape, plan: LayerPlan) -> tuple[float, float]:
     """Shares of the dense layer's parameters and of its MACs that the plan keeps."""
     (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
-    return params / dense_params, macs / dense_macs
+    return params / dense_params, macs / max(dense_macs, 1)
 
 
 def _fixed_plans(
@@ -253,6 +257,13 @@ def dense_unless_smaller(shape: LayerShape, plan: LayerPlan) -> LayerPlan:
     return plan
 
 
+def _plain(asked: LayerRanks | None) -> LayerRanks | None:
+    """The same in numbers that JSON knows."""
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        return [int(rank) for rank in asked]
+    return int(asked) if isinstance(asked, np.integer) else asked
+
+
 def fixed_ranks(decomposition: Decomposition, asked: LayerRanks | None, name: str, limit: int) -> Ranks:
     """The ranks that a user asked for the layer ``name``; a single whole number may be at most ``limit``.
 
@@ -261,8 +272,8 @@ def fixed_ranks(decomposition: Decomposition, asked: LayerRanks | None, name: st
     """
     if asked == "full":
         return decomposition.max_ranks
-    if isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked <= limit:
-        return decomposition.cap(asked)
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and 1 <= int(asked) <= limit:
+        return decomposition.cap(int(asked))
     if isinstance(asked, float) and 0 < asked <= 1:
         return decomposition.fraction(asked)
     if isinstance(asked, Sequence) and not isinstance(asked, str):

@@ -233,3 +233,31 @@ def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
         model(x)
     handle.remove()
     return outputs[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [(4, 1, 0, 0), (3, 1, 0, 0), (4, 2, 1, 0), (3, 2, 1, 1), (2, 2, 0, 0), (2, 3, 0, 0)]
+)
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_transposed_convolution_keeps_its_outputs_mean_exactly(settings: tuple[int, ...], size: int) -> None:
+    """However much of what its kernel makes is cropped, or no position meets."""
+    kernel, stride, padding, more = settings
+    if kernel + (size - 1) * stride <= 2 * padding:
+        pytest.skip("no output is left")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(8, 8, kernel, stride, padding, more)).eval()
+    x = torch.randn(32, 8, size, size) + torch.arange(8.0)[:, None, None]
+    moments = calibrate(model, [x])
+    plan = plan_ranks(model, x, "svd", "fixed", ranks=2, only_if_smaller=False, moments=moments)
+    with torch.no_grad():
+        small, dense = compress(model, plan, moments=moments)(x), model(x)
+    torch.testing.assert_close(small.mean((0, 2, 3)), dense.mean((0, 2, 3)), rtol=0, atol=1e-4 * float(dense.std()))
+
+
+def test_a_large_bias_takes_no_digits_from_the_covariance() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(4, 6, 3)), torch.randn(16, 4, 8, 8)
+    nn.init.zeros_(model.get_parameter("0.bias"))
+    plain = calibrate(model, [x])["0"].output_covariance
+    nn.init.constant_(model.get_parameter("0.bias"), 1e4)
+    torch.testing.assert_close(calibrate(model, [x])["0"].output_covariance, plain, rtol=0.02, atol=1e-3)

@@ -47,6 +47,18 @@ def test_any_other_spectrum_is_exact(shape: tuple[int, int]) -> None:
         assert lost == pytest.approx(0.81**rank, rel=1e-2)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.05])
+@pytest.mark.parametrize("rank", [64, 138, 190])
+def test_filters_that_died_make_no_subspace_worse(rank: int, scale: float) -> None:
+    """60 of 200 rows are weak, which the measure of flatness lets pass."""
+    matrix = flat()
+    matrix[:, :60] *= scale
+    basis = leading(matrix, rank)
+    best = float(torch.linalg.svdvals(matrix.double())[:, :rank].square().sum() / matrix.double().square().sum())
+    assert captured(matrix, basis) == pytest.approx(best, rel=0.05)
+    assert captured(matrix, leading(matrix, rank, basis)) >= captured(matrix, basis) - 1e-6
+
+
 def test_double_precision_is_exact() -> None:
     matrix = flat(groups=1).double()
     best = torch.linalg.svd(matrix, full_matrices=False).U[:, :, :30]
