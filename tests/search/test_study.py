@@ -54,7 +54,11 @@ def search(model: nn.Module, folder: Path, run: str = "run", **changes: Any) -> 
 def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     x = torch.randn(1, 3, 8, 8)
-    plans = [plan_ranks(dense, x, "svd", "fixed", ranks=4), plan_ranks(dense, x, "arsvd", tau=0.5)]
+    kept = decompose_for_search(dense, tiny_digits(), seed=0)
+    plans = [
+        plan_ranks(dense, x, "svd", "fixed", ranks=4, decompositions=kept),
+        plan_ranks(dense, x, "arsvd", tau=0.5, decompositions=kept),
+    ]
     result, seen = search(dense, tmp_path, plans=plans)
     assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
 
@@ -290,8 +294,10 @@ def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(den
 
 def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:
     x = tiny_digits().example()
-    large = plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=0.9))  # more accurate than any at the budget
-    small = plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=0.25))
+    kept = decompose_for_search(dense, tiny_digits(), seed=0)
+    large, small = (  # one is more accurate than any at the budget
+        plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=macs), decompositions=kept) for macs in (0.9, 0.25)
+    )
     settings = SearchSettings(
         method="svd", trials=2, budget=Budget(macs=0.3), finetune_top=3, keep=0.1, finetune=SETTINGS.finetune
     )
