@@ -118,16 +118,16 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLaye
             raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which has no ranks")
         if name in irreplaceable:
             raise ValueError(f"layer {name!r} of the plan has to stay dense: {irreplaceable[name]}")
-        method, kernel = plan.layers[name].method, not isinstance(layer, nn.Linear)
-        allowed = [m for m in DECOMPOSITIONS if m == "svd" or (kernel and (m == "tucker2" or splits_kernel(layer)))]
-        check_choice(f"method of layer {name!r}", method, allowed)
+        check_choice(f"method of layer {name!r}", plan.layers[name].method, methods_for(layer))
         layers[name] = layer
     return layers
 
 
-def splits_kernel(layer: FactorableLayer) -> bool:
-    """Whether a method may split the layer's kernel between its axes."""
-    return isinstance(layer, nn.Conv2d)
+def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
+    """The decompositions that a layer can have: a Linear has no kernel, and no method splits a transposed one."""
+    if isinstance(layer, nn.Linear):
+        return ("svd",)
+    return ("svd", "tucker2") if isinstance(layer, nn.ConvTranspose2d) else tuple(DECOMPOSITIONS)
 
 
 def factor_modules(layer: FactorableLayer, plan: LayerPlan) -> nn.Sequential:
