@@ -40,5 +40,5 @@ def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: 
         axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Time of one pass of the batch (ms)")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, loc="left")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
