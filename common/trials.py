@@ -12,7 +12,7 @@ import datetime
 import json
 import math
 import os
-import subprocess
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -390,8 +390,8 @@ def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, Tri
     No value on test is looked at.
     """
     accepted = [record for record in records if is_accepted(record, keep)]
-    finished = {_search_of(record) for record in accepted if "test" in record.metrics}
-    eligible = [record for record in accepted if "test" in record.metrics or _search_of(record) not in finished]
+    finished = {study_of(record) for record in accepted if "test" in record.metrics}
+    eligible = [record for record in accepted if "test" in record.metrics or study_of(record) not in finished]
     best: dict[str, TrialRecord] = {}
     for criterion in CRITERIA:
         candidates = [r for r in eligible if criterion in reductions(r)]
@@ -400,21 +400,12 @@ def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, Tri
     return best
 
 
-def _search_of(record: TrialRecord) -> str:
-    """The study, which the runs of its workers share; else the run."""
-    return str(record.details.get("study") or record.run)
+def study_of(record: TrialRecord, by_name: bool = False) -> str:
+    """The study that a record belongs to: the one it names, else its run.
 
-
-def git_commit(folder: str | Path = ".") -> str | None:
-    """The commit checked out in ``folder``, with ``+`` behind it when files differ; None outside git."""
-    try:
-        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
-
-
-def _git(folder: str | Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    Args:
+        record: a trial.
+        by_name: whether the run ``<name>-w2`` of a record that names no study is a worker of ``<name>``.
+    """
+    named = record.details.get("study")
+    return str(named) if named else re.sub(r"-w\d+$", "", record.run) if by_name else record.run

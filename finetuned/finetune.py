@@ -34,14 +34,13 @@ from common.choices import check_choice, sentence  # noqa: E402
 from common.compression import compress  # noqa: E402
 from common.data import DATASETS, DataBundle, load_data  # noqa: E402
 from common.decomposition import DECOMPOSITIONS  # noqa: E402
-from common.environment import default_device, describe_environment  # noqa: E402
+from common.environment import default_device, describe_environment, git_commit  # noqa: E402
 from common.metrics import evaluate  # noqa: E402
 from common.models import MODELS, build_model, check_image_size  # noqa: E402
 from common.planning import plan_ranks  # noqa: E402
 from common.profiling import profile  # noqa: E402
 from common.reporting import figures  # noqa: E402
 from common.training import EpochLog, TrainingSettings, train  # noqa: E402
-from common.trials import git_commit  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -15,8 +15,8 @@ import pandas as pd
 from common.reporting.columns import Columns
 from common.reporting.facts import method_order
 from common.reporting.runs import Log
-from common.reporting.workers import Versions, study_of
-from common.trials import Entry, TrialRecord, choose_best, parse_record
+from common.reporting.workers import Versions
+from common.trials import Entry, TrialRecord, choose_best, parse_record, study_of
 
 
 class Trials:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from common.trials import STAGES, TrialRecord
+from common.trials import STAGES, TrialRecord, study_of
 
 STAGE_ORDER = (*STAGES, "test")
-
-
-def study_of(record: TrialRecord, by_name: bool = False) -> str:
-    """The study that a record belongs to: the one it names, else its run.
-
-    Args:
-        record: a trial.
-        by_name: whether the run ``<name>-w2`` of a record that names no study is a worker of ``<name>``.
-    """
-    named = record.details.get("study")
-    return str(named) if named else re.sub(r"-w\d+$", "", record.run) if by_name else record.run
 
 
 class Versions:

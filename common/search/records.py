@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from common.data import DataBundle
-from common.environment import describe_environment
+from common.environment import describe_environment, git_commit
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.search.blueprint import Blueprint
 from common.search.objective import RUNGS, Measured, four_digits
 from common.search.slots import OUTCOME, Attempts
-from common.trials import TrialRecord, git_commit, read_log
+from common.trials import TrialRecord, read_log
 
 Values = dict[str, Any]
 """The fields of a record that differ from trial to trial; a study keeps only these."""
