@@ -48,8 +48,8 @@ from common.search import SearchSettings, search_ranks
 from common.search.policy import Policy, static_logits
 from common.search.preparation import measure_sensitivities
 from common.search.space import Space
+from common.selection import final_metric, is_accepted
 from common.training import TrainingSettings, train
-from common.trials import final_metric, is_accepted
 
 TARGET = Budget(params=1 - 0.8715, macs=1 - 0.8467)
 POINTS = 0.003

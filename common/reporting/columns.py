@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from common.reporting.facts import conditions, method_name, proposer_of, setting_text
-from common.trials import STAGES, Entry, TrialRecord, final_metric, reductions
+from common.selection import final_metric, reductions
+from common.trials import STAGES, Entry, TrialRecord
 
 TEXTS = (
     *("run", "study", "status", "model", "dataset", "method", "rule", "setting", "sampler", "metric", "runtime"),

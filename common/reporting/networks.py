@@ -13,7 +13,8 @@ import pandas as pd
 from common.reporting.facts import conditions, environment_text, latencies, macs_ratio, number
 from common.reporting.frame import Trials
 from common.reporting.table import Table, as_text, milliseconds, percentage, times
-from common.trials import CRITERIA, TrialRecord
+from common.selection import CRITERIA
+from common.trials import TrialRecord
 
 PLACE = ("Model", "Run", "Trial")
 

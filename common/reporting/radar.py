@@ -15,7 +15,8 @@ from common.reporting.facts import method_name, method_title
 from common.reporting.frame import Trials
 from common.reporting.runs import check_keep
 from common.reporting.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
-from common.trials import TrialRecord, final_metric, reductions
+from common.selection import final_metric, reductions
+from common.trials import TrialRecord
 
 TITLES = {
     "metric": "Metric over dense",

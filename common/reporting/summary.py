@@ -12,7 +12,8 @@ from common.reporting.facts import method_name
 from common.reporting.frame import Trials, is_accepted, is_measured
 from common.reporting.runs import check_keep
 from common.reporting.table import Table, change, human_count, percentage, shown, times
-from common.trials import CRITERIA, TrialRecord, final_metric, reductions
+from common.selection import CRITERIA, final_metric, reductions
+from common.trials import TrialRecord
 
 COLUMNS = (
     *("Model", "Criterion", "Params Red.", "MACs Red.", "Value", "Speedup", "Parameters", "MACs", "Comp. Rate"),

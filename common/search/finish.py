@@ -20,8 +20,9 @@ from common.metrics import evaluate
 from common.search.objective import Objective
 from common.search.records import plan_of_record
 from common.search.settings import SearchSettings
+from common.selection import choose_best, final_metric
 from common.training import train
-from common.trials import TrialRecord, TrialWriter, choose_best, final_metric
+from common.trials import TrialRecord, TrialWriter
 
 FINETUNED = "finetuned trial {}"
 """A study's attribute: the file and figures of a trial that was fine-tuned; empty when that made it worse."""

@@ -27,7 +27,8 @@ from common.search.samplers import policies
 from common.search.settings import SearchSettings
 from common.search.slots import Attempts
 from common.search.storage import FINISHED, check_run, journal_path, open_study, opened_storage
-from common.trials import TrialRecord, TrialWriter, choose_best
+from common.selection import choose_best
+from common.trials import TrialRecord, TrialWriter
 
 GIVEN = "given plan {}"
 """A study's attribute: what came of a plan that was measured first."""
@@ -39,8 +40,8 @@ class SearchResult:
 
     Attributes:
         records: every trial in its latest version, by number.
-        best: criterion -> the accepted trial that is best by it, see :func:`common.trials.choose_best`; under a budget
-            also ``metric``, the first by :func:`common.search.finish.best_first`, accepted or not.
+        best: criterion -> the accepted trial that is best by it, see :func:`common.selection.choose_best`; under a
+            budget also ``metric``, the first by :func:`common.search.finish.best_first`, accepted or not.
         networks: number of a chosen trial -> its network; empty when the search was stopped before its end.
         sensitivities: layer -> measured sensitivity.
         layer_sizes: layer -> its parameters in the dense network.

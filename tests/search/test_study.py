@@ -24,8 +24,9 @@ from common.search.objective import Objective
 from common.search.preparation import decompose_for_search, measure_sensitivities
 from common.search.space import Space
 from common.search.storage import open_study, opened_storage
+from common.selection import choose_best
 from common.training import TrainingSettings, train
-from common.trials import TrialRecord, choose_best, read_log
+from common.trials import TrialRecord, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 
