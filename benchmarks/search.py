@@ -68,7 +68,7 @@ def search(
                 f"one with {dense:.2%}; give another --out"
             ) from None
         return records
-    if found.remaining:
+    if not found.finished:
         raise KeyboardInterrupt
     return found.records
 

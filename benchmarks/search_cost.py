@@ -47,6 +47,7 @@ from common.planning.plan import RankPlan
 from common.search import SearchSettings, search_ranks
 from common.search.policy import Policy, static_logits
 from common.search.preparation import measure_sensitivities
+from common.search.slots import Attempts
 from common.search.space import Space
 from common.selection import final_metric, is_accepted
 from common.training import TrainingSettings, train
@@ -173,7 +174,8 @@ def workers(options: argparse.Namespace) -> None:
             statuses = [process.wait() for process in crew]
             if any(statuses):
                 raise RuntimeError("a worker failed")
-            trials = [t for t in begun.study.get_trials() if t.state.is_finished()][1:]
+            judged = Attempts(begun.study, options.trials).judged
+            trials = sorted(judged.values(), key=lambda trial: trial.number)[1:]
             starts, ends = [t.datetime_start for t in trials], [t.datetime_complete for t in trials]
             seconds = (max(e for e in ends if e) - min(s for s in starts if s)).total_seconds()
             rows.append([count, len(trials), 60 * len(trials) / seconds])

@@ -37,6 +37,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         "schema": SCHEMA_VERSION,
         "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
         "plan": json.dumps(provenance.plan.to_json() if provenance.plan else None),
+        "inputs": json.dumps(dict(provenance.inputs)),
     }
     tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()}
     partial = path.with_name(path.name + ".partial")
@@ -80,6 +81,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         name, arguments = builder["name"], dict(builder["arguments"])
         stored = json.loads(metadata["plan"])
         plan = RankPlan.from_json(stored) if stored is not None else None
+        inputs = dict(json.loads(metadata.get("inputs", "{}")))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
     if model is not None:
@@ -94,7 +96,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         except (TypeError, ValueError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
     _factor_and_fill(path, model, plan, tensors)
-    set_provenance(model, Provenance(name, arguments, plan))
+    set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
 
 

@@ -6,7 +6,7 @@ any package that is there already in another version. This module imports nothin
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import re
 import shutil
 import subprocess
@@ -20,8 +20,8 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
-PAUSE_S = 60.0
-"""Between two copies of a run that goes on."""
+PAUSE_S, PAUSE_COPIES = 60.0, 9.0
+"""Between two copies of a run that goes on: so many seconds, and so many times as long as the last copy took."""
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
 
 
@@ -107,21 +107,31 @@ def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Pat
 
 
 def _files_of(folder: Path, run: str) -> list[Path]:
+    """The run's log, journal and checkpoint, its dense network, those of its trials, and its workers' logs."""
     passing = (".lock", ".partial", ".part")
-    return sorted(p for p in folder.glob(f"{glob.escape(run)}[.-]*") if p.suffix not in passing)
+    own = re.compile(rf"{re.escape(run)}(-dense|-trial\d+|-w\d+)?\.[^.]+")
+    return sorted(p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing)
 
 
 class RunKeeper:
-    """Keeps a run on Drive while it goes on, once in ``PAUSE_S`` seconds; does nothing where none is mounted."""
+    """Keeps a run on Drive while it goes on, once in a while; does nothing where none is mounted."""
 
     def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
         self._logs, self._drive, self._next = logs, drive, 0.0
 
-    def keep(self, run: str) -> None:
-        """Copy what has changed, when the last copy is long enough ago."""
-        if time.monotonic() >= self._next:
+    def keep(self, run: str, now: bool = False) -> None:
+        """Copy what has changed, when the last copy is long enough ago, or in any case with ``now``."""
+        start = time.monotonic()
+        if now or start >= self._next:
             keep_run(self._logs, run, self._drive)
-            self._next = time.monotonic() + PAUSE_S
+            end = time.monotonic()
+            self._next = end + max(PAUSE_S, PAUSE_COPIES * (end - start))
+
+    def forget(self, file: Path) -> None:
+        """Remove a file of the run that is no longer needed, here and on Drive."""
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (Path(self._drive) / file.name).unlink(missing_ok=True)
 
 
 def main() -> None:

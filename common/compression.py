@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,7 +96,7 @@ def compress(
             stacklevel=2,
         )
     if mode == "factorized":
-        set_provenance(small, Provenance(provenance.builder, provenance.arguments, plan))
+        set_provenance(small, dataclasses.replace(provenance, plan=plan))
     return small
 
 

@@ -20,6 +20,7 @@ Config = TypeVar("Config", bound="NotebookConfig")
 Value = TypeVar("Value", int, float, str)
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython"}
@@ -42,10 +43,10 @@ class NotebookConfig:
     image_size: Annotated[int, Field(ge=8)] = 32
     batch_size: Annotated[int, Field(ge=2)] = 128
     limit: Annotated[int, Field(ge=2)] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     logs: str = "logs"
     run: str | None = None
-    storage: str | None = None
+    storage: str | None = Field(default=None, repr=False)  # it may hold a password
 
     def __post_init__(self) -> None:
         if self.data_root is not None and not self.download and not Path(self.data_root).is_dir():
@@ -54,6 +55,11 @@ class NotebookConfig:
             from common.search.storage import check_run  # Optuna is loaded for this question alone
 
             check_run(self.logs, self.run, self.storage)
+        elif self.storage is not None:
+            from common.search.storage import opened_storage
+
+            with opened_storage(self.storage):
+                pass
 
     @classmethod
     def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
@@ -84,7 +90,9 @@ class NotebookConfig:
                 f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
             )
         if found.get("run"):  # on Colab, what an earlier session left on the Drive
-            fetch_run(str(found.get("logs", "logs")), str(found["run"]))
+            logs, run = str(found.get("logs", "logs")), str(found["run"])
+            log_path(logs, run, new=False)
+            fetch_run(logs, run)
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
         except ValidationError as error:
@@ -99,8 +107,8 @@ class ExperimentConfig(NotebookConfig):
 
     weights: str | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    dense_epochs: Annotated[float, Field(ge=0)] = 8.0  # 0 takes torchvision's weights as they are
-    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes torchvision's weights as they are
+    dense_learning_rate: Positive = 0.1
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     data_aware: bool = True
     policy: Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"] = "adaptive"
@@ -108,10 +116,10 @@ class ExperimentConfig(NotebookConfig):
     budget_macs: Share | None = None
     trials: Count = 30
     keep: Share = 0.99
-    size_weight: Annotated[float, Field(ge=0)] = 0.5
+    size_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
-    finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    finetune_learning_rate: Positive = 0.02
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     distill_features: str = ""
     latency_batch: Count = 1
@@ -127,10 +135,15 @@ class ExperimentConfig(NotebookConfig):
         _ = self.rank_list, self.tau_list, self.feature_list
         if self.policy in BUDGET_RULES and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
-        if "compile" in self.runtime_list:
-            from common.latency import check_runtime  # torch is loaded for this question alone
+        if self.runtime_list != ("eager",):
+            from common.environment import default_device  # torch is loaded for this question alone
+            from common.latency import check_runtime
 
-            check_runtime("compile")
+            for runtime in self.runtime_list:
+                try:
+                    check_runtime(runtime, default_device())
+                except ValueError as error:
+                    raise ValueError(f"runtimes={self.runtimes!r}: {error}") from None
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""
@@ -155,7 +168,10 @@ class ExperimentConfig(NotebookConfig):
     def runtime_list(self) -> tuple[str, ...]:
         """The names in ``runtimes``."""
         allowed = f"one or more of {', '.join(RUNTIMES)}"
-        return tuple(_listed("runtimes", self.runtimes or "none", str, allowed, lambda name: name in RUNTIMES))
+        names = _listed("runtimes", self.runtimes, str, allowed, lambda name: name in RUNTIMES)
+        if not names:
+            raise ValueError(f"runtimes={self.runtimes!r}: it must be {allowed}, with commas between")
+        return tuple(names)
 
     @property
     def tau_list(self) -> list[float]:
@@ -187,8 +203,8 @@ class SegmentationConfig(ExperimentConfig):
     depth: Count = 4
     upsampling: Literal["transposed", "bilinear"] = "transposed"
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    dense_learning_rate: Annotated[float, Field(gt=0)] = 0.002
-    finetune_learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    dense_learning_rate: Positive = 0.002
+    finetune_learning_rate: Positive = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.modes import evaluating
+
 
 class Teacher:
     """A network whose outputs, and the outputs of some of its modules, another one is to approach.
 
     Args:
-        teacher: put in evaluation mode; its weights get no gradient.
+        teacher: asked in evaluation mode, and left in the mode that it was in; its weights get no gradient.
         student: takes the same inputs.
         temperature: that softens both outputs.
         features: names of modules that both networks have, whose outputs are compared as well.
@@ -22,20 +24,20 @@ class Teacher:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, temperature: float, features: Sequence[str]) -> None:
-        self._network, self._temperature = teacher.eval(), temperature
+        for network in (teacher, student):
+            check_features(network, features)
+        self._network, self._temperature = teacher, temperature
         self._taught: dict[str, Tensor] = {}
         self._learnt: dict[str, Tensor] = {}
-        self._handles = []
-        for network, outputs in ((teacher, self._taught), (student, self._learnt)):
-            modules = dict(network.named_modules())
-            for name in features:
-                if name not in modules:
-                    raise ValueError(f"features={name!r}: the network has no module of this name")
-                self._handles.append(modules[name].register_forward_hook(_keeper(outputs, name)))
+        self._handles = [
+            network.get_submodule(name).register_forward_hook(_keeper(outputs, name))
+            for network, outputs in ((teacher, self._taught), (student, self._learnt))
+            for name in features
+        ]
 
     def loss(self, inputs: Tensor, logits: Tensor) -> Tensor:
         """How far the student, whose ``logits`` were just computed from ``inputs``, is from the teacher."""
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self._network):
             taught = self._network(inputs).float()
         loss = distillation_loss(logits, taught, self._temperature)
         if not self._taught:
@@ -48,6 +50,18 @@ class Teacher:
         """Stop listening to both networks."""
         for handle in self._handles:
             handle.remove()
+
+
+def check_features(network: nn.Module, features: Sequence[str]) -> None:
+    """Do nothing where ``network`` has a module of each of these names.
+
+    Raises:
+        ValueError: it has not.
+    """
+    modules = dict(network.named_modules())
+    for name in features:
+        if name not in modules:
+            raise ValueError(f"features={name!r}: the network has no module of this name")
 
 
 def _keeper(outputs: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202

@@ -29,6 +29,16 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process goes through the block before the others do, e.g. to download what they then find."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
+
+
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,12 @@ def has_bfloat16(device: torch.device) -> bool:
     ask = getattr(torch.cpu, "get_capabilities", dict)  # an older torch has none: no bfloat16 there
     capabilities: dict[str, Any] = ask()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def hide_passwords(text: str) -> str:
+    """``text`` with the password of every URL in it, such as a database's, replaced by ``***``."""
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^\s&'\"]+", r"\1***", text)
 
 
 def _version(package: str) -> str | None:

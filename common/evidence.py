@@ -15,7 +15,7 @@ from torch import nn
 from common.checkpoints import load_compressed
 from common.data import DataBundle
 from common.environment import default_device
-from common.inputs import to_network
+from common.inputs import check_normalization, to_network
 from common.metrics import evaluate
 from common.models.provenance import get_provenance
 from common.modes import evaluating
@@ -117,6 +117,10 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
         if provenance is None or (task, classes) != (data.task, data.num_classes):
             wanted = f"{data.task} of {data.num_classes} classes, which {data.name} is"
             raise ValueError(f"models: {file} is for {task} of {classes} classes, not for {wanted}")
+        try:
+            check_normalization(network, data.normalization)
+        except ValueError as error:
+            raise ValueError(f"models: {file}: {error}") from None
         first = first or network
         cost, latency = profile(network, x), measure_latency(network, x, baseline=first)
         rows.append(

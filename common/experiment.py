@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from common.colab import RunKeeper
 from common.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
 from common.data import DataBundle, load_data
 from common.environment import default_device
+from common.inputs import check_normalization
 from common.models import build_model, check_image_size
 from common.models.provenance import get_provenance
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, trace_layers
+from common.planning.layers import Decompositions, LayerShape, trace_layers
+from common.profiling import Profile, profile
 from common.reporting import figures
 from common.reporting.live import LivePicture
 from common.search import SearchResult, SearchSettings, search_ranks
@@ -32,6 +34,7 @@ RELATIVES = {"resnet18": ("resnet18", "resnet34")}
 """Notebook -> the architectures that it serves; any other serves its own alone."""
 COMPARED = ("svd", "tucker2", "htd")
 """The methods that are held against ARSVD at equal budgets."""
+IMAGENET_CLASSES = 1000
 STEPS = 20
 """Of the bisection for the greatest tau that keeps to a budget."""
 
@@ -63,8 +66,9 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
         data: is trained on when there are no weights; the history is empty otherwise.
 
     Raises:
-        ValueError: the weights are of another architecture, the config's model is no relative of ``name``, its images
-            are too small for it, or it names features that the network does not have.
+        ValueError: the weights are of another architecture or were trained on inputs of another scale, the config's
+            model is no relative of ``name``, its images are too small for it, it names features that the network does
+            not have, or ranks or budgets that it cannot have, or it asks for a network that nobody has trained.
     """
     if isinstance(config, ClassifierConfig) and config.model is not None:
         check_choice("model", config.model, RELATIVES.get(name, (name,)))
@@ -80,20 +84,80 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
         model = build_model(name, data.num_classes, weights=config.pretrained, stem=config.stem)
     for feature in config.feature_list:
         check_choice("distill_features", feature, dict(model.named_modules()))
+    _check_plans(config, model, data.example())
     model = model.to(default_device())
     if weights := config.weights or _weights_of_run(config):
-        return load_compressed(weights, model), []
+        model = load_compressed(weights, model)
+        check_normalization(model, data.normalization)
+        return model, []
     if not config.dense_epochs:
+        _check_head(config, data)
         return model.eval(), []
     settings = training_settings(config, config.dense_epochs, config.dense_learning_rate)
     if config.run is None:
         return model, train(model, data, settings, description=f"dense {name}")
-    checkpoint = _checkpoint_of_run(config.logs, config.run)
+    run, keeper = config.run, RunKeeper(config.logs)
+    checkpoint = _checkpoint_of_run(config.logs, run)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    history = train(model, data, settings, checkpoint=checkpoint, description=f"dense {name}")
-    save_compressed(model, weights_path(config.logs, config.run))
-    RunKeeper(config.logs).keep(config.run)
+    history = train(
+        model,
+        data,
+        settings,
+        checkpoint=checkpoint,
+        description=f"dense {name}",
+        on_epoch=lambda _: keeper.keep(run),
+    )
+    save_compressed(model, weights_path(config.logs, run))
+    keeper.keep(run, now=True)
     return model, history
+
+
+def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) -> None:
+    """Refuse ranks and budgets that no plan for this architecture can have, before it is trained.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if config.rank_list:
+        try:
+            plan_ranks(model, x, "svd", "fixed", ranks=max(config.rank_list))
+        except ValueError as error:
+            raise ValueError(f"svd_ranks={config.svd_ranks!r}: {error}") from None
+    shapes, dense = trace_layers(model, x), profile(model, x)
+    asked = (
+        ("compare_at", config.compare_at, COMPARED, 0),
+        ("budget_params", config.budget_params, (config.method,), 0),
+        ("budget_macs", config.budget_macs, (config.method,), 1),
+    )
+    for name, share, methods, index in asked:
+        for method in methods if share is not None else ():
+            least = _shares_kept(shapes, dense, plan_ranks(model, x, method, "fixed", ranks=1))[index]
+            if share is not None and share < least:
+                raise ValueError(f"{name}={share}: {method} at rank 1 keeps {least:.4f}, and less cannot be kept")
+
+
+def _shares_kept(shapes: Mapping[str, LayerShape], dense: Profile, plan: RankPlan) -> tuple[float, float]:
+    """The shares of the network's parameters and MACs that a plan keeps."""
+    saved = [0, 0]
+    for name, layer in plan.layers.items():
+        for index, (before, after) in enumerate(zip(shapes[name].dense_cost, shapes[name].cost(layer), strict=True)):
+            saved[index] += before - after
+    return 1 - saved[0] / dense.params, 1 - saved[1] / dense.macs
+
+
+def _check_head(config: ExperimentConfig, data: DataBundle) -> None:
+    """Refuse to compress a network of which a part was never trained.
+
+    Raises:
+        ValueError: it would be one.
+    """
+    pretrained = isinstance(config, ClassifierConfig) and config.pretrained is not None
+    if not pretrained or data.num_classes != IMAGENET_CLASSES:
+        raise ValueError(
+            "dense_epochs=0.0 takes a network as it is, and this one would be random, wholly or in its head for "
+            f"{data.num_classes} classes; give weights, or pretrained with a set of ImageNet's {IMAGENET_CLASSES:,} "
+            "classes, or train it"
+        )
 
 
 def _weights_of_run(config: ExperimentConfig) -> Path | None:
@@ -157,21 +221,16 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
         x: example input ``(N, C, H, W)``.
         decompositions: of ``model``.
     """
-    shapes = trace_layers(model, x)
-    total = sum(parameter.numel() for parameter in model.parameters())
-
-    def kept(plan: RankPlan) -> float:
-        removed = sum(shapes[name].dense_cost[0] - shapes[name].cost(layer)[0] for name, layer in plan.layers.items())
-        return 1 - removed / total
-
+    shapes, dense = trace_layers(model, x), profile(model, x)
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
         plan = plan_ranks(model, x, "arsvd", tau=middle, decompositions=decompositions)
-        low, high = (middle, high) if kept(plan) <= budget else (low, middle)
+        low, high = (middle, high) if _shares_kept(shapes, dense, plan)[0] <= budget else (low, middle)
     plan = plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
-    if kept(plan) > budget:
-        warnings.warn(f"ARSVD keeps {kept(plan):.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
+    kept = _shares_kept(shapes, dense, plan)[0]
+    if kept > budget:
+        warnings.warn(f"ARSVD keeps {kept:.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
     return plan
 
 
@@ -214,7 +273,7 @@ def search(
     def on_trial(record: TrialRecord) -> None:
         print_trial(record)
         picture.add(record)
-        _checkpoint_of_run(config.logs, record.run).unlink(missing_ok=True)
+        keeper.forget(_checkpoint_of_run(config.logs, record.run))
         keeper.keep(record.run)
 
     result = search_ranks(

@@ -1,11 +1,14 @@
-"""Batches on their way into a network."""
+"""Batches on their way into a network, and the scale of what it is fed."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 
-from common.models.provenance import get_provenance
+from common.data.normalization import Normalization
+from common.models.provenance import get_provenance, set_provenance
 
 
 def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
@@ -24,3 +27,29 @@ def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
     if inputs.dim() != 4 or device.type != "cpu" or provenance is None or provenance.builder is None:
         return inputs.to(device)
     return inputs.to(device, memory_format=torch.channels_last)
+
+
+def remember_normalization(network: nn.Module, normalization: Normalization) -> None:
+    """Note on a network of this suite how pixels became the inputs that it is trained on; it is saved with it."""
+    provenance = get_provenance(network)
+    if provenance is not None:
+        set_provenance(network, dataclasses.replace(provenance, inputs=_plain(normalization)))
+
+
+def check_normalization(network: nn.Module, normalization: Normalization) -> None:
+    """Do nothing where ``network`` was trained on pixels of this scale, or nobody knows on which.
+
+    Raises:
+        ValueError: it was trained on another.
+    """
+    provenance = get_provenance(network)
+    given = _plain(normalization)
+    if provenance is not None and provenance.inputs and dict(provenance.inputs) != given:
+        raise ValueError(
+            f"the network was trained on pixels normalised by {dict(provenance.inputs)}, the data has {given}; where "
+            "it started from torchvision's weights the data wants normalize='imagenet' (pretrained in the notebooks)"
+        )
+
+
+def _plain(normalization: Normalization) -> dict[str, list[float]]:
+    return {"mean": list(normalization.mean), "deviation": list(normalization.deviation)}

@@ -119,9 +119,7 @@ def measure_latencies(
             for _ in range(rounds):
                 for series, timer, count in zip(times, timers, repeats, strict=True):
                     series.append(timer.timeit(count).median)
-    blocked = runtime == "channels_last" or (
-        runtime != "onnxruntime" and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    blocked = runtime == "channels_last" or (runtime != "onnxruntime" and not x.is_contiguous())
     conditions: dict[str, Any] = {
         "runtime": RUNTIMES[runtime],
         "threads": threads,
@@ -180,16 +178,20 @@ def _onnx_pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return run
 
 
-def check_runtime(runtime: str) -> None:
-    """Do nothing where networks can be timed in this runtime.
+def check_runtime(runtime: str, device: torch.device) -> None:
+    """Do nothing where networks on ``device`` can be timed in this runtime.
 
     Raises:
-        ValueError: there is no such runtime.
+        ValueError: there is no such runtime, or ``onnxruntime`` cannot use the GPU.
         RuntimeError: ``compile`` without a C++ compiler.
     """
     check_choice("runtime", runtime, RUNTIMES)
     if runtime == "compile":
         _check_compiler()
+    elif runtime == "onnxruntime":
+        from common.deploy.onnx_files import check_provider  # seconds to import
+
+        check_provider(device)
 
 
 def _check_compiler() -> None:

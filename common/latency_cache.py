@@ -84,7 +84,11 @@ def latency_table(
         small = with_random_factors(model, reference)
         found = measure_latency(small, x, baseline=model, runtime=runtime, round_s=0.1)
         if found.note:
-            warnings.warn(f"other work disturbs the latency table: {found.note}", stacklevel=2)
+            warnings.warn(
+                f"other work disturbs the latency table: {found.note}; the times are kept until "
+                "latency_table(..., refresh=True) measures them anew",
+                stacklevel=2,
+            )
         assert found.baseline_median_s is not None
         dense = found.baseline_median_s
         factored = any(plan.method for plan in reference.values())

@@ -23,14 +23,14 @@ from common.calibration import recalibrate_bn
 from common.data.bundle import DataBundle
 from common.distillation import Teacher
 from common.environment import has_bfloat16
-from common.inputs import to_network
+from common.inputs import remember_normalization, to_network
 from common.losses import task_loss
 from common.metrics import evaluate
 from common.models.provenance import get_provenance
 from common.progress import track
 
 EpochLog = dict[str, float]
-SAME_DATA = ("split_seed", "limit", "augment", "normalize", "unannotated")
+SAME_DATA = ("batch_size", "split_seed", "limit", "augment", "normalize", "unannotated")
 """Arguments of ``load_data`` that a training which goes on must have as before, beside those that name the set."""
 EPOCH_STRIDE, RANK_STRIDE = 1_000_003, 7_919
 """Between the seeds of two epochs and of two processes: what they draw depends on nothing that came before."""
@@ -132,6 +132,7 @@ def train(
     finally:
         run.close()
     model.load_state_dict(run.best_weights)
+    remember_normalization(model, data.normalization)
     return run.history
 
 
@@ -281,7 +282,8 @@ def _schedule(
 ) -> OneCycleLR | ReduceLROnPlateau:
     if settings.schedule == "plateau":
         # ReduceLROnPlateau acts one epoch after its patience is over.
-        return ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=settings.plateau_patience - 1, eps=0.0)
+        patience = settings.plateau_patience - 1
+        return ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=patience, threshold=0.0, eps=0.0)
     return OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2), cycle_momentum=False)
 
 

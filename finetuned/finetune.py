@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +150,20 @@ def main(arguments: list[str] | None = None) -> Path:
         **{field.name: values[field.name] for field in dataclasses.fields(TrainingSettings) if field.name in values}
     )
     check_choice("model", options.model, MODELS)
-    data = load_data(
-        options.dataset,
-        options.data_root,
-        options.image_size,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        limit=options.limit,
-        download=options.download,
-        augment=options.augment,
-        normalize="imagenet" if options.pretrained else "dataset",
-        unannotated=options.unannotated,
-        workers=options.workers,
-    )
+    with distributed.first_process_first() if options.download else nullcontext():
+        data = load_data(
+            options.dataset,
+            options.data_root,
+            options.image_size,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            limit=options.limit,
+            download=options.download,
+            augment=options.augment,
+            normalize="imagenet" if options.pretrained else "dataset",
+            unannotated=options.unannotated,
+            workers=options.workers,
+        )
     if (options.model == "unet") != (data.task == "segmentation"):
         raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")
     check_image_size(options.model, data.image_size, options.depth)

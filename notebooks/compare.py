@@ -68,7 +68,8 @@ from common.reporting.frame import Trials
 from common.reporting.runs import Log, find_logs
 from common.reporting.tables import format_summary, methods_table, summary_table
 
-trials = Trials.read([Log(path) for path in find_logs([config.logs])])
+paths = sorted(Path(config.logs).glob("*.log")) if config.files else find_logs([config.logs])
+trials = Trials.read([Log(path) for path in paths])
 format_summary(summary_table(trials, config.keep))
 
 # %%

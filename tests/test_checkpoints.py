@@ -10,6 +10,8 @@ import torch
 
 from common.checkpoints import load_compressed, save_compressed
 from common.compression import compress
+from common.data.normalization import CENTRED, IMAGENET
+from common.inputs import check_normalization, remember_normalization
 from common.models import build_model
 from common.models.provenance import get_provenance
 from common.planning import plan_ranks
@@ -31,8 +33,12 @@ def dense() -> torch.nn.Module:
 
 
 def test_a_dense_network_comes_back(dense: torch.nn.Module, tmp_path: Path) -> None:
+    remember_normalization(dense, IMAGENET)
     loaded = load_compressed(save_compressed(dense, tmp_path / "new" / "dense.safetensors"))
     assert same_weights(loaded, dense)
+    check_normalization(loaded, IMAGENET)
+    with pytest.raises(ValueError, match="the network was trained on pixels normalised by"):
+        check_normalization(loaded, CENTRED)
     assert get_provenance(loaded) == get_provenance(dense)
 
 

@@ -99,7 +99,7 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
 ) -> None:
     logs, drive = tmp_path / "logs", tmp_path / "drive"
     logs.mkdir()
-    for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "other.log"):
+    for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "run-b.log"):
         (logs / name).write_text(name)
     now = 0.0
     monkeypatch.setattr("common.colab.time.monotonic", lambda: now)
@@ -110,10 +110,12 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
         keeper.keep("run")
         assert (drive / "run.log").read_text() == text
+    keeper.forget(logs / "run-dense.safetensors")
+    assert not any((folder / "run-dense.safetensors").exists() for folder in (logs, drive))
     later = tmp_path / "later"
     later.mkdir()
     (later / "run.log").write_text("its own")
-    assert sorted(path.name for path in fetch_run(later, "run", drive)) == ["run-dense.safetensors", "run.journal"]
+    assert [path.name for path in fetch_run(later, "run", drive)] == ["run.journal"]
     assert (later / "run.log").read_text() == "its own"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
 from common.config import ClassifierConfig, SegmentationConfig
@@ -42,6 +43,11 @@ def test_defaults_and_changes() -> None:
             r"^runtimes='eager,tensorrt': it must be one or more of eager, channels_last,",
         ),
         ({"policy": "vbmf"}, r"^policy='vbmf' plans for a budget; give budget_params or budget_macs, e.g. 0.3$"),
+        ({"seed": -1}, "^seed=-1: input should be greater than or equal to 0$"),
+        ({"dense_epochs": float("inf")}, "^dense_epochs=inf: input should be a finite number$"),
+        ({"runtimes": ","}, "^runtimes=',': it must be one or more of eager,"),
+        ({"storage": "nonsense://me:secret@host"}, r"^storage=nonsense://me:\*\*\*@host cannot be opened: "),
+        ({"run": "/tmp/x"}, "^run='/tmp/x' cannot name a log file"),
         ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
     ],
 )
@@ -96,3 +102,14 @@ def test_a_runtime_that_is_not_here_is_refused_before_any_work(monkeypatch: pyte
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     with pytest.raises(RuntimeError, match=r"^runtime='compile': torch\.compile needs a C\+\+ compiler"):
         ClassifierConfig.from_notebook(notebook(runtimes="eager,compile"))
+
+
+def test_what_is_printed_shows_no_storage(tmp_path: Path) -> None:
+    config = ClassifierConfig(storage=str(tmp_path / "secret.journal"))
+    assert "secret" not in str(config)
+
+
+def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"^runtimes='eager,onnxruntime': device='cuda': ONNX Runtime needs a GPU"):
+        ClassifierConfig.from_notebook(notebook(runtimes="eager,onnxruntime"))

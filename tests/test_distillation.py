@@ -70,3 +70,19 @@ def test_the_loss_of_features_by_hand() -> None:
 def test_a_feature_that_a_network_lacks_is_named() -> None:
     with pytest.raises(ValueError, match="features='stern': the network has no module of this name"):
         Teacher(tiny_cnn(), nn.Identity(), 2.0, ("stern",))
+
+
+def test_a_name_that_one_of_them_lacks_leaves_no_trace() -> None:
+    teacher, student = tiny_cnn(), nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"^features='stem': the network has no module of this name$"):
+        Teacher(teacher, student, 2.0, ("stem",))
+    assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
+
+
+def test_the_teacher_keeps_its_mode() -> None:
+    teacher, seen = tiny_cnn().train(), []
+    teacher.register_forward_hook(lambda module, _, __: seen.append(module.training))
+    teaching = Teacher(teacher, tiny_cnn(seed=5), 2.0, ())
+    teaching.loss(torch.randn(2, 3, 8, 8), torch.zeros(2, 10))
+    assert seen == [False]
+    assert all(module.training for module in teacher.modules())

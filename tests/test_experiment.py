@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from common.checkpoints import save_compressed
+from common.colab import RunKeeper
 from common.config import ClassifierConfig, CompareConfig
 from common.data.normalization import IMAGENET
+from common.evidence import compare_networks
 from common.experiment import decompose, dense_network, load_data_of, search, search_settings
+from common.inputs import remember_normalization
 from common.models import build_model
 from common.models.provenance import get_provenance
 from tests.networks import same_weights
@@ -36,12 +39,30 @@ def test_another_model_is_refused() -> None:
         dense_network(config("resnet34"), "alexnet", data)
 
 
-def test_weights_may_be_taken_as_they_are() -> None:
-    untrained = dataclasses.replace(config(None), dense_epochs=0.0)
-    model, history = dense_network(untrained, "resnet18", load_data_of(untrained))
+def test_weights_may_be_taken_as_they_are(tmp_path: Path) -> None:
+    dense = build_model("resnet18", 10)
+    saved = str(save_compressed(dense, tmp_path / "dense.safetensors"))
+    given = dataclasses.replace(config(None), dense_epochs=0.0, weights=saved)
+    model, history = dense_network(given, "resnet18", load_data_of(given))
     assert history == []
-    torch.manual_seed(untrained.seed)
-    assert same_weights(model, build_model("resnet18", 10))
+    assert same_weights(model, dense)
+
+
+def test_a_network_that_nobody_trained_is_refused() -> None:
+    untrained = dataclasses.replace(config(None), dense_epochs=0.0)
+    with pytest.raises(ValueError, match=r"^dense_epochs=0\.0 takes a network as it is, and this one would be random"):
+        dense_network(untrained, "resnet18", load_data_of(untrained))
+
+
+def test_weights_of_another_scale_are_refused(tmp_path: Path) -> None:
+    dense = build_model("resnet18", 10)
+    remember_normalization(dense, IMAGENET)
+    saved = str(save_compressed(dense, tmp_path / "dense.safetensors"))
+    given = dataclasses.replace(config(None), weights=saved)
+    with pytest.raises(ValueError, match=r"^the network was trained on pixels normalised by \{'mean': \[0\.485, "):
+        dense_network(given, "resnet18", load_data_of(given))
+    with pytest.raises(ValueError, match=r"^models: .*dense\.safetensors: the network was trained on pixels"):
+        compare_networks([saved], load_data_of(given))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +70,9 @@ def test_weights_may_be_taken_as_they_are() -> None:
     [
         ({"image_size": 32}, "image_size=32: alexnet needs at least 63 pixels"),
         ({"image_size": 64, "distill_features": "features.0,featurs.3"}, "distill_features='featurs.3' is unknown"),
+        ({"image_size": 64, "svd_ranks": "16,5000"}, r"^svd_ranks='16,5000': ranks=5000 for .* number in 1\.\.4096"),
+        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd at rank 1 keeps 0.0008"),
+        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd at rank 1 keeps 0.00"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: Any, sentence: str) -> None:
@@ -95,3 +119,18 @@ def test_settings_of_the_distillation_reach_the_training() -> None:
 def test_networks_that_started_from_imagenet_are_compared_on_its_scale() -> None:
     one, other = (load_data_of(CompareConfig(limit=16, batch_size=8, pretrained=p)) for p in (False, True))
     assert other.normalization == IMAGENET != one.normalization
+
+
+def test_on_colab_a_training_is_kept_as_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = tmp_path / "drive"
+    monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
+    mine = dataclasses.replace(config(None), logs=str(tmp_path / "logs"), run="mine", dense_epochs=2.0)
+    kept: list[str] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        kept.extend(sorted(path.name for path in drive.iterdir()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.experiment.save_compressed", stop)
+        dense_network(mine, "resnet18", load_data_of(mine))
+    assert kept == ["mine-dense.checkpoint"]

@@ -42,6 +42,8 @@ def test_it_states_its_conditions() -> None:
     assert (alone.speedup, alone.baseline_median_s, alone.note) == (None, None, "")
     assert (alone.runtime, alone.threads, alone.batch_size) == ("PyTorch eager", torch.get_num_threads(), 2)
     assert alone.memory_format == "contiguous"
+    grey = measure_latency(nn.Conv2d(1, 2, 3), torch.randn(2, 1, 8, 8), rounds=3, round_s=0.001)
+    assert grey.memory_format == "contiguous"
     assert Latency(**alone.to_json()) == alone
 
 

@@ -13,7 +13,9 @@ import papermill
 import pytest
 import yaml
 
+from common.checkpoints import save_compressed
 from common.config import ClassifierConfig, SegmentationConfig
+from common.models import build_model
 from common.trials import TrialRecord, read_log
 
 ROOT = Path(__file__).parents[1]
@@ -178,3 +180,9 @@ def test_make_runs_the_notebooks_that_the_parameters_fit_and_goes_on_after_a_fai
     assert all(call.endswith("-f notebooks/params/mnist.yaml -p data_root here") for call in calls)
     done = subprocess.run([*command[:-2], "PARAMS=brain_tumor"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "done:   unet"
+
+
+def test_saved_networks_are_compared_without_any_log(tmp_path: Path) -> None:
+    saved = [save_compressed(build_model("resnet20", 10), tmp_path / f"{name}.safetensors") for name in "ab"]
+    shown = execute("compare", tmp_path, models=",".join(map(str, saved)), image_size=32, limit=32, batch_size=16)
+    assert "b.safetensors" in str(shown.cells[-1].outputs)

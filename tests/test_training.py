@@ -9,7 +9,7 @@ from torch import nn
 from common.data import DataBundle, load_data
 from common.metrics import evaluate
 from common.models import build_model
-from common.training import EpochLog, TrainingSettings, train, uses_bfloat16
+from common.training import EpochLog, TrainingSettings, _Run, train, uses_bfloat16
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
 
@@ -179,3 +179,18 @@ def test_autocast_follows_the_setting() -> None:
     assert uses_bfloat16("on", cpu)
     assert not uses_bfloat16("off", cpu)
     assert isinstance(uses_bfloat16("auto", cpu), bool)
+
+
+def test_a_checkpoint_of_another_batch_size_is_refused(tmp_path: Path) -> None:
+    settings, path = TrainingSettings(epochs=1.0, amp="off"), tmp_path / "c"
+    train(tiny_cnn(), tiny_digits(batch_size=50, limit=100), settings, checkpoint=path)
+    with pytest.raises(ValueError, match=r"written under other settings \(batch_size\); delete it"):
+        train(tiny_cnn(), tiny_digits(batch_size=40, limit=100), settings, checkpoint=path)
+
+
+def test_a_small_improvement_is_one_for_plateau_too() -> None:
+    model = tiny_cnn()
+    run = _Run(model, None, TrainingSettings(schedule="plateau", plateau_patience=2, amp="off"), tiny_digits())
+    for step in range(6):
+        run.log({"accuracy": 0.99 + step * 1e-6})
+    assert run.optimizer.param_groups[0]["lr"] == run.settings.learning_rate

@@ -63,8 +63,8 @@ class AnnotationFile:
 def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile], tuple[str, ...]]:
     """The annotation files of ``train/``, ``valid/`` and ``test/``, and the names of the classes.
 
-    Categories that share a name are one class. A category that no annotation uses and that another one names as its
-    supercategory, as some exporters add, is none.
+    Categories that share a name are one class. A category that no annotation of any split uses is none: exporters add
+    parents of the others, and on a class that is never there every network is right.
 
     Args:
         root: holds the three folders, each with its images and ``_annotations.coco.json``.
@@ -80,8 +80,11 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
     files = {part: _read_annotations(root / part / ANNOTATIONS, left_out) for part in PARTS}
     used = {region.category for file in files.values() for image in file.images for region in image.regions}
     train = files["train"]
+    classes = tuple(name for name in train.categories if name in used)
     parents = {parent for name, others in train.categories.items() for parent in others - {name}}
-    classes = tuple(name for name in train.categories if name in used or name not in parents)
+    for name in train.categories:
+        if name not in used and name not in parents:
+            left_out.add("categories without annotations", name)
     if not any(image.regions for image in train.images):
         raise ValueError(f"{train.path} has no annotation that can be used: there is nothing to learn")
     return files, classes

@@ -94,7 +94,8 @@ class DataBundle:
         """The training batches as one of several processes takes them: every ``parts``-th image, from ``part`` on.
 
         Raises:
-            ValueError: a batch has less than two images for each process, or not as many for each.
+            ValueError: a batch has less than two images for each process, or not as many for each, or there is
+                no whole batch.
         """
         if parts == 1:
             return self.train
@@ -104,6 +105,11 @@ class DataBundle:
             raise ValueError(
                 f"batch_size={batches.batch_size}: {parts} processes share each batch; it must be a multiple of "
                 f"{parts}, at least {2 * parts}"
+            )
+        if len(self.train.dataset) < batches.batch_size:  # type: ignore[arg-type]
+            raise ValueError(
+                f"the training split has {len(self.train.dataset)} images, "  # type: ignore[arg-type]
+                f"less than batch_size={batches.batch_size}: {parts} processes share whole batches only"
             )
         shared = _Part(batches, part, parts)
         return DataLoader(self.train.dataset, sampler=shared, batch_size=None, num_workers=self.train.num_workers)

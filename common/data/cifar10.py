@@ -11,7 +11,9 @@ from torch import Tensor
 from common.data.images import open_image
 from common.data.published import load_published
 from common.progress import track
+from common.torchvision_compat import torchvision
 
+IMG_EXTENSIONS = torchvision.datasets.folder.IMG_EXTENSIONS
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PUBLISHED = "cifar-10-batches-py"
 
@@ -51,7 +53,7 @@ def _tensors(images: np.ndarray, labels: list[int]) -> tuple[Tensor, Tensor]:
 def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(CLASSES):
-        found = sorted((root / part / name).glob("*.*"))
+        found = sorted(path for path in (root / part / name).glob("*.*") if path.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise FileNotFoundError(
                 f"data_root={str(root)!r} does not hold CIFAR-10: there is no {PUBLISHED}/, and "

@@ -48,10 +48,10 @@ def read_images(
         entry = file.images[index]
         name = f"{split}/{entry.path.name}"
         try:
-            image = open_image(entry.path)
+            image = open_image(entry.path, upright=True)  # as tools show it to those who annotate
             height, width = entry.size or (image.height, image.width)
-            if (width, height) == image.size[::-1] != image.size:  # annotated as it is shown, not as it is stored
-                image = open_image(entry.path, upright=True)
+            if (width, height) == image.size[::-1] != image.size:  # annotated as it is stored
+                image = open_image(entry.path)
                 if image.size != (width, height):
                     raise OSError(f"{entry.path} lies on its side against its annotations")
             if min(height, width) < 1 or height * width > MOST_PIXELS:

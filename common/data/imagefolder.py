@@ -152,6 +152,8 @@ def imagefolder_splits(
     if _class_names(root / "test"):
         test = _files(root / "test", classes)
         parts["validation"], parts["test"] = (subset(len(files), limit, split_seed) for files in (validation, test))
+        mixed = torch.randperm(len(parts["validation"]), generator=torch.Generator().manual_seed(split_seed))
+        parts["validation"] = parts["validation"][mixed]  # a part of it must not be of the first classes alone
     else:
         halves = split_indices(len(validation), {"test": len(validation) // 2}, split_seed)
         parts["validation"], parts["test"] = halves["train"], halves["test"]

@@ -107,7 +107,7 @@ def load_data(
         FileNotFoundError: ``root`` does not hold the set.
         ConnectionError: the download failed.
     """
-    source = {**locals(), "root": None if root is None else str(root), "download": False}
+    source = {**locals(), "root": None if root is None else str(Path(root).resolve()), "download": False}
     check_choice("dataset", name, DATASETS)
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("unannotated", unannotated, UNANNOTATED)

@@ -19,7 +19,8 @@ def region_mask(segmentation: Any, height: int, width: int) -> Mask:
     """The pixels ``(height, width)`` of one annotation's region; what lies outside the image is cut off.
 
     Args:
-        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or a run-length encoding ``{"size":
+        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels (points and lines beside them cover
+            nothing), or a run-length encoding ``{"size":
             [height, width], "counts": ...}`` down the columns, whose counts are a list or COCO's compressed text.
         height: of the image, in pixels.
         width: of the image, in pixels.
@@ -36,16 +37,21 @@ def region_mask(segmentation: Any, height: int, width: int) -> Mask:
 
 def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
     farthest = 10 * max(height, width)  # the rasteriser's time and memory grow with a polygon's extent
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        raise ValueError("a polygon must be a list of numbers")
+    drawn = [polygon for polygon in polygons if len(polygon) not in (2, 4)]  # tools leave points and lines behind
+    if polygons and not drawn:
+        raise ValueError("a polygon must have at least three points")
+    for polygon in drawn:
+        if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon must have at least three points")
         if not all(isinstance(value, int | float) and abs(value) <= farthest for value in polygon):
             raise ValueError("a polygon's coordinates must be numbers in or near the image")
-    if not polygons:
+    if not drawn:
         return np.zeros((height, width), dtype=bool)
     with warnings.catch_warnings():  # pycocotools 2.0.11 does not know numpy 2's arguments
         warnings.simplefilter("ignore", DeprecationWarning)
-        runs = pycocotools.mask.frPyObjects(polygons, height, width)
+        runs = pycocotools.mask.frPyObjects(drawn, height, width)
         return pycocotools.mask.decode(pycocotools.mask.merge(runs)).astype(bool)
 
 

@@ -103,13 +103,27 @@ def onnx_session(
         raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads!r}: it must be at least 1")
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
-    kind = torch.device(device).type if device is not None else "cuda" if cuda else "cpu"
-    if kind == "cuda" and not cuda:
-        raise ValueError("device='cuda': it needs a GPU and the package onnxruntime-gpu; allowed here: cpu")
+    kind = torch.device(device).type if device is not None else "cuda" if _has_cuda() else "cpu"
+    check_provider(kind)
     providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
     providers.append("CPUExecutionProvider")
     return onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+
+
+def check_provider(device: torch.device | str) -> None:
+    """Do nothing where ONNX Runtime can run networks on ``device``.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if torch.device(device).type == "cuda" and not _has_cuda():
+        raise ValueError(
+            "device='cuda': ONNX Runtime needs a GPU and the package onnxruntime-gpu for it; allowed here: cpu"
+        )
+
+
+def _has_cuda() -> bool:
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:

@@ -1,4 +1,4 @@
-"""How a network came to be: what ``build_model`` was called with, and the plan it was compressed by.
+"""How a network came to be: what ``build_model`` was called with, its training's inputs, and its compression's plan.
 
 Kept on the network itself, so that it can be saved and built again without the dense weights.
 """
@@ -18,11 +18,19 @@ _KEY = "_low_rank_provenance"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Name of the architecture, the arguments it was built with, and the plan (None for a dense network)."""
+    """What is known of a network.
+
+    Attributes:
+        builder: name of the architecture.
+        arguments: it was built with.
+        plan: None for a dense network.
+        inputs: ``mean`` and ``deviation`` by which pixels became its inputs in training; empty where nobody knows.
+    """
 
     builder: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     plan: RankPlan | None = None
+    inputs: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.data import DataBundle
 from common.planning import RankPlan
+from common.planning.layers import Decompositions
 from common.profiling import distinct_tensors
 from common.search.settings import SearchSettings
 
@@ -77,8 +78,13 @@ class Blueprint:
             raise ValueError(f"the study's schema version {found.schema} is unknown; this is version {SCHEMA_VERSION}")
         return found
 
-    def differences(self, settings: SearchSettings, model: nn.Module, data: DataBundle) -> list[str]:
-        """What of these does not match the study; more trials, and other runtimes, may be asked for than before."""
+    def differences(
+        self, settings: SearchSettings, model: nn.Module, data: DataBundle, decompositions: Decompositions | None
+    ) -> list[str]:
+        """What of these does not match the study; more trials, and other runtimes, may be asked for than before.
+
+        Where the data lies, and how many processes read it, does not matter either.
+        """
         ours, theirs = dataclasses.asdict(settings), dataclasses.asdict(self.settings)
         found = [
             f"settings.{name}={ours[name]!r} (it was {theirs[name]!r})"
@@ -91,6 +97,17 @@ class Blueprint:
             found.append("the dense network's weights")
         if data_digest(data) != self.data:
             found.append("the validation split")
+        if data.source and self.dataset:
+            found += [
+                f"load_data's {name}={value!r} (it was {self.dataset[name]!r})"
+                for name, value in data.source.items()
+                if name not in ("root", "workers") and value != self.dataset.get(name, value)
+            ]
+        if decompositions is not None and (bool(decompositions.moments), decompositions.sweeps) != (
+            self.data_aware,
+            self.sweeps,
+        ):
+            found.append("the decompositions (with or without data, or another number of sweeps)")
         return found
 
     def rank_plans(self) -> list[RankPlan]:

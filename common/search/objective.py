@@ -175,7 +175,10 @@ class Objective:
         return measure_latency(network, self.timed, baseline=self.model, rounds=rounds, runtime=runtime)
 
     def macs_ratio(self, network: nn.Module, runtime: str) -> float:
-        """The dense network's MACs over those of ``network``, both as ``runtime`` computes them."""
+        """The dense network's MACs over those of ``network``, both as ``runtime`` computes them.
+
+        Of ranks that are filled up to a multiple when a network is exported, the zeros are not counted.
+        """
         networks = [self.model, network]
         if runtime in MERGING:
             networks = [merge_factors(fold_batchnorm(each), self.x) for each in networks]

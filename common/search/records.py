@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data import DataBundle
-from common.environment import describe_environment, git_commit
+from common.environment import describe_environment, git_commit, hide_passwords
 from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.search.blueprint import Blueprint
@@ -52,7 +52,8 @@ class Recorder:
             "metric": data.metric,
             "seed": blueprint.settings.seed,
             "baseline": blueprint.baseline,
-            "environment": describe_environment() | {"command": command or shlex.join(["python", *sys.argv])},
+            "environment": describe_environment()
+            | {"command": hide_passwords(command or shlex.join(["python", *sys.argv]))},
             "git_commit": git_commit(Path(__file__).parent),
         }
 

@@ -8,6 +8,7 @@ attempt is the number of first attempts before it, so all processes agree on it 
 from __future__ import annotations
 
 import copy
+import os
 import socket
 import time
 import warnings
@@ -23,6 +24,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 WORKER, OUTCOME, SET_ASIDE = "worker", "outcome", "set_aside"
 """Attributes of a trial: the process that runs it, what came out, why an attempt does not count."""
+MAIN = "main"
+"""A study's attribute: the process that ends it, None when there is none now."""
 MOST_DEATHS = 2
 JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
@@ -131,6 +134,32 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, worker: dict[str, Any]
         RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
+def claim(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Make this process the one that ends the study; there is one at a time, all others are workers.
+
+    The process that was it before is presumed dead when it was on another machine, or on this one before its start,
+    and so is the trial that it ran: a session that goes on elsewhere does not wait for it.
+
+    Raises:
+        ValueError: the process that was it before is at work on this machine.
+    """
+    before: dict[str, Any] = study.user_attrs.get(MAIN) or {}
+    if before and before != worker and before["host"] == worker["host"] and _exists(before):
+        raise ValueError(
+            f"run={study.study_name!r} is being searched by process {before['pid']} of this machine; wait for it, or "
+            "help it with python -m common.search.worker"
+        )
+    study.set_user_attr(MAIN, worker)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if before and trial.user_attrs.get(WORKER) == before:
+            fail(study, trial.number)
+
+
+def release(study: optuna.Study) -> None:
+    """Let another process be the one that ends the study."""
+    study.set_user_attr(MAIN, None)
+
+
 def begin(study: optuna.Study, worker: dict[str, Any]) -> None:
     """Queue the next slot. It bears this process's name from its birth, so that no death leaves it without one."""
     study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={WORKER: worker}))
@@ -138,8 +167,8 @@ def begin(study: optuna.Study, worker: dict[str, Any]) -> None:
 
 def this_worker(name: str) -> dict[str, Any]:
     """What identifies this process among all workers of a study."""
-    process = psutil.Process()
-    return {"name": name, "host": _host(), "pid": process.pid, "started": process.create_time()}
+    pid = os.getpid()
+    return {"name": name, "host": _host(), "pid": pid, "started": _started(pid)}
 
 
 def _host() -> str:
@@ -188,7 +217,19 @@ def fail(study: optuna.Study, number: int) -> None:
 
 
 def _exists(worker: dict[str, Any]) -> bool:
+    started = _started(worker["pid"])
+    return started is not None and abs(started - worker["started"]) < 1.0
+
+
+def _started(pid: int) -> float | None:
+    """When a process was started; None where it is gone, or dead and not yet waited for by its parent."""
     try:
-        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) < 1.0
-    except psutil.NoSuchProcess:
-        return False
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if not psutil.LINUX:
+            return process.create_time()
+        # Field 22 of proc_pid_stat(5), in ticks since the machine was started: create_time() moves with its clock.
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None

@@ -14,6 +14,8 @@ from torch import nn
 
 from common.checkpoints import save_compressed
 from common.data import DataBundle
+from common.distillation import check_features
+from common.inputs import check_normalization
 from common.latency import check_runtime
 from common.models.provenance import get_provenance
 from common.planning.layers import Decompositions
@@ -25,7 +27,7 @@ from common.search.records import Recorder, logged_trials
 from common.search.runner import Runner, print_trial
 from common.search.samplers import policies
 from common.search.settings import SearchSettings
-from common.search.slots import Attempts
+from common.search.slots import MAIN, Attempts, claim, release, this_worker
 from common.search.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.selection import choose_best
 from common.trials import TrialRecord, TrialWriter
@@ -49,6 +51,7 @@ class SearchResult:
         log: the log file.
         study: the Optuna study, for its own plots and for ``best_trials``.
         remaining: how many trials are still to be run; 0 unless the search was stopped.
+        finished: whether it came to its end: the chosen were tested, and nothing is left to be done.
     """
 
     records: list[TrialRecord]
@@ -61,6 +64,7 @@ class SearchResult:
     log: Path
     study: optuna.Study
     remaining: int = 0
+    finished: bool = True
 
 
 def search_ranks(
@@ -84,8 +88,9 @@ def search_ranks(
     one are evaluated on the test split; they are timed anew, because the fastest of many noisy timings flatters; and
     they are saved beside the log.
 
-    A search that was stopped, by Ctrl-C or by a kill, goes on when the same call is made again: the same trials come
-    out as without the stop. Other processes may take part, see :mod:`common.search.worker`.
+    A search that was stopped, by Ctrl-C or by a kill, goes on when the same call is made again with its ``run``: the
+    same trials come out as without the stop. Other processes may take part, see :mod:`common.search.worker`; one alone
+    makes this call.
 
     Args:
         model: the dense network, trained; it is not changed.
@@ -101,21 +106,28 @@ def search_ranks(
         on_trial: is called with every record as it is written; None prints its summary line.
 
     Raises:
-        ValueError: the run is finished, was begun with another network, other data or settings, or is not a study's;
-            the storage cannot be opened; or the budget cannot be met.
+        ValueError: the run is finished, is being searched by another process, was begun with another network, other
+            data or settings, or is not a study's; the storage cannot be opened; the budget cannot be met; the network
+            has none of the features that fine-tuning is to compare; or it was trained on inputs of another scale.
         RuntimeError: a network cannot be timed in one of the runtimes here.
     """
     settings = settings or SearchSettings()
     for runtime in settings.runtimes:
-        check_runtime(runtime)
+        check_runtime(runtime, next(model.parameters()).device)
+    check_features(model, settings.finetune.features)
+    check_normalization(model, data.normalization)
     run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
         study = _open(run, opened, settings)
-        prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
-        with TrialWriter(logs, run) as writer:
-            search = _Search(study, prepared, data, writer, on_trial or print_trial, command)
-            return search.run()
+        claim(study, this_worker(MAIN))
+        try:
+            prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
+            with TrialWriter(logs, run) as writer:
+                search = _Search(study, prepared, data, writer, on_trial or print_trial, command)
+                return search.run()
+        finally:
+            release(study)
 
 
 def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
@@ -144,7 +156,7 @@ def _prepare_study(
         prepared = _begin(model, data, settings, plans, decompositions, weights)
     else:
         blueprint = Blueprint.from_json(known)
-        if differences := blueprint.differences(settings, model, data):
+        if differences := blueprint.differences(settings, model, data, decompositions):
             raise ValueError(
                 f"run={study.study_name!r} was begun differently: {', '.join(differences)}; make the same call or "
                 "name another run"
@@ -207,7 +219,7 @@ class _Search:
         self.blueprint = prepared.blueprint
         decompositions = prepared.objective.decompositions
         self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint, decompositions, command)
-        self.runner = Runner(study, prepared, self.recorder, writer, show, "main")
+        self.runner = Runner(study, prepared, self.recorder, writer, show, MAIN)
 
     def run(self) -> SearchResult:
         """Run what is left of the study; a KeyboardInterrupt ends it with what there is."""
@@ -230,7 +242,7 @@ class _Search:
             attempts = Attempts(self.study, self.blueprint.settings.slots)
             records = self._records(attempts) | records  # with what was fine-tuned, if it came to that
             best = choose_best(list(records.values()), self.blueprint.settings.keep)
-            self.writer.note("stopped; the same call goes on from here")
+            self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
         first, last = policies(self.study, self.blueprint.settings, self.runner.logits)
         return SearchResult(
             records=[records[number] for number in sorted(records)],
@@ -243,6 +255,7 @@ class _Search:
             log=self.writer.path,
             study=self.study,
             remaining=self.blueprint.settings.slots - attempts.finished,
+            finished=FINISHED in self.study.user_attrs,
         )
 
     def _note_start(self) -> None:

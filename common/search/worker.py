@@ -71,7 +71,7 @@ def load_data_for(blueprint: Blueprint, root: str | None) -> DataBundle:
         ValueError: the data did not come from ``load_data``, or what lies here is not the same.
     """
     if not blueprint.dataset:
-        raise ValueError("the study's data did not come from load_data; take part by calling search_ranks instead")
+        raise ValueError("the study's data did not come from load_data, so only the process that began it has them")
     data = load_data(**{**blueprint.dataset, **({"root": root} if root else {})})
     if data_digest(data) != blueprint.data:
         raise ValueError(

@@ -58,6 +58,7 @@ def write_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_class_folders(tmp_path: Path) -> None:
     write_class_folders(tmp_path)
+    (tmp_path / "train" / "cat" / ".DS_Store").write_bytes(b"a file browser's own")
     data = load_data("cifar10", tmp_path)
     assert [len(split(data, part)) for part in PARTS] == [200, 2000, 5000, 30]
     assert (data.num_classes, data.classes) == (10, CLASSES)

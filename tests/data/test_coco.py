@@ -123,6 +123,38 @@ def test_images_that_are_stored_on_their_side_meet_their_masks(tmp_path: Path) -
     assert image[~mask].float().mean() < 20
 
 
+def test_an_image_that_is_stored_upside_down_meets_its_mask(tmp_path: Path) -> None:
+    """Its size does not tell; it is annotated as it is shown."""
+    write_set(tmp_path, train=25, others=25)
+    pixels = np.zeros((20, 20), dtype=np.uint8)
+    pixels[:10, :10] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "test" / "0.jpg", exif=exif, quality=100)
+    content = json_of(tmp_path / "test")
+    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 20}
+    write_annotations(tmp_path / "test", content)
+    data = load(tmp_path, image_size=20)
+    (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
+    assert image[mask].float().mean() > 200
+    assert image[~mask].float().mean() < 20
+
+
+def test_an_image_that_is_annotated_as_it_is_stored_meets_its_mask(tmp_path: Path) -> None:
+    write_set(tmp_path, train=25, others=25)
+    pixels = np.zeros((20, 40), dtype=np.uint8)
+    pixels[:10, :10] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(pixels).save(tmp_path / "test" / "0.jpg", exif=exif, quality=100)
+    content = json_of(tmp_path / "test")
+    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 40}
+    write_annotations(tmp_path / "test", content)
+    data = load(tmp_path, image_size=20)
+    (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
+    assert image[mask].float().mean() > 200
+
+
 def test_an_image_that_lies_on_its_side_for_no_reason_is_broken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +172,9 @@ def json_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_categories_of_one_name_are_one_class_and_empty_parents_are_none(tmp_path: Path) -> None:
+def test_categories_of_one_name_are_one_class_and_those_without_annotations_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     categories = [
         {"id": 0, "name": "findings", "supercategory": "none"},
         {"id": 1, "name": "tumour", "supercategory": "findings"},
@@ -156,9 +190,10 @@ def test_categories_of_one_name_are_one_class_and_empty_parents_are_none(tmp_pat
         ]
         write_part(tmp_path / part, 5, annotations, categories)
     data = load(tmp_path)
-    assert data.classes == ("tumour", "cyst", "bleeding")
-    assert areas(data, "test")[0] == [50, 4, 0]
-    assert next(iter(data.test))[1].shape == (4, 3, 10, 10)
+    assert data.classes == ("tumour", "cyst")
+    assert areas(data, "test")[0] == [50, 4]
+    assert next(iter(data.test))[1].shape == (4, 2, 10, 10)
+    assert "left out categories without annotations: 1 (bleeding)" in capsys.readouterr().err
 
 
 def test_a_parent_that_is_used_is_a_class(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_four_disjoint_splits_and_classes_by_name(tmp_path: Path, capsys: pytest
     assert data.classes == ("ant", "bee")
     assert [len(split(data, part)) for part in PARTS] == [36, 4, 10, 6]
     assert sorted(paths(data, "train") + paths(data, "calibration")) == sorted((tmp_path / "train").glob("*/*.png"))
-    assert paths(data, "validation") == sorted((tmp_path / "val").glob("*/*.png"))
+    assert sorted(paths(data, "validation")) == sorted((tmp_path / "val").glob("*/*.png"))
     for part in PARTS:
         labels = split(data, part).labels.tolist()
         assert labels == [("ant", "bee").index(path.parent.name) for path in paths(data, part)]
@@ -111,7 +111,7 @@ def test_limit_takes_images_of_every_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
     write_folders(tmp_path, train=4, val=20, test=1)
-    broken = tmp_path / "val" / "ant" / "10.png"  # the third by name
+    broken = paths(load(tmp_path), "validation")[2]
     broken.write_bytes(broken.read_bytes()[:40])
     data = load(tmp_path, workers=workers)
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd
 
 def test_a_last_batch_of_one_broken_file_is_empty_and_counts_for_nothing(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=20, test=1)
-    (tmp_path / "val" / "bee" / "9.png").write_text("no image")  # the last by name
+    paths(load(tmp_path), "validation")[-1].write_text("no image")
     data = load(tmp_path, batch_size=39)
     assert [tuple(inputs.shape) for inputs, _ in data.validation] == [(39, 3, 16, 16), (0, 3, 16, 16)]
     assert [tuple(targets.shape) for _, targets in data.validation] == [(39,), (0,)]
@@ -143,8 +143,8 @@ def test_more_than_a_twentieth_broken_stops(tmp_path: Path) -> None:
 def test_a_batch_of_broken_files_stops(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=40, test=1)
     data = load(tmp_path, batch_size=2)
-    for name in ("0", "1"):
-        (tmp_path / "val" / "ant" / f"{name}.png").write_text("no image")
+    for path in paths(data, "validation")[:2]:
+        path.write_text("no image")
     with pytest.raises(ValueError, match="none of 2 images can be read"):
         list(data.validation)
 
@@ -181,3 +181,9 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"val/<class>/ holds 0 images"):
         load(tmp_path)
+
+
+def test_a_part_of_validation_holds_images_of_every_class(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=20, val=20, test=3)
+    assert split(load(tmp_path), "validation").labels[:10].unique().tolist() == [0, 1]
+    assert paths(load(tmp_path), "validation") == paths(load(tmp_path), "validation")

@@ -33,6 +33,12 @@ def test_what_lies_outside_or_has_no_area_covers_nothing(polygon: list[float]) -
     assert not region_mask([polygon], 10, 10).any()
 
 
+def test_points_and_lines_beside_a_polygon_cover_nothing() -> None:
+    assert np.array_equal(
+        region_mask([square(1, 2, 3), [8, 8, 9, 9], [5, 5]], 10, 12), region_mask([square(1, 2, 3)], 10, 12)
+    )
+
+
 def test_runs_go_down_the_columns() -> None:
     # Columns of 3: (0,0,1), (1,0,0): two pixels from the third on.
     assert region_mask({"size": [3, 2], "counts": [2, 2, 2]}, 3, 2).tolist() == [[0, 1], [0, 0], [1, 0]]
@@ -54,7 +60,8 @@ def test_compressed_runs_are_those_of_pycocotools(mask: np.ndarray) -> None:
         ([[1, 1, 5, 5, 9, float("nan")]], "numbers in or near"),
         ([[1, 1, 5, 5, 9, "9"]], "numbers in or near"),
         ([[1, 1, 5, 5, 9, 1e12]], "numbers in or near"),
-        ([{"size": [10, 10]}], "at least three points"),
+        ([{"size": [10, 10]}], "a list of numbers"),
+        ([[1, 1, 5, 5], [1, 1]], "at least three points"),
         ({"size": [10, 9], "counts": [100]}, "its size is"),
         ({"size": [10, 10], "counts": [50, 49]}, "add up to 99, not to 100"),
         ({"size": [10, 10], "counts": [50, -50, 100]}, "whole numbers >= 0"),

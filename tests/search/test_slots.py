@@ -1,23 +1,31 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from common.search.slots import (
+    MAIN,
     OUTCOME,
     SET_ASIDE,
     WORKER,
     Attempts,
+    _started,
     begin,
     bury_dead,
+    claim,
     fail,
     number_slots,
+    release,
     this_worker,
 )
 from common.search.storage import open_study, opened_storage
@@ -174,3 +182,55 @@ def test_failing_a_trial_that_another_has_finished_does_nothing() -> None:
     study = study_of(first(TrialState.COMPLETE))
     fail(study, 0)
     assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_process_that_was_killed_is_dead_before_its_parent_asks_for_it() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    study = study_of()
+    begin(study, {**ME, "pid": process.pid, "started": _started(process.pid)})
+    study.ask()
+    bury_dead(Attempts(study, 1), ME, {})
+    assert running(study) == 1
+    process.kill()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    bury_dead(Attempts(study, 1), ME, {})
+    assert running(study) == 0
+    process.wait()
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere psutil alone says when a process was started")
+def test_a_clock_that_is_set_buries_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = {**ME, "pid": os.getppid(), "started": _started(os.getppid())}
+    study = study_of()
+    begin(study, parent)
+    study.ask()
+    monkeypatch.setattr("psutil.Process.create_time", lambda _: time.time())
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 12345.0)
+    bury_dead(Attempts(study, 1), ME, {})
+    assert running(study) == 1
+
+
+def test_one_process_at_a_time_ends_a_study() -> None:
+    study = study_of()
+    claim(study, ME)
+    claim(study, ME)
+    parent = {**ME, "name": MAIN, "pid": os.getppid(), "started": _started(os.getppid())}
+    study.set_user_attr(MAIN, parent)
+    with pytest.raises(ValueError, match=rf"is being searched by process {os.getppid()} of this machine; wait for it"):
+        claim(study, ME)
+    release(study)
+    claim(study, ME)
+    study.set_user_attr(MAIN, gone())
+    claim(study, ME)
+    assert study.user_attrs[MAIN] == ME
+
+
+def test_who_goes_on_elsewhere_does_not_wait_for_the_one_before() -> None:
+    study, before = study_of(), {**ELSEWHERE, "name": MAIN}
+    claim(study, before)
+    for worker in (before, {**ELSEWHERE, "name": "a worker", "pid": 1}):
+        begin(study, worker)
+        study.ask()
+    claim(study, ME)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.RUNNING]

@@ -14,7 +14,10 @@ from torch import nn
 from common.calibration import recalibrate_bn
 from common.checkpoints import load_compressed
 from common.data import load_data
+from common.data.normalization import IMAGENET
+from common.inputs import remember_normalization
 from common.metrics import evaluate
+from common.models import build_model
 from common.planning import Budget, plan_ranks
 from common.planning.layers import Decompositions
 from common.profiling import profile
@@ -265,11 +268,21 @@ def test_a_run_goes_on_only_with_the_same_network_data_and_settings(dense: TinyC
         search_ranks(dense, tiny_digits(), dataclasses.replace(SETTINGS, seed=5), logs=tmp_path, run="one")
     with pytest.raises(ValueError, match=r"the dense network.s weights; make the same call or name another run$"):
         search_ranks(tiny_cnn(3), tiny_digits(), SETTINGS, logs=tmp_path, run="one")
-    with pytest.raises(ValueError, match="begun differently: the validation split;"):
+    with pytest.raises(ValueError, match=r"begun differently: the validation split, load_data's limit=50 \(it was"):
         search_ranks(dense, tiny_digits(limit=50), SETTINGS, logs=tmp_path, run="one")
+    augmented = load_data("digits", image_size=8, batch_size=32, limit=96, augment=True)
+    with pytest.raises(ValueError, match=r"begun differently: load_data's augment=True \(it was None\);"):
+        search_ranks(dense, augmented, SETTINGS, logs=tmp_path, run="one")
+    with pytest.raises(ValueError, match="begun differently: the decompositions "):
+        search_ranks(
+            dense, tiny_digits(), SETTINGS, logs=tmp_path, run="one", decompositions=Decompositions(dense, sweeps=1)
+        )
+    assert stop.log.read_text().splitlines()[-1].endswith("stopped; the same call with run='one' goes on from here")
+    assert not stop.finished
     more = dataclasses.replace(SETTINGS, trials=10, finetune_top=2)
     result = search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="one", on_trial=lambda _: None)
     assert [record.trial for record in result.records] == list(range(10))
+    assert result.finished
 
 
 def test_a_log_without_a_study_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
@@ -478,3 +491,22 @@ def test_a_run_that_was_stopped_early_cannot_change_its_objective(dense: TinyCNN
 def test_more_than_five_epochs_of_finetuning_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 5 epochs"):
         SearchSettings(finetune=TrainingSettings(epochs=5.5))
+
+
+def test_what_only_finetuning_would_find_is_refused_before_the_first_trial(dense: TinyCNN, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, features=("layer9",)))
+    with pytest.raises(ValueError, match=r"^features='layer9': the network has no module of this name$"):
+        search_ranks(dense, tiny_digits(), wrong, logs=tmp_path, run="run")
+    model = build_model("resnet20", 10)
+    remember_normalization(model, IMAGENET)
+    with pytest.raises(ValueError, match=r"^the network was trained on pixels normalised by .*normalize='imagenet'"):
+        search_ranks(model, tiny_digits(), SETTINGS, logs=tmp_path, run="run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_password_reaches_a_log(dense: TinyCNN, tmp_path: Path) -> None:
+    command = "papermill resnet18.ipynb -p storage postgresql+psycopg://me:secret@host/db -p seed 0"
+    settings = dataclasses.replace(SETTINGS, trials=1, finetune_top=0)
+    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="run", command=command)
+    assert result.records[0].environment["command"] == command.replace("secret", "***")
+    assert "secret" not in result.log.read_text()
