@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from common.decomposition.metric import DataMetric, LayerMoments, Metric, pooled_spectrum
 
@@ -137,8 +138,17 @@ class Decomposition(ABC):
         """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
         if self.moments is None:
             return None
-        lost = self.metric.weight - self.reconstruct(ranks).double().reshape(self.grouped.shape)
-        return torch.einsum("goihw,gihw->go", lost, self.moments.patch_mean).flatten().to(self.dtype)
+        mean = self.moments.patch_mean.double().reshape(1, -1, *self.kernel)
+        for factor in self.factors(ranks):  # on a single patch; to build W' for it takes many times as long
+            kernel = factor.shape[2:] or (1, 1)
+            mean = conv2d(mean, factor.double().reshape(*factor.shape[:2], *kernel), groups=self.groups)
+        return (self._output_mean - mean.flatten()).to(self.dtype)
+
+    @cached_property
+    def _output_mean(self) -> Tensor:
+        """``E[Wp]``, ``(O,)``."""
+        assert self.moments is not None
+        return torch.einsum("goihw,gihw->go", self.metric.weight, self.moments.patch_mean).flatten()
 
     def cap(self, rank: int) -> Ranks:
         """``rank`` in every mode, or the mode's maximum where that is less."""

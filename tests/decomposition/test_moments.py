@@ -261,3 +261,19 @@ def test_a_large_bias_takes_no_digits_from_the_covariance() -> None:
     plain = calibrate(model, [x])["0"].output_covariance
     nn.init.constant_(model.get_parameter("0.bias"), 1e4)
     torch.testing.assert_close(calibrate(model, [x])["0"].output_covariance, plain, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_bias_gains_what_the_lost_weight_would_have_put_out(kind: str, method: str) -> None:
+    model = network(kind)
+    name = the_layer(model)
+    moments = calibrate(model, [inputs(1)])
+    kept = Decompositions(model, moments)
+    decomposition = kept.get(name, layer_method(method, trace_layers(model, inputs(1))[name]))
+    ranks, mean = decomposition.fraction(0.4), moments[name].patch_mean
+    lost = (decomposition.original - decomposition.reconstruct(ranks)).reshape(len(mean), -1, *mean.shape[1:])
+    shift = decomposition.bias_shift(ranks)
+    assert shift is not None
+    torch.testing.assert_close(shift, torch.einsum("goihw,gihw->go", lost, mean).flatten())
+    assert shift.abs().max() > 0
