@@ -99,8 +99,7 @@ def earlier_method(
     small = 0
     for _ in range(DRAWS):
         plan = space.plan(policy.sample(generator), "")
-        params, macs = space.cost(plan)
-        fits = params <= TARGET.params * space.dense[0] and macs <= TARGET.macs * space.dense[1]  # type: ignore[operator]
+        fits = TARGET.allows(space.cost(plan), space.dense)
         small += fits
         if fits and len(plans) < options.measured:
             plans.append(plan)

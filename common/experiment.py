@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from common.inputs import check_normalization
 from common.models import build_model, check_image_size
 from common.models.provenance import get_provenance
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, LayerShape, trace_layers
-from common.profiling import Profile, profile
+from common.planning.layers import Decompositions, plan_cost, trace_layers
+from common.profiling import profile
 from common.reporting import figures
 from common.reporting.live import LivePicture
 from common.search import SearchResult, SearchSettings, search_ranks
@@ -123,7 +123,7 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
             plan_ranks(model, x, "svd", "fixed", ranks=max(config.rank_list))
         except ValueError as error:
             raise ValueError(f"svd_ranks={config.svd_ranks!r}: {error}") from None
-    shapes, dense = trace_layers(model, x), profile(model, x)
+    shapes, dense = trace_layers(model, x), _dense_cost(model, x)
     asked = (
         ("compare_at", config.compare_at, COMPARED, 0),
         ("budget_params", config.budget_params, (config.method,), 0),
@@ -131,18 +131,14 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
     )
     for name, share, methods, index in asked:
         for method in methods if share is not None else ():
-            least = _shares_kept(shapes, dense, plan_ranks(model, x, method, "fixed", ranks=1))[index]
+            least = plan_cost(shapes, dense, plan_ranks(model, x, method, "fixed", ranks=1))[index] / dense[index]
             if share is not None and share < least:
                 raise ValueError(f"{name}={share}: {method} at rank 1 keeps {least:.4f}, and less cannot be kept")
 
 
-def _shares_kept(shapes: Mapping[str, LayerShape], dense: Profile, plan: RankPlan) -> tuple[float, float]:
-    """The shares of the network's parameters and MACs that a plan keeps."""
-    saved = [0, 0]
-    for name, layer in plan.layers.items():
-        for index, (before, after) in enumerate(zip(shapes[name].dense_cost, shapes[name].cost(layer), strict=True)):
-            saved[index] += before - after
-    return 1 - saved[0] / dense.params, 1 - saved[1] / dense.macs
+def _dense_cost(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    cost = profile(model, x)
+    return cost.params, cost.macs
 
 
 def _check_head(config: ExperimentConfig, data: DataBundle) -> None:
@@ -221,16 +217,19 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
         x: example input ``(N, C, H, W)``.
         decompositions: of ``model``.
     """
-    shapes, dense = trace_layers(model, x), profile(model, x)
+    shapes, dense = trace_layers(model, x), _dense_cost(model, x)
+
+    def kept(plan: RankPlan) -> float:
+        return plan_cost(shapes, dense, plan)[0] / dense[0]
+
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
         plan = plan_ranks(model, x, "arsvd", tau=middle, decompositions=decompositions)
-        low, high = (middle, high) if _shares_kept(shapes, dense, plan)[0] <= budget else (low, middle)
+        low, high = (middle, high) if kept(plan) <= budget else (low, middle)
     plan = plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
-    kept = _shares_kept(shapes, dense, plan)[0]
-    if kept > budget:
-        warnings.warn(f"ARSVD keeps {kept:.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
+    if kept(plan) > budget:
+        warnings.warn(f"ARSVD keeps {kept(plan):.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
     return plan
 
 

@@ -114,7 +114,7 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "params"), [("alexnet", 57_044_810), ("vgg16", 134_301_514)])
 def test_the_other_classifiers(name: str, params: int, tmp_path: Path) -> None:
-    notebook = execute(name, tmp_path, **{**TINY, "trials": 2}, run=name)
+    notebook = execute(name, tmp_path, **{**TINY, "trials": 2, "dense_epochs": 1.0}, run=name)
     assert pictures(notebook) == 6
     records = check_log(tmp_path / "logs" / f"{name}.log", "accuracy", [*RULES, *["adaptive policy"] * 2])
     assert {record.baseline["params"] for record in records} == {params}

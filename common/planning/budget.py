@@ -61,6 +61,13 @@ class Budget:
         """The fractions that are limited."""
         return {name: value for name, value in zip(SIZES, self.limits, strict=True) if value is not None}
 
+    def allows(self, cost: tuple[int, int], dense: tuple[int, int]) -> bool:
+        """Whether a network of these parameters and MACs keeps to it, given those of the dense one."""
+        limits = (self.params, self.macs)
+        return all(
+            share is None or part <= share * whole for share, part, whole in zip(limits, cost, dense, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Options:

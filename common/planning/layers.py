@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
 from common.modes import evaluating
-from common.planning.plan import LayerPlan
+from common.planning.plan import LayerPlan, RankPlan
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 PLAIN_FORWARDS = (nn.Conv2d.forward, nn.ConvTranspose2d.forward, nn.Linear.forward)
@@ -245,3 +245,12 @@ class Decompositions:
     def spectra(self) -> dict[str, list[float]]:
         """Layer -> singular values along its output channels, descending."""
         return {name: self.get(name, "svd").spectrum.tolist() for name in self._layers}
+
+
+def plan_cost(shapes: Mapping[str, LayerShape], dense: tuple[int, int], plan: RankPlan) -> tuple[int, int]:
+    """Parameters and MACs of a network, from the shapes of its layers and the dense network's costs."""
+    params, macs = dense
+    for name, layer in plan.layers.items():
+        (before_params, before_macs), (after_params, after_macs) = shapes[name].dense_cost, shapes[name].cost(layer)
+        params, macs = params - before_params + after_params, macs - before_macs + after_macs
+    return params, macs

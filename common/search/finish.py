@@ -69,12 +69,8 @@ class Finish:
         The best by score; under a budget the best by :func:`best_first` that keep to it, which the given plans need
         not do. Where the settings ask for it, so are the first ``given``, which were planned by others.
         """
+        best = self._ranked()[: self.settings.finetune_top]
         measured = [record for record in self.records.values() if record.status == "ok"]
-        fitting = [record for record in measured if self._keeps_to_budget(record)]
-        ranked = sorted(fitting, key=lambda record: record.details["score"], reverse=True)
-        if self.settings.budget is not None:
-            ranked = best_first(fitting, self._images)
-        best = ranked[: self.settings.finetune_top]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
             done: dict[str, Any] | None = self._done.get(FINETUNED.format(record.trial))
@@ -88,11 +84,16 @@ class Finish:
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
 
+    def _ranked(self) -> list[TrialRecord]:
+        """The trials that were measured in full and keep to the budget, the best first, by what they reached last."""
+        measured = [record for record in self.records.values() if record.status == "ok"]
+        if self.settings.budget is None:
+            return sorted(measured, key=lambda record: record.details["score"], reverse=True)
+        return best_first(filter(self._keeps_to_budget, measured), self._images)
+
     def _keeps_to_budget(self, record: TrialRecord) -> bool:
         budget, dense = self.settings.budget, self.objective.dense_cost
-        limits = (budget.params, budget.macs) if budget else (None, None)
-        sizes = (record.params / dense.params, record.macs / dense.macs)
-        return all(limit is None or size <= limit for size, limit in zip(sizes, limits, strict=True))
+        return budget is None or budget.allows((record.params, record.macs), (dense.params, dense.macs))
 
     def _finetune(self, record: TrialRecord) -> dict[str, Any]:
         start = time.perf_counter()
@@ -165,12 +166,7 @@ class Finish:
 
     def _best_within_budget(self) -> TrialRecord | None:
         """Under a budget, the best that keeps to it, by what it reached last."""
-        if self.settings.budget is None:
-            return None
-        fitting = [
-            record for record in self.records.values() if record.status == "ok" and self._keeps_to_budget(record)
-        ]
-        return next(iter(best_first(fitting, self._images)), None)
+        return next(iter(self._ranked()), None) if self.settings.budget is not None else None
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
         """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""

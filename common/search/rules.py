@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -77,8 +77,4 @@ def _family(
 
 def _fits(space: Space, plan: RankPlan) -> bool:
     assert space.budget is not None
-    limits: Mapping[str, float | None] = {"params": space.budget.params, "macs": space.budget.macs}
-    return all(
-        limit is None or cost <= limit * dense
-        for limit, cost, dense in zip(limits.values(), space.cost(plan), space.dense, strict=True)
-    )
+    return space.budget.allows(space.cost(plan), space.dense)

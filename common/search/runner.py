@@ -40,7 +40,7 @@ def print_trial(record: TrialRecord) -> None:
 def make_pruner(blueprint: Blueprint) -> optuna.pruners.BasePruner:
     """Optuna's pruner that decides who climbs the ladder."""
     settings = blueprint.settings
-    if settings.climb == 1 or settings.objective == "pareto":
+    if not settings.prunes:
         return optuna.pruners.NopPruner()
     return optuna.pruners.PercentilePruner(100 * settings.climb, n_startup_trials=settings.startup)
 
@@ -193,7 +193,7 @@ class Runner:
         return self.prepared.space.plan(levels, self.settings.proposer)
 
     def _climb(self, trial: optuna.Trial) -> Callable[[int, float], bool] | None:
-        if self.settings.objective == "pareto" or self.settings.climb == 1 or self.prepared.rule_plan is not None:
+        if not self.settings.prunes:
             return None
 
         def climb(rung: int, score: float) -> bool:

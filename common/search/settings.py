@@ -85,7 +85,7 @@ class SearchSettings:
     sensitivity_images: Count = 128
     latency_batch: Count = 1
     runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = ("eager",)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         if self.finetune.epochs > 5:
@@ -98,6 +98,11 @@ class SearchSettings:
             for name, value, needing in (("policy", self.policy, RULES), ("method", self.method, ("mixed",))):
                 if value in needing:
                     raise ValueError(f"{name}={value!r} needs a budget; give budget=Budget(params=..., macs=...)")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials that look poor are given up early."""
+        return self.climb < 1 and self.objective == "score" and self.policy not in RULES
 
     @property
     def slots(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS
 from common.planning.budget import Budget, Options, allocate
-from common.planning.layers import Decompositions, LayerShape, trace_layers
+from common.planning.layers import Decompositions, plan_cost, trace_layers
 from common.planning.options import Harms, layer_options
 from common.planning.plan import RankPlan
 from common.profiling import profile
@@ -144,15 +144,6 @@ class Space:
         choice = self.candidates[name][level]
         assert choice is not None
         return choice.params
-
-
-def plan_cost(shapes: Mapping[str, LayerShape], dense: tuple[int, int], plan: RankPlan) -> tuple[int, int]:
-    """Parameters and MACs of a network, from the shapes of its layers and the dense network's costs."""
-    params, macs = dense
-    for name, layer in plan.layers.items():
-        (before_params, before_macs), (after_params, after_macs) = shapes[name].dense_cost, shapes[name].cost(layer)
-        params, macs = params - before_params + after_params, macs - before_macs + after_macs
-    return params, macs
 
 
 def _price(sizes: Sequence[float], harms: Sequence[float], index: int) -> float:

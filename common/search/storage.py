@@ -121,13 +121,7 @@ def _drop_torn_line(path: Path) -> None:
         file.truncate(0)
 
 
-def open_study(
-    name: str,
-    storage: BaseStorage,
-    directions: list[str] | None,
-    sampler: optuna.samplers.BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-) -> optuna.Study:
+def open_study(name: str, storage: BaseStorage, directions: list[str] | None) -> optuna.Study:
     """The study ``name``, made when it is not there; with ``directions=None`` it has to be.
 
     Raises:
@@ -135,11 +129,9 @@ def open_study(
     """
     try:
         if directions is None:
-            return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+            return optuna.load_study(study_name=name, storage=storage)
         return optuna.create_study(
             storage=storage,
-            sampler=sampler,
-            pruner=pruner,
             study_name=name,
             directions=directions,  # type: ignore[arg-type]  # Optuna wants the two literals
             load_if_exists=True,
