@@ -101,58 +101,32 @@ def test_images_whose_annotations_cannot_be_used_are_dropped_as_well(tmp_path: P
         load(tmp_path, unannotated="drop")
 
 
-def write_turned(path: Path, pixels: np.ndarray) -> None:
-    """A JPEG that is stored on its side and says in its EXIF how to turn it."""
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6  # a quarter turn clockwise for upright
-    Image.fromarray(np.rot90(pixels)).save(path, exif=exif, quality=100, subsampling=0)
-
-
-def test_images_that_are_stored_on_their_side_meet_their_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("width", "orientation", "turns"),
+    [
+        (40, 6, 1),  # stored on its side, to be turned clockwise by a quarter
+        (20, 3, 2),  # stored upside down, which its size does not tell
+        (40, 6, 0),  # to be turned, but annotated as it is stored, which its size tells
+    ],
+)
+def test_images_that_are_to_be_turned_meet_their_masks(
+    width: int, orientation: int, turns: int, tmp_path: Path
+) -> None:
     write_set(tmp_path, train=25, others=25)
-    pixels = np.zeros((20, 40), dtype=np.uint8)
+    pixels = np.zeros((20, width), dtype=np.uint8)
     pixels[:10, :10] = 255  # where the annotation is
-    write_turned(tmp_path / "test" / "0.jpg", pixels)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.rot90(pixels, turns))
+    stored.save(tmp_path / "test" / "0.jpg", exif=exif, quality=100, subsampling=0)
     content = json_of(tmp_path / "test")
-    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 40}
+    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": width}
     write_annotations(tmp_path / "test", content)
     data = load(tmp_path, image_size=20)
     (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
-    assert mask.sum() == 50
+    assert mask.sum() == 100 * 20 / width
     assert image[mask].float().mean() > 200
     assert image[~mask].float().mean() < 20
-
-
-def test_an_image_that_is_stored_upside_down_meets_its_mask(tmp_path: Path) -> None:
-    """Its size does not tell; it is annotated as it is shown."""
-    write_set(tmp_path, train=25, others=25)
-    pixels = np.zeros((20, 20), dtype=np.uint8)
-    pixels[:10, :10] = 255
-    exif = Image.Exif()
-    exif[ORIENTATION] = 3
-    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "test" / "0.jpg", exif=exif, quality=100)
-    content = json_of(tmp_path / "test")
-    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 20}
-    write_annotations(tmp_path / "test", content)
-    data = load(tmp_path, image_size=20)
-    (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
-    assert image[mask].float().mean() > 200
-    assert image[~mask].float().mean() < 20
-
-
-def test_an_image_that_is_annotated_as_it_is_stored_meets_its_mask(tmp_path: Path) -> None:
-    write_set(tmp_path, train=25, others=25)
-    pixels = np.zeros((20, 40), dtype=np.uint8)
-    pixels[:10, :10] = 255
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    Image.fromarray(pixels).save(tmp_path / "test" / "0.jpg", exif=exif, quality=100)
-    content = json_of(tmp_path / "test")
-    content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": 40}
-    write_annotations(tmp_path / "test", content)
-    data = load(tmp_path, image_size=20)
-    (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
-    assert image[mask].float().mean() > 200
 
 
 def test_an_image_that_lies_on_its_side_for_no_reason_is_broken(
