@@ -7,6 +7,8 @@ any package that is there already in another version. This module imports nothin
 from __future__ import annotations
 
 import contextlib
+import glob
+import json
 import re
 import shutil
 import subprocess
@@ -109,8 +111,16 @@ def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Pat
 def _files_of(folder: Path, run: str) -> list[Path]:
     """The run's log, journal and checkpoint, its dense network, those of its trials, and its workers' logs."""
     passing = (".lock", ".partial", ".part")
-    own = re.compile(rf"{re.escape(run)}(-dense|-trial\d+|-w\d+)?\.[^.]+")
-    return sorted(p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing)
+    own = re.compile(rf"{re.escape(run)}(-dense|-trial\d+)?\.[^.]+")
+    found = [p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing]
+    return sorted([*found, *(p for p in folder.glob(f"{glob.escape(run)}-*.log") if _is_workers(p, run))])
+
+
+def _is_workers(log: Path, study: str) -> bool:
+    """Whether a log is that of a worker on a study, not of a run whose name begins alike; its first record tells."""
+    with log.open(errors="replace") as file:
+        first = next((line for line in file if line.startswith("TRIAL ")), "")
+    return f'"study": {json.dumps(study, ensure_ascii=False)}' in first
 
 
 class RunKeeper:

@@ -107,7 +107,7 @@ class ExperimentConfig(NotebookConfig):
 
     weights: str | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes torchvision's weights as they are
+    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes weights as they are
     dense_learning_rate: Positive = 0.1
     method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
     data_aware: bool = True
@@ -143,7 +143,7 @@ class ExperimentConfig(NotebookConfig):
                 try:
                     check_runtime(runtime, default_device())
                 except ValueError as error:
-                    raise ValueError(f"runtimes={self.runtimes!r}: {error}") from None
+                    raise ValueError(f"runtimes={self.runtimes!r}: {error}; or leave {runtime} out") from None
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""

@@ -51,8 +51,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def hide_passwords(text: str) -> str:
     """``text`` with the password of every URL in it, such as a database's, replaced by ``***``."""
-    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^\s&'\"]+", r"\1***", text)
+    text = re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*password=)[^\s&'\"]+", r"\1***", text)
 
 
 def _version(package: str) -> str | None:

@@ -130,9 +130,11 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
         ("budget_macs", config.budget_macs, (config.method,), 1),
     )
     for name, share, methods, index in asked:
-        for method in methods if share is not None else ():
+        if share is None:
+            continue
+        for method in methods:
             least = plan_cost(shapes, dense, plan_ranks(model, x, method, "fixed", ranks=1))[index] / dense[index]
-            if share is not None and share < least:
+            if share < least:
                 raise ValueError(f"{name}={share}: {method} at rank 1 keeps {least:.4f}, and less cannot be kept")
 
 

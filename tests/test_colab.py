@@ -101,11 +101,14 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     logs.mkdir()
     for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "run-b.log"):
         (logs / name).write_text(name)
+    (logs / "run-node-7.log").write_text('TRIAL {"details": {"study": "run"}}\n')
+    (logs / "run-c.log").write_text('TRIAL {"details": {"study": "run-c"}}\n')
     now = 0.0
     monkeypatch.setattr("common.colab.time.monotonic", lambda: now)
     keeper = RunKeeper(logs, drive)
     keeper.keep("run")
-    assert sorted(path.name for path in drive.iterdir()) == ["run-dense.safetensors", "run.journal", "run.log"]
+    kept = ["run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
+    assert sorted(path.name for path in drive.iterdir()) == kept
     (logs / "run.log").write_text("more and more")
     for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
         keeper.keep("run")
@@ -115,7 +118,7 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     later = tmp_path / "later"
     later.mkdir()
     (later / "run.log").write_text("its own")
-    assert [path.name for path in fetch_run(later, "run", drive)] == ["run.journal"]
+    assert [path.name for path in fetch_run(later, "run", drive)] == ["run-node-7.log", "run.journal"]
     assert (later / "run.log").read_text() == "its own"
 
 

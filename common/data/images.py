@@ -27,14 +27,22 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             shown = _eight_bits(image)
-            if upright:
-                shown.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+            if upright and (orientation := _orientation(image)) != 1:
+                shown.getexif()[ORIENTATION] = orientation
                 shown = ImageOps.exif_transpose(shown)
             return shown
     except FileNotFoundError:
         raise
     except (OSError, *_DAMAGE, Image.DecompressionBombError) as error:
         raise OSError(f"{path} is no whole image: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (OSError, *_DAMAGE):  # pixels may be whole where what stands beside them is not
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

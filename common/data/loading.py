@@ -124,6 +124,8 @@ def load_data(
     size = recipe.image_size if image_size is None else image_size
     normalization = IMAGENET if normalize == "imagenet" else recipe.normalization
     augment = recipe.augment if augment is None else augment
+    scale = "imagenet" if normalization == IMAGENET else "dataset"
+    source |= {"image_size": size, "augment": augment, "normalize": scale}  # so that what is the same looks the same
     if isinstance(recipe, _TensorRecipe):
         splits = tensor_splits(
             _tensors(name, root, download, split_seed),

@@ -85,7 +85,10 @@ class Finish:
                 self.records[record.trial] = dataclasses.replace(record, **done)
 
     def _ranked(self) -> list[TrialRecord]:
-        """The trials that were measured in full and keep to the budget, the best first, by what they reached last."""
+        """The trials that were measured in full and keep to the budget, the best first.
+
+        Under a budget by what they reached last, else by their score, which fine-tuning does not change.
+        """
         measured = [record for record in self.records.values() if record.status == "ok"]
         if self.settings.budget is None:
             return sorted(measured, key=lambda record: record.details["score"], reverse=True)

@@ -150,14 +150,28 @@ def claim(study: optuna.Study, worker: dict[str, Any]) -> None:
             "help it with python -m common.search.worker"
         )
     study.set_user_attr(MAIN, worker)
+    check_claim(study, worker)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if before and trial.user_attrs.get(WORKER) == before:
             fail(study, trial.number)
 
 
-def release(study: optuna.Study) -> None:
-    """Let another process be the one that ends the study."""
-    study.set_user_attr(MAIN, None)
+def check_claim(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Do nothing where ``worker`` is the process that ends the study.
+
+    Raises:
+        ValueError: another has taken its place.
+    """
+    now: dict[str, Any] = study.user_attrs.get(MAIN) or {}
+    if now != worker:
+        place = f"process {now['pid']} on {now['host'].split()[0]}" if now else "another process"
+        raise ValueError(f"run={study.study_name!r} was taken over by {place}, which ends it")
+
+
+def release(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Let another process be the one that ends the study, if ``worker`` is that now."""
+    if study.user_attrs.get(MAIN) == worker:
+        study.set_user_attr(MAIN, None)
 
 
 def begin(study: optuna.Study, worker: dict[str, Any]) -> None:

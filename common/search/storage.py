@@ -44,9 +44,12 @@ def open_storage(storage: str | Path) -> BaseStorage:
     if "://" not in str(storage):
         return _open_journal(Path(storage))
     try:
-        shown = make_url(str(storage)).render_as_string(hide_password=True)
+        url = make_url(str(storage))
     except ArgumentError:
         raise ValueError(f"storage={storage!s} is no URL of a database and no journal file") from None
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)

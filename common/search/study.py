@@ -27,7 +27,7 @@ from common.search.records import Recorder, logged_trials
 from common.search.runner import Runner, print_trial
 from common.search.samplers import policies
 from common.search.settings import SearchSettings
-from common.search.slots import MAIN, Attempts, claim, release, this_worker
+from common.search.slots import MAIN, Attempts, check_claim, claim, release, this_worker
 from common.search.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.selection import choose_best
 from common.trials import TrialRecord, TrialWriter
@@ -120,14 +120,16 @@ def search_ranks(
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
         study = _open(run, opened, settings)
-        claim(study, this_worker(MAIN))
+        _check_same(study, settings, model, data, decompositions)
+        me = this_worker(MAIN)
+        claim(study, me)
         try:
             prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
             with TrialWriter(logs, run) as writer:
                 search = _Search(study, prepared, data, writer, on_trial or print_trial, command)
                 return search.run()
         finally:
-            release(study)
+            release(study, me)
 
 
 def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
@@ -140,6 +142,23 @@ def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.St
     return study
 
 
+def _check_same(
+    study: optuna.Study,
+    settings: SearchSettings,
+    model: nn.Module,
+    data: DataBundle,
+    decompositions: Decompositions | None,
+) -> None:
+    """Refuse to go on with a study that was begun with something else."""
+    if (known := study.user_attrs.get(KEY)) is None:
+        return
+    if differences := Blueprint.from_json(known).differences(settings, model, data, decompositions):
+        raise ValueError(
+            f"run={study.study_name!r} was begun differently: {', '.join(differences)}; make the same call or name "
+            "another run"
+        )
+
+
 def _prepare_study(
     study: optuna.Study,
     model: nn.Module,
@@ -149,18 +168,13 @@ def _prepare_study(
     decompositions: Decompositions | None,
     weights: Path,
 ) -> Prepared:
-    """Describe a new study, or check that one that goes on is the same; and prepare to measure its trials."""
+    """Describe a new study, or take up one that goes on; and prepare to measure its trials."""
     known = study.user_attrs.get(KEY)
     if known is None:
         decompositions = decompositions or decompose_for_search(model, data, settings.seed)
         prepared = _begin(model, data, settings, plans, decompositions, weights)
     else:
         blueprint = Blueprint.from_json(known)
-        if differences := blueprint.differences(settings, model, data, decompositions):
-            raise ValueError(
-                f"run={study.study_name!r} was begun differently: {', '.join(differences)}; make the same call or "
-                "name another run"
-            )
         decompositions = decompositions or decompose_for_search(
             model, data, settings.seed, blueprint.data_aware, blueprint.sweeps
         )
@@ -231,6 +245,7 @@ class _Search:
             attempts = self.runner.run()
             records = self._records(attempts)
             self._log_what_no_log_holds(records)
+            check_claim(self.study, self.runner.worker)
             finish = Finish(
                 self.study, self.prepared.objective, self.blueprint.settings, records, self.writer, self.runner.write
             )

@@ -88,3 +88,9 @@ def test_values_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(OSError, match="not all finite"):
         open_image(tmp_path / "nan.tif")
+
+
+def test_damage_beside_whole_pixels_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("L", (4, 3), 100).save(path, exif=b"Exif\x00\x00no TIFF file")
+    assert open_image(path, upright=True).size == (4, 3)

@@ -95,7 +95,9 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="threads=0: it must be at least 1"):
         onnx_session(path, threads=0)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device='cuda': it needs a GPU and the package onnxruntime-gpu"):
+        with pytest.raises(
+            ValueError, match="device='cuda': ONNX Runtime needs a GPU and the package onnxruntime-gpu"
+        ):
             onnx_session(path, device="cuda")
     assert onnx_session(path).get_session_options().intra_op_num_threads == torch.get_num_threads()
     assert onnx_session(path, threads=3).get_session_options().intra_op_num_threads == 3

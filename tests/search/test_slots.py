@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from common.search.slots import (
     _started,
     begin,
     bury_dead,
+    check_claim,
     claim,
     fail,
     number_slots,
@@ -184,42 +185,53 @@ def test_failing_a_trial_that_another_has_finished_does_nothing() -> None:
     assert study.trials[0].state == TrialState.COMPLETE
 
 
-def test_a_process_that_was_killed_is_dead_before_its_parent_asks_for_it() -> None:
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """Another living process of this machine."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_that_was_killed_is_dead_before_its_parent_asks_for_it(sleeper: subprocess.Popen[bytes]) -> None:
     study = study_of()
-    begin(study, {**ME, "pid": process.pid, "started": _started(process.pid)})
+    begin(study, {**ME, "pid": sleeper.pid, "started": _started(sleeper.pid)})
     study.ask()
     bury_dead(Attempts(study, 1), ME, {})
     assert running(study) == 1
-    process.kill()
-    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+    sleeper.kill()
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
     bury_dead(Attempts(study, 1), ME, {})
     assert running(study) == 0
-    process.wait()
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="elsewhere psutil alone says when a process was started")
-def test_a_clock_that_is_set_buries_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    parent = {**ME, "pid": os.getppid(), "started": _started(os.getppid())}
+def test_a_clock_that_is_set_buries_nobody(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of()
-    begin(study, parent)
+    begin(study, {**ME, "pid": sleeper.pid, "started": _started(sleeper.pid)})
     study.ask()
     monkeypatch.setattr("psutil.Process.create_time", lambda _: time.time())
-    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 12345.0)
     bury_dead(Attempts(study, 1), ME, {})
     assert running(study) == 1
 
 
-def test_one_process_at_a_time_ends_a_study() -> None:
+def test_one_process_at_a_time_ends_a_study(sleeper: subprocess.Popen[bytes]) -> None:
     study = study_of()
     claim(study, ME)
     claim(study, ME)
-    parent = {**ME, "name": MAIN, "pid": os.getppid(), "started": _started(os.getppid())}
-    study.set_user_attr(MAIN, parent)
-    with pytest.raises(ValueError, match=rf"is being searched by process {os.getppid()} of this machine; wait for it"):
+    other = {**ME, "name": MAIN, "pid": sleeper.pid, "started": _started(sleeper.pid)}
+    study.set_user_attr(MAIN, other)
+    with pytest.raises(ValueError, match=rf"is being searched by process {sleeper.pid} of this machine; wait for it"):
         claim(study, ME)
-    release(study)
+    with pytest.raises(ValueError, match=rf"was taken over by process {sleeper.pid} on .*, which ends it$"):
+        check_claim(study, ME)
+    release(study, ME)
+    assert study.user_attrs[MAIN] == other, "only its own claim"
+    release(study, other)
     claim(study, ME)
     study.set_user_attr(MAIN, gone())
     claim(study, ME)

@@ -271,7 +271,7 @@ def test_a_run_goes_on_only_with_the_same_network_data_and_settings(dense: TinyC
     with pytest.raises(ValueError, match=r"begun differently: the validation split, load_data's limit=50 \(it was"):
         search_ranks(dense, tiny_digits(limit=50), SETTINGS, logs=tmp_path, run="one")
     augmented = load_data("digits", image_size=8, batch_size=32, limit=96, augment=True)
-    with pytest.raises(ValueError, match=r"begun differently: load_data's augment=True \(it was None\);"):
+    with pytest.raises(ValueError, match=r"begun differently: load_data's augment=True \(it was False\);"):
         search_ranks(dense, augmented, SETTINGS, logs=tmp_path, run="one")
     with pytest.raises(ValueError, match="begun differently: the decompositions "):
         search_ranks(
