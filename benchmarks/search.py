@@ -6,8 +6,9 @@ r"""Every sampler of the rank search at the same budgets and trials: who finds t
 
 For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
 pruning) on the same images, as many of calibration and validation as the options say. A rank rule has one plan,
-whatever the number of trials, and no seed. The trial that the search chooses on validation is then fine-tuned on the
-whole training split, and the whole test split is read for it. Prints a table (mean and standard deviation over the
+whatever the number of trials, and no seed. The trial that the search chooses on validation (the least loss among those
+that are as good as the best but for luck) is then fine-tuned on the whole training split, and the whole test split is
+read for it. Prints a table (mean and standard deviation over the
 seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
 goes on; searches that are finished are read from their logs, so other settings need another ``--out``.
 """
@@ -121,16 +122,20 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
                 run = f"{options.dataset}-{options.method}-{budget:g}-{sampler}-{seed}"
                 records = [r for r in search(model, data, decompositions, settings, logs, run) if r.status == "ok"]
                 values = [100 * record.metrics["recalibrated"][data.metric] for record in records]
-                best = max(range(len(values)), key=values.__getitem__)
                 row = {"MACs kept": budget, "sampler": sampler, "seed": seed}
                 tested = best_first((r for r in records if "test" in r.metrics), images)[0]
-                test = 100 * tested.metrics["test"][data.metric]
+                chosen, test = (100 * tested.metrics[stage][data.metric] for stage in ("recalibrated", "test"))
                 seconds = sum(record.seconds for record in records)
-                rows.append({**row, "validation": values[best], "test": test, "seconds": seconds})
+                best = max(values)
+                rows.append({**row, "validation": best, "chosen": chosen, "test": test, "seconds": seconds})
                 so_far = pd.Series(values).cummax().tolist()
                 so_far += so_far[-1:] * (options.trials - len(so_far))
                 curves += [{**row, "trial": index + 1, "best": value} for index, value in enumerate(so_far)]
-                print(f"{run}: {values[best]:.2f}% on validation, {test:.2f}% on test, {seconds:.0f} s", flush=True)
+                print(
+                    f"{run}: {best:.2f}% on validation, the chosen {chosen:.2f}% and {test:.2f}% on test, "
+                    f"{seconds:.0f} s",
+                    flush=True,
+                )
     return pd.DataFrame(rows), pd.DataFrame(curves), data.metric
 
 
