@@ -16,6 +16,8 @@ from common.planning.plan import LayerPlan
 
 BISECTIONS = 60
 MIXTURES = 9
+ROUNDING = 1e-9
+"""Of the seconds, which unlike parameters and MACs are no whole numbers: their sum depends on its order a little."""
 SIZES = ("params", "macs", "latency")
 """What a budget may limit."""
 
@@ -122,6 +124,7 @@ def allocate(
     whole = np.array(dense, dtype=np.float64)
     kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
     limits = np.where(np.isfinite(kept), np.minimum(kept, 1) * whole, np.inf) - np.array(rest)
+    limits[len(SIZES) - 1 :] += ROUNDING * whole[len(SIZES) - 1 :]
     _refuse_unreachable(budget, sizes, limits, dense, rest)
     found: list[tuple[float, list[int]]] = []
     for mixture in _mixtures(np.isfinite(kept)):

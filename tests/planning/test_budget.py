@@ -167,3 +167,18 @@ def test_bad_uses_are_named() -> None:
         plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(params=0.5), round_to=0)
     with pytest.raises(ValueError, match="method='mixed' with rule='fixed'"):
         plan_ranks(tiny_cnn(), X, "mixed", "fixed", ranks=3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_dense_network_keeps_to_a_budget_of_all_of_its_time(seed: int) -> None:
+    """Its layers' seconds and the rest, added in any order."""
+    seconds = np.random.default_rng(seed).random(40) * 1e-3
+    one = np.array([1.0])
+    layers = {
+        str(index): Options([LayerPlan()], one, one, np.array([0.0]), np.array([part]))
+        for index, part in enumerate(seconds)
+    }
+    whole = float(seconds.sum()) + 1.3e-3
+    rest = whole - sum(sorted(seconds.tolist()))
+    found = allocate(layers, Budget(latency=1.0), (40.0, 40.0, whole), (0.0, 0.0, rest))
+    assert all(plan.method is None for plan in found.values())
