@@ -119,7 +119,8 @@ def measure_latencies(
             for _ in range(rounds):
                 for series, timer, count in zip(times, timers, repeats, strict=True):
                     series.append(timer.timeit(count).median)
-    blocked = runtime == "channels_last" or (runtime != "onnxruntime" and not x.is_contiguous())
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()  # of one channel it is both
+    blocked = runtime == "channels_last" or (runtime != "onnxruntime" and last)
     conditions: dict[str, Any] = {
         "runtime": RUNTIMES[runtime],
         "threads": threads,

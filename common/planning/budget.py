@@ -124,7 +124,8 @@ def allocate(
     whole = np.array(dense, dtype=np.float64)
     kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
     limits = np.where(np.isfinite(kept), np.minimum(kept, 1) * whole, np.inf) - np.array(rest)
-    limits[len(SIZES) - 1 :] += ROUNDING * whole[len(SIZES) - 1 :]
+    timed = slice(SIZES.index("latency"), None)  # empty where nothing was timed
+    limits[timed] += ROUNDING * whole[timed]
     _refuse_unreachable(budget, sizes, limits, dense, rest)
     found: list[tuple[float, list[int]]] = []
     for mixture in _mixtures(np.isfinite(kept)):
