@@ -3,6 +3,7 @@ BIN := .venv/bin
 NOTEBOOK := notebooks/resnet18.ipynb
 PARAMS ?=
 DATA_ROOT ?=
+WORKERS ?= 2
 TO_CLASSIFY := digits mnist cifar10 imagenet
 TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
@@ -32,7 +33,7 @@ test: .venv/.development  ## every test, linter and type check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
 	$(BIN)/jupytext --to ipynb notebooks/*.py
