@@ -14,6 +14,9 @@ factors merged, and MACs are counted after that; the peers' are taken to be thos
 though TensorLy-Torch computes more, and keeps the BatchNorm behind its layers. A realised share of 1 means that time
 fell as much as MACs. The spread is that of the single rounds' speedups; where it is over a quarter there is none. The
 dense network is timed against itself too. Prints the figures; asserts nothing.
+
+Plans count parameters and MACs alone. With ``--latency`` they keep to a share of the dense network's time as well, as
+measured operations foretell it for one image in the first of ``--runtimes``: what a budget of MACs and latency adds.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +135,14 @@ def with_peer(peer: str, dense: nn.Module, small: nn.Module, plan: RankPlan) -> 
     return changed.eval()
 
 
-def compressed(case: Case, dense: nn.Module, x: Tensor, methods: Sequence[str], round_to: int) -> dict[str, nn.Module]:
+def compressed(
+    budget: Budget, dense: nn.Module, x: Tensor, methods: Sequence[str], round_to: int
+) -> dict[str, nn.Module]:
     """The network by every method, and by the peers where Tucker-2 is among them."""
     kept = Decompositions(dense)
     networks: dict[str, nn.Module] = {}
     for method in methods:
-        plan = plan_ranks(dense, x, method, "budget", budget=case.budget, round_to=round_to, decompositions=kept)
+        plan = plan_ranks(dense, x, method, "budget", budget=budget, round_to=round_to, decompositions=kept)
         networks[method] = compress(dense, plan, decompositions=kept)
         if method == "tucker2":
             networks |= {peer: with_peer(peer, dense, networks[method], plan) for peer in PEERS}
@@ -184,8 +189,11 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any
     """The rows of one network."""
     dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
     image = torch.randn(1, 3, case.size, case.size)
-    networks = {"dense": dense, **compressed(case, dense, image, options.methods, options.round_to)}
-    merged = {what: merge_factors(fold_batchnorm(network), image) for what, network in networks.items()}
+    budget = case.budget
+    if options.latency is not None:
+        budget = replace(budget, latency=options.latency, runtime=options.runtimes[0])
+    networks = {"dense": dense, **compressed(budget, dense, image, options.methods, options.round_to)}
+    merged = {what: merge_factors(fold_batchnorm(network, image), image) for what, network in networks.items()}
     table = Table(name, profile(dense, image))
     for batch in options.batches:
         x = image.expand(batch, -1, -1, -1).contiguous()
@@ -214,6 +222,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--round-to", type=int, help="ranks are multiples of it; default: 16, with --tiny 4")
+    parser.add_argument("--latency", type=float, help="share of the time to keep, in the first of --runtimes")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
     parser.add_argument("--round-s", type=float, default=0.2, help="least seconds of one; default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="small networks instead: does everything run?")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import tensorly
@@ -9,6 +11,7 @@ import torch
 
 from benchmarks.latency import HEADS, TINY, compressed, measure
 from common.models import build_model
+from common.planning import Budget, RankPlan, plan_ranks
 from common.profiling import profile
 
 
@@ -17,11 +20,13 @@ def _torch_tensors() -> None:
     tensorly.set_backend("pytorch")
 
 
+def options_of(**settings: Any) -> Namespace:
+    common = {"methods": ["tucker2"], "batches": [2], "round_to": 1, "latency": None, "rounds": 3, "round_s": 0.001}
+    return Namespace(**common | settings)
+
+
 def test_every_row_is_there() -> None:
-    options = Namespace(
-        methods=["tucker2"], runtimes=["eager", "channels_last", "onnxruntime"], batches=[2], round_to=1
-    )
-    options.rounds, options.round_s = 3, 0.001
+    options = options_of(runtimes=["eager", "channels_last", "onnxruntime"])
     rows = [dict(zip(HEADS, row, strict=True)) for row in measure("unet", TINY["unet"], options)]
     ways = ["dense", "tucker2", "tltorch tucker", "TensorLy tucker"]
     runtimes = ["PyTorch eager", "PyTorch channels_last", "ONNX Runtime", "better of PyTorch"]
@@ -37,13 +42,25 @@ def test_every_row_is_there() -> None:
             assert row["share"] == pytest.approx(row["speedup"] / row["MACs ratio"])
 
 
+def test_a_share_of_the_time_limits_the_plans_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Budget] = []
+
+    def plan(*given: Any, budget: Budget, **named: Any) -> RankPlan:
+        asked.append(budget)
+        return plan_ranks(*given, budget=replace(budget, latency=None), **named)
+
+    monkeypatch.setattr("benchmarks.latency.plan_ranks", plan)
+    measure("unet", TINY["unet"], options_of(methods=["svd"], runtimes=["channels_last", "eager"], latency=0.9))
+    assert asked == [Budget(macs=0.5, latency=0.9, runtime="channels_last")]
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
     """TensorLy's three convolutions cost what ours cost; TensorLy-Torch has its kernel factors besides."""
     case = TINY[name]
     dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
     x = torch.randn(1, 3, case.size, case.size)
-    networks = compressed(case, dense, x, ["tucker2"], round_to=1)
+    networks = compressed(case.budget, dense, x, ["tucker2"], round_to=1)
     ours, sequence, factorized = (networks[what] for what in ("tucker2", "TensorLy tucker", "tltorch tucker"))
     assert (profile(sequence, x).macs, profile(sequence, x).params) == (profile(ours, x).macs, profile(ours, x).params)
     convolutions = [m for m in factorized.modules() if isinstance(m, tltorch.FactorizedConv)]
