@@ -194,6 +194,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
 
     Raises:
         ValueError: there is no batch.
+        FloatingPointError: what reaches a BatchNorm is not finite.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
@@ -210,6 +211,10 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
             for batch in itertools.islice(batches, max_batches):
                 model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
                 seen += 1
+        broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
+        if broken:
+            name = next(name for name, module in model.named_modules() if module is broken[0])
+            raise FloatingPointError(f"BatchNorm {name!r}: its inputs on the calibration data are not finite")
         done = True
     finally:
         passed = [done and bool(norm.num_batches_tracked) for norm in norms]

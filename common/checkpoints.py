@@ -10,6 +10,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from common.compression import factor_modules, planned_layers, replace_module
 from common.models import build_model
@@ -24,7 +25,8 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     """Write a network, dense or compressed, so that :func:`load_compressed` can build it again.
 
     Args:
-        model: made by ``build_model`` or ``compress``.
+        model: made by ``build_model`` or ``compress``; of one that ``DataParallel``, ``DistributedDataParallel`` or
+            ``torch.compile`` wraps, the network inside is written.
         path: the file, by custom ``*.safetensors``; its folder is made when it is not there.
 
     Returns:
@@ -32,6 +34,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    model = _unwrapped(model)
     provenance = get_provenance(model) or Provenance()
     metadata = {
         "schema": SCHEMA_VERSION,
@@ -44,6 +47,16 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     safetensors.torch.save_file(tensors, partial, metadata)
     partial.replace(path)
     return path
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # of what torch.compile returns
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -58,6 +58,7 @@ def compress(
     if provenance.plan is not None:
         raise ValueError("the network is compressed already; compress the dense one, which can be saved and rebuilt")
     decompositions = decompositions or Decompositions(model, moments, sweeps)
+    planned_layers(model, plan)  # checked here too: two weights in one memory are apart in a copy
     small = copy.deepcopy(model)
     layers = planned_layers(small, plan)
     without_mean = []

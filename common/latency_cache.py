@@ -62,10 +62,13 @@ def latency_table(
         refresh: measure anew what this network and method need.
 
     Raises:
-        ValueError: ``runtime`` or ``method`` is unknown, or the network is not on the processor.
+        ValueError: ``runtime`` or ``method`` is unknown, or the network is not on the processor or not in single
+            precision, in which operations are timed.
     """
     check_choice("runtime", runtime, RUNTIMES)
     check_choice("method", method, (*DECOMPOSITIONS, "mixed"))
+    if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
+        raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
     conditions = current_conditions(runtime, len(x))
@@ -151,7 +154,7 @@ def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: layers are timed one by one on the processor; allowed: cpu")
     if runtime in MERGING:
-        model = merge_factors(fold_batchnorm(model), x)
+        model = merge_factors(fold_batchnorm(model, x), x)
     shapes = trace_layers(model, x)
     seconds = time_operations(needed_operations(shapes.values(), ()), runtime, len(x))
     times = LatencyTable(current_conditions(runtime, len(x)), seconds)
@@ -208,5 +211,6 @@ def write_table(table: LatencyTable, path: Path) -> None:
 
 
 def network_fingerprint(model: nn.Module, x: Tensor) -> str:
-    """What stands for a network's architecture and its input's size."""
-    return hashlib.sha256(f"{model!r} {tuple(x.shape)}".encode()).hexdigest()[:16]
+    """What stands for a network's architecture, its layers' calls in a pass and its input's size."""
+    text = f"{model!r} {tuple(x.shape)} {trace_layers(model, x)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -95,9 +95,10 @@ def _module(operation: Operation) -> nn.Module:
 
 
 def _output_padding(operation: Operation) -> tuple[int, int]:
-    """What a transposed convolution lacks to reach its output's size."""
+    """What a transposed convolution lacks to reach its output's size, as far as one may have it (below the stride)."""
     axes = zip(operation.after, operation.before, operation.stride, operation.padding, operation.kernel, strict=True)
-    first, second = (max(0, after - ((before - 1) * step - 2 * pad + k)) for after, before, step, pad, k in axes)
+    lacking = [(after - ((before - 1) * step - 2 * pad + k), step) for after, before, step, pad, k in axes]
+    first, second = (min(max(0, missing), step - 1) for missing, step in lacking)
     return first, second
 
 

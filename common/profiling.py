@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import safetensors.torch
@@ -82,8 +83,14 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory.
     """
-    first: dict[int, str] = {}
+    first: dict[Hashable, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), name)
+        first.setdefault(memory_of(tensor), name)
     state = model.state_dict()
     return {name: state[name].contiguous() for name in first.values()}
+
+
+def memory_of(tensor: Tensor) -> Hashable:
+    """What two tensors have in common when they are the same memory, seen in the same shape."""
+    place = tensor.untyped_storage().data_ptr()  # 0 where there is no memory, as on the device "meta"
+    return (place, tensor.storage_offset(), tensor.shape) if place else id(tensor)

@@ -81,6 +81,19 @@ def test_after_an_error_the_statistics_are_those_before(batches: list[torch.Tens
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_statistics_of_what_is_not_finite_are_refused_and_undone(value: float) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    bad = torch.randn(4, 3, 5, 5)
+    bad[0, 0, 0, 0] = value
+    with pytest.raises(
+        FloatingPointError, match=r"^BatchNorm '1': its inputs on the calibration data are not finite$"
+    ):
+        recalibrate_bn(model, [torch.randn(4, 3, 5, 5), bad])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_bad_calibration_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(ValueError, match=r"^positions=0: it must be at least 1$"):

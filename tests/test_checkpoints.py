@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -144,6 +145,15 @@ def test_a_network_that_the_file_does_not_fit_stays_as_it_was(dense: torch.nn.Mo
     assert str(target) == before
     save_compressed(small, path)
     assert same_weights(load_compressed(path, target), small)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_of_a_wrapped_network_the_one_inside_is_saved(wrap: Any, dense: torch.nn.Module, tmp_path: Path) -> None:
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=8)).eval()
+    loaded = load_compressed(save_compressed(wrap(small), tmp_path / "small.safetensors"))
+    assert same_weights(loaded, small)
+    assert get_provenance(loaded) == get_provenance(small)
 
 
 def test_the_precision_comes_back(tmp_path: Path) -> None:

@@ -151,6 +151,27 @@ def tied() -> nn.Sequential:
     return model
 
 
+def tied_by_data() -> nn.Sequential:
+    """Two parameters in one memory."""
+    model = tied()
+    own = nn.Parameter(torch.empty(8, 8, 3, 3))
+    own.data = model[0].get_parameter("weight").data
+    model[2].weight = own
+    return model
+
+
+class Listed(nn.Sequential):
+    """Runs a layer that a plain list holds besides."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 32, 3))
+        self.first = [self[0]]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self[1](self.first[0](input))
+        return output
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -160,6 +181,8 @@ def tied() -> nn.Sequential:
             "its weight is computed from other parameters",
         ),
         (tied(), "it shares its weight with 2"),
+        (tied_by_data(), "it shares its weight with 2"),
+        (Listed(), "Listed holds it in a plain list"),
     ],
 )
 def test_what_nothing_can_stand_in_for_stays_dense_and_says_why(model: nn.Sequential, reason: str) -> None:
@@ -197,6 +220,28 @@ def test_unusual_calls_are_counted_and_compressed() -> None:
     assert plan.skipped == {"up": "it is called with an output size, which its factors would not take"}
     assert set(plan.factored) == {"conv", "table"}
     assert compress(model, plan, moments=calibrate(model, [x]))(x).shape == model(x).shape
+
+
+class Consensus(nn.Module):
+    """The mean over the batch passes two layers: a row for all inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 8, 3), nn.Linear(8, 200), nn.Linear(200, 200)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.two(self.one(self.conv(x).mean((2, 3)).mean(0, keepdim=True)))
+        return y
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_rows_that_inputs_share_count_for_each_in_part(batch: int) -> None:
+    model, x = Consensus(), torch.randn(batch, 3, 4, 4)
+    dense = profile(model, x)
+    shapes = trace_layers(model, x)
+    assert sum(shape.dense_cost[1] for shape in shapes.values()) == pytest.approx(dense.macs, abs=1)
+    plan = plan_ranks(model, x, "svd", "budget", budget=Budget(macs=0.5))
+    assert profile(compress(model, plan), x).macs <= 0.5 * dense.macs
 
 
 def test_a_network_without_such_layers_has_the_least_cost_it_can_have() -> None:
@@ -238,6 +283,13 @@ def test_bad_weights_and_sweeps_are_refused_by_name() -> None:
     nn.init.constant_(model.stem.get_parameter("0.weight"), torch.nan)
     with pytest.raises(ValueError, match=r"^layer 'stem\.0' has weights that are not finite"):
         compress(model, plan)
+
+
+def test_moments_of_other_layers_are_refused() -> None:
+    model = tiny_cnn()
+    wrapped = {f"module.{name}": found for name, found in calibrate(model, [X]).items()}
+    with pytest.raises(ValueError, match=r"^layer of the moments='module\.stem\.0' is unknown"):
+        plan_ranks(model, X, "svd", "energy", moments=wrapped)
 
 
 def test_moments_that_the_plan_did_not_know_are_warned_of() -> None:

@@ -176,6 +176,7 @@ def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
         Operation((16, 24), (1, 3), (9, 9), (9, 5), groups=2),
         Operation((16, 8), (2, 2), (4, 4), (8, 8), transposed=True),
         Operation((16, 8), (3, 3), (4, 4), (8, 8), transposed=True),
+        Operation((4, 4), (2, 2), (8, 8), (11, 11), transposed=True),  # with a dilation of 3
         Operation((16, 10), (1, 1), (1, 1), (1, 1), linear=True),
         Operation((16, 10), (1, 1), (7, 1), (7, 1), linear=True),
     ]
@@ -184,7 +185,27 @@ def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
     assert all(0 < seconds < 1 for seconds in found.values())
 
 
+class Repeated(torch.nn.Module):
+    """One layer so many times, which its text does not tell."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.conv, self.times = torch.nn.Conv2d(3, 3, 3, padding=1), times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = self.conv(x)
+        return x
+
+
+def test_the_same_modules_called_otherwise_are_another_network() -> None:
+    one, many, same = (latency_cache.network_fingerprint(Repeated(times), X) for times in (1, 50, 50))
+    assert one != many == same
+
+
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"model is of torch\.float64: latency tables are measured in torch\.float32"):
+        latency_table(tiny_cnn().double(), X.double(), "eager")
     with pytest.raises(ValueError, match="runtime='compile' is unknown; allowed: eager, channels_last, onnxruntime"):
         time_operations([], "compile")
     with pytest.raises(ValueError, match="method='fastest' is unknown; allowed: svd"):

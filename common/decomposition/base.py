@@ -44,7 +44,7 @@ class Decomposition(ABC):
         metric: that of this weight and these moments, where another decomposition has made it already.
 
     Nothing is computed before it is asked for. Bases for all ranks are computed in float64, sweeps at given ranks in
-    the weight's own dtype; factors come back in that.
+    the weight's own dtype, float32 at least; factors come back in that.
 
     Attributes:
         grouped: the weight as ``(G, O/G, I/G, kh, kw)``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -32,6 +32,11 @@ class LayerMoments:
     input_covariance: Tensor | None = None
     height_covariance: Tensor | None = None
     width_covariance: Tensor | None = None
+
+    def to(self, device: torch.device) -> LayerMoments:
+        """The same on ``device``."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
 
 class Metric:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import torch
@@ -25,8 +24,7 @@ class SpatialSVD(OneRank):
     @property
     def sides(self) -> tuple[int, int]:
         """Input channels times height, output channels times width, of a group."""
-        rows = min(self.shape[0] // self.groups, math.prod(self.shape[1:]))  # more outputs hold nothing new
-        return self.shape[1] * self.kernel[0], rows * self.kernel[1]
+        return self.shape[1] * self.kernel[0], self.shape[0] // self.groups * self.kernel[1]
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor]:

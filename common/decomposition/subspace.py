@@ -45,7 +45,8 @@ def leading_subspace(
         if EXACT < rows <= columns and rank < rows:
             gram = (rough @ rough.mT).float()
             trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-            if bool((rows * gram.square().sum((-2, -1)) <= FLAT * trace.square()).all()):
+            flat = (trace > 0) & (rows * gram.square().sum((-2, -1)) <= FLAT * trace.square())
+            if bool(flat.all()):  # of nothing, or of what single precision takes for nothing, no spectrum is flat
                 if start is None:
                     draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(gram)
                     start = torch.linalg.qr(gram @ draw).Q
@@ -67,7 +68,7 @@ def _filtered(gram: Tensor, basis: Tensor, weakest: Tensor) -> Tensor | None:
     """
     image = gram @ basis
     least = torch.linalg.eigvalsh(basis.mT @ image)[:, 0]  # a Ritz value: at most the r-th greatest eigenvalue
-    if not bool((least >= weakest).all()):
+    if not bool(((least >= weakest) & (least > 0)).all()):
         return None
     centre = (least / 2)[:, None, None]
     previous, current = basis, image / centre - basis

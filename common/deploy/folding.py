@@ -11,7 +11,7 @@ from common.deploy.links import deployed_copy, is_plain, links
 from common.planning.layers import FactorableLayer, convolution_weight, set_convolution_weight
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module:
+def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
     """A copy in evaluation mode without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
 
     In evaluation mode such a BatchNorm is a scale and a shift of each channel, which the layer's weight and bias take
@@ -21,22 +21,43 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     Args:
         model: left as it was.
+        x: example input. A pass of it tells what a Linear puts out, rows or sequences, whose axis 1 is another;
+            without it the BatchNorm behind a Linear stays. It also tells which parts are used piece by piece.
     """
     folded = deployed_copy(model)
+    of_rows = set() if x is None else _norms_of_rows(folded, x)
     with torch.no_grad():
-        for layer, norm in links(folded).items():
-            if is_plain(layer) and isinstance(norm, _BatchNorm) and _normalizes_outputs(norm, layer):
+        for layer, norm in links(folded, x).items():
+            if is_plain(layer) and isinstance(norm, _BatchNorm) and _normalizes_outputs(norm, layer, of_rows):
                 _fold(layer, norm)
                 replace_module(folded, norm, nn.Identity())
     return folded
 
 
-def _normalizes_outputs(norm: _BatchNorm, layer: FactorableLayer) -> bool:
+def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
+    """The BatchNorms that meet nothing but rows ``(N, C)`` when ``x`` passes."""
+    dimensions: dict[nn.Module, set[int]] = {}
+
+    def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        dimensions.setdefault(norm, set()).add(given[0].dim() if given else 0)
+
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {norm for norm, met in dimensions.items() if met == {2}}
+
+
+def _normalizes_outputs(norm: _BatchNorm, layer: FactorableLayer, of_rows: set[nn.Module]) -> bool:
     """Whether the channels that ``norm`` tells apart, those on axis 1, are the layer's outputs."""
     if norm.running_mean is None or norm._forward_hooks or norm._forward_pre_hooks:
         return False
     if isinstance(layer, nn.Linear):
-        return isinstance(norm, nn.BatchNorm1d) and norm.num_features == layer.out_features
+        return norm in of_rows and norm.num_features == layer.out_features
     return norm.num_features == layer.out_channels
 
 

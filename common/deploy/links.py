@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from common.models.provenance import Provenance, set_provenance
+from common.modes import evaluating
 from common.planning.layers import FactorableLayer
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 """Modules that do nothing in evaluation mode."""
 
 
-def links(model: nn.Module) -> dict[nn.Module, nn.Module]:
+def links(model: nn.Module, x: Tensor | None = None) -> dict[nn.Module, nn.Module]:
     """Pairs of modules: all that the first puts out goes into the second, which takes nothing else.
 
     Read off a symbolic trace (``torch.fx``) of the network in evaluation mode, where dropout between the two does not
     count. Where a ``forward`` cannot be traced, because it branches on sizes or values, its children are traced one by
-    one. Pairs that such a ``forward`` itself joins are not found, and each of its children is taken to be used as a
-    whole.
+    one. Pairs that such a ``forward`` itself joins are not found. Where it calls modules inside a child by itself,
+    past the child's own ``forward``, a pass of ``x`` shows it, and nothing of that child is paired; without ``x``
+    each child is taken to be used as a whole.
 
     Args:
         model: any network; a module that is used several times forms a pair when it does so every time.
+        x: example input.
     """
+    parts = list(_traced(model))
+    if x is not None and any(root is not model for root, _ in parts):
+        opened = _opened(model, [root for root, _ in parts], x)
+        parts = [(root, graph) for root, graph in parts if root not in opened]
     before: dict[nn.Module, set[nn.Module | None]] = {}
     after: dict[nn.Module, set[nn.Module | None]] = {}
-    for root, graph in _traced(model):
+    for root, graph in parts:
         for node in graph.nodes:
             if node.op == "get_attr":  # a tensor that is also used by itself must stay what it is
                 after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
@@ -67,6 +75,36 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
             yield from _traced(child)
     else:
         yield module, graph
+
+
+def _opened(model: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> set[nn.Module]:
+    """The parts of which a pass of ``x`` calls a module inside while it does not call the part as a whole."""
+    running: list[nn.Module] = []
+    opened: set[nn.Module] = set()
+
+    def enter(part: nn.Module, *_: object) -> None:
+        running.append(part)
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    def meet(part: nn.Module) -> None:
+        if part not in running:
+            opened.add(part)
+
+    handles = []
+    for part in parts:
+        handles += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
+        for module in part.modules():
+            if module is not part:
+                handles.append(module.register_forward_pre_hook(lambda *_, part=part: meet(part)))
+    try:
+        with evaluating(model), torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return opened
 
 
 def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -41,7 +41,7 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
     names = {module: name for name, module in merged.named_modules()}
     shapes = trace_layers(merged, x)
     with torch.no_grad():
-        for chain in _chains(merged):
+        for chain in _chains(merged, x):
             if all(names[layer] in shapes for layer in chain):
                 for piece in _cheapest_pieces(chain, [shapes[names[layer]].calls for layer in chain]):
                     if len(piece) > 1:
@@ -104,9 +104,9 @@ def _widen(layer: Convolution, channels: int, outputs: bool) -> None:
     layer.weight = nn.Parameter(wider.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else wider)
 
 
-def _chains(model: nn.Module) -> list[list[FactorableLayer]]:
+def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
     """The runs of two linear layers or more that follow each other directly."""
-    after = {first: second for first, second in links(model).items() if is_plain(first) and is_plain(second)}
+    after = {first: second for first, second in links(model, x).items() if is_plain(first) and is_plain(second)}
     chains: list[list[FactorableLayer]] = []
     followers = set(after.values())
     for start in [layer for layer in after if layer not in followers]:

@@ -16,8 +16,9 @@ from common.planning.plan import LayerPlan
 
 BISECTIONS = 60
 MIXTURES = 9
-ROUNDING = 1e-9
-"""Of the seconds, which unlike parameters and MACs are no whole numbers: their sum depends on its order a little."""
+ROUNDING = (1e-13, 1e-13, 1e-9)
+"""Of the whole, for each of `SIZES`: a share of it, as a product, may fall short in the last digit. Seconds are no
+whole numbers, and their sum depends on its order a little more."""
 SIZES = ("params", "macs", "latency")
 """What a budget may limit."""
 
@@ -67,7 +68,8 @@ class Budget:
         """Whether a network of these parameters and MACs keeps to it, given those of the dense one."""
         limits = (self.params, self.macs)
         return all(
-            share is None or part <= share * whole for share, part, whole in zip(limits, cost, dense, strict=True)
+            share is None or part <= (share + rounding) * whole
+            for share, part, whole, rounding in zip(limits, cost, dense, ROUNDING[:2], strict=True)
         )
 
 
@@ -124,8 +126,7 @@ def allocate(
     whole = np.array(dense, dtype=np.float64)
     kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
     limits = np.where(np.isfinite(kept), np.minimum(kept, 1) * whole, np.inf) - np.array(rest)
-    timed = slice(SIZES.index("latency"), None)  # empty where nothing was timed
-    limits[timed] += ROUNDING * whole[timed]
+    limits += ROUNDING[: len(whole)] * whole
     _refuse_unreachable(budget, sizes, limits, dense, rest)
     found: list[tuple[float, list[int]]] = []
     for mixture in _mixtures(np.isfinite(kept)):

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
 from common.modes import evaluating
 from common.planning.plan import LayerPlan, RankPlan
+from common.profiling import memory_of
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 PLAIN_FORWARDS = (nn.Conv2d.forward, nn.ConvTranspose2d.forward, nn.Linear.forward)
@@ -33,7 +35,8 @@ class LayerShape:
         transposed: whether it is a transposed convolution.
         calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
             A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
-            Frames or patches that are folded into the batch stand as so many times the height.
+            Frames or patches that are folded into the batch stand as so many times the height; where inputs share a
+            row (a mean over the batch), each has a fraction of it.
         linear: whether it is a Linear.
         reason: why it has to stay dense whatever the ranks; empty for one that need not.
     """
@@ -95,14 +98,14 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
 
     def record(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         inputs = layer_input(given, named)
+        rows = inputs[..., 0].numel() if isinstance(module, nn.Linear) else inputs.shape[0]
+        share: Any = rows / len(x) if rows % len(x) else rows // len(x)
         if len(given) + len(named) > 1:
             reasons.setdefault(name, "it is called with an output size, which its factors would not take")
         if isinstance(module, nn.Linear):
-            positions = (max(1, inputs.numel() // inputs.shape[-1] // x.shape[0]), 1)
-            sizes = (positions, positions)
+            sizes = ((share, 1), (share, 1))
         else:
-            times = max(1, round(inputs.shape[0] / x.shape[0]))
-            sizes = ((times * inputs.shape[-2], inputs.shape[-1]), (times * output.shape[-2], output.shape[-1]))
+            sizes = ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
         calls.setdefault(name, []).append(sizes)
 
     layers = factorable_layers(model)
@@ -131,20 +134,35 @@ def layer_input(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 def irreplaceable_layers(model: nn.Module) -> dict[str, str]:
     """Layer -> why nothing can stand in for it: its weight is not its own, or its forward not PyTorch's."""
-    owners: dict[int, list[str]] = {}
+    owners: dict[Hashable, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+            owners.setdefault(memory_of(parameter), []).append(name)
     reasons: dict[str, str] = {}
+    held = _held_outside(model)
     for name, layer in factorable_layers(model).items():
-        others = [other for other in owners.get(id(layer.weight), []) if other != name]
+        others = [other for other in owners.get(memory_of(layer.weight), []) if other != name]
         if type(layer).forward not in PLAIN_FORWARDS:
             reasons[name] = f"a {type(layer).__name__} computes something of its own"
         elif "weight" not in dict(layer.named_parameters(recurse=False)):
             reasons[name] = "its weight is computed from other parameters; remove the parametrization first"
         elif others:
             reasons[name] = f"it shares its weight with {', '.join(others)}"
+        elif id(layer) in held:
+            reasons[name] = f"{held[id(layer)]} holds it in a plain list or dict, where no other can take its place"
     return reasons
+
+
+def _held_outside(model: nn.Module) -> dict[int, str]:
+    """Modules that stand in plain lists, tuples or dicts, by id, and the type of who holds them there."""
+    own = set(vars(nn.Module()))
+    found: dict[int, str] = {}
+    for holder in model.modules():
+        for name, value in vars(holder).items():
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            if name not in own:
+                found |= {id(each): type(holder).__name__ for each in values if isinstance(each, nn.Module)}
+    return found
 
 
 def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
@@ -207,10 +225,15 @@ class Decompositions:
         model: the dense network.
         moments: from :func:`common.calibration.calibrate`: errors are then those of the layers' outputs on data.
         sweeps: of the higher-order orthogonal iteration for Tucker-2 and HTD, at the ranks that are used.
+
+    Raises:
+        ValueError: moments of a layer that the network does not have.
     """
 
     def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None, sweeps: int = 0) -> None:
         self._layers = factorable_layers(model)
+        for name in moments or ():
+            check_choice("layer of the moments", name, self._layers)
         self.moments, self.sweeps = dict(moments or {}), sweeps
         self._made: dict[tuple[str, str], Decomposition] = {}
         self._kept: dict[Hashable, Any] = {}
@@ -229,6 +252,7 @@ class Decompositions:
                 raise ValueError(f"layer {name!r} has weights that are not finite; nothing can be decomposed there")
             metric = next((made.metric for (layer_name, _), made in self._made.items() if layer_name == name), None)
             moments = self.moments.get(name)
+            moments = moments and moments.to(weight.device)
             self._made[name, method] = DECOMPOSITIONS[method](weight, groups, moments, self.sweeps, metric)
         return self._made[name, method]
 

@@ -78,7 +78,7 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
     axes = DENSE if method is None else DECOMPOSITIONS[method].axes
     widths = (shape.channels[0], *[0] * (len(axes) - 1), shape.channels[1])
     factors: list[list[Operation]] = [[] for _ in axes]
-    for size, after in shape.calls:
+    for size, after in (tuple(map(_whole, sizes)) for sizes in shape.calls):
         for place, (channels, (height, width)) in enumerate(zip(pairwise(widths), axes, strict=True)):
             kernel = (shape.kernel[0] if height else 1, shape.kernel[1] if width else 1)
             new = (after[0] if height else size[0], after[1] if width else size[1])
@@ -86,6 +86,11 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
             factors[place].append(Operation(channels, kernel, size, new, shape.groups, moves, shape.linear))
             size = new
     return factors
+
+
+def _whole(size: Size) -> Size:
+    """What inputs share of a row takes the time of a whole one."""
+    return math.ceil(size[0]), math.ceil(size[1])
 
 
 def with_widths(operation: Operation, inputs: int, outputs: int) -> Operation:

@@ -95,6 +95,8 @@ def harm_of_errors(squared_errors: Floats, points: Sequence[tuple[float, float]]
     if points is None:
         return squared_errors
     known = np.array([(0.0, 0.0), *sorted(points)])
+    if not np.isfinite(known).all():
+        raise ValueError(f"harms={list(points)!r} of a layer: each must be a finite error and a finite harm")
     known[:, 1] = np.maximum.accumulate(known[:, 1])  # a greater error that harmed less was luck
     inside = np.interp(squared_errors, known[:, 0], known[:, 1])
     (x0, y0), (x1, y1) = known[-2:] if len(known) > 1 else (known[0], known[0])

@@ -181,7 +181,7 @@ class Objective:
         """
         networks = [self.model, network]
         if runtime in MERGING:
-            networks = [merge_factors(fold_batchnorm(each), self.x) for each in networks]
+            networks = [merge_factors(fold_batchnorm(each, self.x), self.x) for each in networks]
         dense, small = (profile(each, self.x).macs for each in networks)
         return dense / small
 

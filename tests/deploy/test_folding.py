@@ -91,10 +91,17 @@ def test_the_last_factor_takes_it_over() -> None:
     ],
 )
 def test_every_kind_of_layer(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> None:
-    model = lived_in(nn.Sequential(layer, norm))
-    folded = fold_batchnorm(model)
+    model, x = lived_in(nn.Sequential(layer, norm)), torch.randn(shape)
+    folded = fold_batchnorm(model, x)
     assert norms(folded) == 0
-    check_parity(folded, model, torch.randn(shape))
+    check_parity(folded, model, x)
+
+
+def test_a_norm_of_a_linears_positions_is_no_norm_of_its_features() -> None:
+    model, x = lived_in(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))), torch.randn(2, 8, 8)
+    for folded in (fold_batchnorm(model), fold_batchnorm(model, x)):
+        assert norms(folded) == 1
+        check_parity(folded, model, x)
 
 
 class Elsewhere(nn.Module):
@@ -140,6 +147,28 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pair(torch.relu(self.pair(x)))
         return self.norm(self.conv(x)) if x.mean() > -1e9 else x
+
+
+class Tapped(nn.Module):
+    """A forward that cannot be traced, and that takes a part's pieces one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.whole = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 100:
+            return x
+        tapped = self.features[0](x)
+        return self.whole(self.features[1](tapped)) + tapped
+
+
+def test_a_part_that_is_used_piece_by_piece_stays() -> None:
+    model, x = lived_in(Tapped()), torch.randn(2, 3, 4, 4)
+    folded = fold_batchnorm(model, x)
+    assert norms(folded) == 1  # that of the part which is used as a whole is folded
+    check_parity(folded, model, x)
 
 
 def test_what_a_forward_joins_that_cannot_be_traced_stays() -> None:

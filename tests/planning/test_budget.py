@@ -120,6 +120,20 @@ def test_measured_harms_decide_where_to_cut() -> None:
     assert guarded.layers["conv"].ranks <= gentle.layers["conv"].ranks
 
 
+def test_harms_that_are_no_numbers_are_refused() -> None:
+    harms = {"conv": [(0.1, float("nan"))]}
+    with pytest.raises(ValueError, match=r"^harms=\[\(0.1, nan\)\] of a layer: each must be a finite error"):
+        plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(macs=0.5), harms=harms)
+
+
+def test_a_share_that_a_product_rounds_down_can_be_met() -> None:
+    """0.29 times 100 is 28.999999999999996 to a processor."""
+    one = Options([LayerPlan("svd", (1,))], np.array([29.0]), np.array([29.0]), np.array([1.0]))
+    assert allocate({"a": one}, Budget(params=0.29), (100.0, 100.0), (0.0, 0.0))["a"].ranks == (1,)
+    assert Budget(params=0.29).allows((29, 29), (100, 100))
+    assert not Budget(params=0.29).allows((30, 29), (100, 100))
+
+
 def test_budgets_out_of_reach_name_the_least() -> None:
     model = tiny_cnn()
     with pytest.raises(

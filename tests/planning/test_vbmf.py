@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from common.decomposition import SpatialSVD
 from common.planning import plan_ranks
 from common.planning.vbmf import least_outlier, vbmf_rank
 from tests.networks import tiny_cnn
@@ -52,6 +53,18 @@ def test_the_scale_does_not_matter(scale: float) -> None:
 @pytest.mark.parametrize(("spectrum", "rank"), [([0.0, 0.0, 0.0], 1), ([3.0], 1), ([5.0, 4.0, 0.0, 0.0, 0.0, 0.0], 2)])
 def test_spectra_without_noise(spectrum: list[float], rank: int) -> None:
     assert vbmf_rank(torch.tensor(spectrum), 10) == rank
+
+
+def test_the_rule_is_told_the_true_sides_of_a_matrix() -> None:
+    """More outputs than inputs see hold nothing new, but the noise that the model allows for."""
+    seen: list[int] = []
+
+    def select(spectrum: torch.Tensor, larger: int) -> int:
+        seen.append(larger)
+        return 1
+
+    SpatialSVD(torch.randn(64, 3, 3, 3)).select_ranks(select)
+    assert seen == [192]
 
 
 def test_bad_spectra_are_refused() -> None:
