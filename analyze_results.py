@@ -13,7 +13,7 @@ from pathlib import Path
 from common.choices import check_choice
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
-from common.reporting.report import report_page
+from common.reporting.report import SECTIONS, report_page
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.table import TABLE_FORMATS, Table
 from common.reporting.tables import all_tables
@@ -146,6 +146,17 @@ def write(trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options:
     return written
 
 
+def left_behind(out: Path, written: Sequence[Path]) -> list[str]:
+    """Names of tables and pictures in ``out`` that an analysis wrote before and this one did not write again."""
+    kinds = {name for _, tables, pictures in SECTIONS for name in (*tables, *pictures)}
+    suffixes = {path.suffix for path in written}
+    return sorted(
+        path.name
+        for path in out.iterdir()
+        if path.suffix in suffixes and path.stem.split("-")[0] in kinds and path not in written
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Analyse the logs; the exit codes are those of ``--help``."""
     options = parse(arguments)
@@ -162,6 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    if left := left_behind(options.out, written):
+        print(f"\nfrom an earlier analysis, not of these trials: {', '.join(left)}")
     numbers = {kind: sum(path.suffix == f".{kind}" for path in written) for kind in FORMATS}
     kinds = ", ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
     print(f"\nwrote {len(written)} files into {options.out}: {kinds}")

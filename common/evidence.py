@@ -54,8 +54,8 @@ def layer_table(
             row |= {
                 "Ranks": "x".join(map(str, layer.ranks)),
                 "Error": decompositions.get(name, layer.method).relative_error(layer.ranks),
-                "Params Red.": kept_params / params - 1,
-                "MACs Red.": kept_macs / macs - 1,
+                "Params Red.": 1 - kept_params / params,
+                "MACs Red.": 1 - kept_macs / macs,
             }
         rows.append(row)
     return pd.DataFrame(rows, columns=columns)

@@ -99,6 +99,7 @@ class TrialRecord:
         _check_metrics("metrics", values["metrics"])
         _check_metrics("baseline.metrics", values["baseline"].get("metrics", {}))
         figures = {f"baseline.{name}": values["baseline"].get(name) for name in ("params", "macs", "size_bytes")}
+        figures |= {"seed": values["seed"], "seconds": values["seconds"]}
         figures |= {f"latency.{name}": value for name, value in (values["latency"] or {}).items() if name in _SECONDS}
         for name, value in figures.items():
             if not _is_number(value):

@@ -55,6 +55,14 @@ def test_elsewhere_the_cell_only_steps_to_the_suite(notebook: Path, start: str) 
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outside_the_suite_the_cell_says_where_to_start(notebook: Path, tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()  # of somebody else
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_cell(set_up_cell(notebook), tmp_path)
+    assert f"AssertionError: {tmp_path} is not inside the suite" in error.value.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not on this machine")
 def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"

@@ -173,6 +173,18 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert report.count("data:image/png;base64,") == sum(name.endswith(".png") for name in made)
 
 
+def test_what_an_earlier_analysis_left_is_named(workplace: Path) -> None:
+    write(workplace / "logs", "r", {})
+    assert "earlier" not in run(workplace, "analyze_results.py", "--format", "csv", "--format", "md").stdout
+    for other in ("search-cifar10.csv", "notes.csv"):
+        (workplace / "results" / other).write_text("of somebody else")
+    write(workplace / "more", "failed", {"status": "failed", "metrics": {}, "latency": None, "error": "no"})
+    shown = run(workplace, "analyze_results.py", "more", "--format", "csv").stdout
+    (line,) = [line for line in shown.splitlines() if "earlier" in line]
+    assert line.startswith("from an earlier analysis, not of these trials: budgets.csv, latency.csv, layers.csv")
+    assert not [other for other in ("search-cifar10", "notes", ".md") if other in line]
+
+
 def test_analyze_again_gives_the_same_bytes(workplace: Path) -> None:
     write(workplace / "logs", "r", {}, {"trial": 1, "params": 900_000})
     contents = []

@@ -87,6 +87,8 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path, number: float)
         ({"trial": True}, "'trial'"),
         ({"status": "done"}, "'done'"),
         ({"metrics": []}, "'metrics'"),
+        ({"seed": 10**400}, "'seed'"),
+        ({"seconds": 10**400}, "'seconds'"),
     ],
 )
 def test_a_wrong_field_is_reported_with_its_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

@@ -54,8 +54,8 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     """The smallest accepted network so far, against the trials made and against the time spent in them.
 
     One row of panels a model, one line a study and method: the colour is the method, the dashes the rule or sampler.
-    Each trial counts with what it reached in the end, and with its whole time, fine-tuning included. Where there are
-    searches of ten trials or more, the few trials of the other rules are left out.
+    Each trial counts with what it reached in the end, and with its whole time, fine-tuning included. Where a model has
+    searches of ten trials or more, the few trials of its other rules are left out.
 
     Args:
         trials: of any number of models.
@@ -70,8 +70,8 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     if not frame["accepted"].any():
         return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
     searched = frame.groupby(["study", "method", "sampler"], observed=True)["trial"].transform("size") >= 10
-    if frame.loc[searched, "accepted"].any():
-        frame = frame[searched]
+    fruitful = (searched & frame["accepted"]).groupby(frame["label"], observed=True).transform("any")
+    frame = frame[searched | ~fruitful]
     looks, samplers = method_looks(frame["method"].unique()), list(dict.fromkeys(frame["sampler"]))
     groups = list(frame.groupby("label", observed=True))
     with styled():

@@ -91,7 +91,7 @@ def conditions(timing: dict[str, Any]) -> str:
 
 def number(value: Any) -> float:
     """``value`` as a finite float, else NaN."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if usable else math.nan
 
 

@@ -35,9 +35,11 @@ class Trials:
         for row, entry, path in entries:
             if row is None:
                 continue
+            study = study_of(entry.record, by_name)
             if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
                 entry = entry._replace(record=replace(entry.record, run=f"{entry.record.run} ({path.parent})"))
-            columns.put(row, entry, files.setdefault(path, len(files)), study_of(entry.record, by_name))
+                study = f"{study} ({path.parent})"
+            columns.put(row, entry, files.setdefault(path, len(files)), study)
         self._paths, self._held = list(files), columns.held
         self.frame = _with_blocks(columns.frame())
 
@@ -93,14 +95,17 @@ class Trials:
                 record = parse_record(file.read(int(self.frame["size"][row])))
             except ValueError:
                 raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
-        return replace(record, run=str(self.frame["run"][row]))
+        run, study = str(self.frame["run"][row]), str(self.frame["study"][row])
+        details = record.details if study == study_of(record) else record.details | {"study": study}
+        return replace(record, run=run, details=details)
 
     def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
         """The rows of each block, blocks in the order in which they first appear.
 
         ``label`` is ``model (dataset)``. The runs of one model are compared with each other when they started from
         the same dense network; when they did not, each study is a block of its own and the label names it. ``group``
-        differs in one thing: dense networks that differ by their seed alone are together, for means over seeds.
+        differs in one thing: dense networks of one size and metric that differ by their seed alone are together, for
+        means over seeds.
         """
         for label, rows in self.frame.groupby(by, observed=True, sort=False):
             yield str(label), rows
@@ -136,14 +141,17 @@ def _with_blocks(frame: pd.DataFrame) -> pd.DataFrame:
     ):
         frame[name] = frame[part] / frame[whole].where(frame[whole] > 0)
     frame["method"] = frame["method"].cat.reorder_categories(method_order(frame["method"].cat.categories))
-    kinds = ["model", "dataset", "study", "network", "seed"]
+    kinds = ["model", "dataset", "study", "network", "seed", "dense_params", "dense_macs", "metric"]
     codes = frame.groupby(kinds, observed=True, sort=False, dropna=False).ngroup()
     firsts = frame.loc[~codes.duplicated(), kinds]
     base = firsts["model"].astype(str) + " (" + firsts["dataset"].astype(str) + ")"
     alone = base + ", run " + firsts["study"].astype(str)
     networks = firsts.groupby(base)["network"].transform("nunique")
     within_seed = firsts.groupby([base, "seed"], dropna=False)["network"].transform("nunique").groupby(base)
-    for name, apart in (("label", networks > 1), ("group", within_seed.transform("max") > 1)):
+    by_seed = within_seed.transform("max") <= 1
+    for kind in ("dense_params", "dense_macs", "metric"):
+        by_seed &= firsts.groupby(base)[kind].transform("nunique") <= 1
+    for name, apart in (("label", networks > 1), ("group", ~by_seed)):
         labels = alone.where(apart, base)
         names = list(dict.fromkeys(labels))
         taken = labels.map({label: place for place, label in enumerate(names)}).to_numpy(dtype=int)

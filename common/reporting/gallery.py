@@ -75,7 +75,7 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
             )
             yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
         timed = trials.best(rows, keep).get("speedup")
-        if timed and timed.details.get("layer_times"):
+        if timed and _has_times(timed.details.get("layer_times")):
             caption = f"{label}: where the time of one pass goes, each layer timed by itself, dense and in "
             caption += f"trial {timed.trial} of {timed.run}."
             yield Entry(f"times-{slug}", caption, partial(_times, timed))
@@ -103,12 +103,21 @@ def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
         for layer, spectrum in (held.items() if isinstance(held, dict) else ())
         if isinstance(spectrum, list)
     }
-    chosen = {
+    ranks = {
         layer: made["ranks"][-1]
         for layer, made in (best.plan.items() if best else ())
-        if isinstance(made, dict) and made.get("ranks") and 1 <= made["ranks"][-1] <= len(values.get(layer, ()))
+        if isinstance(made, dict) and isinstance(made.get("ranks"), list) and made["ranks"]
+    }
+    chosen = {
+        layer: rank
+        for layer, rank in ranks.items()
+        if isinstance(rank, int) and 1 <= rank <= len(values.get(layer, ()))
     }
     return figures.spectra({layer: spectrum for layer, spectrum in values.items() if spectrum}, chosen)
+
+
+def _has_times(held: object) -> bool:
+    return isinstance(held, dict) and all(isinstance(held.get(when), dict) for when in ("before", "after"))
 
 
 def _times(timed: TrialRecord) -> Figure:
@@ -116,7 +125,7 @@ def _times(timed: TrialRecord) -> Figure:
     held = timed.details["layer_times"]
     before, after = (
         {str(layer): number(seconds) for layer, seconds in times.items() if number(seconds) >= 0}
-        for times in (held.get("before", {}), held.get("after", {}))
+        for times in (held["before"], held["after"])
     )
     return figures.layer_times(
         before, {layer: after[layer] for layer in before if layer in after}, held.get("runtime")

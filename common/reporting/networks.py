@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.reporting.facts import conditions, environment_text, latencies, macs_ratio, number
 from common.reporting.frame import Trials
-from common.reporting.table import Table, as_text, milliseconds, percentage, times
+from common.reporting.table import Table, as_text, change, milliseconds, percentage, times
 from common.selection import CRITERIA
 from common.trials import TrialRecord
 
@@ -44,14 +44,14 @@ def layers_table(trials: Trials, keep: float) -> Table:
                     "Method": str(found.get("method", "dense")),
                     "Ranks": " ".join(map(str, ranks)) if isinstance(ranks, list) else "",
                     "Error": figures["error"],
-                    "Params Red.": figures["params"] - 1,
-                    "MACs Red.": figures["macs"] - 1,
+                    "Params Red.": 1 - figures["params"],
+                    "MACs Red.": 1 - figures["macs"],
                     "Dense because": str(found.get("dense", "")),
                 }
             )
     shares = ("Error", "Params Red.", "MACs Red.")
     raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", *shares, "Dense because"])
-    text = as_text(raw, {**dict.fromkeys(raw.columns, str), **dict.fromkeys(shares, percentage)})
+    text = as_text(raw, {**dict.fromkeys(raw.columns, str), "Error": percentage, **dict.fromkeys(shares[1:], change)})
     notes = [
         f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in the order the input meets them.",
         "Error: relative, of the layer's output on calibration data, or of its weight where no data was used.",

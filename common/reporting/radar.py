@@ -72,7 +72,8 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
             )
             if len(values) == 1 and not np.isnan(radii).any():  # several fills would mix into a colour of nobody
                 axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
-        heading = f"Fewest parameters among trials that kept ≥ {percent(keep)} of the dense metric"
+        tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
+        heading = f"Fewest parameters among {tested}trials that kept ≥ {percent(keep)} of the dense metric"
         lines, names = axes.get_legend_handles_labels()
         lines += [Line2D([], [], linestyle="none")] * len(without)
         names += [fill(f"{label}: no accepted trial", 58) for label in without]
@@ -109,7 +110,7 @@ def _radar_ranges(gains: Sequence[Mapping[str, float]], keep: float) -> dict[str
     slow = math.floor(math.log2(min([0.5, *speedups])))
     fast = math.ceil(math.log2(max([2.0, *speedups])))
     return {
-        "metric": (min(0.9, math.floor(keep * 20 - 1e-9) / 20), rim),
+        "metric": (max(0.0, min(0.9, math.floor(keep * 20 - 1e-9) / 20)), rim),
         "params": (0.0, 1.0),
         "macs": (0.0, 1.0),
         "speedup": (2.0**slow, 2.0**fast),

@@ -17,7 +17,7 @@ SECTIONS = (
     ("Summary", ("summary",), ("radar", "pareto")),
     ("Methods", ("budgets", "methods"), ("methods", "stages")),
     ("Searches", ("searches", "sweeps"), ("progress",)),
-    ("Time on the clock", ("latency",), ("speedups",)),
+    ("Time on the clock", ("latency",), ("speedups", "times")),
     ("Layers", ("layers",), ("ranks", "spectra")),
     ("Where it comes from", ("runs",), ()),
 )

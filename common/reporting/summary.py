@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.reporting.facts import method_name
+from common.reporting.facts import conditions, method_name
 from common.reporting.frame import Trials, is_accepted, is_measured
 from common.reporting.runs import check_keep
 from common.reporting.table import Table, change, human_count, percentage, shown, times
@@ -147,11 +147,21 @@ def summary(trials: Trials, keep: float) -> Table:
         if keep
         else "Every trial that was measured is accepted.",
         *(["(val): measured on validation, not on test."] if (raw["Split"] != "test").any() else []),
+        *_timing_notes(trials, keep),
         *summary_notes(trials, keep),
     ]
     heads = dict(zip(text.columns, COLUMNS, strict=True))
     keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method", "Trial"}}
     return Table("summary", "Summary", raw, text, notes, keys, ("Comp. Rate", "Parameters", "MACs", "Method"))
+
+
+def _timing_notes(trials: Trials, keep: float) -> list[str]:
+    """Where the speedups that are shown were measured."""
+    best = [record for _, rows in trials.blocks() for record in trials.best(rows, keep).values()]
+    found = dict.fromkeys(conditions(record.latency) for record in best if record.latency)
+    if len(found) < 2:
+        return [f"Speedup: {where}." for where in found]
+    return [f"Speedup: not all measured alike, so compare within a model: {'; '.join(found)}."]
 
 
 def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> list[str]:
@@ -167,11 +177,19 @@ def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
         if accepted.empty:
             share = f"none of {len(rows):,} kept {keep * 100:g}% of the dense {rows['metric'].iloc[0]}"
             notes.append(f"{label}: no accepted trial; {share}{_closest(rows)}")
-        elif "speedup" not in trials.best(rows, keep):
+            continue
+        best = trials.best(rows, keep)
+        if "speedup" not in best:
             which = (
                 "the accepted trials" if accepted["speedup"].isna().all() else "the accepted trials that were tested"
             )
             notes.append(f"{label}: no speedup; the latency of {which} was not measured.")
+        smallest = accepted.nsmallest(1, "params_kept").to_dict("records")[0]
+        if "params" in best and smallest["params_kept"] < best["params"].params / smallest["dense_params"]:
+            notes.append(
+                f"{label}: of a search that tested its best, only those are shown; trial {smallest['trial']}, "
+                f"{change(1 - smallest['params_kept'])} parameters, was accepted too and not tested."
+            )
     return notes
 
 

@@ -104,7 +104,8 @@ class Table:
         table = re.sub(r"(?<= )-(?=\d)", "$-$", "\n".join(lines))
         for sign, command in IN_LATEX.items():
             table = table.replace(sign, command)
-        return "".join(f"% {line}\n" for line in (self.title, *self.notes, r"\usepackage{booktabs}")) + table + "\n"
+        above = (self.title, *self.notes, r"\usepackage{booktabs}")
+        return "".join(f"% {' '.join(line.splitlines())}\n" for line in above) + table + "\n"
 
     def _without_repeats(self) -> pd.DataFrame:
         text = self.text.copy()
@@ -113,6 +114,7 @@ class Table:
 
     def _lines(self, text: pd.DataFrame, kind: str) -> str:
         """``text`` in one of tabulate's formats; numbers, which are what a column is sorted by, on the right."""
+        text = text.map(lambda cell: " ".join(cell.splitlines()))  # a line that ends inside a name would end its row
         sides = ["right" if name in self.keys else "left" for name in text.columns]
         return tabulate(
             text.to_numpy().tolist(), list(text.columns), tablefmt=kind, disable_numparse=True, colalign=sides

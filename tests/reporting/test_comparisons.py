@@ -206,8 +206,8 @@ def test_layers_and_latency_of_the_chosen(trials: Trials, raw: list[Raw]) -> Non
             assert row["Dense because"] == made.get("dense", "")
             found = figures.get(row["Layer"], {})
             assert same(row["Error"], found.get("error", math.nan))
-            assert same(row["Params Red."], found.get("params", math.nan) - 1)
-            assert same(row["MACs Red."], found.get("macs", math.nan) - 1)
+            assert same(row["Params Red."], 1 - found.get("params", math.nan))
+            assert same(row["MACs Red."], 1 - found.get("macs", math.nan))
     assert any("its factors would have" in text for text in layers["Dense because"])
     latency = latency_table(trials, 0.99).raw
     assert set(latency["Measured in"]) == {

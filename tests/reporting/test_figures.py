@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from common.reporting import figures
 from common.reporting.frame import Trials
 from common.reporting.gallery import gallery
+from common.reporting.report import SECTIONS
 from common.reporting.runs import Log
 from common.reporting.style import method_looks, palette
 from tests.make_logs import write_logs
@@ -106,6 +107,12 @@ def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
         assert text in shown
     assert len(polygons(figure)) == 2
     assert [math.isnan(line[3]) for line in radii(figure)] == [False, True]
+
+
+def test_the_radars_metric_starts_at_nothing_at_least() -> None:
+    assert "0% → 100%" in texts(figures.radar([make_record()], keep=0))
+    tested = make_record(metrics={"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.95}})
+    assert "Fewest parameters among tested trials" in texts(figures.radar([tested]))
 
 
 def test_radar_clips_a_network_that_grew() -> None:
@@ -367,6 +374,15 @@ def test_progress_by_hand() -> None:
     assert "No accepted trial" in texts(figures.progress(records[2:3]))
 
 
+def test_progress_keeps_a_model_without_a_long_search() -> None:
+    searched = [make_record(trial=n) for n in range(10)]
+    rule = make_record(trial=10, rule="energy", details={"sampler": "energy"})
+    small = [make_record(run="v", model="vgg16", trial=n) for n in range(3)]
+    figure = figures.progress([*searched, rule, *small])
+    assert [axes.get_title("left") for axes in figure.axes[::2]] == ["resnet18 (cifar10)", "vgg16 (cifar10)"]
+    assert [len(axes.get_lines()) for axes in figure.axes[::2]] == [1, 1]  # the rule's one trial gives way
+
+
 def test_speedups_by_hand() -> None:
     several = [{"speedup": 2.0, "runtime": "eager"}, {"speedup": 3.0, "runtime": "ONNX Runtime"}]
     record = make_record(macs=make_baseline()["macs"] // 4, details={"latencies": several})
@@ -458,6 +474,19 @@ def test_a_gallery_without_an_accepted_trial_has_what_can_be_drawn() -> None:
     names = [make_record(model=name) for name in ("a/b", "a b", "網絡")]
     slugs = [entry.name for entry in gallery(Trials.of(names)) if entry.name.startswith("ranks")]
     assert slugs == ["ranks-a-b-cifar10", "ranks-a-b-cifar10-2", "ranks-網絡-cifar10"]
+
+
+def test_every_picture_has_a_place_in_the_report(pictures: dict[str, Figure]) -> None:
+    placed = {kind for *_, kinds in SECTIONS for kind in kinds}
+    assert {name.split("-")[0] for name in pictures} == placed
+
+
+def test_shapes_that_no_search_wrote_are_left_out() -> None:
+    plan = {"a": {"method": "svd", "ranks": 16}, "b": {"method": "svd", "ranks": ["x"]}}
+    details = {"spectra": {"a": [1.0, 0.5], "b": [1.0]}, "layer_times": [1, 2]}
+    drawn = {entry.name: entry.draw() for entry in gallery(Trials.of([make_record(plan=plan, details=details)]))}
+    assert "spectra-resnet18-cifar10" in drawn
+    assert "times-resnet18-cifar10" not in drawn
 
 
 def test_many_models_share_pages() -> None:

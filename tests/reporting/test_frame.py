@@ -11,7 +11,7 @@ from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import Log
 from common.selection import choose_best
 from common.selection import is_accepted as record_is_accepted
-from common.trials import TrialRecord, TrialWriter, read_log
+from common.trials import TrialRecord, TrialWriter, read_log, study_of
 from tests.records import make_baseline, make_record
 
 
@@ -62,6 +62,10 @@ def test_different_dense_networks_stand_apart_but_seeds_are_averaged() -> None:
     seeds = [make_record(run="one", seed=1), make_record(run="two", trial=1, baseline=other, seed=2)]
     assert labels(seeds) == apart
     assert labels(seeds, "group") == {"resnet18 (cifar10)": [0, 1]}
+    metric = {"metric": "dice", "metrics": {"raw": {"dice": 0.9}}, "seed": 2}
+    for change in ({"baseline": make_baseline(params=10**6)}, {"baseline": make_baseline(macs=10**6)}, metric):
+        records = [seeds[0], make_record(run="two", trial=1, **{"seed": 2, **change})]
+        assert labels(records, "group") == apart  # what differs in more than the seed has no mean
     workers = [make_record(run=run, trial=n, details={"study": "s"}) for n, run in enumerate(("s", "s-w2"))]
     assert labels([*workers, two[1]])["resnet18 (cifar10), run s"] == [0, 1]
 
@@ -121,6 +125,25 @@ def test_a_run_of_the_same_name_in_another_folder_is_kept_apart(tmp_path: Path) 
     assert trials.frame["run"].tolist() == ["r", f"r ({tmp_path / 'b'})"]
     assert trials.record(1).run == f"r ({tmp_path / 'b'})"
     assert len(dict(trials.blocks())) == 2
+
+
+def test_a_study_of_the_same_name_in_another_folder_is_kept_apart(tmp_path: Path) -> None:
+    paths = []
+    for folder, metrics in (("a", {"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.9}}), ("b", {})):
+        stages = metrics or {"raw": {"accuracy": 0.8}}
+        baseline = make_baseline(metrics={"validation": {"accuracy": stages["raw"]["accuracy"]}})
+        with TrialWriter(tmp_path / folder, "r") as writer:
+            size = 2 * 10**6 if metrics else 10**6
+            writer.write(make_record(run="r", details={"study": "s"}, metrics=stages, baseline=baseline, params=size))
+        paths.append(writer.path)
+    trials = Trials.read([Log(path) for path in paths])
+    studies = ["s", f"s ({tmp_path / 'b'})"]
+    assert trials.frame["study"].tolist() == studies
+    assert [label for label, _ in trials.blocks()] == [f"resnet18 (cifar10), run {study}" for study in studies]
+    second = trials.record(1)
+    assert study_of(second) == studies[1]
+    assert study_of(trials.record(0)) == studies[0]
+    assert second in choose_best([trials.record(0), second], keep=0).values()
 
 
 def test_only_and_since() -> None:

@@ -212,6 +212,32 @@ def test_a_tested_network_without_a_time_is_told_from_an_accepted_one_with_one()
     assert note.endswith("no speedup; the latency of the accepted trials that were tested was not measured.")
 
 
+def test_a_smaller_accepted_trial_that_was_not_tested_is_named() -> None:
+    tested = make_record(trial=5, metrics={**SMALL.metrics, "test": {"accuracy": 0.94}})
+    smaller = make_record(trial=6, params=SMALL.params // 2)
+    assert summary_notes([tested]) == []
+    (note,) = summary_notes([tested, smaller])
+    assert "trial 6, -93.57% parameters, was accepted too and not tested" in note
+
+
+def test_where_speedups_were_measured_is_said() -> None:
+    eager = {"speedup": 1.5, "runtime": "PyTorch eager", "threads": 2, "batch_size": 1}
+    one = [SMALL, make_record(run="u", model="unet")]
+    assert "Speedup: onnxruntime, 1 thread, batch 1." in summary(Trials.of(one), 0.99).notes
+    two = [SMALL, make_record(run="u", model="unet", latency=eager)]
+    (note,) = [note for note in summary(Trials.of(two), 0.99).notes if note.startswith("Speedup")]
+    assert note.endswith("onnxruntime, 1 thread, batch 1; PyTorch eager, 2 threads, batch 1.")
+    assert not [n for n in summary(Trials.of([make_record(latency=None)]), 0.99).notes if n.startswith("Speedup")]
+
+
+def test_a_name_of_two_lines_stays_in_its_row() -> None:
+    table = summary(Trials.of([make_record(model="a\nb")]), 0.99)
+    rows = len(table.text)
+    assert table.latex().count("a b (cifar10)") == 1
+    assert len(table.markdown().split("\n- ")[0].strip().splitlines()) == rows + 4  # heading, blank, names, rule
+    assert all(line.startswith("%") for line in table.latex().partition("\\begin")[0].splitlines())
+
+
 def test_milliseconds_have_three_digits() -> None:
     shown = [milliseconds(value) for value in (0.0029, 0.00066, 0.0157, 0.0994, 0.09999, 1.5)]
     assert shown == ["2.90 ms", "0.660 ms", "15.7 ms", "99.4 ms", "100 ms", "1,500 ms"]
