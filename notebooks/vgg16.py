@@ -31,9 +31,10 @@ if "google.colab" in sys.modules and not Path("common").is_dir():
     if not Path("low-rank-cnn").is_dir():
         _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
         subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
-    os.chdir("low-rank-cnn")
-    subprocess.run([sys.executable, "-m", "common.colab"], check=True)
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "common").is_dir()))
+    subprocess.run([sys.executable, "-m", "common.colab"], cwd="low-rank-cnn", check=True)
+_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "config.py").is_file()]
+assert _suite, f"{Path.cwd()} is not inside the suite; start there, or give papermill --cwd and the suite's folder"
+os.chdir(_suite[0])
 sys.path.insert(0, str(Path.cwd()))
 
 # %% [markdown]

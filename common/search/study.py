@@ -66,6 +66,12 @@ class SearchResult:
     remaining: int = 0
     finished: bool = True
 
+    @property
+    def best_networks(self) -> dict[int, nn.Module]:
+        """Number of a best trial -> its network, as far as it is there."""
+        numbers = dict.fromkeys(record.trial for record in self.best.values())
+        return {number: self.networks[number] for number in numbers if number in self.networks}
+
 
 def search_ranks(
     model: nn.Module,
