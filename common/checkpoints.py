@@ -26,7 +26,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
     Args:
         model: made by ``build_model`` or ``compress``; of one that ``DataParallel``, ``DistributedDataParallel`` or
-            ``torch.compile`` wraps, the network inside is written.
+            ``torch.compile`` wraps, the network inside is written, unless it was compressed as it is wrapped.
         path: the file, by custom ``*.safetensors``; its folder is made when it is not there.
 
     Returns:
@@ -50,13 +50,10 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    while True:
-        inner = getattr(model, "_orig_mod", None)  # of what torch.compile returns
-        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel))
+    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # the latter of what torch.compile returns
+    named_by_it = get_provenance(model) is not None
+    return _unwrapped(inner) if isinstance(inner, nn.Module) and not named_by_it else model
 
 
 def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -185,8 +185,30 @@ def _convolution(
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` stands in ``model``; a module that is used twice stays one module."""
+    """Put ``new`` wherever ``old`` stands in ``model``, in plain lists, tuples and dicts too.
+
+    A module that is used twice stays one module.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would name a repeated child once
             if child is old:
                 parent.set_submodule(name, new)
+        for name, value in list(vars(parent).items()):
+            if name not in _OF_EVERY_MODULE:
+                vars(parent)[name] = _with_replaced(value, old, new)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _with_replaced(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """``value`` with ``new`` for ``old``, however deep in lists, tuples and dicts; lists and dicts are changed."""
+    if value is old:
+        return new
+    if isinstance(value, list):
+        value[:] = [_with_replaced(each, old, new) for each in value]
+    elif isinstance(value, dict):
+        value.update({key: _with_replaced(each, old, new) for key, each in value.items()})
+    elif type(value) is tuple:
+        return tuple(_with_replaced(each, old, new) for each in value)
+    return value

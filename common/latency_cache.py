@@ -212,5 +212,6 @@ def write_table(table: LatencyTable, path: Path) -> None:
 
 def network_fingerprint(model: nn.Module, x: Tensor) -> str:
     """What stands for a network's architecture, its layers' calls in a pass and its input's size."""
-    text = f"{model!r} {tuple(x.shape)} {trace_layers(model, x)}"
+    calls = {name: shape.calls for name, shape in trace_layers(model, x).items()}
+    text = f"{model!r} {tuple(x.shape)} {calls}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

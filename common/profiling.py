@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import safetensors.torch
@@ -81,16 +80,18 @@ def profile(model: nn.Module, x: Tensor) -> Profile:
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of ``model.state_dict()``, contiguous; one that stands under several names comes once, by the first.
 
-    A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory.
+    A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory. Two
+    tensors that are views of one memory are two, the second a copy.
     """
-    first: dict[Hashable, str] = {}
+    first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(memory_of(tensor), name)
-    state = model.state_dict()
-    return {name: state[name].contiguous() for name in first.values()}
-
-
-def memory_of(tensor: Tensor) -> Hashable:
-    """What two tensors have in common when they are the same memory, seen in the same shape."""
-    place = tensor.untyped_storage().data_ptr()  # 0 where there is no memory, as on the device "meta"
-    return (place, tensor.storage_offset(), tensor.shape) if place else id(tensor)
+        first.setdefault(id(tensor), name)
+    state, seen = model.state_dict(), set()
+    found: dict[str, Tensor] = {}
+    for name in first.values():
+        place = state[name].untyped_storage().data_ptr()
+        found[name] = (
+            state[name].clone(memory_format=torch.contiguous_format) if place in seen else state[name].contiguous()
+        )
+        seen.add(place)
+    return found

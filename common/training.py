@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,7 +110,7 @@ def train(
     Raises:
         ValueError: the checkpoint is one of other settings, data or another network, or the training split gives no
             batch.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
     settings = settings or TrainingSettings()
     if not len(data.train):
@@ -131,6 +132,10 @@ def train(
                 on_epoch(run.history[-1])
     finally:
         run.close()
+    if not any(math.isfinite(entry["loss"]) for entry in run.history):
+        raise FloatingPointError(
+            f"the loss on validation is not finite; learning_rate={settings.learning_rate} is too high"
+        )
     model.load_state_dict(run.best_weights)
     remember_normalization(model, data.normalization)
     return run.history
@@ -203,23 +208,28 @@ class _Run:
     def validate(self) -> EpochLog:
         """The metrics on validation, measured by the first process alone."""
         if self.settings.recalibrate and distributed.rank() == 0:
-            recalibrate_bn(self.model, self.data.calibration)
+            with suppress(FloatingPointError):  # the last step was one too far: the metrics will say so
+                recalibrate_bn(self.model, self.data.calibration)
         distributed.share_buffers(self.model)
         metrics = evaluate(self.model, self.data.validation) if distributed.rank() == 0 else {}
         return distributed.from_first(metrics)
 
     def log(self, entry: EpochLog) -> None:
         """Add an epoch to the history, and keep the weights when they are the best so far."""
-        value = entry[self.data.metric]
-        if value > max((past[self.data.metric] for past in self.history), default=-math.inf):
+        value = self._value(entry)
+        if not self.best_weights or value > max(map(self._value, self.history)):
             self.best_weights = copy.deepcopy(self.model.state_dict())
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(value)
         self.history.append(entry)
 
+    def _value(self, entry: EpochLog) -> float:
+        """The deciding metric; less than any where what the network puts out is not finite."""
+        return entry[self.data.metric] if math.isfinite(entry["loss"]) else -math.inf
+
     def out_of_patience(self) -> bool:
         """Whether so many epochs passed without a better metric that training is to stop."""
-        values = [entry[self.data.metric] for entry in self.history]
+        values = [self._value(entry) for entry in self.history]
         if self.settings.patience is None or not values:
             return False
         return len(values) - 1 - values.index(max(values)) >= self.settings.patience

@@ -156,6 +156,22 @@ def test_of_a_wrapped_network_the_one_inside_is_saved(wrap: Any, dense: torch.nn
     assert get_provenance(loaded) == get_provenance(small)
 
 
+def test_what_was_compressed_as_it_is_wrapped_keeps_its_names(tmp_path: Path) -> None:
+    dense = torch.nn.DataParallel(build_model("resnet20", 10))
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=4)).eval()
+    path = save_compressed(small, tmp_path / "small.safetensors")
+    assert same_weights(load_compressed(path, torch.nn.DataParallel(build_model("resnet20", 10))), small)
+
+
+def test_two_parameters_in_one_memory_are_saved_as_two(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    own = torch.nn.Parameter(torch.empty(4, 4))
+    own.data = model[0].get_parameter("weight").data.t()
+    model[1].weight = own
+    fresh = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    assert same_weights(load_compressed(save_compressed(model, tmp_path / "x.safetensors"), fresh), model)
+
+
 def test_the_precision_comes_back(tmp_path: Path) -> None:
     model = build_model("resnet20", 10).double()
     loaded = load_compressed(save_compressed(model, tmp_path / "double.safetensors"))

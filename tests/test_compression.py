@@ -160,18 +160,6 @@ def tied_by_data() -> nn.Sequential:
     return model
 
 
-class Listed(nn.Sequential):
-    """Runs a layer that a plain list holds besides."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 32, 3))
-        self.first = [self[0]]
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self[1](self.first[0](input))
-        return output
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -182,7 +170,6 @@ class Listed(nn.Sequential):
         ),
         (tied(), "it shares its weight with 2"),
         (tied_by_data(), "it shares its weight with 2"),
-        (Listed(), "Listed holds it in a plain list"),
     ],
 )
 def test_what_nothing_can_stand_in_for_stays_dense_and_says_why(model: nn.Sequential, reason: str) -> None:
@@ -220,6 +207,46 @@ def test_unusual_calls_are_counted_and_compressed() -> None:
     assert plan.skipped == {"up": "it is called with an output size, which its factors would not take"}
     assert set(plan.factored) == {"conv", "table"}
     assert compress(model, plan, moments=calibrate(model, [x]))(x).shape == model(x).shape
+
+
+class Listed(nn.Module):
+    """Runs its layers by plain containers that hold them besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.steps: list[Any] = [[self.one], {"two": self.two}]
+        self.last = (self.three, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last[0](self.steps[1]["two"](self.steps[0][0](x)))
+        return y
+
+
+def test_layers_in_plain_containers_are_replaced_there_too() -> None:
+    model = Listed()
+    plan = plan_ranks(model, X, "svd", "fixed", ranks=2)
+    assert set(plan.factored) == {"one", "two", "three"}
+    small = compress(model, plan)
+    dense, cost = profile(model, X), profile(small, X)
+    assert cost.macs < 0.5 * dense.macs
+    assert isinstance(model.steps[0][0], nn.Conv2d)  # the dense network keeps its own
+    with torch.no_grad():
+        assert not torch.equal(small(X), model(X))
+
+
+def test_a_layer_that_no_row_reaches_is_counted_as_one() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.taken, self.passed = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.taken(x), self.passed(x[:0])])
+
+    assert trace_layers(Experts(), X)["passed"].dense_cost[1] > 0
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 1))
+    assert list(trace_layers(lazy, X)) == ["0", "1"]
 
 
 class Consensus(nn.Module):

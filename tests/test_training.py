@@ -166,6 +166,26 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
         train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"))
 
 
+def test_a_last_step_that_ends_in_nothing_keeps_the_epoch_before() -> None:
+    """The loss is finite still, and the weights behind the step are not."""
+    model, steps = tiny_cnn(), 0
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return gradient * torch.nan if steps == 6 else gradient
+
+    model.conv.weight.register_hook(spoil)
+    settings = TrainingSettings(epochs=2.0, amp="off", learning_rate=0.01)
+    history = train(model, tiny_digits(), settings)
+    assert steps == 6
+    assert len(history) == 2
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    steps = 3
+    with pytest.raises(FloatingPointError, match=r"the loss on validation is not finite; learning_rate=0.01"):
+        train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off", learning_rate=0.01))
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("epochs", 0.0), ("learning_rate", -1.0), ("amp", "yes"), ("patience", 0)]
 )
@@ -192,5 +212,5 @@ def test_a_small_improvement_is_one_for_plateau_too() -> None:
     model = tiny_cnn()
     run = _Run(model, None, TrainingSettings(schedule="plateau", plateau_patience=2, amp="off"), tiny_digits())
     for step in range(6):
-        run.log({"accuracy": 0.99 + step * 1e-6})
+        run.log({"loss": 1.0, "accuracy": 0.99 + step * 1e-6})
     assert run.optimizer.param_groups[0]["lr"] == run.settings.learning_rate

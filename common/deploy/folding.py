@@ -25,9 +25,11 @@ def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
             without it the BatchNorm behind a Linear stays. It also tells which parts are used piece by piece.
     """
     folded = deployed_copy(model)
-    of_rows = set() if x is None else _norms_of_rows(folded, x)
+    pairs = links(folded, x)
+    behind_linear = any(isinstance(layer, nn.Linear) and isinstance(norm, _BatchNorm) for layer, norm in pairs.items())
+    of_rows = _norms_of_rows(folded, x) if behind_linear and x is not None else set()
     with torch.no_grad():
-        for layer, norm in links(folded, x).items():
+        for layer, norm in pairs.items():
             if is_plain(layer) and isinstance(norm, _BatchNorm) and _normalizes_outputs(norm, layer, of_rows):
                 _fold(layer, norm)
                 replace_module(folded, norm, nn.Identity())

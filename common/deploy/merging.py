@@ -51,7 +51,7 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
     return merged
 
 
-def align_ranks(model: nn.Module, multiple: int) -> nn.Module:
+def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
     """A copy in evaluation mode whose factors have widths that are multiples of ``multiple``, filled up with zeros.
 
     The outputs stay the same. ONNX Runtime keeps its blocked layout only between convolutions whose channels fill its
@@ -60,6 +60,7 @@ def align_ranks(model: nn.Module, multiple: int) -> nn.Module:
     Args:
         model: left as it was.
         multiple: at least 1.
+        x: example input, which tells the parts that are used piece by piece (:func:`common.deploy.links.links`).
 
     Raises:
         ValueError: ``multiple`` is below 1.
@@ -67,7 +68,7 @@ def align_ranks(model: nn.Module, multiple: int) -> nn.Module:
     check_multiple(multiple)
     aligned = deployed_copy(model)
     with torch.no_grad():
-        for first, second in links(aligned).items():
+        for first, second in links(aligned, x).items():
             if _is_convolution(first) and _is_convolution(second) and first.groups == second.groups == 1:
                 missing = -first.out_channels % multiple
                 _widen(first, missing, outputs=True)

@@ -56,7 +56,7 @@ def export_onnx(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     reference, x = copy.deepcopy(model).cpu().eval(), x.detach().cpu()
-    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align)
+    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         program = torch.onnx.export(

@@ -15,7 +15,6 @@ from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
 from common.modes import evaluating
 from common.planning.plan import LayerPlan, RankPlan
-from common.profiling import memory_of
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 PLAIN_FORWARDS = (nn.Conv2d.forward, nn.ConvTranspose2d.forward, nn.Linear.forward)
@@ -98,7 +97,7 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
 
     def record(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         inputs = layer_input(given, named)
-        rows = inputs[..., 0].numel() if isinstance(module, nn.Linear) else inputs.shape[0]
+        rows = max(1, inputs[..., 0].numel() if isinstance(module, nn.Linear) else inputs.shape[0])
         share: Any = rows / len(x) if rows % len(x) else rows // len(x)
         if len(given) + len(named) > 1:
             reasons.setdefault(name, "it is called with an output size, which its factors would not take")
@@ -137,32 +136,24 @@ def irreplaceable_layers(model: nn.Module) -> dict[str, str]:
     owners: dict[Hashable, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(memory_of(parameter), []).append(name)
+            owners.setdefault(_memory(parameter), []).append(name)
     reasons: dict[str, str] = {}
-    held = _held_outside(model)
     for name, layer in factorable_layers(model).items():
-        others = [other for other in owners.get(memory_of(layer.weight), []) if other != name]
+        others = [other for other in owners.get(_memory(layer.weight), []) if other != name]
         if type(layer).forward not in PLAIN_FORWARDS:
             reasons[name] = f"a {type(layer).__name__} computes something of its own"
         elif "weight" not in dict(layer.named_parameters(recurse=False)):
             reasons[name] = "its weight is computed from other parameters; remove the parametrization first"
         elif others:
             reasons[name] = f"it shares its weight with {', '.join(others)}"
-        elif id(layer) in held:
-            reasons[name] = f"{held[id(layer)]} holds it in a plain list or dict, where no other can take its place"
     return reasons
 
 
-def _held_outside(model: nn.Module) -> dict[int, str]:
-    """Modules that stand in plain lists, tuples or dicts, by id, and the type of who holds them there."""
-    own = set(vars(nn.Module()))
-    found: dict[int, str] = {}
-    for holder in model.modules():
-        for name, value in vars(holder).items():
-            values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            if name not in own:
-                found |= {id(each): type(holder).__name__ for each in values if isinstance(each, nn.Module)}
-    return found
+def _memory(parameter: Tensor) -> Hashable:
+    """What two parameters have in common when they are the same memory, seen in the same shape."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta:  # others, as lazy ones, may have no memory
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape, parameter.stride()
 
 
 def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:

@@ -32,13 +32,18 @@ class Trials:
     def __init__(self, entries: Iterable[tuple[int | None, Entry, Path]], by_name: bool = False) -> None:
         columns, files = Columns(), dict[Path, int]()
         homes: dict[str, Path] = {}
+        folders: dict[str, dict[str, Path]] = {}  # study -> each of its dense networks and seeds, and where it was met
         for row, entry, path in entries:
             if row is None:
                 continue
             study = study_of(entry.record, by_name)
+            origin = f"{entry.record.seed} {entry.record.baseline.get('metrics', {}).get('validation')}"
+            known = folders.setdefault(study, {})
+            folder = known.setdefault(origin, path.parent)
+            if folder != next(iter(known.values())):  # another study of that name, in another folder
+                study = f"{study} ({folder})"
             if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
                 entry = entry._replace(record=replace(entry.record, run=f"{entry.record.run} ({path.parent})"))
-                study = f"{study} ({path.parent})"
             columns.put(row, entry, files.setdefault(path, len(files)), study)
         self._paths, self._held = list(files), columns.held
         self.frame = _with_blocks(columns.frame())

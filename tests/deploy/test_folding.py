@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from common.compression import compress
-from common.deploy import fold_batchnorm
+from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.models import build_model
 from common.planning import plan_ranks
 from tests.networks import lived_in, same_weights, tiny_cnn
@@ -169,6 +169,25 @@ def test_a_part_that_is_used_piece_by_piece_stays() -> None:
     folded = fold_batchnorm(model, x)
     assert norms(folded) == 1  # that of the part which is used as a whole is folded
     check_parity(folded, model, x)
+
+
+class TappedFactors(nn.Module):
+    """The same with two layers whose width between could be aligned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 100:
+            return x
+        tapped: Tensor = self.features[0](x)
+        return self.features[1](tapped) + tapped.mean(1, keepdim=True)
+
+
+def test_ranks_between_pieces_that_are_used_one_by_one_are_not_aligned() -> None:
+    model, x = TappedFactors().eval(), torch.randn(2, 3, 4, 4)
+    check_parity(align_ranks(merge_factors(model, x), 8, x), model, x)
 
 
 def test_what_a_forward_joins_that_cannot_be_traced_stays() -> None:

@@ -127,23 +127,23 @@ def test_a_run_of_the_same_name_in_another_folder_is_kept_apart(tmp_path: Path) 
     assert len(dict(trials.blocks())) == 2
 
 
-def test_a_study_of_the_same_name_in_another_folder_is_kept_apart(tmp_path: Path) -> None:
-    paths = []
-    for folder, metrics in (("a", {"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.9}}), ("b", {})):
-        stages = metrics or {"raw": {"accuracy": 0.8}}
-        baseline = make_baseline(metrics={"validation": {"accuracy": stages["raw"]["accuracy"]}})
-        with TrialWriter(tmp_path / folder, "r") as writer:
-            size = 2 * 10**6 if metrics else 10**6
-            writer.write(make_record(run="r", details={"study": "s"}, metrics=stages, baseline=baseline, params=size))
+def test_studies_of_one_name_are_told_apart_by_folder_when_their_networks_differ(tmp_path: Path) -> None:
+    """Two workers in ``b`` are one study; a third folder's worker, of a network known already, belongs to that."""
+    paths: list[Path] = []
+    for folder, run, dense in (("a", "s", 0.96), ("b", "s", 0.8), ("b", "s-w2", 0.8), ("c", "s-w3", 0.96)):
+        baseline = make_baseline(metrics={"validation": {"accuracy": dense}})
+        stages = {"raw": {"accuracy": dense}} | ({"test": {"accuracy": 0.9}} if folder == "a" else {})
+        record = make_record(run=run, trial=len(paths), details={"study": "s"}, metrics=stages, baseline=baseline)
+        with TrialWriter(tmp_path / folder, run) as writer:
+            writer.write(record)
         paths.append(writer.path)
     trials = Trials.read([Log(path) for path in paths])
-    studies = ["s", f"s ({tmp_path / 'b'})"]
-    assert trials.frame["study"].tolist() == studies
-    assert [label for label, _ in trials.blocks()] == [f"resnet18 (cifar10), run {study}" for study in studies]
-    second = trials.record(1)
-    assert study_of(second) == studies[1]
-    assert study_of(trials.record(0)) == studies[0]
-    assert second in choose_best([trials.record(0), second], keep=0).values()
+    other = f"s ({tmp_path / 'b'})"
+    assert trials.frame["study"].tolist() == ["s", other, other, "s"]
+    assert [study_of(trials.record(row)) for row in range(4)] == ["s", other, other, "s"]
+    blocks = {label: rows["trial"].tolist() for label, rows in trials.blocks()}
+    assert blocks == {"resnet18 (cifar10), run s": [0, 3], f"resnet18 (cifar10), run {other}": [1, 2]}
+    assert set(trials.best(trials.frame[trials.frame["study"] == other], 0.99)) == {"params", "macs", "speedup"}
 
 
 def test_only_and_since() -> None:
