@@ -73,7 +73,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
             if len(values) == 1 and not np.isnan(radii).any():  # several fills would mix into a colour of nobody
                 axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
         tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
-        heading = f"Fewest parameters among {tested}trials that kept ≥ {percent(keep)} of the dense metric"
+        heading = f"Fewest parameters of {tested}trials with ≥ {percent(keep)} of the dense metric"
         lines, names = axes.get_legend_handles_labels()
         lines += [Line2D([], [], linestyle="none")] * len(without)
         names += [fill(f"{label}: no accepted trial", 58) for label in without]

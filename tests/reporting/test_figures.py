@@ -95,7 +95,7 @@ def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
     figure = figures.radar(records, keep=0.99)
     shown = texts(figure)
     for text in (
-        "Fewest parameters among trials that kept ≥ 99%",
+        "Fewest parameters of trials with ≥ 99%",
         "resnet18 (cifar10): trial 3, Tucker-2",
         "vgg16 (cifar10): trial 9, Tucker-2 (speedup not measured)",
         "alexnet (cifar10): no accepted trial",
@@ -112,7 +112,7 @@ def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
 def test_the_radars_metric_starts_at_nothing_at_least() -> None:
     assert "0% → 100%" in texts(figures.radar([make_record()], keep=0))
     tested = make_record(metrics={"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.95}})
-    assert "Fewest parameters among tested trials" in texts(figures.radar([tested]))
+    assert "Fewest parameters of tested trials" in texts(figures.radar([tested]))
 
 
 def test_radar_clips_a_network_that_grew() -> None:
