@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.decomposition import LayerMoments
 from common.inputs import to_network
-from common.modes import evaluating
+from common.modes import evaluating, hooked
 from common.planning.layers import FactorableLayer, factorable_layers, layer_input
 
 Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
@@ -51,14 +51,10 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         for name, layer in layers.items()
     ]
     seen = 0
-    try:
-        with evaluating(model):
-            for batch in batches:
-                model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
-                seen += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model):
+        for batch in batches:
+            model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
+            seen += 1
     if not seen:
         raise ValueError("there is no batch to calibrate on")
     found = {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}

@@ -1,11 +1,12 @@
-"""Running a network in evaluation mode without leaving a trace."""
+"""A network in evaluation mode, or with hooks, for a while; afterwards nothing is left of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -19,3 +20,14 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there inside the ``with`` block and removed at its end, whatever ends it."""
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

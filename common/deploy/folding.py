@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.compression import replace_module
 from common.deploy.links import deployed_copy, is_plain, links
+from common.modes import hooked
 from common.planning.layers import FactorableLayer, convolution_weight, set_convolution_weight
 
 
@@ -45,12 +46,8 @@ def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
 
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(x)
     return {norm for norm, met in dimensions.items() if met == {2}}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from common.models.provenance import Provenance, set_provenance
-from common.modes import evaluating
+from common.modes import evaluating, hooked
 from common.planning.layers import FactorableLayer
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -98,12 +98,8 @@ def _opened(model: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> set[nn.M
         for module in part.modules():
             if module is not part:
                 handles.append(module.register_forward_pre_hook(lambda *_, part=part: meet(part)))
-    try:
-        with evaluating(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), torch.no_grad():
+        model(x)
     return opened
 
 

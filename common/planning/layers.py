@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
-from common.modes import evaluating
+from common.modes import evaluating, hooked
 from common.planning.plan import LayerPlan, RankPlan
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -112,12 +112,8 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         module.register_forward_hook(lambda m, i, k, o, name=name: record(name, m, i, k, o), with_kwargs=True)
         for name, module in layers.items()
     ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), torch.no_grad():
+        model(x)
     return {
         name: _shape(layer, tuple(calls[name]), reasons.get(name, ""))
         for name, layer in layers.items()
