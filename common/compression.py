@@ -194,7 +194,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             if child is old:
                 parent.set_submodule(name, new)
         for name, value in list(vars(parent).items()):
-            if name not in _OF_EVERY_MODULE:
+            if name not in _OF_EVERY_MODULE and isinstance(value, (nn.Module, list, tuple, dict)):
                 vars(parent)[name] = _with_replaced(value, old, new)
 
 
