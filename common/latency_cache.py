@@ -20,7 +20,7 @@ from common.compression import factor_modules, planned_layers, replace_module
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
-from common.latency import measure_latency
+from common.latency import measure_latencies, measure_latency
 from common.operation_latency import time_operations
 from common.planning.latency_table import (
     MERGING,
@@ -30,7 +30,7 @@ from common.planning.latency_table import (
     needed_operations,
     reference_plans,
 )
-from common.planning.layers import trace_layers
+from common.planning.layers import LayerShape, trace_layers
 from common.planning.operations import RUNTIMES
 from common.planning.plan import LayerPlan, RankPlan
 
@@ -76,30 +76,39 @@ def latency_table(
     table = read_table(path, conditions)
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
     shapes = trace_layers(model, x)
-    reference = reference_plans(shapes, methods)
     needed = needed_operations(shapes.values(), methods)
     missing = [operation for operation in needed if refresh or operation not in table.seconds]
     if missing:
         table.seconds |= time_operations(missing, runtime, len(x))
     name = network_fingerprint(model, x)
-    unknown = refresh or name not in table.networks
+    unknown = bool(missing) or name not in table.networks
     if unknown:
-        small = with_random_factors(model, reference)
-        found = measure_latency(small, x, baseline=model, runtime=runtime, round_s=0.1)
-        if found.note:
-            warnings.warn(
-                f"other work disturbs the latency table: {found.note}; the times are kept until "
-                "latency_table(..., refresh=True) measures them anew",
-                stacklevel=2,
-            )
-        assert found.baseline_median_s is not None
-        dense = found.baseline_median_s
-        factored = any(plan.method for plan in reference.values())
-        price = table.price_of_weights(shapes, dense, found.median_s, reference) if factored else 0.0
-        table.networks[name] = WholeNetwork(dense, price)
-    if missing or unknown:
+        table.networks[name] = _time_whole(model, x, table, shapes)
+    if unknown:
         write_table(table, path)
     return table
+
+
+def _time_whole(model: nn.Module, x: Tensor, table: LatencyTable, shapes: Mapping[str, LayerShape]) -> WholeNetwork:
+    """Time the dense network in turn with small ones, by all methods whose operations the table has."""
+    known = [
+        method
+        for method in DECOMPOSITIONS
+        if all(operation in table.seconds for operation in needed_operations(shapes.values(), (method,)))
+    ]
+    references = reference_plans(shapes, known)
+    networks = [with_random_factors(model, plans) for plans in references]
+    found = measure_latencies(networks or [model], x, baseline=model, runtime=table.conditions.runtime, round_s=0.1)
+    if notes := [latency.note for latency in found if latency.note]:
+        warnings.warn(
+            f"other work disturbs the latency table: {notes[0]}; the times are kept until "
+            "latency_table(..., refresh=True) measures them anew",
+            stacklevel=3,
+        )
+    dense = found[0].baseline_median_s
+    assert dense is not None
+    small = [(plans, latency.median_s) for plans, latency in zip(references, found, strict=False)]
+    return table.calibrated(shapes, dense, small) if references else WholeNetwork(dense)
 
 
 def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: LatencyTable) -> float:

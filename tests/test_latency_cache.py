@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from common import latency_cache
 from common.compression import compress
@@ -29,12 +30,18 @@ class FakeTimer:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, whole: float = 1.0) -> None:
         self.timed: list[Operation] = []
+        self.small = 0
         self.baseline_median_s, self.median_s, self.note = 2 * whole, whole, ""
         monkeypatch.setattr(latency_cache, "time_operations", self.time)
         monkeypatch.setattr(latency_cache, "measure_latency", self.whole)
+        monkeypatch.setattr(latency_cache, "measure_latencies", self.wholes)
 
     def whole(self, *_: Any, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(**vars(self))
+
+    def wholes(self, models: Sequence[nn.Module], *_: Any, **__: Any) -> list[SimpleNamespace]:
+        self.small = len(models)
+        return [self.whole() for _ in models]
 
     def time(self, operations: Sequence[Operation], *_: Any) -> dict[Operation, float]:
         self.timed += operations
@@ -50,8 +57,10 @@ def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path, monkeypatch:
     again = latency_table(model, X, "onnxruntime", "svd", folder=tmp_path)
     assert not timer.timed
     assert again.to_json() == first.to_json()
+    assert timer.small == 3  # all layers small, and the halves
     more = latency_table(model, X, "onnxruntime", "tucker2", folder=tmp_path)
     assert timer.timed
+    assert timer.small == 4  # by both methods
     assert not set(timer.timed) & set(first.seconds)  # only what was missing
     assert set(more.seconds) > set(first.seconds)
     timer.timed.clear()
@@ -87,7 +96,14 @@ def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 0}', '{"format": 1}', '{"format": 1, "seconds": [[1]], "networks": {}}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 0}',
+        '{"format": 2, "seconds": [], "networks": {"of before": [1.0, -1e-9]}}',
+        '{"format": 3, "seconds": [[1]], "networks": {}}',
+    ],
 )
 def test_a_broken_file_is_measured_anew_with_a_warning(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

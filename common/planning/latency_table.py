@@ -8,17 +8,21 @@ from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import nnls
 
 from common.decomposition import Floats
 from common.planning.layers import LayerShape, dense_reason, layer_method
 from common.planning.operations import Operation, layer_operations, merged, with_widths
 from common.planning.plan import LayerPlan
 
-FORMAT = 2
+FORMAT = 3
 MERGING = ("onnxruntime",)
 """Runtimes that see a network's factors merged where that needs fewer MACs (:mod:`common.deploy.merging`)."""
 STEPS = 4
 """Ranks an octave, above 32, at which a method is timed."""
+TRUST = 0.3
+"""How firmly operations are believed to take in a network what they take by themselves: to have them a third longer or
+shorter counts as much as to foretell a network 10% wrong."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,15 @@ class WholeNetwork(NamedTuple):
 
     Attributes:
         seconds: of the dense network as a whole.
+        factor: how many times as long an operation takes in the network as by itself: the machine may have been
+            faster or slower when it was timed, and one operation after the other has less to wait for.
         per_weight: seconds more that a weight costs in the network than in an operation by itself. There the weights
             are still in the cache from the time before; in a network that is larger than the cache they come from
             memory at every pass.
     """
 
     seconds: float
+    factor: float = 1.0
     per_weight: float = 0.0
 
 
@@ -120,31 +127,36 @@ class LatencyTable:
         """
         planned = {name: shapes[name] for name in plans}
         gains = self.layers_seconds(planned, plans) - self.layers_seconds(planned)
-        weights = sum(shape.cost(plans[name])[0] - shape.dense_cost[0] for name, shape in planned.items())
-        return whole.seconds + gains + whole.per_weight * weights
+        weights = _weights_of(planned, plans) - _weights_of(planned)
+        return whole.seconds + whole.factor * gains + whole.per_weight * weights
 
     def layers_seconds(self, shapes: Mapping[str, LayerShape], plans: Mapping[str, LayerPlan] | None = None) -> float:
         """Seconds of the layers alone, one by one; without ``plans`` they are dense."""
         return sum(self.plan_seconds(shape, (plans or {}).get(name, LayerPlan())) for name, shape in shapes.items())
 
-    def price_of_weights(
+    def calibrated(
         self,
         shapes: Mapping[str, LayerShape],
         dense: float,
-        small: float,
-        plans: Mapping[str, LayerPlan],
-    ) -> float:
-        """:attr:`WholeNetwork.per_weight`, from what two networks take beyond their operations.
+        small: Sequence[tuple[Mapping[str, LayerPlan], float]],
+    ) -> WholeNetwork:
+        """What networks timed whole tell beyond their operations, by non-negative least squares of relative errors.
+
+        A network takes what belongs to no layer, ``factor`` times its operations and ``per_weight`` times its weights.
 
         Args:
             shapes: of the dense network's layers.
-            dense: seconds of the dense network.
-            small: seconds of the network that ``plans`` make.
-            plans: of all layers; at least one is factored.
+            dense: seconds of the dense network, which the answer foretells exactly.
+            small: plans of all layers, and the seconds of the networks that they make.
         """
-        beyond = dense - self.layers_seconds(shapes) - (small - self.layers_seconds(shapes, plans))
-        weights = sum(shape.dense_cost[0] - shape.cost(plans[name])[0] for name, shape in shapes.items())
-        return beyond / weights
+        networks: list[tuple[Mapping[str, LayerPlan], float]] = [({}, dense), *small]
+        known = [[1.0, self.layers_seconds(shapes, plans), 1e-9 * _weights_of(shapes, plans)] for plans, _ in networks]
+        scale = 1 / np.array([seconds for _, seconds in networks])
+        scale[0] *= 100
+        rows = np.vstack([np.array(known) * scale[:, None], [0.0, TRUST, 0.0]])
+        targets = np.append([seconds for _, seconds in networks] * scale, TRUST)
+        (_, factor, price), _ = nnls(rows, targets)
+        return WholeNetwork(dense, float(factor), 1e-9 * float(price))
 
     def _known(self, operation: Operation) -> float:
         try:
@@ -179,8 +191,9 @@ class LatencyTable:
             times = (*seconds.values(), *(whole.seconds for whole in networks.values()))
             if not all(np.isfinite(value) and value > 0 for value in times):
                 raise ValueError("a time that is not a positive number")
-            if not all(np.isfinite(whole.per_weight) for whole in networks.values()):
-                raise ValueError("a price of weights that is not a number")
+            beyond = [value for whole in networks.values() for value in whole[1:]]
+            if not all(np.isfinite(value) and value >= 0 for value in beyond):
+                raise ValueError("a factor or a price of weights that is negative or no number")
             return cls(Conditions(**values["conditions"]), seconds, networks)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"this is not a latency table: {error!r}") from error
@@ -212,15 +225,31 @@ def needed_operations(shapes: Iterable[LayerShape], methods: Sequence[str]) -> l
     return list(found)
 
 
-def reference_plans(shapes: Mapping[str, LayerShape], methods: Sequence[str]) -> dict[str, LayerPlan]:
-    """A network with small layers, to be timed beside the dense one: a quarter of every rank, by the first method."""
-    plans = {}
-    for name, shape in shapes.items():
-        method = layer_method(methods[0], shape)
-        plan = LayerPlan(method, tuple(max(1, most // 4) for most in _most_ranks(shape, method)))
-        smaller = not dense_reason(shape) and shape.cost(plan)[0] < shape.dense_cost[0]
-        plans[name] = plan if smaller else LayerPlan()
-    return plans
+def reference_plans(shapes: Mapping[str, LayerShape], methods: Sequence[str]) -> list[dict[str, LayerPlan]]:
+    """Small networks to be timed beside the dense one, see :meth:`LatencyTable.calibrated`.
+
+    One by each method, and by the first one two of which only the first or the last half of the layers is small: in
+    most networks the first layers need the time and the last ones have the weights, which tells the two apart. Small
+    is a sixteenth of every rank of 16 or more.
+    """
+    names = list(shapes)
+    half = len(names) // 2
+    wanted = [(method, names) for method in methods]
+    wanted += [(methods[0], part) for part in (names[:half], names[half:])]
+    found: list[dict[str, LayerPlan]] = []
+    for method, chosen in wanted:
+        plans = {name: _small(shapes[name], method) if name in chosen else LayerPlan() for name in names}
+        if any(plan.method for plan in plans.values()) and plans not in found:
+            found.append(plans)
+    return found
+
+
+def _small(shape: LayerShape, method: str) -> LayerPlan:
+    """The layer at a sixteenth of its ranks; dense where that is not smaller."""
+    method = layer_method(method, shape)
+    plan = LayerPlan(method, tuple(max(8, most // 16) if most >= 16 else most for most in _most_ranks(shape, method)))
+    smaller = not dense_reason(shape) and shape.cost(plan)[0] < shape.dense_cost[0]
+    return plan if smaller else LayerPlan()
 
 
 class Piece(NamedTuple):
@@ -242,6 +271,11 @@ def _cuts(factors: Sequence[Sequence[Operation]]) -> list[list[Piece]]:
             parts = [(first, end - 1, factors[first:end]) for first, end in edges]
             found.append([Piece(*part, [merged(*calls) for calls in zip(*part[2], strict=True)]) for part in parts])
     return found
+
+
+def _weights_of(shapes: Mapping[str, LayerShape], plans: Mapping[str, LayerPlan] | None = None) -> int:
+    """Parameters of the layers; without ``plans`` they are dense."""
+    return sum(shape.cost((plans or {}).get(name, LayerPlan()))[0] for name, shape in shapes.items())
 
 
 def _weights(operation: Operation, inputs: Floats, outputs: Floats) -> Floats:

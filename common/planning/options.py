@@ -9,7 +9,7 @@ import numpy as np
 
 from common.decomposition import Floats, RankSteps
 from common.planning.budget import Options
-from common.planning.latency_table import LatencyTable, rank_steps
+from common.planning.latency_table import LatencyTable, WholeNetwork, rank_steps
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
 from common.planning.plan import LayerPlan
 
@@ -26,7 +26,7 @@ def layer_options(
     harms: Harms | None = None,
     round_to: int = 1,
     latencies: LatencyTable | None = None,
-    per_weight: float = 0.0,
+    whole: WholeNetwork | None = None,
 ) -> Options:
     """The dense layer, and all ranks by any of ``methods`` that make it smaller and that no other option beats.
 
@@ -39,19 +39,18 @@ def layer_options(
         round_to: ranks are multiples of it, or the mode's maximum.
         latencies: makes seconds a cost too. The ranks are then those that were timed: of them the options keep those
             that nothing else beats, so that ranks that the runtime does not like fall away.
-        per_weight: seconds that each parameter costs besides, see
-            :class:`common.planning.latency_table.WholeNetwork`.
+        whole: what the dense network's time as a whole tells beyond ``latencies``; both or neither.
     """
     plans = [LayerPlan(reason=dense_reason(shape) or "the budget leaves room for it")]
     dense: list[float] = [*shape.dense_cost]
-    if latencies is not None:
-        dense.append(latencies.plan_seconds(shape, plans[0]) + per_weight * dense[0])
+    if latencies is not None and whole is not None:
+        dense.append(whole.factor * latencies.plan_seconds(shape, plans[0]) + whole.per_weight * dense[0])
     table = [np.array([[*dense, 0.0]])]
     if not dense_reason(shape):
         for method in dict.fromkeys(layer_method(method, shape) for method in methods):
             ranks, rows = decompositions.keep(
-                (name, method, shape, round_to, latencies, per_weight),
-                partial(_frontier, name, shape, decompositions, method, round_to, latencies, per_weight),
+                (name, method, shape, round_to, latencies, whole),
+                partial(_frontier, name, shape, decompositions, method, round_to, latencies, whole),
             )
             plans += [decompositions.plan(name, method, tuple(map(int, row))) for row in ranks]
             table.append(rows)
@@ -69,7 +68,7 @@ def _frontier(
     method: str,
     round_to: int,
     latencies: LatencyTable | None,
-    per_weight: float,
+    whole: WholeNetwork | None,
 ) -> tuple[Floats, Floats]:
     """The ranks ``(K, modes)`` worth having, and for each its costs and relative error, ``(K, 3)`` or ``(K, 4)``."""
     steps: RankSteps = round_to
@@ -81,8 +80,8 @@ def _frontier(
             )
     ranks, errors = decompositions.get(name, method).error_table(steps)
     costs = list(shape.costs(method, ranks, shift=name in decompositions.moments))
-    if latencies is not None:
-        costs.append(latencies.layer_seconds(shape, method, ranks) + per_weight * costs[0])
+    if latencies is not None and whole is not None:
+        costs.append(whole.factor * latencies.layer_seconds(shape, method, ranks) + whole.per_weight * costs[0])
     rows = np.column_stack([*costs, errors])
     dense_params, dense_macs = shape.dense_cost
     smaller = np.flatnonzero((rows[:, 0] < dense_params) & (rows[:, 1] <= dense_macs))

@@ -167,7 +167,6 @@ def _budget_plans(
     if latencies is not None and latencies.conditions.runtime != budget.runtime:
         raise ValueError(f"{budget} with latencies of the runtime {latencies.conditions.runtime!r}")
     whole = None if latencies is None else whole_network(model, x, latencies)
-    per_weight = whole.per_weight if whole else 0.0
     options = {
         name: layer_options(
             name,
@@ -177,7 +176,7 @@ def _budget_plans(
             harms=harms,
             round_to=round_to,
             latencies=latencies,
-            per_weight=per_weight,
+            whole=whole,
         )
         for name, shape in shapes.items()
     }
@@ -185,7 +184,7 @@ def _budget_plans(
     dense: list[float] = [cost.params, cost.macs]
     own = np.sum([(0, 0), *(shape.dense_cost for shape in shapes.values())], axis=0).tolist()
     if latencies is not None and whole is not None:
-        own.append(latencies.layers_seconds(shapes) + per_weight * own[0])
+        own.append(whole.factor * latencies.layers_seconds(shapes) + whole.per_weight * own[0])
         dense.append(whole.seconds)
     layers = allocate(options, budget, dense, [of_all - part for of_all, part in zip(dense, own, strict=True)])
     if latencies is None or whole is None:
