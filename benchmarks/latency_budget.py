@@ -10,9 +10,10 @@ Both are timed in turn with the dense network, and predicted from the table of m
 is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
 the methods differ in what they keep; or they are trained ones: then the layers' harm is measured on the calibration
 split, and the accuracy on the test split, BatchNorm recalibrated and nothing fine-tuned, stands beside the times. A
-gain over 1 means that the budget of latency gives the faster network; an error is predicted over measured time, less
-1, and that of the share is the same of the time as a share of the dense network's, which does not tell how much faster
-or slower the machine has become since its table was made. Prints the figures; asserts nothing.
+gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
+1: ``error`` that of the prediction that the plan was made with; ``in turn`` that of one from the same operations with
+the dense network and the table's small ones timed again in turn with the planned ones, so that it does not tell how
+much faster or slower the machine has become since its table was made. Prints the figures; asserts nothing.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
 from common.latency import measure_latencies
-from common.latency_cache import latency_table, predicted_seconds, whole_network
+from common.latency_cache import latency_table, whole_network, with_random_factors
 from common.metrics import evaluate
 from common.models import build_model
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.latency_table import LatencyTable
+from common.planning.latency_table import LatencyTable, reference_plans
 from common.planning.layers import (
     Decompositions,
     convolution_weight,
@@ -72,7 +73,7 @@ HEADS = (
     "ms",
     "predicted",
     "error",
-    "of share",
+    "in turn",
     "speedup",
     "share",
     "gain",
@@ -167,19 +168,24 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
             by_latency = setting.equal_harm(method, setting.harm(by_macs))
             plans.append((method, f"latency={by_latency.settings['latency']:.3f}", by_latency))
     networks = [compress(setting.model, plan, decompositions=setting.kept) for *_, plan in plans]
+    shapes = trace_layers(setting.model, setting.x)
+    references = reference_plans(shapes, tuple(DECOMPOSITIONS) if "mixed" in methods else methods)
+    timed = [*networks, *(with_random_factors(setting.model, reference) for reference in references)]
     found = measure_latencies(
-        networks, setting.x, baseline=setting.model, runtime=runtime, rounds=rounds, round_s=round_s
+        timed, setting.x, baseline=setting.model, runtime=runtime, rounds=rounds, round_s=round_s
     )
+    small = [(reference, latency.median_s) for reference, latency in zip(references, found[len(plans) :], strict=True)]
+    before = whole_network(setting.model, setting.x, setting.table)
+    now = setting.table.calibrated(shapes, found[0].baseline_median_s or before.seconds, small)
     dense = profile(setting.model, setting.x)
     rows: list[list[Any]] = []
-    for index, ((method, budget, plan), network, latency) in enumerate(zip(plans, networks, found, strict=True)):
-        predicted = predicted_seconds(setting.model, setting.x, plan, setting.table)
+    for index, ((method, budget, plan), network) in enumerate(zip(plans, networks, strict=True)):
+        latency = found[index]
+        predicted = [setting.table.network_seconds(shapes, whole, plan.layers) for whole in (before, now)]
         ratio = dense.macs / profile(network, setting.x).macs
         share_of = latency.speedup / ratio if latency.speedup is not None else None
         gain = found[index - 1].median_s / latency.median_s if index % 2 else None
-        foretold = predicted / whole_network(setting.model, setting.x, setting.table).seconds
-        of_share = foretold * latency.speedup - 1 if latency.speedup is not None else None
-        times = [latency.median_s * 1000, predicted * 1000, predicted / latency.median_s - 1, of_share]
+        times = [latency.median_s * 1000, predicted[0] * 1000, *(each / latency.median_s - 1 for each in predicted)]
         head = [setting.name, len(setting.x), latency.runtime, method, budget]
         cells = [*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain]
         rows.append([*cells, setting.accuracy(network)])
