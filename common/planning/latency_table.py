@@ -228,26 +228,27 @@ def needed_operations(shapes: Iterable[LayerShape], methods: Sequence[str]) -> l
 def reference_plans(shapes: Mapping[str, LayerShape], methods: Sequence[str]) -> list[dict[str, LayerPlan]]:
     """Small networks to be timed beside the dense one, see :meth:`LatencyTable.calibrated`.
 
-    One by each method, and by the first one two of which only the first or the last half of the layers is small: in
-    most networks the first layers need the time and the last ones have the weights, which tells the two apart. Small
-    is a sixteenth of every rank of 16 or more.
+    By each method one at a quarter and one at a sixteenth of all ranks, and by the first one two of which only the
+    first or the last half of the layers is at a sixteenth: in most networks the first layers need the time and the
+    last ones have the weights, which tells the two apart.
     """
     names = list(shapes)
     half = len(names) // 2
-    wanted = [(method, names) for method in methods]
-    wanted += [(methods[0], part) for part in (names[:half], names[half:])]
+    wanted = [(method, part, names) for method in methods for part in (4, 16)]
+    wanted += [(methods[0], 16, chosen) for chosen in (names[:half], names[half:])]
     found: list[dict[str, LayerPlan]] = []
-    for method, chosen in wanted:
-        plans = {name: _small(shapes[name], method) if name in chosen else LayerPlan() for name in names}
+    for method, part, chosen in wanted:
+        plans = {name: _small(shapes[name], method, part) if name in chosen else LayerPlan() for name in names}
         if any(plan.method for plan in plans.values()) and plans not in found:
             found.append(plans)
     return found
 
 
-def _small(shape: LayerShape, method: str) -> LayerPlan:
-    """The layer at a sixteenth of its ranks; dense where that is not smaller."""
+def _small(shape: LayerShape, method: str, part: int) -> LayerPlan:
+    """The layer at about a part of its ranks, multiples of 8, below which they are whole; dense if not smaller."""
     method = layer_method(method, shape)
-    plan = LayerPlan(method, tuple(max(8, most // 16) if most >= 16 else most for most in _most_ranks(shape, method)))
+    ranks = tuple(max(min(8, most), most // part // 8 * 8) for most in _most_ranks(shape, method))
+    plan = LayerPlan(method, ranks)
     smaller = not dense_reason(shape) and shape.cost(plan)[0] < shape.dense_cost[0]
     return plan if smaller else LayerPlan()
 

@@ -104,7 +104,7 @@ def test_what_networks_tell_beyond_their_operations_holds_for_any_other(price: f
         return factor * table.layers_seconds(shapes, plans) + REST + price * weights
 
     references = reference_plans(shapes, METHODS)
-    assert len(references) == len(METHODS) + 2  # the halves of the first method
+    assert len(references) == 2 * len(METHODS) + 2  # two sizes, and the halves of the first method
     assert all(any(plan.method for plan in plans.values()) for plans in references)
     whole = table.calibrated(shapes, seconds({}), [(plans, seconds(plans)) for plans in references])
     assert whole.seconds == seconds({})
