@@ -14,7 +14,14 @@ from torch import nn
 
 from common import latency_cache
 from common.compression import compress
-from common.latency_cache import current_conditions, latency_table, layer_times, read_table, table_path
+from common.latency_cache import (
+    current_conditions,
+    latency_table,
+    layer_times,
+    predicted_seconds,
+    read_table,
+    table_path,
+)
 from common.operation_latency import time_operations
 from common.planning import Budget, plan_ranks
 from common.planning.latency_table import needed_operations
@@ -140,6 +147,8 @@ def test_a_budget_of_latency_measures_what_it_needs(tmp_path: Path, monkeypatch:
     assert plan.settings["dense_s"] == timer.baseline_median_s
     assert plan.settings["predicted_s"] <= timer.baseline_median_s
     assert plan.settings["runtime"] == "eager"
+    table = latency_table(model, X, "eager", "svd")  # from the disk
+    assert predicted_seconds(model, X, plan, table) == pytest.approx(plan.settings["predicted_s"])
     assert list(tmp_path.glob("latency-eager-*.json"))
 
 
