@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import tempfile
 import time
@@ -13,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import nn
 
 from common.choices import RUNTIMES as RUNTIME_NAMES
 from common.choices import check_choice
+from common.decomposition import Floats
 from common.planning.operations import RUNTIMES, Operation
 from common.progress import track
 
-RUNS, FEWEST, WARM_UP = 9, 3, 2
-PART_S = 0.5
-"""Seconds after which a part has been run often enough, when that is more often than `FEWEST`."""
+ROUNDS, RUNS, FEWEST, WARM_UP = 4, 3, 1, 1
+PART_S = 0.2
+"""Seconds after which a part has been run often enough in a round, when that is as often as `FEWEST`."""
 PART_BYTES = 32 * 2**20
 """Weights and activations of the operations that take turns."""
 OPSET, IR_VERSION = 18, 9
@@ -30,6 +34,8 @@ CHAIN = 200
 """Operators, and runs of them, that show what the profile costs."""
 SHORTEST = 2e-7
 """Seconds that any operation takes at least."""
+POLISHING = 20
+"""Passes that tell operations from parts; more change nothing."""
 
 
 def time_operations(
@@ -37,28 +43,56 @@ def time_operations(
 ) -> dict[Operation, float]:
     """Median seconds of each operation, with a bias, its input just written as it is inside a network.
 
+    All are timed in one order, then again in others: `ROUNDS` in all, so that no operation owes its time to one lucky
+    moment. What the machine's becoming faster or slower did to all that were timed together is taken out.
+
     Args:
         operations: each timed once, however often it is given.
         runtime: ``eager``, ``channels_last`` or ``onnxruntime``, whose own clock is read: layouts are not changed
             between its operations inside a network, and so that change is not counted.
         batch: inputs that pass at once.
-        runs: of each, after ``WARM_UP`` that do not count; of slow ones as few as `FEWEST`.
+        runs: of each in a round, after ``WARM_UP`` that do not count; of slow ones as few as `FEWEST`.
 
     Raises:
         ValueError: ``runtime`` is unknown, or one that cannot be timed by operation.
     """
     check_choice("runtime", runtime, RUNTIMES)
-    found: dict[Operation, float] = {}
-    parts = list(_parts(list(dict.fromkeys(operations)), batch))
-    label = f"timing {len(set(operations)):,} operations in {RUNTIME_NAMES[runtime]}"
-    cost = _profiling_cost() if runtime == "onnxruntime" and parts else 0.0
-    for part in track(parts, label, unit="part"):
+    wanted = list(dict.fromkeys(operations))
+    if not wanted:
+        return {}
+    orders = [random.Random(number).sample(wanted, len(wanted)) for number in range(ROUNDS)]
+    parts = [(number, part) for number, order in enumerate(orders) for part in _parts(order, batch)]
+    places = {operation: place for place, operation in enumerate(wanted)}
+    found = np.zeros((ROUNDS, len(wanted)))
+    labels = np.zeros((ROUNDS, len(wanted)), dtype=np.int64)
+    label = f"timing {len(wanted):,} operations in {RUNTIME_NAMES[runtime]}"
+    cost = _profiling_cost() if runtime == "onnxruntime" else 0.0
+    for index, (number, part) in enumerate(track(parts, label, unit="part")):
         seconds = (
             _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
         )
-        medians = (np.median(seconds[WARM_UP:], axis=0) - cost).clip(min=SHORTEST)
-        found.update(zip(part, medians.tolist(), strict=True))
-    return found
+        own = [places[operation] for operation in part]
+        found[number, own] = (np.median(seconds[WARM_UP:], axis=0) - cost).clip(min=SHORTEST)
+        labels[number, own] = index
+    return dict(zip(wanted, without_drift(found, labels).tolist(), strict=True))
+
+
+def without_drift(seconds: Floats, parts: NDArray[np.int64]) -> Floats:
+    """Seconds of each operation as if all had been timed at one speed of the machine, ``(operations,)``.
+
+    Args:
+        seconds: of each operation in each round, ``(rounds, operations)``.
+        parts: what was timed together, a number for each of ``seconds``. All of a part is taken to be as much faster
+            or slower than in other rounds, which is told by the operations that were in other company then.
+    """
+    logs = np.log(seconds)
+    speeds = np.zeros(parts.max() + 1)
+    numbers = np.arange(len(speeds))
+    for _ in range(POLISHING):
+        own = np.median(logs - speeds[parts], axis=0)
+        speeds = ndimage.median(logs - own, parts, numbers)
+        speeds -= np.mean(speeds[parts])
+    return np.exp(np.median(logs - speeds[parts], axis=0))
 
 
 def _parts(operations: Sequence[Operation], batch: int) -> Iterator[list[Operation]]:

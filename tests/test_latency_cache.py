@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from common.latency_cache import (
     read_table,
     table_path,
 )
-from common.operation_latency import time_operations
+from common.operation_latency import time_operations, without_drift
 from common.planning import Budget, plan_ranks
 from common.planning.latency_table import needed_operations
 from common.planning.layers import trace_layers
@@ -209,6 +210,64 @@ def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
     found = time_operations([*operations, operations[0]], runtime, batch=2, runs=3)
     assert list(found) == operations
     assert all(0 < seconds < 1 for seconds in found.values())
+
+
+def timed_on_a_drifting_machine(
+    operations: int, part: int, drift: float, noise: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True logarithms of the seconds, what four rounds in parts of this size show, and the numbers of the parts."""
+    rng = np.random.default_rng(0)
+    logs = rng.normal(-8, 1, operations)
+    first = np.arange(4)[:, None] * operations  # parts of different rounds have different numbers
+    parts = (first + np.array([rng.permutation(operations) for _ in range(4)]) // part).astype(np.int64)
+    speeds = rng.normal(0, drift, parts.max() + 1)
+    return logs, np.exp(logs + speeds[parts] + rng.normal(0, noise, parts.shape)), parts
+
+
+def spread(seconds: np.ndarray, logs: np.ndarray) -> float:
+    """How far times are from the true ones, a machine that was slower throughout left out of account."""
+    return float(np.std(np.log(seconds) - logs))
+
+
+@pytest.mark.parametrize(("operations", "part"), [(60, 6), (300, 20), (1000, 60)])
+def test_a_machine_that_changes_its_speed_leaves_the_times_alone(operations: int, part: int) -> None:
+    logs, seconds, parts = timed_on_a_drifting_machine(operations, part, drift=0.15, noise=0.0)
+    assert spread(without_drift(seconds, parts), logs) < 1e-3 < 0.05 < spread(np.median(seconds, axis=0), logs)
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.15, 0.5])
+def test_noise_of_single_timings_is_no_greater_for_it(drift: float) -> None:
+    logs, seconds, parts = timed_on_a_drifting_machine(300, 20, drift, noise=0.07)
+    seconds[2, 7] *= 50  # an interruption
+    assert spread(without_drift(seconds, parts), logs) < 0.05
+
+
+def test_what_is_always_timed_together_has_its_middle_round() -> None:
+    seconds = np.array([[1.0, 4.0], [2.0, 8.0], [3.0, 12.0]])
+    parts = np.array([[0, 0], [1, 1], [2, 2]])
+    first, second = without_drift(seconds, parts)
+    assert first == pytest.approx(6 ** (1 / 3))
+    assert second == pytest.approx(4 * first)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_operations_are_timed_in_another_order_each_round(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = [Operation((8, width), (1, 1), (4, 4), (4, 4)) for width in range(1, 9)]
+    timed: list[tuple[Operation, ...]] = []
+
+    def seconds(part: Sequence[Operation], *_: Any) -> np.ndarray:
+        timed.append(tuple(part))
+        widths = np.array([operation.channels[1] for operation in part])
+        return np.tile(1e-3 * widths * len(timed), (2, 1))  # ever slower
+
+    monkeypatch.setattr("common.operation_latency._seconds", seconds)
+    monkeypatch.setattr("common.operation_latency._onnx_seconds", seconds)
+    monkeypatch.setattr("common.operation_latency._profiling_cost", lambda: 0.0)
+    found = time_operations(operations, runtime)
+    assert len(set(timed)) == len(timed) > 1
+    assert {frozenset(part) for part in timed} == {frozenset(operations)}
+    ratios = [found[operation] / found[operations[0]] for operation in operations]
+    assert ratios == pytest.approx(range(1, 9))
 
 
 class Repeated(torch.nn.Module):
