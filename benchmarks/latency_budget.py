@@ -242,7 +242,8 @@ def main() -> None:
     for name in names:
         model, x, kept, harms, data = trained_network(options) if options.weights else random_network(name, options)
         for runtime in options.runtimes:
-            table = latency_table(model, x, runtime, folder=options.cache)
+            timed = options.methods[0] if len(options.methods) == 1 else "mixed"
+            table = latency_table(model, x, runtime, timed, folder=options.cache)
             round_to = 4 if name.startswith("resnet20") else options.round_to
             setting = Setting(name, model, x, kept, table, round_to, harms, data)
             rows = measure(setting, options.shares, options.methods, options.rounds, options.round_s)
