@@ -13,7 +13,8 @@ split, and the accuracy on the test split, BatchNorm recalibrated and nothing fi
 gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
 1: ``error`` that of the prediction that the plan was made with; ``in turn`` that of one from the same operations with
 the dense network and the table's small ones timed again in turn with the planned ones, so that it does not tell how
-much faster or slower the machine has become since its table was made. Prints the figures; asserts nothing.
+much faster or slower the machine has become since its table was made. MACs are counted before ONNX Runtime's
+factors are merged. Prints the figures; asserts nothing.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
             plans.append((method, f"latency={by_latency.settings['latency']:.3f}", by_latency))
     networks = [compress(setting.model, plan, decompositions=setting.kept) for *_, plan in plans]
     shapes = trace_layers(setting.model, setting.x)
-    references = reference_plans(shapes, tuple(DECOMPOSITIONS) if "mixed" in methods else methods)
+    references = reference_plans(shapes, setting.table.known_methods(shapes))
     timed = [*networks, *(with_random_factors(setting.model, reference) for reference in references)]
     found = measure_latencies(
         timed, setting.x, baseline=setting.model, runtime=runtime, rounds=rounds, round_s=round_s

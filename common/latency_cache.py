@@ -6,9 +6,11 @@ import copy
 import hashlib
 import json
 import os
+import random
 import re
+import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,11 +33,13 @@ from common.planning.latency_table import (
     reference_plans,
 )
 from common.planning.layers import LayerShape, trace_layers
-from common.planning.operations import RUNTIMES
+from common.planning.operations import RUNTIMES, Operation
 from common.planning.plan import LayerPlan, RankPlan
 
 CACHE = "LOW_RANK_CNN_CACHE"
 """The variable of the environment that names the folder of the tables."""
+TIMED_AGAIN = 100
+"""Operations, of those that a table has, that are timed beside new ones."""
 
 
 def latency_table(
@@ -79,24 +83,32 @@ def latency_table(
     needed = needed_operations(shapes.values(), methods)
     missing = [operation for operation in needed if refresh or operation not in table.seconds]
     if missing:
-        table.seconds |= time_operations(missing, runtime, len(x))
+        _time_missing(table, missing)
+    if refresh:
+        table.networks.clear()  # what was fitted to the former times
     name = network_fingerprint(model, x)
     unknown = bool(missing) or name not in table.networks
     if unknown:
         table.networks[name] = _time_whole(model, x, table, shapes)
-    if unknown:
         write_table(table, path)
     return table
 
 
+def _time_missing(table: LatencyTable, missing: Sequence[Operation]) -> None:
+    """Add the times of operations, at the speed that the machine had when the table's others were timed.
+
+    Some of those are timed again beside the new ones to tell it, or the method that was timed on a fast day would win.
+    """
+    kept = list(table.seconds.keys() - set(missing))
+    again = random.Random(0).sample(kept, min(len(kept), TIMED_AGAIN))
+    found = time_operations([*missing, *again], table.conditions.runtime, table.conditions.batch)
+    slower = statistics.median([found[operation] / table.seconds[operation] for operation in again] or [1.0])
+    table.seconds |= {operation: found[operation] / slower for operation in missing}
+
+
 def _time_whole(model: nn.Module, x: Tensor, table: LatencyTable, shapes: Mapping[str, LayerShape]) -> WholeNetwork:
     """Time the dense network in turn with small ones, by all methods whose operations the table has."""
-    known = [
-        method
-        for method in DECOMPOSITIONS
-        if all(operation in table.seconds for operation in needed_operations(shapes.values(), (method,)))
-    ]
-    references = reference_plans(shapes, known)
+    references = reference_plans(shapes, table.known_methods(shapes))
     networks = [with_random_factors(model, plans) for plans in references]
     found = measure_latencies(networks or [model], x, baseline=model, runtime=table.conditions.runtime, round_s=0.1)
     if notes := [latency.note for latency in found if latency.note]:

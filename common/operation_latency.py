@@ -35,7 +35,7 @@ CHAIN = 200
 SHORTEST = 2e-7
 """Seconds that any operation takes at least."""
 POLISHING = 20
-"""Passes that tell operations from parts; more change nothing."""
+"""Passes that tell operations from parts; more change hardly anything."""
 
 
 def time_operations(
@@ -44,7 +44,8 @@ def time_operations(
     """Median seconds of each operation, with a bias, its input just written as it is inside a network.
 
     All are timed in one order, then again in others: `ROUNDS` in all, so that no operation owes its time to one lucky
-    moment. What the machine's becoming faster or slower did to all that were timed together is taken out.
+    moment. What the machine's becoming faster or slower did to all that were timed together is taken out, but of
+    operations so large that they are timed alone.
 
     Args:
         operations: each timed once, however often it is given.
@@ -72,18 +73,20 @@ def time_operations(
             _onnx_seconds(part, batch, runs) if runtime == "onnxruntime" else _seconds(part, runtime, batch, runs)
         )
         own = [places[operation] for operation in part]
-        found[number, own] = (np.median(seconds[WARM_UP:], axis=0) - cost).clip(min=SHORTEST)
+        found[number, own] = np.median(seconds[WARM_UP:], axis=0).clip(min=SHORTEST)
         labels[number, own] = index
-    return dict(zip(wanted, without_drift(found, labels).tolist(), strict=True))
+    medians = (without_drift(found, labels) - cost).clip(min=SHORTEST)
+    return dict(zip(wanted, medians.tolist(), strict=True))
 
 
 def without_drift(seconds: Floats, parts: NDArray[np.int64]) -> Floats:
-    """Seconds of each operation as if all had been timed at one speed of the machine, ``(operations,)``.
+    """Median seconds of each operation as if all had been timed at one speed of the machine, ``(operations,)``.
 
     Args:
         seconds: of each operation in each round, ``(rounds, operations)``.
         parts: what was timed together, a number for each of ``seconds``. All of a part is taken to be as much faster
-            or slower than in other rounds, which is told by the operations that were in other company then.
+            or slower than in other rounds, which is told by the operations that were in other company then; what is
+            alone in its parts has the median of its rounds.
     """
     logs = np.log(seconds)
     speeds = np.zeros(parts.max() + 1)
@@ -91,12 +94,12 @@ def without_drift(seconds: Floats, parts: NDArray[np.int64]) -> Floats:
     for _ in range(POLISHING):
         own = np.median(logs - speeds[parts], axis=0)
         speeds = ndimage.median(logs - own, parts, numbers)
-        speeds -= np.mean(speeds[parts])
+        speeds -= np.median(speeds[parts])
     return np.exp(np.median(logs - speeds[parts], axis=0))
 
 
 def _parts(operations: Sequence[Operation], batch: int) -> Iterator[list[Operation]]:
-    """The operations cut into parts of at most `PART_BYTES`, so that little memory is taken."""
+    """The operations cut into parts of at most `PART_BYTES`, or of one, so that little memory is taken."""
     part: list[Operation] = []
     size = 0
     for operation in operations:

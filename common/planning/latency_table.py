@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from common.decomposition import Floats
+from common.decomposition import DECOMPOSITIONS, Floats
 from common.planning.layers import LayerShape, dense_reason, layer_method
 from common.planning.operations import Operation, layer_operations, merged, with_widths
 from common.planning.plan import LayerPlan
 
-FORMAT = 3
+FORMAT = 4
 MERGING = ("onnxruntime",)
 """Runtimes that see a network's factors merged where that needs fewer MACs (:mod:`common.deploy.merging`)."""
 STEPS = 4
@@ -157,6 +157,14 @@ class LatencyTable:
         targets = np.append([seconds for _, seconds in networks] * scale, TRUST)
         (_, factor, price), _ = nnls(rows, targets)
         return WholeNetwork(dense, float(factor), 1e-9 * float(price))
+
+    def known_methods(self, shapes: Mapping[str, LayerShape]) -> list[str]:
+        """The decompositions whose operations the table has for all of these layers."""
+        return [
+            method
+            for method in DECOMPOSITIONS
+            if all(operation in self.seconds for operation in needed_operations(shapes.values(), (method,)))
+        ]
 
     def _known(self, operation: Operation) -> float:
         try:
