@@ -62,6 +62,8 @@ from common.search.sensitivity import measure_harms
 METHODS = (*DECOMPOSITIONS, "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
 DECAY = 0.6
+LARGEST_BASIS = 10_000
+"""Channels up to which a random basis is made for them, which would take minutes for VGG16's first Linear layer."""
 BISECTIONS = 10
 HEADS = (
     "network",
@@ -150,6 +152,8 @@ def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
             weight = convolution_weight(layer)
             for mode in (0, 1):
                 size = weight.shape[mode]
+                if size > LARGEST_BASIS:
+                    continue
                 basis = torch.linalg.qr(torch.randn(size, size))[0]
                 scales = torch.arange(1, size + 1) ** -decay
                 mixing = basis * (scales / scales.square().mean().sqrt()) @ basis.T
