@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.latency import Latency, measure_latency
-from common.modes import evaluating
+from common.network.counting import count_operations
+from common.network.passes import example_batch
 
 __all__ = ["Latency", "LayerProfile", "Profile", "distinct_tensors", "measure_latency", "profile"]
 
@@ -33,47 +33,45 @@ class Profile:
         macs: multiply-accumulates of one input in convolutions and matrix products; one counts as one.
         size_bytes: of a safetensors file with its tensors; ``save_compressed`` adds a few for the plan.
         layers: leaf module -> its share, for the modules that have parameters.
+        params_in_use: those that a pass in evaluation mode reads; a budget is a fraction of these.
+        uncounted: operators whose MACs are not known -> how often a pass runs them.
     """
 
     params: int
     macs: int
     size_bytes: int
     layers: dict[str, LayerProfile] = field(default_factory=dict, repr=False)
+    params_in_use: int = 0
+    uncounted: dict[str, int] = field(default_factory=dict)
 
 
 def profile(model: nn.Module, x: Tensor) -> Profile:
     """Count what one pass of ``x`` costs, an input of the batch.
 
+    What multiplies and cannot be counted is named in a warning and in the result.
+
     Args:
         model: left as it was.
         x: example input ``(N, C, H, W)``; MACs are divided by N.
+
+    Raises:
+        ValueError: the network does not take ``x``.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation, which the counter does not know
-    try:
-        plain = sdpa_kernel(SDPBackend.MATH)
-        with evaluating(model), plain, FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    root = type(model).__name__
-    flops: dict[int, int] = {}
-    counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    for name, module in model.named_modules(remove_duplicate=False):  # a module of two names is counted under one
-        flops[id(module)] = flops.get(id(module), 0) + counts.get(f"{root}.{name}" if name else root, 0)
-    layers = {
-        name: LayerProfile(
-            sum(parameter.numel() for parameter in module.parameters()),
-            flops[id(module)] // 2 // len(x),
-        )
-        for name, module in model.named_modules()
-        if not list(module.children()) and list(module.parameters())
-    }
+    found = count_operations(model, example_batch(x, model))
+    if found.uncounted:
+        named = ", ".join(f"{operator} ({count} times)" for operator, count in found.uncounted.items())
+        warnings.warn(f"the MACs of these operators are not known and not counted: {named}", stacklevel=2)
     return Profile(
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.get_total_flops() // 2 // len(x),
+        macs=found.macs,
         size_bytes=len(safetensors.torch.save(distinct_tensors(model))),
-        layers=layers,
+        layers={
+            name: LayerProfile(sum(parameter.numel() for parameter in module.parameters()), found.by_module[name])
+            for name, module in model.named_modules()
+            if not list(module.children()) and list(module.parameters())
+        },
+        params_in_use=sum(p.numel() for name, p in model.named_parameters() if name in found.used),
+        uncounted=found.uncounted,
     )
 
 
@@ -81,11 +79,13 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of ``model.state_dict()``, contiguous; one that stands under several names comes once, by the first.
 
     A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory. Two
-    tensors that are views of one memory are two, the second a copy.
+    tensors that are views of one memory are two, the second a copy. What is no tensor is left out; see
+    :func:`other_state`.
     """
     first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), name)
+        if isinstance(tensor, Tensor):
+            first.setdefault(id(tensor), name)
     state, seen = model.state_dict(), set()
     found: dict[str, Tensor] = {}
     for name in first.values():
@@ -95,3 +95,8 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
         )
         seen.add(place)
     return found
+
+
+def other_state(model: nn.Module) -> list[str]:
+    """Names of what ``model.state_dict()`` holds besides tensors: extra state, packed weights of quantized layers."""
+    return [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]

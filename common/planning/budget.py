@@ -23,6 +23,10 @@ SIZES = ("params", "macs", "latency")
 """What a budget may limit."""
 
 
+class UnreachableBudget(ValueError):
+    """No plan of the network keeps to the budget."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Fractions of the dense network to keep, each in (0, 1]; at least one is given, and none is ever exceeded.
@@ -115,8 +119,8 @@ def allocate(
         rest: the same of what no option changes.
 
     Raises:
-        ValueError: the budget cannot be met; the sentence names the least that can. Or it limits the latency, and
-            nothing was timed.
+        UnreachableBudget: the budget cannot be met; the sentence names the least that can.
+        ValueError: it limits the latency, and nothing was timed.
     """
     if len(dense) < len(SIZES) and budget.latency is not None:
         raise ValueError(f"{budget}: the latency was not measured here; plan_ranks does, a search does not")
@@ -135,7 +139,7 @@ def allocate(
             chosen = _fill(chosen, sizes, harms, limits)
             found.append((sum(harm[index] for harm, index in zip(harms, chosen, strict=True)), chosen))
     if not found:
-        raise ValueError(_exclusion(budget, sizes, limits, dense, rest))
+        raise UnreachableBudget(_exclusion(budget, sizes, limits, dense, rest))
     best = min(found, key=lambda pair: pair[0])[1]
     return {name: options[name].plans[index] for name, index in zip(names, best, strict=True)}
 
@@ -160,7 +164,7 @@ def _refuse_unreachable(
     for index, name in enumerate(SIZES[: len(limits)]):
         if least[index] > limits[index]:
             reachable = _shown((least[index] + rest[index]) / dense[index])
-            raise ValueError(f"{budget} cannot be met: the least that can be kept is {name}={reachable}")
+            raise UnreachableBudget(f"{budget} cannot be met: the least that can be kept is {name}={reachable}")
 
 
 def _exclusion(

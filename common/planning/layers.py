@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
-from common.modes import evaluating, hooked
+from common.modes import hooked
+from common.network.effective import EffectiveLayer
+from common.network.layers import FactorableLayer, effective_layers, factorable_layers, layer_input
+from common.network.passes import example_batch, run
+from common.network.weights import convolution_weight
 from common.planning.plan import LayerPlan, RankPlan
 
-FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-PLAIN_FORWARDS = (nn.Conv2d.forward, nn.ConvTranspose2d.forward, nn.Linear.forward)
 Size = tuple[int, int]
 Kept = TypeVar("Kept")
 
@@ -38,6 +41,8 @@ class LayerShape:
             row (a mean over the batch), each has a fraction of it.
         linear: whether it is a Linear.
         reason: why it has to stay dense whatever the ranks; empty for one that need not.
+        unused: parameters of the layer as it is that its factors do not have, such as the gains of a standardized
+            weight.
     """
 
     channels: tuple[int, int]
@@ -48,11 +53,13 @@ class LayerShape:
     calls: tuple[tuple[Size, Size], ...]
     linear: bool = False
     reason: str = ""
+    unused: int = 0
 
     @property
     def dense_cost(self) -> tuple[int, int]:
         """Parameters and MACs of the layer as it is."""
-        return self._cost((), ((True, True),), self.bias)
+        params, macs = self._cost((), ((True, True),), self.bias)
+        return params + self.unused, macs
 
     def cost(self, plan: LayerPlan) -> tuple[int, int]:
         """Parameters and MACs of what the plan makes of the layer; biases are parameters but no MACs."""
@@ -86,85 +93,85 @@ class LayerShape:
 
 
 def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
-    """Shapes of every layer that can be factored and that ``x`` passes, in the order of ``model.named_modules()``.
+    """Shapes of every layer that could be factored and that ``x`` passes, in the order of ``model.named_modules()``.
 
     Args:
         model: left as it was, its training mode included.
         x: example input ``(N, C, H, W)``.
-    """
-    calls: dict[str, list[tuple[Size, Size]]] = {}
-    reasons = irreplaceable_layers(model)
 
-    def record(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        inputs = layer_input(given, named)
-        rows = max(1, inputs[..., 0].numel() if isinstance(module, nn.Linear) else inputs.shape[0])
-        share: Any = rows / len(x) if rows % len(x) else rows // len(x)
+    Raises:
+        ValueError: the network does not take ``x``.
+    """
+    x = example_batch(x, model)
+    if any(isinstance(m, LazyModuleMixin) and m.has_uninitialized_params() for m in model.modules()):
+        run(model, x)
+    layers = factorable_layers(model)
+    served, reasons = effective_layers(model)
+    calls: dict[str, list[tuple[Size, Size]]] = {}
+
+    def record(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        found = calls.setdefault(name, [])
+        if name not in served and not isinstance(layer_input(given, named), Tensor):
+            return  # a class of others may take and put out what it likes
         if len(given) + len(named) > 1:
             reasons.setdefault(name, "it is called with an output size, which its factors would not take")
-        if isinstance(module, nn.Linear):
-            sizes = ((share, 1), (share, 1))
-        else:
-            sizes = ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
-        calls.setdefault(name, []).append(sizes)
+        inputs = layer_input(given, named)
+        effective = served.get(name)
+        if effective is not None and effective.layer is not layers[name]:
+            if not effective.computes(inputs, output):
+                reasons.setdefault(name, f"a {type(layers[name]).__name__} computes something of its own")
+            inputs = effective.input(inputs)
+        if isinstance(output, Tensor):
+            found.append(_call_sizes(layers[name], inputs, output, len(x)))
 
-    layers = factorable_layers(model)
     handles = [
-        module.register_forward_hook(lambda m, i, k, o, name=name: record(name, m, i, k, o), with_kwargs=True)
+        module.register_forward_hook(
+            lambda _, i, k, o, name=name: record(name, i, k, o), with_kwargs=True, prepend=True
+        )
         for name, module in layers.items()
     ]
-    with hooked(handles), evaluating(model), torch.no_grad():
-        model(x)
+    with hooked(handles):
+        run(model, x)
     return {
-        name: _shape(layer, tuple(calls[name]), reasons.get(name, ""))
+        name: _shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""))
         for name, layer in layers.items()
         if name in calls
     }
 
 
-def layer_input(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """What a layer was called with, as a hook sees it."""
-    found: Tensor = given[0] if given else named["input"]
-    return found
+def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: int) -> tuple[Size, Size]:
+    """Sizes before and after one call, for one input of the batch."""
+    linear = isinstance(layer, nn.Linear)
+    if not linear and inputs.dim() == 3:
+        inputs, output = inputs[None], output[None]
+    rows = max(1, inputs[..., 0].numel() if linear else inputs.shape[0])
+    share: Any = rows / batch if rows % batch else rows // batch
+    if linear:
+        return ((share, 1), (share, 1))
+    return ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
 
 
-def irreplaceable_layers(model: nn.Module) -> dict[str, str]:
-    """Layer -> why nothing can stand in for it: its weight is not its own, or its forward not PyTorch's."""
-    owners: dict[Hashable, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(_memory(parameter), []).append(name)
-    reasons: dict[str, str] = {}
-    for name, layer in factorable_layers(model).items():
-        others = [other for other in owners.get(_memory(layer.weight), []) if other != name]
-        if type(layer).forward not in PLAIN_FORWARDS:
-            reasons[name] = f"a {type(layer).__name__} computes something of its own"
-        elif "weight" not in dict(layer.named_parameters(recurse=False)):
-            reasons[name] = "its weight is computed from other parameters; remove the parametrization first"
-        elif others:
-            reasons[name] = f"it shares its weight with {', '.join(others)}"
-    return reasons
-
-
-def _memory(parameter: Tensor) -> Hashable:
-    """What two parameters have in common when they are the same memory, seen in the same shape."""
-    if type(parameter) is not nn.Parameter or parameter.is_meta:  # others, as lazy ones, may have no memory
-        return id(parameter)
-    return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape, parameter.stride()
-
-
-def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
-    """The layers that a decomposition could replace, by name; a module that is used twice stands once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FactorableLayer)}
-
-
-def _shape(layer: FactorableLayer, calls: tuple[tuple[Size, Size], ...], reason: str) -> LayerShape:
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        return LayerShape((layer.in_features, layer.out_features), (1, 1), 1, bias, False, calls, True, reason)
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    height, width = layer.kernel_size
-    channels = (layer.in_channels, layer.out_channels)
-    return LayerShape(channels, (height, width), layer.groups, bias, transposed, calls, reason=reason)
+def _shape(
+    layer: FactorableLayer, effective: EffectiveLayer | None, calls: tuple[tuple[Size, Size], ...], reason: str
+) -> LayerShape:
+    """The layer's shape, read off its weight: its attributes may say something else."""
+    plain = layer if effective is None else effective.layer
+    weight, transposed = plain.weight, isinstance(plain, nn.ConvTranspose2d)
+    groups = 1 if isinstance(plain, nn.Linear) else plain.groups
+    first, second = weight.shape[:2]
+    unused = sum(parameter.numel() for parameter in layer.parameters()) - weight.numel()
+    unused -= 0 if plain.bias is None else plain.bias.numel()
+    return LayerShape(
+        channels=(first, second * groups) if transposed else (second * groups, first),
+        kernel=(int(weight.shape[2]), int(weight.shape[3])) if weight.dim() == 4 else (1, 1),
+        groups=groups,
+        bias=plain.bias is not None,
+        transposed=transposed,
+        calls=calls,
+        linear=isinstance(plain, nn.Linear),
+        reason=reason,
+        unused=unused,
+    )
 
 
 def layer_method(method: str, shape: LayerShape) -> str:
@@ -186,22 +193,6 @@ def dense_reason(shape: LayerShape) -> str:
     return "a depthwise convolution has no channels to factor" if depthwise else ""
 
 
-def convolution_weight(layer: FactorableLayer) -> Tensor:
-    """The weight as that of a convolution, ``(O, I/groups, kh, kw)``, or ``(O, I)`` of a Linear."""
-    return _swap_channels(layer.weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
-
-
-def set_convolution_weight(layer: FactorableLayer, weight: Tensor) -> None:
-    """Write a weight that is laid out as :func:`convolution_weight` gives it."""
-    layer.weight.copy_(_swap_channels(weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else weight)
-
-
-def _swap_channels(weight: Tensor, groups: int) -> Tensor:
-    """``(O, I/groups, kh, kw)`` to ``(I, O/groups, kh, kw)`` or back."""
-    split = weight.unflatten(0, (groups, -1))
-    return split.transpose(1, 2).flatten(0, 1)
-
-
 class Decompositions:
     """The decompositions of a network's layers, each made when it is first asked for and then kept.
 
@@ -218,12 +209,16 @@ class Decompositions:
     """
 
     def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None, sweeps: int = 0) -> None:
-        self._layers = factorable_layers(model)
+        self._model = model
         for name in moments or ():
-            check_choice("layer of the moments", name, self._layers)
+            check_choice("layer of the moments", name, factorable_layers(model))
         self.moments, self.sweeps = dict(moments or {}), sweeps
         self._made: dict[tuple[str, str], Decomposition] = {}
         self._kept: dict[Hashable, Any] = {}
+
+    @cached_property
+    def _layers(self) -> dict[str, FactorableLayer]:
+        return {name: effective.layer for name, effective in effective_layers(self._model)[0].items()}
 
     def get(self, name: str, method: str) -> Decomposition:
         """The decomposition of layer ``name`` by ``method``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from common.decomposition import Ranks
@@ -27,6 +27,32 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Untouched:
+    """Modules with parameters that no decomposition here serves.
+
+    Attributes:
+        kind: their class.
+        names: of the modules; of a part that never runs, the part's own.
+        params: share of the network's parameters, 0 to 1.
+        macs: share of its multiply-accumulates.
+        reason: why they are left as they are.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    params: float
+    macs: float
+    reason: str
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
+        return (
+            f"{self.kind} x {len(self.names)} ({shown}), {self.params:.1%} of the parameters and {self.macs:.1%} of "
+            f"the MACs, stays as it is: {self.reason}"
+        )
+
+
+@dataclass(frozen=True)
 class RankPlan:
     """A plan for every layer of a network that a decomposition could replace.
 
@@ -35,12 +61,14 @@ class RankPlan:
         method: what was asked for, e.g. ``htd``; single layers may differ (a 1x1 convolution is always ``svd``).
         rule: the rank rule that chose the ranks, or the name of the search policy.
         settings: what the rule was told, e.g. ``{"tau": 0.9, "exponent": 1}``.
+        untouched: what else the network has, of kinds that are not factored; with ``layers`` every parameter is named.
     """
 
     layers: Mapping[str, LayerPlan]
     method: str
     rule: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    untouched: tuple[Untouched, ...] = ()
 
     @property
     def factored(self) -> dict[str, LayerPlan]:
@@ -53,8 +81,11 @@ class RankPlan:
         return {name: layer.reason for name, layer in self.layers.items() if layer.method is None}
 
     def __str__(self) -> str:
-        text = f"{self.method}/{self.rule}: {len(self.factored)} of {len(self.layers)} layers factored"
-        return text + "".join(f"\n  {name} stays dense: {reason}" for name, reason in self.skipped.items())
+        lines = [f"{self.method}/{self.rule}: {len(self.factored)} of {len(self.layers)} layers factored"]
+        for name, layer in self.factored.items():
+            lines.append(f"{name}: {layer.method} at {'x'.join(map(str, layer.ranks))}")
+        lines += [f"{name} stays dense: {reason}" for name, reason in self.skipped.items()]
+        return "\n  ".join([*lines, *map(str, self.untouched)])
 
     def layers_as_json(self) -> dict[str, dict[str, Any]]:
         """Layer -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": why}``; what a trial record holds."""
@@ -72,6 +103,7 @@ class RankPlan:
             "rule": self.rule,
             "settings": dict(self.settings),
             "layers": self.layers_as_json(),
+            "untouched": [asdict(kind) | {"names": list(kind.names)} for kind in self.untouched],
         }
 
     @classmethod
@@ -90,6 +122,17 @@ class RankPlan:
                 )
                 for name, layer in values["layers"].items()
             }
-            return cls(layers, str(values["method"]), str(values["rule"]), dict(values.get("settings", {})))
+            untouched = tuple(
+                Untouched(
+                    str(kind["kind"]),
+                    tuple(map(str, kind["names"])),
+                    float(kind["params"]),
+                    float(kind["macs"]),
+                    str(kind["reason"]),
+                )
+                for kind in values.get("untouched", ())
+            )
+            settings = dict(values.get("settings", {}))
+            return cls(layers, str(values["method"]), str(values["rule"]), settings, untouched)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not a rank plan: {error!r}") from error

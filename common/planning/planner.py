@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 
 from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, RankSelector
-from common.planning.budget import Budget, allocate
+from common.network.counting import Operations, count_operations
+from common.network.passes import example_batch
+from common.planning.accounting import in_the_way, nothing_to_factor, untouched_modules, used_parameters
+from common.planning.budget import Budget, UnreachableBudget, allocate
 from common.planning.latency_table import LatencyTable
 from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method, trace_layers
 from common.planning.options import Harms, layer_options
-from common.planning.plan import LayerPlan, RankPlan
+from common.planning.plan import LayerPlan, RankPlan, Untouched
 from common.planning.rules import energy_rank, entropy_rank
 from common.planning.vbmf import vbmf_rank
-from common.profiling import profile
 
 METHODS = (*DECOMPOSITIONS, "mixed", "arsvd")
 RULES = ("fixed", "energy", "entropy", "vbmf", "budget")
@@ -33,6 +36,8 @@ class _Network(NamedTuple):
     x: Tensor
     shapes: Mapping[str, LayerShape]
     decompositions: Decompositions
+    operations: Operations
+    untouched: tuple[Untouched, ...]
 
 
 def plan_ranks(
@@ -106,12 +111,17 @@ def plan_ranks(
         raise ValueError("method='mixed' with rule='fixed': the methods' ranks differ; choose another rule")
     if round_to < 1:
         raise ValueError(f"round_to={round_to!r}: it must be at least 1")
+    x = example_batch(x, model)
     decompositions = decompositions or Decompositions(model, moments)
     shapes = decompositions.keep(("shapes", x.shape), lambda: trace_layers(model, x))
+    operations = decompositions.keep(("operations", x.shape), lambda: count_operations(model, x))
+    untouched = untouched_modules(model, shapes, operations)
+    if not shapes and budget is None:
+        warnings.warn(nothing_to_factor(model, untouched), stacklevel=2)
     methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
     settings: dict[str, Any]
     if budget is not None:
-        network = _Network(model, x, shapes, decompositions)
+        network = _Network(model, x, shapes, decompositions, operations, untouched)
         layers, predicted = _budget_plans(network, method, methods, budget, harms, latencies, round_to)
         settings = {"params": budget.params, "macs": budget.macs, "round_to": round_to, "harms": harms is not None}
         settings |= predicted
@@ -146,7 +156,7 @@ def plan_ranks(
         }
     if only_if_smaller:
         layers = {name: dense_unless_smaller(shapes[name], plan) for name, plan in layers.items()}
-    return RankPlan(layers, method, rule, settings)
+    return RankPlan(layers, method, rule, settings, untouched)
 
 
 def _budget_plans(
@@ -161,7 +171,9 @@ def _budget_plans(
     """The plans with the least harm within the budget, which counts the whole network; and what a latency is told."""
     from common.latency_cache import latency_table, whole_network  # what it imports would import this module
 
-    model, x, shapes, decompositions = network
+    model, x, shapes, decompositions, operations, untouched = network
+    if not shapes:
+        raise ValueError(f"{budget} cannot be met: {nothing_to_factor(model, untouched)}")
     if budget.latency is not None and latencies is None:
         latencies = latency_table(model, x, budget.runtime, method)
     if latencies is not None and latencies.conditions.runtime != budget.runtime:
@@ -180,13 +192,20 @@ def _budget_plans(
         )
         for name, shape in shapes.items()
     }
-    cost = decompositions.keep(("profile", x.shape), lambda: profile(model, x))
-    dense: list[float] = [cost.params, cost.macs]
+    if budget.macs is not None and operations.uncounted:
+        named = ", ".join(operations.uncounted)
+        warnings.warn(f"the budget of MACs leaves out operators whose MACs are not known: {named}", stacklevel=3)
+    dense: list[float] = [used_parameters(model, operations), operations.macs]
     own = np.sum([(0, 0), *(shape.dense_cost for shape in shapes.values())], axis=0).tolist()
     if latencies is not None and whole is not None:
         own.append(whole.factor * latencies.layers_seconds(shapes) + whole.per_weight * own[0])
         dense.append(whole.seconds)
-    layers = allocate(options, budget, dense, [of_all - part for of_all, part in zip(dense, own, strict=True)])
+    rest = [of_all - part for of_all, part in zip(dense, own, strict=True)]
+    try:
+        layers = allocate(options, budget, dense, rest)
+    except UnreachableBudget as error:
+        obstacles = in_the_way(model, shapes, untouched)
+        raise UnreachableBudget(f"{error}; {obstacles}" if obstacles else str(error)) from None
     if latencies is None or whole is None:
         return layers, {}
     predicted = latencies.network_seconds(shapes, whole, layers)

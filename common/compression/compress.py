@@ -9,12 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.choices import check_choice
-from common.decomposition import DECOMPOSITIONS, LayerMoments, balance
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, balance
 from common.models.provenance import Provenance, get_provenance, set_provenance
-from common.planning.layers import Decompositions, FactorableLayer, irreplaceable_layers, set_convolution_weight
+from common.network.copies import independent_copy
+from common.network.effective import EffectiveLayer
+from common.network.held import replace_module
+from common.network.layers import FactorableLayer, effective_layers
+from common.network.lowrank import LowRank, stand_in
+from common.network.weights import set_convolution_weight
+from common.planning.layers import Decompositions
 from common.planning.plan import LayerPlan, RankPlan
 
 MODES = ("factorized", "reconstruct")
@@ -36,7 +42,8 @@ def compress(
         plan: from :func:`common.planning.plan_ranks` for this network.
         moments: from :func:`common.calibration.calibrate`: the factors then keep the layers' outputs on data rather
             than their weights.
-        mode: ``factorized`` replaces a layer by a ``Sequential`` of smaller ones, balanced
+        mode: ``factorized`` puts a module of smaller layers in a layer's place, which answers like the layer
+            (:class:`common.network.lowrank.LowRank`), balanced
             (:func:`common.decomposition.balance`) so that they can be fine-tuned. ``reconstruct`` keeps the
             architecture and writes the low-rank weight back: the same size, for studying the approximation alone. A
             layer without a bias then cannot keep its output's mean, which BatchNorm recalibration makes up for.
@@ -58,35 +65,25 @@ def compress(
     if provenance.plan is not None:
         raise ValueError("the network is compressed already; compress the dense one, which can be saved and rebuilt")
     decompositions = decompositions or Decompositions(model, moments, sweeps)
-    planned_layers(model, plan)  # checked here too: two weights in one memory are apart in a copy
-    small = copy.deepcopy(model)
-    layers = planned_layers(small, plan)
+    layers = planned_layers(model, plan)  # of the dense network: two weights in one memory are apart in a copy
+    small = independent_copy(model)
+    copies = dict(small.named_modules())
     without_mean = []
     with torch.no_grad():
-        for name, layer in layers.items():
+        for name, (_, effective) in layers.items():
             planned = plan.layers[name]
-            assert planned.method is not None
-            decomposition = decompositions.get(name, planned.method)
+            decomposition = decompositions.get(name, str(planned.method))
             try:
                 decomposition.check(planned.ranks)
             except ValueError as error:
                 raise ValueError(f"layer {name!r} of the plan: {error}") from None
-            shift = decomposition.bias_shift(planned.ranks)
             if mode == "reconstruct":
-                set_convolution_weight(layer, decomposition.reconstruct(planned.ranks))
-                last: nn.Module = layer
+                last = _reconstruct(small, copies[name], effective, decomposition.reconstruct(planned.ranks))
             else:
-                factors = factor_modules(layer, planned)
-                weights = balance(decomposition.factors(planned.ranks), decomposition.groups)
-                for factor, weight in zip(factors, weights, strict=True):
-                    assert isinstance(factor, FactorableLayer)
-                    set_convolution_weight(factor, weight)
-                last = factors[-1]
-                if last.bias is not None:
-                    last.get_parameter("bias").copy_(torch.tensor(0.0) if layer.bias is None else layer.bias)
-                replace_module(small, layer, factors)
-            if shift is not None and getattr(last, "bias", None) is not None:
-                last.get_parameter("bias").add_(shift)
+                last = _factorize(small, copies[name], effective, planned, decomposition)
+            shift = decomposition.bias_shift(planned.ranks)
+            if shift is not None and last.bias is not None:
+                last.bias.add_(shift)
             elif shift is not None and mode == "factorized":
                 without_mean.append(name)
     if without_mean:
@@ -101,14 +98,41 @@ def compress(
     return small
 
 
-def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLayer]:
-    """The layers of ``model`` that ``plan`` factors, by name.
+def _factorize(
+    model: nn.Module, layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan, decomposition: Decomposition
+) -> FactorableLayer:
+    """Put the factors in the place of ``layer``; returns the last of them."""
+    factored = factored_layer(layer, effective, plan)
+    weights = balance(decomposition.factors(plan.ranks), decomposition.groups)
+    for factor, weight in zip(factored.factors, weights, strict=True):
+        set_convolution_weight(factor, weight)
+    last, bias = factored.factors[-1], effective.layer.bias
+    if last.bias is not None:
+        last.bias.copy_(torch.tensor(0.0) if bias is None else bias)
+    replace_module(model, layer, factored)
+    return last
+
+
+def _reconstruct(model: nn.Module, layer: nn.Module, effective: EffectiveLayer, weight: Tensor) -> FactorableLayer:
+    """Write the low-rank weight into ``layer``, or into one that computes the same; returns it."""
+    if type(layer) is type(effective.layer):
+        assert isinstance(layer, FactorableLayer)
+        set_convolution_weight(layer, weight)
+        return layer
+    plain = copy.deepcopy(effective.layer)
+    set_convolution_weight(plain, weight)
+    replace_module(model, layer, stand_in(layer, effective, [plain]))
+    return plain
+
+
+def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[FactorableLayer, EffectiveLayer]]:
+    """The layers of ``model`` that ``plan`` factors, each with what it computes, by name.
 
     Raises:
         ValueError: the network has no such layer, nothing can stand in for it, or the plan's method does not serve it.
     """
-    modules, irreplaceable = dict(model.named_modules()), irreplaceable_layers(model)
-    layers: dict[str, FactorableLayer] = {}
+    modules, (served, reasons) = dict(model.named_modules()), effective_layers(model)
+    layers: dict[str, tuple[FactorableLayer, EffectiveLayer]] = {}
     for name in plan.factored:
         check_choice("layer of the plan", name, modules)
         layer = modules[name]
@@ -118,10 +142,10 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, FactorableLaye
             )
         if not isinstance(layer, FactorableLayer):
             raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which has no ranks")
-        if name in irreplaceable:
-            raise ValueError(f"layer {name!r} of the plan has to stay dense: {irreplaceable[name]}")
+        if name in reasons:
+            raise ValueError(f"layer {name!r} of the plan has to stay dense: {reasons[name]}")
         check_choice(f"method of layer {name!r}", plan.layers[name].method, methods_for(layer))
-        layers[name] = layer
+        layers[name] = (layer, served[name])
     return layers
 
 
@@ -132,31 +156,39 @@ def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
     return ("svd", "tucker2") if isinstance(layer, nn.ConvTranspose2d) else tuple(DECOMPOSITIONS)
 
 
-def factor_modules(layer: FactorableLayer, plan: LayerPlan) -> nn.Sequential:
-    """The layers that stand in for ``layer`` at the plan's ranks, with weights that are still to be filled in.
+def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan) -> LowRank:
+    """What takes the place of ``layer`` at the plan's ranks, with weights that are still to be filled in.
+
+    Args:
+        layer: it answers like this one.
+        effective: what the layer computes.
+        plan: method and ranks.
 
     Raises:
         ValueError: there are more or fewer ranks than the method has, or one that no such layer can have.
     """
-    expected = len(DECOMPOSITIONS[str(plan.method)].axes) - 1
-    if len(plan.ranks) != expected or not all(1 <= rank <= layer.weight.numel() for rank in plan.ranks):
-        raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {expected}, each at least 1")
-    place: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    bias = layer.bias is not None or plan.shift
-    if isinstance(layer, nn.Linear):
+    plain = effective.layer
+    axes = DECOMPOSITIONS[str(plan.method)].axes
+    if len(plan.ranks) != len(axes) - 1 or not all(1 <= rank <= plain.weight.numel() for rank in plan.ranks):
+        raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {len(axes) - 1}, each at least 1")
+    place: dict[str, Any] = {"device": plain.weight.device, "dtype": plain.weight.dtype}
+    bias = plain.bias is not None or plan.shift
+    factors: list[FactorableLayer]
+    if isinstance(plain, nn.Linear):
         rank = plan.ranks[0]
-        factors: list[nn.Module] = [
-            nn.Linear(layer.in_features, rank, bias=False, **place),
-            nn.Linear(rank, layer.out_features, bias=bias, **place),
+        factors = [
+            nn.Linear(plain.in_features, rank, bias=False, **place),
+            nn.Linear(rank, plain.out_features, bias=bias, **place),
         ]
     else:
-        axes = DECOMPOSITIONS[str(plan.method)].axes
-        widths = (layer.in_channels, *(rank * layer.groups for rank in plan.ranks), layer.out_channels)
+        widths = (plain.in_channels, *(rank * plain.groups for rank in plan.ranks), plain.out_channels)
         factors = [
-            _convolution(layer, widths[index], widths[index + 1], taken, bias and index == len(axes) - 1, place)
+            _convolution(plain, widths[index], widths[index + 1], taken, bias and index == len(axes) - 1, place)
             for index, taken in enumerate(axes)
         ]
-    return nn.Sequential(*factors).requires_grad_(layer.weight.requires_grad).train(layer.training)
+    for factor in factors:
+        factor.requires_grad_(plain.weight.requires_grad).train(layer.training)
+    return stand_in(layer, effective, factors)
 
 
 def _convolution(
@@ -182,33 +214,3 @@ def _convolution(
     if isinstance(layer, nn.Conv2d):
         return nn.Conv2d(inputs, outputs, kernel, stride, **shared)
     return nn.ConvTranspose2d(inputs, outputs, kernel, stride, output_padding=take(layer.output_padding, 0), **shared)
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` stands in ``model``, in plain lists, tuples and dicts too.
-
-    A module that is used twice stays one module.
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would name a repeated child once
-            if child is old:
-                parent.set_submodule(name, new)
-        for name, value in list(vars(parent).items()):
-            if name not in _OF_EVERY_MODULE and isinstance(value, (nn.Module, list, tuple, dict)):
-                vars(parent)[name] = _with_replaced(value, old, new)
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _with_replaced(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """``value`` with ``new`` for ``old``, however deep in lists, tuples and dicts; lists and dicts are changed."""
-    if value is old:
-        return new
-    if isinstance(value, list):
-        value[:] = [_with_replaced(each, old, new) for each in value]
-    elif isinstance(value, dict):
-        value.update({key: _with_replaced(each, old, new) for key, each in value.items()})
-    elif type(value) is tuple:
-        return tuple(_with_replaced(each, old, new) for each in value)
-    return value

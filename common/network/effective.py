@@ -1,0 +1,244 @@
+"""What a layer with a forward of its own really computes: a convolution of padded input, or something else."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+_ARGUMENTS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
+    nn.Conv2d: (torch.conv2d, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
+    nn.ConvTranspose2d: (
+        torch.conv_transpose2d,
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    ),
+    nn.Linear: (functional.linear, ("input", "weight", "bias")),
+}
+_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+_PAD_MODES = ("constant", "circular", "reflect", "replicate")
+_EXTRA_PIXELS = ((0, 0), (1, 2), (2, 1), (3, 3), (5, 4))
+"""Added to the least input of a layer, in height and width: paddings that depend on the size differ between these."""
+
+
+@dataclass(frozen=True)
+class EffectiveLayer:
+    """What a layer computes, as a layer of PyTorch's own class.
+
+    Attributes:
+        layer: the layer itself where it computes what its class does; else a new one with the weight that it applies.
+        front: what pads the input before; None where nothing does.
+    """
+
+    layer: Layer
+    front: nn.Module | None = None
+
+    def input(self, given: Tensor) -> Tensor:
+        """What ``layer`` is given when the original gets ``given``."""
+        return given if self.front is None else self.front(given)
+
+    def computes(self, given: Tensor, output: object) -> bool:
+        """Whether ``output`` is what this makes of ``given``, up to rounding."""
+        return isinstance(output, Tensor) and _close(self.layer(self.input(given)), output)
+
+
+class FixedPadding(nn.Module):
+    """Pads by the same number of pixels whatever the input's size.
+
+    Args:
+        amounts: left, right, top, bottom.
+        mode: of ``torch.nn.functional.pad``.
+    """
+
+    def __init__(self, amounts: tuple[int, int, int, int], mode: str = "constant") -> None:
+        super().__init__()
+        self.amounts, self.mode = amounts, mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input`` with its borders."""
+        return functional.pad(input, self.amounts, mode=self.mode)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.amounts}, mode={self.mode!r}"
+
+
+class SamePadding(nn.Module):
+    """Pads with zeros so that a convolution puts out ceil(size / stride): TensorFlow's "same", odd pixels at the end.
+
+    Args:
+        kernel: ``(height, width)``, as the next two.
+        stride: of the convolution behind.
+        dilation: of it.
+    """
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.dilation = kernel, stride, dilation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input`` with its borders."""
+        amounts: list[int] = []
+        for axis in (1, 0):
+            size, stride = input.shape[axis - 2], self.stride[axis]
+            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+            amounts += [total // 2, total - total // 2]
+        return functional.pad(input, amounts)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"kernel={self.kernel}, stride={self.stride}, dilation={self.dilation}"
+
+
+class _Calls(TorchFunctionMode):
+    """Notes the arguments of every call of one function."""
+
+    def __init__(self, base: type[nn.Module]) -> None:
+        super().__init__()
+        self._function, self._names = _ARGUMENTS[base]
+        self.found: list[dict[str, Any]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is self._function:
+            call = {**_DEFAULTS, **dict(zip(self._names, args, strict=False)), **(kwargs or {})}
+            self.found.append(call)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def effective_layer(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+    """What ``layer``, of a class that changes ``base``, computes; None where that is not one convolution or product.
+
+    A copy is run on random inputs of several sizes, in training and in evaluation mode. It must apply ``base``'s
+    function once, with the same weight and bias every time, to its input or to its padded input, and put out the
+    result: a weight that is standardized first and TensorFlow's padding are found this way.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _observed(layer, base)
+        except Exception:  # a class of others may fail in any way on such inputs
+            return None
+
+
+def _observed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+    probe = copy.deepcopy(layer).requires_grad_(False)
+    for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
+        hooks.clear()
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randn(shape, generator=generator).to(layer.weight) for shape in _input_shapes(layer)]
+    seen: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
+    for training in (False, True):
+        probe.train(training)
+        for example in examples:
+            with _Calls(base) as calls:
+                output = probe(example.clone())
+            if len(calls.found) != 1 or not isinstance(output, Tensor):
+                return None
+            seen.append((example, output.clone(), calls.found[0]))
+    first = seen[0][2]
+    for _, _, call in seen[1:]:
+        if any(not _equal(call[name], value) for name, value in first.items() if name != "input"):
+            return None
+    found = EffectiveLayer(
+        _plain(base, first, layer),
+        None if base is nn.Linear else _front(first, [(example, call["input"]) for example, _, call in seen]),
+    )
+    return found if all(found.computes(example, output) for example, output, _ in seen) else None
+
+
+def _input_shapes(layer: Layer) -> list[tuple[int, ...]]:
+    if isinstance(layer, nn.Linear):
+        return [(2, layer.in_features), (1, 3, layer.in_features)]
+    least = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    start = [max(size, 2) + stride for size, stride in zip(least, layer.stride, strict=True)]
+    return [(2, layer.in_channels, start[0] + height, start[1] + width) for height, width in _EXTRA_PIXELS]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    scale = max(float(other.abs().max()), 1e-30)
+    return one.shape == other.shape and float((one - other).abs().max()) <= 100 * torch.finfo(one.dtype).eps * scale
+
+
+def _plain(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
+    """A layer of the class ``base`` with the arguments of the call."""
+    weight, bias = call["weight"], call["bias"]
+    place: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    plain: Layer
+    if base is nn.Linear:
+        plain = nn.Linear(weight.shape[1], weight.shape[0], **place)
+    else:
+        groups = int(call["groups"])
+        first, second = weight.shape[:2]
+        padding = call["padding"]
+        shared: dict[str, Any] = {
+            "stride": _pair(call["stride"]),
+            "padding": padding if isinstance(padding, str) else _pair(padding),
+            "dilation": _pair(call["dilation"]),
+            "groups": groups,
+            **place,
+        }
+        kernel = tuple(weight.shape[2:])
+        if base is nn.Conv2d:
+            plain = nn.Conv2d(second * groups, first, kernel, **shared)
+        else:
+            plain = nn.ConvTranspose2d(
+                first, second * groups, kernel, output_padding=_pair(call["output_padding"]), **shared
+            )
+    plain.weight.copy_(weight)
+    if bias is not None:
+        assert plain.bias is not None
+        plain.bias.copy_(bias)
+    return plain.requires_grad_(layer.weight.requires_grad).train(layer.training)
+
+
+def _front(call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
+    """The padding that makes the second of each pair of the first; ``FixedPadding`` of nothing where none does.
+
+    The caller compares outputs, so that what no padding explains is refused there.
+    """
+    if all(torch.equal(given, taken) for given, taken in pairs):
+        return None
+    kernel = (int(call["weight"].shape[2]), int(call["weight"].shape[3]))
+    stride, dilation = _pair(call["stride"]), _pair(call["dilation"])
+    same = SamePadding(kernel, (int(stride[0]), int(stride[1])), (int(dilation[0]), int(dilation[1])))
+    height, width = (pairs[0][1].shape[axis] - pairs[0][0].shape[axis] for axis in (2, 3))
+    for left, top in _offsets(width, height):
+        amounts = (left, width - left, top, height - top)
+        for mode in _PAD_MODES:
+            fixed = FixedPadding(amounts, mode)
+            if _explains(fixed, pairs):
+                return fixed
+    return same
+
+
+def _offsets(width: int, height: int) -> list[tuple[int, int]]:
+    """Left and top of a border, the middle ones first."""
+    sides = [(left, top) for left in range(width + 1) for top in range(height + 1)]
+    return sorted(sides, key=lambda side: math.dist(side, (width / 2, height / 2)))
+
+
+def _explains(front: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    for given, taken in pairs:
+        try:
+            if not torch.equal(front(given), taken):
+                return False
+        except RuntimeError:  # a reflection needs more pixels than it adds
+            return False
+    return True

@@ -1,0 +1,82 @@
+"""Every parameter accounted for: what a plan does not touch, how much that is, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import nn
+
+from common.network.counting import Operations
+from common.network.layers import FactorableLayer
+from common.planning.layers import LayerShape, dense_reason
+from common.planning.plan import Untouched
+
+_NEVER_RUNS = "a pass in evaluation mode never runs it; budgets do not count it"
+_READ_ONLY = "its weight is used without calling it"
+_OTHER_KIND = "nothing here factors this kind"
+_NAMED = 5
+"""The largest parts that a budget's refusal names."""
+
+
+def used_parameters(model: nn.Module, operations: Operations) -> int:
+    """How many parameters a pass in evaluation mode reads."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in operations.used)
+
+
+def untouched_modules(model: nn.Module, planned: Collection[str], operations: Operations) -> tuple[Untouched, ...]:
+    """The modules that have parameters and are not ``planned``, by class and reason, the largest first."""
+    whole = max(1, sum(parameter.numel() for parameter in model.parameters()))
+    groups: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+    covered = tuple(f"{name}." for name in planned)
+    idle: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        inside = {f"{name}.{own}" if name else own for own, _ in module.named_parameters()}
+        if name in planned or not inside or name.startswith((*covered, *idle)):
+            continue
+        if not inside & operations.used:
+            idle = (*idle, f"{name}.")
+            size = sum(parameter.numel() for parameter in module.parameters())
+            groups.setdefault((_kind(module), _NEVER_RUNS), []).append((name, size, 0))
+        elif size := sum(parameter.numel() for parameter in module.parameters(recurse=False)):
+            macs = operations.by_module.get(name, 0) - sum(
+                operations.by_module.get(f"{name}.{child}" if name else child, 0) for child, _ in module.named_children()
+            )
+            reason = _READ_ONLY if isinstance(module, FactorableLayer) else _OTHER_KIND
+            groups.setdefault((_kind(module), reason), []).append((name or "the network itself", size, max(macs, 0)))
+    found = [
+        Untouched(
+            kind,
+            tuple(name for name, _, _ in members),
+            sum(size for _, size, _ in members) / whole,
+            sum(macs for _, _, macs in members) / max(1, operations.macs),
+            reason,
+        )
+        for (kind, reason), members in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda group: -group.params))
+
+
+def _kind(module: nn.Module) -> str:
+    scripted = getattr(module, "original_name", None)
+    return f"scripted {scripted}" if scripted else type(module).__name__
+
+
+def nothing_to_factor(model: nn.Module, untouched: tuple[Untouched, ...]) -> str:
+    """The sentence for a network of which no layer could be factored."""
+    text = "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear"
+    if "ScriptModule" in type(model).__name__:
+        return f"{text}; the network is a {type(model).__name__}: compress before scripting"
+    return "; ".join([text, *map(str, untouched[:_NAMED])])
+
+
+def in_the_way(model: nn.Module, shapes: Mapping[str, LayerShape], untouched: tuple[Untouched, ...]) -> str:
+    """What stays dense whatever the budget, the largest parts first; empty where nothing does."""
+    whole = max(1, sum(parameter.numel() for parameter in model.parameters()))
+    parts = [
+        (shape.dense_cost[0] / whole, f"{name} ({shape.dense_cost[0] / whole:.1%} of the parameters): {reason}")
+        for name, shape in shapes.items()
+        if (reason := dense_reason(shape))
+    ]
+    parts += [(group.params, str(group)) for group in untouched]
+    parts.sort(key=lambda part: -part[0])
+    return "; ".join(text for _, text in parts[:_NAMED])
