@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from torch.utils.benchmark import Timer
 
 from common.choices import RUNTIMES, check_choice
 from common.modes import evaluating
+from common.network.copies import independent_copy
 
 MAX_SPREAD = 0.25
 """A speedup is reported when the middle half of the rounds' own ratios spans at most this share of their median."""
@@ -143,7 +143,7 @@ def forward_pass(model: nn.Module, x: Tensor, runtime: str) -> Callable[[], obje
     network: Callable[[Tensor], object] = model
     with warnings.catch_warnings(), _no_gradients(runtime):
         if runtime == "channels_last":
-            network = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = independent_copy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             x = x.contiguous(memory_format=torch.channels_last)
         elif runtime == "compile":
             warnings.simplefilter("ignore")  # the compiler's own, about itself

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from common.models.provenance import Provenance, set_provenance
 from common.modes import evaluating, hooked
+from common.network.copies import independent_copy
 from common.planning.layers import FactorableLayer
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -59,7 +59,7 @@ def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
 
 def deployed_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, to be changed; how it came to be is forgotten, since no plan rebuilds it."""
-    changed = copy.deepcopy(model).eval()
+    changed = independent_copy(model).eval()
     set_provenance(changed, Provenance())
     return changed
 

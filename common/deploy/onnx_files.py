@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import align_ranks, check_multiple, merge_factors
+from common.network.copies import independent_copy
 
 INPUT, OUTPUT = "input", "output"
 OPSETS = range(18, 24)
@@ -55,7 +55,7 @@ def export_onnx(
         raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    reference, x = copy.deepcopy(model).cpu().eval(), x.detach().cpu()
+    reference, x = independent_copy(model).cpu().eval(), x.detach().cpu()
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
