@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from common.decomposition import LayerMoments
 from common.inputs import to_network
 from common.modes import evaluating, hooked
-from common.planning.layers import FactorableLayer, factorable_layers, layer_input
+from common.network.layers import FactorableLayer, effective_layers, layer_input
+from common.network.passes import example_batch, explained
 
 Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
 
@@ -41,19 +42,26 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     """
     if positions < 1:
         raise ValueError(f"positions={positions}: it must be at least 1")
-    layers = factorable_layers(model)
-    sums = {name: _Sums(layer, positions) for name, layer in layers.items()}
+    layers = effective_layers(model)[0]
+    modules = dict(model.named_modules())
+    sums = {name: _Sums(effective.layer, positions) for name, effective in layers.items()}
     generator = torch.Generator().manual_seed(seed)
     handles = [
-        layer.register_forward_hook(
-            lambda _, i, k, o, name=name: sums[name].add(layer_input(i, k), o, generator), with_kwargs=True
+        modules[name].register_forward_hook(
+            lambda _, i, k, o, name=name, effective=effective: sums[name].add(
+                effective.input(layer_input(i, k)), o, generator
+            ),
+            with_kwargs=True,
+            prepend=True,
         )
-        for name, layer in layers.items()
+        for name, effective in layers.items()
     ]
     seen = 0
     with hooked(handles), evaluating(model):
         for batch in batches:
-            model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
+            inputs = to_network(example_batch(batch if isinstance(batch, Tensor) else batch[0], model), model)
+            with explained(inputs):
+                model(inputs)
             seen += 1
     if not seen:
         raise ValueError("there is no batch to calibrate on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from common.compression import factor_modules, planned_layers, replace_module
+from common.compression import factored_layer, planned_layers
 from common.models import build_model
 from common.models.provenance import Provenance, get_provenance, set_provenance
+from common.network.copies import independent_copy
+from common.network.held import replace_module
+from common.network.lowrank import LowRank
+from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning.plan import RankPlan
-from common.profiling import distinct_tensors
 
 SCHEMA_VERSION = "1"
 
@@ -33,16 +38,19 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     model = _unwrapped(model)
     provenance = get_provenance(model) or Provenance()
+    values, own = encoded_state(model)
+    plan = _plan_inside(model)
     metadata = {
         "schema": SCHEMA_VERSION,
         "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
-        "plan": json.dumps(provenance.plan.to_json() if provenance.plan else None),
+        "plan": json.dumps(plan.to_json() if plan else None),
         "inputs": json.dumps(dict(provenance.inputs)),
+        "state": json.dumps(values),
     }
-    tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()}
+    tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()} | own
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     safetensors.torch.save_file(tensors, partial, metadata)
     partial.replace(path)
@@ -50,10 +58,28 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel))
+    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
     inner = getattr(model, "module" if parallel else "_orig_mod", None)  # the latter of what torch.compile returns
     named_by_it = get_provenance(model) is not None
     return _unwrapped(inner) if isinstance(inner, nn.Module) and not named_by_it else model
+
+
+def _plan_inside(model: nn.Module) -> RankPlan | None:
+    """The plan of a network, or of the compressed networks that a module of somebody else holds, with their prefix."""
+    whole = get_provenance(model)
+    if whole is not None and whole.plan is not None:
+        return whole.plan
+    factored = {name: layer.planned for name, layer in model.named_modules() if isinstance(layer, LowRank)}
+    if not factored:
+        return None
+    plans = [found.plan for module in model.modules() if (found := get_provenance(module)) and found.plan]
+    methods, rules = {plan.method for plan in plans}, {plan.rule for plan in plans}
+    return RankPlan(
+        factored,
+        methods.pop() if len(methods) == 1 else "mixed",
+        rules.pop() if len(rules) == 1 else "several",
+        plans[0].settings if len(plans) == 1 else {},
+    )
 
 
 def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -61,9 +87,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
 
     Args:
         path: the file.
-        model: a dense network of the architecture that the file must be of; it is filled in place when the file is
-            dense, and its layers are replaced when it is not. None builds the architecture that the file names, which
-            then has to be one of ``build_model``'s.
+        model: a dense network of the architecture that the file must be of; it is left as it was, a copy is filled.
+            None builds the architecture that the file names, which then has to be one of ``build_model``'s.
 
     Returns:
         The network, in evaluation mode, on the CPU or on ``model``'s device.
@@ -92,10 +117,13 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         stored = json.loads(metadata["plan"])
         plan = RankPlan.from_json(stored) if stored is not None else None
         inputs = dict(json.loads(metadata.get("inputs", "{}")))
+        values = {key: decoded(value, tensors) for key, value in json.loads(metadata.get("state", "{}")).items()}
+        tensors = {key: tensor for key, tensor in tensors.items() if "#" not in key}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
     if model is not None:
         _require_same_builder(path, builder, model)
+        model = independent_copy(_unwrapped(model))
     elif name is None:
         raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
     elif arguments.get("weights") is not None:
@@ -105,31 +133,31 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             model = build_model(name, **arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
-    _factor_and_fill(path, model, plan, tensors)
+    _fill(path, model, plan, tensors, values)
     set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
 
 
-def _factor_and_fill(path: Path, model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the plan's layers and fill all in; the network is as it was when the file does not fit it."""
-    replaced: list[tuple[nn.Module, nn.Module]] = []
+def _fill(
+    path: Path, model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Put factors in the place of the plan's layers, and fill all in."""
     try:
-        for name, layer in planned_layers(model, plan).items() if plan else ():
+        for name, (layer, effective) in planned_layers(model, plan).items() if plan else ():
             assert plan is not None
-            factors = factor_modules(layer, plan.layers[name])
-            replace_module(model, layer, factors)
-            replaced.append((layer, factors))
-        _check_fit(path, model, tensors)
+            replace_module(model, layer, factored_layer(layer, effective, plan.layers[name]))
+        _check_fit(path, model, tensors, values)
     except ValueError as error:
-        for dense, small in replaced:
-            replace_module(model, small, dense)
         if str(path) in str(error):
             raise
         raise ValueError(f"weights={str(path)!r} does not fit the network: {error}") from None
-    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(kinds) == 1:
-        model.to(kinds.pop())
-    model.load_state_dict(dict(tensors), strict=False)  # a second name of a shared tensor is not in the file
+    own = distinct_tensors(model, copies=False)
+    for name, tensor in tensors.items():
+        if own[name].dtype != tensor.dtype:
+            own[name].data = own[name].data.to(tensor.dtype)
+    state: OrderedDict[str, Any] = OrderedDict(tensors) | values
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # each module's version, which some ask for
+    model.load_state_dict(state, strict=False)  # a second name of a shared tensor is not in the file
 
 
 def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Module) -> None:
@@ -142,9 +170,11 @@ def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Modu
         raise ValueError(f"weights={str(path)!r} holds a {held}; a {wanted} is wanted")
 
 
-def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = distinct_tensors(model)
-    for problem, names in (("lacks", own.keys() - tensors.keys()), ("has besides", tensors.keys() - own.keys())):
+def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    own = distinct_tensors(model, copies=False)
+    expected = own.keys() | other_entries(model)
+    held = tensors.keys() | values.keys()
+    for problem, names in (("lacks", expected - held), ("has besides", held - expected)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(f"weights={str(path)!r} does not fit the network: it {problem} {shown}")

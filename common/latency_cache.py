@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.choices import check_choice
-from common.compression import factor_modules, planned_layers, replace_module
+from common.compression import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
@@ -32,6 +32,7 @@ from common.planning.latency_table import (
     needed_operations,
     reference_plans,
 )
+from common.network.held import replace_module
 from common.planning.layers import LayerShape, trace_layers
 from common.planning.operations import RUNTIMES, Operation
 from common.planning.plan import LayerPlan, RankPlan
@@ -135,8 +136,8 @@ def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: Latenc
 def with_random_factors(model: nn.Module, plans: Mapping[str, LayerPlan]) -> nn.Module:
     """A copy of ``model`` with the layers that ``plans`` make in place of its own, as they are born: for its time."""
     small = copy.deepcopy(model)
-    for name, layer in planned_layers(small, RankPlan(dict(plans), "mixed", "fixed")).items():
-        replace_module(small, layer, factor_modules(layer, plans[name]))
+    for name, (layer, effective) in planned_layers(small, RankPlan(dict(plans), "mixed", "fixed")).items():
+        replace_module(small, layer, factored_layer(layer, effective, plans[name]))
     return small.eval()
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from common.latency import Latency, measure_latency
 from common.network.counting import count_operations
 from common.network.passes import example_batch
+from common.network.state import distinct_tensors
 
-__all__ = ["Latency", "LayerProfile", "Profile", "distinct_tensors", "measure_latency", "profile"]
+__all__ = ["Latency", "LayerProfile", "Profile", "measure_latency", "profile"]
 
 
 @dataclass(frozen=True)
@@ -73,30 +74,3 @@ def profile(model: nn.Module, x: Tensor) -> Profile:
         params_in_use=sum(p.numel() for name, p in model.named_parameters() if name in found.used),
         uncounted=found.uncounted,
     )
-
-
-def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``model.state_dict()``, contiguous; one that stands under several names comes once, by the first.
-
-    A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory. Two
-    tensors that are views of one memory are two, the second a copy. What is no tensor is left out; see
-    :func:`other_state`.
-    """
-    first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            first.setdefault(id(tensor), name)
-    state, seen = model.state_dict(), set()
-    found: dict[str, Tensor] = {}
-    for name in first.values():
-        place = state[name].untyped_storage().data_ptr()
-        found[name] = (
-            state[name].clone(memory_format=torch.contiguous_format) if place in seen else state[name].contiguous()
-        )
-        seen.add(place)
-    return found
-
-
-def other_state(model: nn.Module) -> list[str]:
-    """Names of what ``model.state_dict()`` holds besides tensors: extra state, packed weights of quantized layers."""
-    return [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]

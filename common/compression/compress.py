@@ -188,7 +188,7 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
         ]
     for factor in factors:
         factor.requires_grad_(plain.weight.requires_grad).train(layer.training)
-    return stand_in(layer, effective, factors)
+    return stand_in(layer, effective, factors, plan)
 
 
 def _convolution(

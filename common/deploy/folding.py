@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.compression import replace_module
+from common.network.held import replace_module
 from common.deploy.links import deployed_copy, is_plain, links
 from common.modes import hooked
-from common.planning.layers import FactorableLayer, convolution_weight, set_convolution_weight
+from common.network.layers import FactorableLayer
+from common.network.weights import convolution_weight, set_convolution_weight
 
 
 def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:

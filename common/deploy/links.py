@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from common.models.provenance import Provenance, set_provenance
 from common.modes import evaluating, hooked
 from common.network.copies import independent_copy
-from common.planning.layers import FactorableLayer
+from common.network.layers import FactorableLayer
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 """Modules that do nothing in evaluation mode."""

@@ -10,15 +10,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from common.compression import replace_module
+from common.network.held import replace_module
 from common.deploy.links import deployed_copy, is_plain, links
-from common.planning.layers import (
-    FactorableLayer,
-    Size,
-    convolution_weight,
-    set_convolution_weight,
-    trace_layers,
-)
+from common.network.layers import FactorableLayer
+from common.network.weights import convolution_weight, set_convolution_weight
+from common.planning.layers import Size, trace_layers
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 Calls = Sequence[tuple[Size, Size]]

@@ -152,7 +152,7 @@ def _observed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
             return None
     found = EffectiveLayer(
         _plain(base, first, layer),
-        None if base is nn.Linear else _front(first, [(example, call["input"]) for example, _, call in seen]),
+        None if base is nn.Linear else _front(layer, first, [(example, call["input"]) for example, _, call in seen]),
     )
     return found if all(found.computes(example, output) for example, output, _ in seen) else None
 
@@ -208,24 +208,27 @@ def _plain(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
     return plain.requires_grad_(layer.weight.requires_grad).train(layer.training)
 
 
-def _front(call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
-    """The padding that makes the second of each pair of the first; ``FixedPadding`` of nothing where none does.
+def _front(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
+    """The padding that makes the second of each pair of the first; None where nothing is padded or nothing fits.
 
-    The caller compares outputs, so that what no padding explains is refused there.
+    TensorFlow's "same" is known by its rule, and so is what a padding module that the layer holds does at one size of
+    image. The caller compares outputs, so that what no padding explains is refused there.
     """
-    if all(torch.equal(given, taken) for given, taken in pairs):
-        return None
     kernel = (int(call["weight"].shape[2]), int(call["weight"].shape[3]))
     stride, dilation = _pair(call["stride"]), _pair(call["dilation"])
-    same = SamePadding(kernel, (int(stride[0]), int(stride[1])), (int(dilation[0]), int(dilation[1])))
-    height, width = (pairs[0][1].shape[axis] - pairs[0][0].shape[axis] for axis in (2, 3))
-    for left, top in _offsets(width, height):
-        amounts = (left, width - left, top, height - top)
-        for mode in _PAD_MODES:
-            fixed = FixedPadding(amounts, mode)
-            if _explains(fixed, pairs):
-                return fixed
-    return same
+    candidates: list[nn.Module] = [
+        SamePadding(kernel, (int(stride[0]), int(stride[1])), (int(dilation[0]), int(dilation[1])))
+    ]
+    if any(type(child).__module__ == nn.ZeroPad2d.__module__ for child in layer.children()):
+        height, width = (pairs[0][1].shape[axis] - pairs[0][0].shape[axis] for axis in (2, 3))
+        candidates += [
+            FixedPadding((left, width - left, top, height - top), mode)
+            for left, top in _offsets(width, height)
+            for mode in _PAD_MODES
+        ]
+    if all(torch.equal(given, taken) for given, taken in pairs):
+        return None
+    return next((front for front in candidates if _explains(front, pairs)), None)
 
 
 def _offsets(width: int, height: int) -> list[tuple[int, int]]:

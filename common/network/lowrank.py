@@ -34,12 +34,13 @@ _DESCRIBES = {"dim", "size", "numel", "stride", "is_floating_point", "is_complex
 class LowRank(nn.Module):
     """Mixed into the class of the layer that it stands in for: ``isinstance(m, nn.Conv2d)`` holds for both.
 
-    The factors are its children ``0``, ``1``, ... and run one after the other. All that the layer's attributes say
+    The factors are its children ``0``, ``1``, ... and run one after the other; ``planned`` is their plan. All that the layer's attributes say
     (``in_channels``, ``stride``, ...) it says too. ``weight`` is what the factors multiply out to, on request;
     ``bias`` is that of the last factor. Hooks of the layer are its hooks.
     """
 
     stands_for: ClassVar[type[nn.Module]]
+    planned: Any
     _factor_count: int
 
     @property
@@ -99,20 +100,23 @@ def _empty(cls: type[nn.Module]) -> LowRank:
     return kind.__new__(kind)
 
 
-def stand_in(layer: nn.Module, effective: EffectiveLayer, factors: Sequence[nn.Module]) -> LowRank:
+def stand_in(
+    layer: nn.Module, effective: EffectiveLayer, factors: Sequence[nn.Module], planned: object = None
+) -> LowRank:
     """A module that takes ``layer``'s place: it runs ``factors`` and answers like the layer.
 
     Args:
         layer: its attributes and hooks are taken over, its parameters and buffers are not.
         effective: what the layer computes; its padding runs first.
         factors: in the order in which the input meets them.
+        planned: the plan of the layer, which is kept for files.
     """
     made = _empty(type(layer))
     nn.Module.__init__(made)
     made.__dict__.update({name: value for name, value in vars(layer).items() if name not in OF_EVERY_MODULE})
     for name in _HOOKS:
         made.__dict__[name] = vars(layer)[name]
-    made.__dict__["_factor_count"] = len(factors)
+    made.__dict__.update(_factor_count=len(factors), planned=planned)
     if effective.front is not None:
         made.add_module("front", effective.front)
     for index, factor in enumerate(factors):

@@ -15,7 +15,7 @@ from torch import nn
 from common.data import DataBundle
 from common.planning import RankPlan
 from common.planning.layers import Decompositions
-from common.profiling import distinct_tensors
+from common.network.state import distinct_tensors
 from common.search.settings import SearchSettings
 
 KEY = "blueprint"
