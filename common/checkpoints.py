@@ -123,7 +123,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
     if model is not None:
         _require_same_builder(path, builder, model)
-        model = independent_copy(_unwrapped(model))
+        same_names = any(key in tensors for key in model.state_dict())
+        model = independent_copy(model if same_names else _unwrapped(model))
     elif name is None:
         raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
     elif arguments.get("weights") is not None:
@@ -155,7 +156,7 @@ def _fill(
     for name, tensor in tensors.items():
         if own[name].dtype != tensor.dtype:
             own[name].data = own[name].data.to(tensor.dtype)
-    state: OrderedDict[str, Any] = OrderedDict(tensors) | values
+    state: OrderedDict[str, Any] = OrderedDict({**tensors, **values})
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # each module's version, which some ask for
     model.load_state_dict(state, strict=False)  # a second name of a shared tensor is not in the file
 

@@ -23,6 +23,7 @@ from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
 from common.latency import measure_latencies, measure_latency
+from common.network.held import replace_module
 from common.operation_latency import time_operations
 from common.planning.latency_table import (
     MERGING,
@@ -32,7 +33,6 @@ from common.planning.latency_table import (
     needed_operations,
     reference_plans,
 )
-from common.network.held import replace_module
 from common.planning.layers import LayerShape, trace_layers
 from common.planning.operations import RUNTIMES, Operation
 from common.planning.plan import LayerPlan, RankPlan

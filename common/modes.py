@@ -14,21 +14,20 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the ``with`` block; afterwards every module has the mode it had, frozen ones included.
 
     A module with a ``train`` method of its own (which merges an update into its weight, say) is put back by it. Where
-    such a method leaves modules in training mode, they are in evaluation mode inside all the same. A network that is
-    in evaluation mode is not touched.
+    such a method leaves modules in training mode, they are in evaluation mode inside all the same. None is called
+    where the whole network is in evaluation mode already.
     """
     modes = {module: module.training for module in _outer_first(networks)}
-    if not any(modes.values()):
-        yield
-        return
+    changed = any(modes.values())
     try:
-        for network in networks:
-            network.eval()
-        _write(dict.fromkeys(modes, False))
+        if changed:
+            for network in networks:
+                network.eval()
+            _write(dict.fromkeys(modes, False))
         yield
     finally:
         try:
-            for module, mode in modes.items():
+            for module, mode in modes.items() if changed else ():
                 _call_own(module, mode)
         finally:
             _write(modes)

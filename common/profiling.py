@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass, field
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from common.latency import Latency, measure_latency

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.network.held import replace_module
 from common.deploy.links import deployed_copy, is_plain, links
 from common.modes import hooked
+from common.network.held import replace_module
 from common.network.layers import FactorableLayer
 from common.network.weights import convolution_weight, set_convolution_weight
 

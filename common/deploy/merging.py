@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from common.network.held import replace_module
 from common.deploy.links import deployed_copy, is_plain, links
+from common.network.held import replace_module
 from common.network.layers import FactorableLayer
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.planning.layers import Size, trace_layers

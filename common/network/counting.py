@@ -71,7 +71,9 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
         of_module[id(module)] = of_module.get(id(module), 0) + found
     known = counter.flop_registry
     uncounted = {
-        str(packet): count for packet, count in reading.operators.items() if packet not in known and _multiplies(packet)
+        str(packet): count
+        for packet, count in reading.operators.items()
+        if packet not in known and _multiplies(packet)
     }
     return Operations(
         macs=counter.get_total_flops() // 2 // len(x),
@@ -120,7 +122,7 @@ def _separate_operations(model: nn.Module) -> Iterator[None]:
 
 
 def _products() -> dict[Any, Callable[..., int]]:
-    """FLOPs, two for a multiply-accumulate, of operators that PyTorch's counter does not know; arguments are shapes."""
+    """FLOPs of operators that PyTorch's counter does not know, two for a multiply-accumulate; arguments are shapes."""
 
     def recurrent(inputs: Shape, of_inputs: Shape, of_state: Shape, *_: Any, **__: Any) -> int:
         steps = inputs[0] * inputs[1]
@@ -151,4 +153,3 @@ def _products() -> dict[Any, Callable[..., int]]:
         aten.vdot: scalar,
         aten._trilinear: bilinear,
     }
-

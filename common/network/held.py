@@ -22,9 +22,9 @@ _MOST = 200_000  # objects that are looked at; a network's own attributes are a 
 def unreplaceable_holders(model: nn.Module) -> dict[nn.Module, str]:
     """Modules that something holds in which nothing can take their place, each with the kind of holder.
 
-    Registered children, plain attributes, and lists, dicts (as values) and tuples in them can be changed. Anything else
-    that a module's attributes lead to cannot: named tuples, deques, sets, keys of dicts, partial functions, closures,
-    bound methods, weak references, objects of other classes, modules that are not registered.
+    Registered children, plain attributes, and lists, dicts (as values) and tuples in them can be changed. Anything
+    else that a module's attributes lead to cannot: named tuples, deques, sets, keys of dicts, partial functions,
+    closures, bound methods, weak references, objects of other classes, modules that are not registered.
     """
     registered = set(model.modules())
     found: dict[nn.Module, str] = {}

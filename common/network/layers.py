@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,15 @@ from common.network.lowrank import LowRank
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 KINDS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-_COMPUTES = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl", "__getattr__", "__getattribute__")
+_COMPUTES = (
+    "forward",
+    "_conv_forward",
+    "_output_padding",
+    "__call__",
+    "_call_impl",
+    "__getattr__",
+    "__getattribute__",
+)
 """What decides on a layer's outputs, besides its weight, bias and settings."""
 _HOOKS_ON_STATE = (
     "_state_dict_hooks",
@@ -110,11 +117,9 @@ def _computed_by(layer: FactorableLayer) -> EffectiveLayer | None:
     return effective_layer(layer, base)
 
 
-@functools.cache
 def _inherited(cls: type, base: type, name: str) -> bool:
     """Whether the class has the attribute as ``base`` has it."""
-    found: Callable[..., Any] | None = getattr(cls, name, None)
-    return found is getattr(base, name, None)
+    return getattr(cls, name, None) is getattr(base, name, None)
 
 
 def _memory(parameter: Tensor) -> Hashable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, cast
@@ -24,41 +23,53 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-_DESCRIBES = {"dim", "size", "numel", "stride", "is_floating_point", "is_complex", "element_size", "__len__"} | {
-    f"{name}.__get__"
-    for name in ("dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda", "is_meta", "nbytes", "itemsize")
-}
+_ATTRIBUTES = (
+    "dtype",
+    "device",
+    "shape",
+    "ndim",
+    "layout",
+    "requires_grad",
+    "is_cuda",
+    "is_meta",
+    "nbytes",
+    "itemsize",
+)
+_METHODS = ("dim", "size", "numel", "stride", "is_floating_point", "is_complex", "element_size", "__len__")
+_DESCRIBES = frozenset((*_METHODS, *(f"{name}.__get__" for name in _ATTRIBUTES)))
 """What a product can be asked without being multiplied out."""
 
 
 class LowRank(nn.Module):
     """Mixed into the class of the layer that it stands in for: ``isinstance(m, nn.Conv2d)`` holds for both.
 
-    The factors are its children ``0``, ``1``, ... and run one after the other; ``planned`` is their plan. All that the layer's attributes say
-    (``in_channels``, ``stride``, ...) it says too. ``weight`` is what the factors multiply out to, on request;
-    ``bias`` is that of the last factor. Hooks of the layer are its hooks.
+    The factors are its children ``0``, ``1``, ... and run one after the other; ``planned`` is their plan. All that the
+    layer's attributes say (``in_channels``, ``stride``, ...) it says too. ``weight`` is what the factors multiply out
+    to, on request; ``bias`` is that of the last factor. Hooks of the layer are its hooks.
     """
 
     stands_for: ClassVar[type[nn.Module]]
     planned: Any
-    _factor_count: int
 
     @property
     def factors(self) -> tuple[Layer, ...]:
-        """The layers that run, in the order in which the input meets them."""
-        return tuple(cast(Layer, self._modules[str(index)]) for index in range(self._factor_count))
+        """The layers that run, in the order in which the input meets them; a merged one leaves an ``Identity``."""
+        found = (module for name, module in self._modules.items() if name != "front")
+        return tuple(cast(Layer, module) for module in found if not isinstance(module, nn.Identity))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """That of the layer's weight."""
         first, last = self.factors[0], self.factors[-1]
-        if isinstance(first, nn.Linear):
-            return (last.out_features, first.in_features)
-        kernel = [math.prod(sides) for sides in zip(*(factor.kernel_size for factor in self.factors), strict=True)]
-        inputs, outputs = first.in_channels, last.out_channels
+        if isinstance(first, nn.Linear) or isinstance(last, nn.Linear):
+            return (last.weight.shape[0], first.weight.shape[1])
+        kernel = [
+            math.prod(sides) for sides in zip(*(factor.weight.shape[2:] for factor in self.factors), strict=True)
+        ]
+        inputs, outputs, groups = first.in_channels, last.out_channels, first.groups
         if any(isinstance(factor, nn.ConvTranspose2d) for factor in self.factors):
-            return (inputs, outputs // first.groups, *kernel)
-        return (outputs, inputs // first.groups, *kernel)
+            return (inputs, outputs // groups, *kernel)
+        return (outputs, inputs // groups, *kernel)
 
     @property
     def weight(self) -> Tensor:
@@ -66,14 +77,14 @@ class LowRank(nn.Module):
         return ProductWeight(self)
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """That of the last factor."""
         return self.factors[-1].bias
 
     def forward(self, input: Tensor) -> Tensor:
         """What the layer would put out, by way of its factors."""
-        for module in self._modules.values():
-            input = cast(nn.Module, module)(input)
+        for module in self.children():
+            input = module(input)
         return input
 
     def extra_repr(self) -> str:
@@ -86,13 +97,17 @@ class LowRank(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Sequential:
         """What TorchScript compiles."""
-        return nn.Sequential(*self._modules.values())
+        return nn.Sequential(*self.children())
 
 
-@functools.cache
+_CLASSES: dict[type[nn.Module], type[LowRank]] = {}
+
+
 def _standing_in_for(cls: type[nn.Module]) -> type[LowRank]:
-    name = f"LowRank{cls.__name__}"
-    return type(name, (LowRank, cls), {"__module__": __name__, "__doc__": LowRank.__doc__, "stands_for": cls})
+    if cls not in _CLASSES:
+        described = {"__module__": __name__, "__doc__": LowRank.__doc__, "stands_for": cls}
+        _CLASSES[cls] = type(f"LowRank{cls.__name__}", (LowRank, cls), described)
+    return _CLASSES[cls]
 
 
 def _empty(cls: type[nn.Module]) -> LowRank:
@@ -116,7 +131,7 @@ def stand_in(
     made.__dict__.update({name: value for name, value in vars(layer).items() if name not in OF_EVERY_MODULE})
     for name in _HOOKS:
         made.__dict__[name] = vars(layer)[name]
-    made.__dict__.update(_factor_count=len(factors), planned=planned)
+    made.__dict__["planned"] = planned
     if effective.front is not None:
         made.add_module("front", effective.front)
     for index, factor in enumerate(factors):
@@ -131,7 +146,7 @@ class ProductWeight(Tensor):
     _layer: LowRank
 
     @staticmethod
-    def __new__(cls, layer: LowRank) -> ProductWeight:
+    def __new__(cls: type[ProductWeight], layer: LowRank) -> ProductWeight:
         """A tensor without memory of its own."""
         first = layer.factors[0].get_parameter("weight")
         made: ProductWeight = Tensor._make_wrapper_subclass(
@@ -148,8 +163,9 @@ class ProductWeight(Tensor):
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Descriptions are answered; what would change the weight is refused; all else sees the product."""
-        owner = getattr(func, "__self__", None)
-        name = f"{owner.__name__}.{func.__name__}" if func.__name__ in ("__get__", "__set__") else func.__name__
+        name = func.__name__
+        if name in ("__get__", "__set__"):
+            name = f"{getattr(func, '__self__').__name__}.{name}"  # noqa: B009 - the descriptor of an attribute
         if name in _DESCRIBES:
             return super().__torch_function__(func, types, args, kwargs or {})
         changes = name.endswith(".__set__") or name == "__setitem__" or (name.endswith("_") and name[-2] != "_")
@@ -160,11 +176,13 @@ class ProductWeight(Tensor):
         return func(*_multiplied_out(args), **_multiplied_out(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override] # torch declares it a plain function
+        cls, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
         """As above, for what reaches the operators past ``__torch_function__``."""
         return func(*_multiplied_out(args), **_multiplied_out(kwargs or {}))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """As that of the product."""
         return repr(_multiplied_out(self))
 

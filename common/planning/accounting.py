@@ -15,7 +15,9 @@ _NEVER_RUNS = "a pass in evaluation mode never runs it; budgets do not count it"
 _READ_ONLY = "its weight is used without calling it"
 _OTHER_KIND = "nothing here factors this kind"
 _NAMED = 5
-"""The largest parts that a budget's refusal names."""
+"""How many parts a budget's refusal names, the largest ones."""
+_LEAST_SHARE = 0.01
+"""Of the parameters: smaller parts stand in no budget's way."""
 
 
 def used_parameters(model: nn.Module, operations: Operations) -> int:
@@ -39,7 +41,8 @@ def untouched_modules(model: nn.Module, planned: Collection[str], operations: Op
             groups.setdefault((_kind(module), _NEVER_RUNS), []).append((name, size, 0))
         elif size := sum(parameter.numel() for parameter in module.parameters(recurse=False)):
             macs = operations.by_module.get(name, 0) - sum(
-                operations.by_module.get(f"{name}.{child}" if name else child, 0) for child, _ in module.named_children()
+                operations.by_module.get(f"{name}.{child}" if name else child, 0)
+                for child, _ in module.named_children()
             )
             reason = _READ_ONLY if isinstance(module, FactorableLayer) else _OTHER_KIND
             groups.setdefault((_kind(module), reason), []).append((name or "the network itself", size, max(macs, 0)))
@@ -78,5 +81,5 @@ def in_the_way(model: nn.Module, shapes: Mapping[str, LayerShape], untouched: tu
         if (reason := dense_reason(shape))
     ]
     parts += [(group.params, str(group)) for group in untouched]
-    parts.sort(key=lambda part: -part[0])
+    parts = sorted((part for part in parts if part[0] >= _LEAST_SHARE), key=lambda part: -part[0])
     return "; ".join(text for _, text in parts[:_NAMED])

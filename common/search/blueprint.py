@@ -13,9 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from common.data import DataBundle
+from common.network.state import distinct_tensors
 from common.planning import RankPlan
 from common.planning.layers import Decompositions
-from common.network.state import distinct_tensors
 from common.search.settings import SearchSettings
 
 KEY = "blueprint"

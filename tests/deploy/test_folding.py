@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from common.compression import compress
 from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.models import build_model
+from common.network.lowrank import LowRank
 from common.planning import plan_ranks
 from tests.networks import lived_in, same_weights, tiny_cnn
 
@@ -76,8 +77,8 @@ def test_the_last_factor_takes_it_over() -> None:
     small = compress(model, plan_ranks(model, torch.randn(1, 3, 8, 8), "htd", "fixed", ranks={"conv": (4, 6, 5)}))
     folded = fold_batchnorm(small)
     factors = folded.get_submodule("conv")
-    assert isinstance(factors, nn.Sequential)
-    assert [factor.bias is not None for factor in factors] == [False, False, False, True]
+    assert isinstance(factors, LowRank)
+    assert [factor.bias is not None for factor in factors.factors] == [False, False, False, True]
     check_parity(folded, small, torch.randn(2, 3, 8, 8))
 
 
