@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from common.checkpoints import load_compressed, save_compressed
 from common.compression import compress
@@ -177,3 +181,159 @@ def test_the_precision_comes_back(tmp_path: Path) -> None:
     loaded = load_compressed(save_compressed(model, tmp_path / "double.safetensors"))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
     assert same_weights(loaded, model)
+
+
+class Task(nn.Module):
+    """A training task, as Lightning's modules are."""
+
+    def __init__(self, model: nn.Module, **others: nn.Module) -> None:
+        super().__init__()
+        self.model, self.others = model, nn.ModuleDict(others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x)
+        return y + sum(other(x) for other in self.others.values())
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
+    AveragedModel,
+    Task,
+    nn.Sequential,
+    lambda model: nn.Sequential(Scale(), nn.Sequential(model)),
+    lambda model: AveragedModel(Task(model)),
+    lambda model: Task(Task(model)),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_network_inside_another_module_keeps_its_plan(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    dense = build_model("resnet20", 10).eval()
+    small = compress(dense, plan_ranks(dense, X, "htd", "fixed", ranks=0.3))
+    wrapped = wrap(small).eval()
+    path = save_compressed(wrapped, tmp_path / "small.safetensors")
+    loaded = load_compressed(path, wrap(build_model("resnet20", 10)))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), wrapped(X))
+    again = load_compressed(save_compressed(loaded, path), wrap(build_model("resnet20", 10)))
+    with torch.no_grad():
+        assert torch.equal(again(X), wrapped(X))
+
+
+def test_an_averaged_network_is_saved_as_the_network_inside(tmp_path: Path) -> None:
+    dense = build_model("resnet20", 10).eval()
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=4))
+    loaded = load_compressed(save_compressed(AveragedModel(small), tmp_path / "small.safetensors"))
+    assert same_weights(loaded, small)
+    assert get_provenance(loaded) == get_provenance(small)
+
+
+def test_two_networks_in_one_module_keep_both_plans(tmp_path: Path) -> None:
+    dense = build_model("resnet20", 10).eval()
+    one = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=4))
+    other = compress(dense, plan_ranks(dense, X, "tucker2", "energy", threshold=0.8))
+    path = save_compressed(Task(one, teacher=dense, student=other), tmp_path / "both.safetensors")
+    fresh = [build_model("resnet20", 10) for _ in range(3)]
+    loaded = load_compressed(path, Task(fresh[0], teacher=fresh[1], student=fresh[2]))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(X), one(X) + dense(X) + other(X))
+
+
+def test_a_part_of_a_compressed_network_is_saved_with_its_plan(tmp_path: Path) -> None:
+    dense = build_model("resnet20", 10).eval()
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=4))
+    path = save_compressed(small.get_submodule("layer2"), tmp_path / "part.safetensors")
+    loaded = load_compressed(path, build_model("resnet20", 10).get_submodule("layer2"))
+    assert same_weights(loaded, small.get_submodule("layer2"))
+
+
+@pytest.mark.parametrize("kinds", [(torch.float16, torch.float32), (torch.bfloat16, torch.float64)])
+@pytest.mark.parametrize("factor", [True, False])
+def test_every_tensor_comes_back_in_its_own_dtype(
+    kinds: tuple[torch.dtype, torch.dtype], factor: bool, tmp_path: Path
+) -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3)).eval()
+
+    mixed: nn.Module = network()
+    if factor:
+        mixed = compress(mixed, plan_ranks(mixed, X, "svd", "fixed", ranks=2))
+    for index, kind in enumerate((kinds[0], kinds[1], kinds[0])):
+        mixed.get_submodule(str(index)).to(kind)
+    target = network()
+    loaded = load_compressed(save_compressed(mixed, tmp_path / "mixed.safetensors"), target)
+    assert {name: t.dtype for name, t in loaded.state_dict().items()} == {
+        name: t.dtype for name, t in mixed.state_dict().items()
+    }
+    assert same_weights(loaded, mixed)
+    assert {parameter.dtype for parameter in target.parameters()} == {torch.float32}
+
+
+class Versioned(nn.Module):
+    """Asks for the version of its state, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 64, 3)
+        self.second: nn.Module = Versioned(False) if deep else nn.Conv2d(64, 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(x if isinstance(self.second, Versioned) else self.first(x))
+        return y
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *others: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"this needs a state of version 2, not of version {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("ranks", [None, 4])
+def test_modules_are_told_the_version_of_their_state(deep: bool, ranks: int | None, tmp_path: Path) -> None:
+    model: nn.Module = Versioned(deep).eval()
+    if ranks:
+        model = compress(model, plan_ranks(model, X, "svd", "fixed", ranks=ranks))
+    loaded = load_compressed(save_compressed(model, tmp_path / "model.safetensors"), Versioned(deep))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), model(X))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.nn.DataParallel, AveragedModel])
+def test_the_network_that_is_handed_over_stays_as_it_was(
+    wrap: Callable[[nn.Module], nn.Module], dense: nn.Module, tmp_path: Path
+) -> None:
+    small = compress(dense, plan_ranks(dense, X, "svd", "fixed", ranks=8))
+    own = wrap(build_model("resnet18", 10).train())
+    before = copy.deepcopy(own)
+    for saved in (small, dense):
+        loaded = load_compressed(save_compressed(saved, tmp_path / "model.safetensors"), own)
+        assert same_weights(loaded, saved)
+        assert same_weights(own, before)
+        assert all(module.training for module in own.modules())
+        assert not {id(p) for p in loaded.parameters()} & {id(p) for p in own.parameters()}
+
+
+def test_files_of_earlier_versions_of_the_suite_load(dense: nn.Module, tmp_path: Path) -> None:
+    """They have factors in a Sequential, by the same names, a plan without what it does not touch, and no state."""
+    small = compress(dense, plan_ranks(dense, X, "htd", "fixed", ranks=0.2)).eval()
+    path = save_compressed(small, tmp_path / "small.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        held = file.metadata()
+    plan = json.loads(held["plan"])
+    del plan["untouched"], held["state"]
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | {"plan": json.dumps(plan)})
+    assert "layer1.0.conv1.3.weight" in safetensors.torch.load_file(path)
+    with torch.no_grad():
+        assert torch.equal(load_compressed(path)(X), small(X))

@@ -168,6 +168,8 @@ class ProductWeight(Tensor):
             name = f"{getattr(func, '__self__').__name__}.{name}"  # noqa: B009 - the descriptor of an attribute
         if name in _DESCRIBES:
             return super().__torch_function__(func, types, args, kwargs or {})
+        if name == "data.__get__":
+            return args[0]  # what is written into it would be lost
         changes = name.endswith(".__set__") or name == "__setitem__" or (name.endswith("_") and name[-2] != "_")
         if changes and args and isinstance(args[0], ProductWeight):
             raise RuntimeError(

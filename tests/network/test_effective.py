@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.calibration import calibrate
+from common.checkpoints import load_compressed, save_compressed
+from common.compression import compress
+from common.network.effective import FixedPadding, SamePadding
+from common.network.layers import effective_layers
+from common.planning import plan_ranks
+from common.planning.layers import plan_cost, trace_layers
+from common.profiling import profile
+
+
+class Same(nn.Conv2d):
+    """TensorFlow's "same": ceil(size / stride) outputs, odd pixels at the end."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        amounts: list[int] = []
+        for axis in (1, 0):
+            size, stride = input.shape[axis - 2], self.stride[axis]
+            reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+            total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
+            amounts += [total // 2, total - total // 2]
+        padded = functional.pad(input, amounts)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Held(nn.Conv2d):
+    """Pads by a module of its own."""
+
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        super().__init__(*settings, **named)
+        self.pad = nn.ZeroPad2d((0, 1, 2, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self.pad(input), self.weight, self.bias)
+
+
+class Standardized(nn.Conv2d):
+    """Its filters have no mean, unit variance and a gain."""
+
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        super().__init__(*settings, **named)
+        self.gain = nn.Parameter(torch.rand(self.out_channels) + 0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, self.gain, training=True).reshape_as(self.weight)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class Unbiased(nn.ConvTranspose2d):
+    """Its filters have no mean."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        weight = self.weight - self.weight.mean((2, 3), keepdim=True)
+        settings = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return functional.conv_transpose2d(input, weight, self.bias, *settings)
+
+
+class Cast(nn.Linear):
+    """A forward of its own that changes nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype), self.bias)
+
+
+SERVED = [
+    (Same(8, 16, 3, 2), SamePadding, 0),
+    (Same(8, 16, (3, 5), (2, 3), dilation=(2, 1), bias=False), SamePadding, 0),
+    (Same(8, 16, 7, 4, groups=2), SamePadding, 0),
+    (Held(8, 16, 3, 2), FixedPadding, 0),
+    (Standardized(8, 16, 3, padding=1), type(None), 16),
+    (Standardized(8, 16, 3, 2, padding=1, groups=2, bias=False), type(None), 16),
+    (Unbiased(8, 16, 3, 2, padding=1, output_padding=1), type(None), 0),
+    (Cast(12, 20), type(None), 0),
+]
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "htd"])
+@pytest.mark.parametrize(("layer", "front", "unused"), SERVED)
+def test_layers_that_pad_or_standardize_first_are_served(
+    layer: nn.Module, front: type, unused: int, method: str, tmp_path: Any
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), layer).eval(), torch.randn(2, 3, 19, 14)
+    served, reasons = effective_layers(model)
+    assert not reasons
+    assert [type(each.front) for each in served.values()] == [type(None), front]
+    shapes = trace_layers(model, x)
+    assert sum(shape.unused for shape in shapes.values()) == unused
+    dense = profile(model, x)
+    assert sum(shape.dense_cost[0] for shape in shapes.values()) == dense.params
+    exact = compress(model, plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False))
+    with torch.no_grad():
+        torch.testing.assert_close(exact(x), model(x), rtol=1e-4, atol=1e-4)
+        larger = torch.randn(1, 3, 24, 14)  # a border depends on the size
+        torch.testing.assert_close(exact(larger), model(larger), rtol=1e-4, atol=1e-4)
+    moments = calibrate(model, [torch.randn(8, 3, 19, 14)])
+    plan = plan_ranks(model, x, method, "fixed", ranks=2, only_if_smaller=False, moments=moments)
+    small = compress(model, plan, moments=moments)
+    cost = profile(small, x)
+    assert plan_cost(shapes, (dense.params, dense.macs), plan) == (cost.params, cost.macs)
+    loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), small(x))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).mul_(2)
+
+
+class Noisy(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input + torch.randn_like(input) if self.training else input)
+
+
+class Mirrored(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.conv2d(functional.pad(input, (1, 1, 0, 0), mode="reflect"), weight, bias)
+
+
+class Centred(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input - input.mean())
+
+
+class Attentive(nn.Conv2d):
+    """Its weight depends on the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * input.std(), self.bias)
+
+
+class Twice(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(super().forward(input))
+
+
+class Merging(nn.Linear):
+    """Computes something else in training mode."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + (input if self.training else 0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [kind(8, 8, 3) for kind in (Doubled, Noisy, Mirrored, Centred, Attentive)] + [Twice(8, 8), Merging(8, 8)],
+)
+def test_layers_that_compute_something_else_stay_dense(layer: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state = torch.random.get_rng_state()
+    served, reasons = effective_layers(nn.Sequential(layer))
+    assert not served
+    assert reasons == {"0": f"a {type(layer).__name__} computes something of its own"}
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+
+
+class Wide(nn.Conv2d):
+    """Does something else with images that the probing inputs are not like."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        return output if input.shape[-1] < 16 else output + 1
+
+
+def test_the_example_input_has_the_last_word() -> None:
+    model, x = nn.Sequential(Wide(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(1, 3, 16, 16)
+    plan = plan_ranks(model, x, "svd", "fixed", ranks=2)
+    assert plan.skipped == {"0": "a Wide computes something of its own"}
+    assert set(plan_ranks(model, x[..., :12], "svd", "fixed", ranks=2).factored) == {"0", "1"}

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from common.checkpoints import load_compressed, save_compressed
+from common.compression import compress
+from common.network.state import decoded, encoded_state
+from common.planning import plan_ranks
+from common.profiling import profile
+
+X = torch.randn(2, 3, 8, 8)
+
+
+class Extra(nn.Module):
+    """Keeps state that is no tensor."""
+
+    def __init__(self, held: Any = None) -> None:
+        super().__init__()
+        self.conv, self.again, self.held = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), held
+
+    def get_extra_state(self) -> Any:
+        return self.held
+
+    def set_extra_state(self, state: Any) -> None:
+        self.held = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.again(self.conv(x))
+        return y
+
+
+HELD: list[Callable[[], Any]] = [
+    lambda: {"passes": 3, "names": ["a", None, 0.5], 7: (1, True)},
+    lambda: {"scale": torch.arange(4.0), "inner": {"kind": torch.float16, "raw": b"\x00\xff"}},
+    lambda: [torch.zeros(2, dtype=torch.int8), torch.quantize_per_tensor(torch.randn(3, 3), 0.1, 2, torch.qint8)],
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about the age of its own quantization
+@pytest.mark.parametrize("make", HELD)
+@pytest.mark.parametrize("small", [True, False])
+def test_extra_state_comes_back(make: Callable[[], Any], small: bool, tmp_path: Path) -> None:
+    held = make()
+    model: nn.Module = Extra(held).eval()
+    assert profile(model, X).params == sum(parameter.numel() for parameter in model.parameters())
+    if small:
+        model = compress(model, plan_ranks(model, X, "svd", "fixed", ranks=2))
+    loaded: Any = load_compressed(save_compressed(model, tmp_path / "model.safetensors"), Extra())
+    assert torch.equal(loaded(X), model(X))
+    assert str(loaded.held) == str(held)
+
+
+def test_byte_streams_come_back() -> None:
+    model = Extra(io.BytesIO(b"content"))
+    values, tensors = encoded_state(model)
+    assert decoded(json.loads(json.dumps(values["_extra_state"])), tensors).getvalue() == b"content"
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize("qscheme", ["default", "channel"])
+def test_quantized_layers_come_back(qscheme: str, tmp_path: Path) -> None:
+    def quantized(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10)).eval()
+        kind = torch.ao.quantization.default_dynamic_qconfig
+        if qscheme == "channel":
+            kind = torch.ao.quantization.per_channel_dynamic_qconfig
+        found: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear: kind})
+        return found
+
+    model = quantized(0)
+    path = save_compressed(model, tmp_path / "quantized.safetensors")
+    loaded = load_compressed(path, quantized(1))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), model(X))
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize("held", [Opaque(), {"deep": [Opaque()]}, {1, 2}])
+def test_what_only_a_pickle_could_hold_is_refused_by_name(held: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Identity(), Extra(held))
+    with pytest.raises(ValueError, match=r"^module '1' \(Extra\) has state that is no tensor \(a (Opaque|set)\)"):
+        save_compressed(model, tmp_path / "new" / "model.safetensors")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"_extra_state": {"kind": "module", "value": "os"}}',
+        '{"_extra_state": {"kind": "tensor", "value": "none"}}',
+        '{"_extra_state": {"kind": "dtype", "value": "torch.load"}}',
+        '{"_extra_state": {"kind": "bytes", "value": 3}}',
+        '{"_extra_state": [1]}',
+        '{"_extra_state": {"kind": "quantized", "value": "conv.weight", "scale": "a", "zero_point": 0}}',
+        "[]",
+    ],
+)
+def test_state_that_others_wrote_is_refused_in_a_sentence(state: str, tmp_path: Path) -> None:
+    path = save_compressed(Extra(), tmp_path / "model.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        held = file.metadata()
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | {"state": state})
+    with pytest.raises(ValueError, match=r"^weights='.*model\.safetensors' does not say what network it holds"):
+        load_compressed(path, Extra())

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from common.compression import compress
+from common.planning import Budget, RankPlan, plan_ranks
+from common.profiling import profile
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Mixture(nn.Module):
+    """Layers of many kinds, a weight that is read without a call, and a head that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.frames = nn.Conv2d(3, 64, 4, 4), nn.Conv1d(64, 64, 3, padding=1)
+        self.memory = nn.LSTM(64, 64, batch_first=True)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.project, self.norm = nn.Linear(64, 64), nn.LayerNorm(64)
+        self.scale = nn.Parameter(torch.ones(64))
+        self.scripted = torch.jit.script(nn.Linear(64, 64))
+        self.helper = nn.Sequential(nn.Linear(64, 520), nn.Linear(520, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.frames(self.stem(x).flatten(2)).transpose(1, 2)
+        tokens = self.attention(*[self.memory(tokens)[0]] * 3, need_weights=False)[0]
+        tokens = self.scripted(self.norm(tokens)) * self.scale
+        if self.training:
+            tokens = self.helper(tokens)
+        return nn.functional.linear(tokens, self.project.weight, self.project.bias)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+def test_every_parameter_is_named() -> None:
+    model = Mixture().eval()
+    plan = plan_ranks(model, X, "svd", "fixed", ranks=4)
+    cost = profile(model, X)
+    kinds = {group.kind: group for group in plan.untouched}
+    assert set(kinds) == {
+        *("Conv1d", "LSTM", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Linear", "LayerNorm"),
+        *("Mixture", "scripted Linear", "Sequential"),
+    }
+    stem = cost.layers["stem"].params / cost.params
+    assert stem + sum(group.params for group in plan.untouched) == pytest.approx(1, abs=1e-9)
+    assert cost.layers["stem"].macs / cost.macs + sum(group.macs for group in plan.untouched) == pytest.approx(1)
+    assert kinds["LSTM"].macs == pytest.approx(cost.layers["memory"].macs / cost.macs)
+    assert kinds["Linear"].names == ("project",)
+    assert kinds["Linear"].reason == "its weight is used without calling it"
+    assert kinds["Sequential"].names == ("helper",)
+    assert kinds["Sequential"].reason.startswith("a pass in evaluation mode never runs it")
+    for word in ("stem: svd at 4", "LSTM x 1 (memory)", "MultiheadAttention x 1 (attention)", "project", "helper"):
+        assert word in str(plan)
+    assert RankPlan.from_json(plan.to_json()) == plan
+
+
+class Auxiliary(nn.Module):
+    """As GoogLeNet: a head that only training runs."""
+
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.ReLU(), nn.Conv2d(64, 256, 3, 2), nn.ReLU())
+        self.head = nn.Linear(256, 10)
+        helper = nn.Sequential(nn.Linear(256, 520), nn.Linear(520, 10))
+        self.helper = nn.ModuleDict({"one": helper, "two": nn.Conv2d(8, 200, 5)}) if deep else helper
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x).mean((2, 3))
+        y: Tensor = self.head(features) + (self.helper(features) if self.training else 0)
+        return y
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("method", ["svd", "tucker2", "mixed"])
+def test_budgets_are_of_what_a_pass_runs(deep: bool, share: float, method: str) -> None:
+    torch.manual_seed(0)
+    model = Auxiliary(deep).eval()
+    small = compress(model, plan_ranks(model, X, method, "budget", budget=Budget(params=share)))
+    dense, kept = profile(model, X), profile(small, X)
+    assert dense.params_in_use < 0.7 * dense.params
+    assert 0.9 * share * dense.params_in_use <= kept.params_in_use <= share * dense.params_in_use
+    assert kept.params - kept.params_in_use == dense.params - dense.params_in_use
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 64, 3), weight_norm(nn.Conv2d(64, 64, 3)))
+
+
+def recurrent() -> nn.Module:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.memory = nn.Conv2d(3, 64, 4, 4), nn.LSTM(64, 64, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.memory(self.stem(x).flatten(2).transpose(1, 2))[0]
+            return y
+
+    return Recurrent()
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 30, 1), nn.Conv2d(30, 30, 11, groups=30))
+
+
+@pytest.mark.parametrize("budget", [Budget(params=0.1), Budget(params=0.5, macs=0.05)])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (normed, r"1 \(9\d\.\d% of the parameters\): its weight is computed from other parameters"),
+        (recurrent, r"LSTM x 1 \(memory\), 9\d\.\d% of the parameters and 9\d\.\d% of the MACs, stays as it is"),
+        (depthwise, r"1 \(9\d\.\d% of the parameters\): a depthwise convolution has no channels to factor"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_names_what_stands_in_its_way(
+    make: Callable[[], nn.Module], sentence: str, budget: Budget
+) -> None:
+    with pytest.raises(ValueError, match=rf"cannot be met: the least that can .*; {sentence}"):
+        plan_ranks(make().eval(), X, "svd", "budget", budget=budget)
+
+
+class Frames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x.flatten(2)).mean(2)
+        return y
+
+
+def scripted() -> nn.Module:
+    found: nn.Module = torch.jit.script(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (Frames, r"nothing can be factored: a pass calls no Conv2d, .*; Conv1d x 1 \(conv\), 100\.0% of the param"),
+        (scripted, "nothing can be factored: .*; the network is a RecursiveScriptModule: compress before scripting"),
+        (nn.Flatten, "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear$"),
+    ],
+)
+def test_a_network_with_nothing_to_factor_is_told_so_at_once(make: Callable[[], nn.Module], sentence: str) -> None:
+    model = make().eval()
+    with pytest.warns(UserWarning, match=sentence):
+        plan = plan_ranks(model, X, "svd", "energy")
+    assert not plan.layers
+    with pytest.raises(ValueError, match=rf"cannot be met: {sentence}"):
+        plan_ranks(model, X, "svd", "budget", budget=Budget(params=0.5))
