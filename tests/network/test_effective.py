@@ -61,7 +61,7 @@ class Unbiased(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         weight = self.weight - self.weight.mean((2, 3), keepdim=True)
-        settings = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        settings: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return functional.conv_transpose2d(input, weight, self.bias, *settings)
 
 

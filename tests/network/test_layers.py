@@ -44,7 +44,7 @@ def chain(**named: Any) -> nn.Sequential:
 
 def changed_forward(model: nn.Sequential) -> None:
     plain = model[0].forward
-    model[0].forward = lambda inputs: plain(inputs) * 0.1  # type: ignore[method-assign]
+    model[0].forward = lambda inputs: plain(inputs) * 0.1
 
 
 def changed_convolution(model: nn.Sequential) -> None:
@@ -69,7 +69,7 @@ def computed_bias(model: nn.Sequential) -> None:
 
 def cut(model: nn.Sequential) -> None:
     for layer, weight in ((model[0], lambda w: w[:12]), (model[2], lambda w: w[:, :12])):
-        layer.weight = nn.Parameter(weight(layer.get_parameter("weight")).clone())  # type: ignore[no-untyped-call]
+        layer.weight = nn.Parameter(weight(layer.get_parameter("weight")).clone())
     model[0].bias = nn.Parameter(model[0].get_parameter("bias")[:12].clone())
 
 
@@ -183,9 +183,7 @@ class Holding(nn.Module):
 def test_layers_that_other_objects_hold_stay_dense(kind: str, tmp_path: Path) -> None:
     model = Holding(HOLDERS[kind]).eval()
     plan = plan_ranks(model, X, "svd", "fixed", ranks=2)
-    assert plan.skipped == dict.fromkeys(
-        ("first", "second"), f"{kind} holds it too, where nothing can take its place"
-    )
+    assert plan.skipped == dict.fromkeys(("first", "second"), f"{kind} holds it too, where nothing can take its place")
     small = compress(model, plan)
     loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), Holding(HOLDERS[kind]))
     with torch.no_grad():
@@ -237,7 +235,8 @@ class Reader(nn.Module):
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.layers[0].weight.device, self.layers[0].weight.dtype)
+        weight = self.layers[0].get_parameter("weight")
+        x = x.to(weight.device, weight.dtype)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 assert (layer.in_channels, layer.stride, layer.padding) == (8, (2, 2), (1, 1))

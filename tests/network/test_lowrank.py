@@ -107,11 +107,13 @@ def test_copies_and_pickles(again: Any) -> None:
     model, x = nn.Sequential(Named(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(2, 3, 9, 9)
     small = compress(model, plan_ranks(model, x, "htd", "fixed", ranks=0.3))
     found: Any = again(small)
-    assert isinstance(found[0], Named)
-    assert found[0].describe() == "3 to 16"
-    assert found[0].planned == small.get_submodule("0").planned
+    first: Any = found[0]
+    assert isinstance(first, Named)
+    assert first.describe() == "3 to 16"
+    assert first.planned == small.get_submodule("0").planned
     assert torch.equal(found(x), small(x))
-    found[0].factors[0].weight.data.zero_()
+    factors: Any = found[0].factors
+    factors[0].weight.data.zero_()
     assert not torch.equal(found(x), small(x))
 
 
