@@ -31,8 +31,9 @@ from common.checkpoints import load_compressed
 from common.compression import compress
 from common.decomposition import Tucker2
 from common.models import build_model
+from common.network.layers import factorable_layers
 from common.planning import plan_ranks
-from common.planning.layers import Decompositions, factorable_layers
+from common.planning.layers import Decompositions
 
 Timed = tuple[float, float]  # seconds, relative error
 PEERS = {"TensorLy on NumPy (its default)": 2, "TensorLy on PyTorch": 4, "TensorLy-Torch": 6}

@@ -42,15 +42,11 @@ from common.latency import measure_latencies
 from common.latency_cache import latency_table, whole_network, with_random_factors
 from common.metrics import evaluate
 from common.models import build_model
+from common.network.layers import factorable_layers
+from common.network.weights import convolution_weight, set_convolution_weight
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.latency_table import LatencyTable, reference_plans
-from common.planning.layers import (
-    Decompositions,
-    convolution_weight,
-    factorable_layers,
-    set_convolution_weight,
-    trace_layers,
-)
+from common.planning.layers import Decompositions, trace_layers
 from common.planning.operations import RUNTIMES
 from common.planning.options import Harms, harm_of_errors
 from common.profiling import profile

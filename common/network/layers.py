@@ -65,11 +65,6 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
     return served, reasons
 
 
-def irreplaceable_layers(model: nn.Module) -> dict[str, str]:
-    """Layer -> why nothing can stand in for it."""
-    return effective_layers(model)[1]
-
-
 def _own_reason(layer: FactorableLayer) -> str:
     """Why the layer, looked at by itself, has to stay dense; empty where nothing speaks for that."""
     own = dict(layer.named_parameters(recurse=False))

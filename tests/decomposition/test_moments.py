@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from common.calibration import calibrate
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, SVD, LayerMoments
+from common.network.weights import convolution_weight
 from common.planning import RankPlan, plan_ranks
-from common.planning.layers import Decompositions, convolution_weight, layer_method, trace_layers
+from common.planning.layers import Decompositions, layer_method, trace_layers
 from common.training import TrainingSettings, train
 from tests.networks import tiny_cnn, tiny_digits
 

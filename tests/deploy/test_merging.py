@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from common.compression import compress
 from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.models import build_model
+from common.network.layers import factorable_layers
 from common.planning import plan_ranks
-from common.planning.layers import factorable_layers
 from common.profiling import profile
 from tests.networks import lived_in, same_weights
 
