@@ -1,0 +1,284 @@
+"""One network through the whole way, each step checked against what can be measured without the suite."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo_networks import Network
+from common.checkpoints import load_compressed, save_compressed
+from common.compression import compress
+from common.deploy import export_onnx
+from common.modes import evaluating, hooked
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import plan_cost, trace_layers
+from common.profiling import profile
+
+COMMON = Path(__file__).resolve().parent.parent / "common"
+SHARE = 0.5
+TOLERANCE, TOLERANCE_IN_DOUBLE = 1e-3, 1e-6
+LEAST = re.compile(r"least that can be kept is params=(\d\.\d+)")
+Record = dict[str, Any]
+
+
+class WrongError(Exception):
+    """Something was measured that should be otherwise."""
+
+
+def expect(right: bool, otherwise: str) -> None:
+    """Raise a ``WrongError`` unless ``right``."""
+    if not right:
+        raise WrongError(otherwise)
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists, dicts and dataclasses, in their order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        value = vars(value)
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    return [leaf for part in parts for leaf in leaves(part)] if isinstance(parts, (list, tuple)) else []
+
+
+def outputs(network: nn.Module, x: Tensor, layers: tuple[str, ...] = ()) -> list[Tensor]:
+    """What the network returns in evaluation mode, and what its ``layers`` do at each call."""
+    found: list[Tensor] = []
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda m, i, o: found.append(o.detach().clone()))
+        for name in layers
+    ]
+    torch.manual_seed(0)
+    with hooked(handles), evaluating(network), torch.no_grad():
+        return [*(leaf.detach().clone() for leaf in leaves(network(x))), *found]
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """The largest difference, of each tensor's largest value; infinite where shapes differ or a value is no number."""
+    if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
+        return float("inf")
+    errors = [
+        float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-12))
+        for a, b in zip(one, other, strict=True)
+        if a.numel()
+    ]
+    return max((error if error == error else float("inf") for error in errors), default=0.0)
+
+
+def lived_in(network: nn.Module) -> nn.Module:
+    """The network with nothing left at a constant as it was initialised, so that every layer tells in the output."""
+    with torch.no_grad():
+        for tensor in network.parameters():
+            if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+                zero = not tensor.flatten()[0]
+                if tensor.numel() == 1:
+                    tensor.fill_(0.5 if zero else tensor.item())
+                else:
+                    tensor.normal_(0, 0.1) if zero else tensor.uniform_(0.5, 1.5)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_(0, 0.1)
+                module.get_buffer("running_var").uniform_(0.5, 1.5)
+    return network
+
+
+def some_frozen(network: nn.Module) -> dict[str, bool]:
+    """Training mode, with the first normalisation in evaluation mode as in fine-tuning; the mode of each module."""
+    network.train()
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms[:1]:
+        norm.eval()
+    return {name: module.training for name, module in network.named_modules()}
+
+
+def running(network: nn.Module, x: Tensor) -> int:
+    """Parameters that the outputs in evaluation mode depend on."""
+    network = copy.deepcopy(network).eval()
+    sum(leaf.float().sum() for leaf in leaves(network(x)) if leaf.requires_grad).backward()  # type: ignore[union-attr]
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.grad is not None)
+
+
+def trained(network: nn.Module, x: Tensor) -> dict[str, bool]:
+    """Parameter -> whether its gradient is finite, for those that have one, of a pass in training mode."""
+    network = copy.deepcopy(network).train()
+    torch.manual_seed(0)
+    loss = sum(leaf.float().square().mean() for leaf in leaves(network(x)) if leaf.requires_grad)
+    loss.backward()  # type: ignore[union-attr]
+    return {n: bool(p.grad.isfinite().all()) for n, p in network.named_parameters() if p.grad is not None}
+
+
+class Examination:
+    """One network, step by step; a step that fails does not end the others.
+
+    Args:
+        network: that is examined.
+    """
+
+    def __init__(self, network: Network) -> None:
+        torch.manual_seed(0)
+        self.network, self.x = network, network.example()
+        self.steps: dict[str, str] = {}
+        self.dense = lived_in(network.build())
+        self.modes = some_frozen(self.dense)
+        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        try:
+            self.outputs: list[Tensor] | None = outputs(self.dense, self.x)
+        except Exception:
+            self.outputs = None  # the network takes something else, which the suite has to say in a sentence
+        self.record: Record = {"params": sum(p.numel() for p in self.dense.parameters())}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.dense.named_parameters()), **dict(self.dense.named_buffers())}
+
+    def step(self, name: str, action: Callable[[], Any]) -> Any:
+        """What ``action`` returns, None when it fails; and the verdict under ``name``."""
+        try:
+            result = action()
+            self.steps.setdefault(name, "right")
+            return result
+        except Exception as error:
+            self.steps[name] = verdict(error, name == "export")
+            return None
+
+    def full_rank(self) -> None:
+        """At full rank the outputs, those of every layer too, are the dense network's."""
+        error = self._full_rank_error(self.dense, self.x)
+        if error > TOLERANCE and self.x.is_floating_point():
+            single, error = error, self._full_rank_error(copy.deepcopy(self.dense).double(), self.x.double())
+            self.record["in single"] = single
+            expect(error <= TOLERANCE_IN_DOUBLE, f"differs at full rank by {single:.1e}, in double by {error:.1e}")
+        expect(error <= TOLERANCE, f"differs at full rank by {error:.1e}")
+        self.record["error"] = error
+
+    def _full_rank_error(self, dense: nn.Module, x: Tensor) -> float:
+        plan = plan_ranks(dense, x, "svd", "fixed", ranks="full", only_if_smaller=False)
+        small = compress(dense, plan)
+        touched = sum(p.numel() for name in plan.factored for p in dense.get_submodule(name).parameters())
+        self.record["share"] = touched / self.record["params"]
+        layers = tuple(plan.factored)
+        expected = outputs(dense, x, layers)
+        expect(difference(expected, expected) == 0, "the dense network's outputs are not finite")
+        return difference(expected, outputs(small, x, layers))
+
+    def half(self, method: str) -> tuple[RankPlan, nn.Module]:
+        """A plan at half of the parameters, or at the least that can be kept, keeps to it and costs what it says."""
+        dense, x, share = self.dense, self.x, SHARE
+        try:
+            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share))
+        except ValueError as error:
+            least = LEAST.search(str(error))
+            expect(least is not None or "cannot be met" not in str(error), f"names no least share: {error}")
+            if least is None:
+                raise
+            share = float(least[1])
+            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share))
+        small = compress(dense, plan)
+        kept = running(small, x) / running(dense, x)
+        self.record[f"kept {method}"] = kept
+        expect(kept <= share + 1e-9, f"keeps {kept:.4f} of the parameters that run, the budget is {share}")
+        before, after = profile(dense, x), profile(small, x)
+        counted = plan_cost(trace_layers(dense, x), (before.params, before.macs), plan)
+        close = abs(counted[1] - after.macs) <= 1e-6 * after.macs
+        expect(counted[0] == after.params and close, f"the plan counts {counted}, the profile {after}")
+        modes = {name: module.training for name, module in small.named_modules()}
+        wrong = [name for name, mode in self.modes.items() if modes.get(name) != mode]
+        expect(not wrong, f"other training modes in the compressed network: {wrong[:3]}")
+        return plan, small
+
+    def gradients(self, plan: RankPlan, small: nn.Module) -> None:
+        """Every factor has a finite gradient where the dense layer's weight has one."""
+        try:
+            dense = trained(self.dense, self.x)
+        except Exception as error:
+            self.steps["backward"] = f"not run: the dense network has none ({type(error).__name__})"
+            return
+        found = trained(small, self.x)
+        parts = [
+            f"{name}.{part}"
+            for name in plan.factored
+            if dense.get(f"{name}.weight")
+            for part, _ in small.get_submodule(name).named_parameters()
+        ]
+        wrong = [name for name in parts if not found.get(name)]
+        expect(not wrong, f"no finite gradient for {wrong[:3]}")
+
+    def reload(self, small: nn.Module, folder: Path) -> None:
+        """The loaded network's outputs are exactly the saved one's."""
+        file = save_compressed(small, folder / "small.safetensors")
+        torch.manual_seed(1)
+        loaded = load_compressed(file, model=self.network.build())
+        error = difference(outputs(small, self.x), outputs(loaded, self.x))
+        expect(error == 0, f"the loaded network's outputs differ by {error:.1e}")
+
+    def export(self, small: nn.Module, folder: Path) -> None:
+        """The file is written, which it is only with equal outputs; for one batch size where not for all."""
+        try:
+            export_onnx(small, folder / "small.onnx", self.x)
+        except Exception as error:
+            if not verdict(error, True).startswith("refused"):
+                raise
+            export_onnx(small, folder / "small.onnx", self.x, dynamic_batch=False)
+            self.steps["export"] = "right, one batch size"
+
+    def unchanged(self) -> None:
+        """The dense network is as it was."""
+        tensors = self._tensors()
+        same = tensors.keys() == self.state.keys() and all(torch.equal(tensors[n], t) for n, t in self.state.items())
+        expect(same, "the dense network's parameters or buffers have changed")
+        modes = {name: module.training for name, module in self.dense.named_modules()}
+        expect(modes == self.modes, "the dense network's training modes have changed")
+        assert self.outputs is not None
+        expect(difference(self.outputs, outputs(self.dense, self.x)) == 0, "the dense network's outputs have changed")
+
+
+def examine(network: Network) -> Record:
+    """All steps for one network; ``outcome`` says what comes of them."""
+    started = time.perf_counter()
+    this = Examination(network)
+    this.step("full rank", this.full_rank)
+    if this.outputs is not None:
+        halves = [this.step(method, partial(this.half, method)) for method in ("svd", "mixed")]
+        if half := halves[1] or halves[0]:
+            with tempfile.TemporaryDirectory() as folder:
+                this.step("backward", lambda: this.gradients(*half))
+                this.step("load", lambda: this.reload(half[1], Path(folder)))
+                if network.export:
+                    this.step("export", lambda: this.export(half[1], Path(folder)))
+        this.step("unchanged", this.unchanged)
+    outcome = outcome_of(this.steps, this.record.get("share", 0.0))
+    return {**this.record, "outcome": outcome, "seconds": time.perf_counter() - started, "steps": this.steps}
+
+
+def outcome_of(steps: Mapping[str, str], share: float) -> str:
+    """WRONG when a step is; clearly refused when nothing was compressed; right, or untouched at a share of 0."""
+    if any(each.startswith("WRONG") for each in steps.values()):
+        return "WRONG"
+    if not any(steps.get(name) == "right" for name in ("full rank", "svd", "mixed")):
+        return "clearly refused"
+    return "right" if share else "untouched"
+
+
+def verdict(error: Exception, of_export: bool) -> str:
+    """``refused`` with the sentence when the suite says it itself, WRONG with the error's last line when not."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised, ours = frames[-1], [frame for frame in frames if Path(frame.filename).is_relative_to(COMMON)]
+    cause = error.__cause__ or error.__context__  # whose text alone would be no sentence of the suite
+    own = isinstance(error, (ValueError, RuntimeError) if of_export else ValueError)
+    if own and Path(raised.filename).is_relative_to(COMMON) and (cause is None or str(cause) != str(error)):
+        return f"refused: {error}"
+    if isinstance(error, WrongError):
+        return f"WRONG: {error}"
+    line = traceback.format_exception_only(error)[-1].strip()
+    places = " from ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (raised, *ours[-1:]))
+    return f"WRONG: {line[:400]} ({places})"
