@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="*", help="pattern of the names, e.g. 'timm/*'")
     parser.add_argument("--file", type=Path, default=ROOT / "results" / "zoo.jsonl", help="a line a network")
     parser.add_argument("--again", action="store_true", help="examine those too that the file holds")
-    parser.add_argument("--seconds", type=float, default=600, help="for one network; default: 600")
+    parser.add_argument("--seconds", type=float, default=1200, help="for one network; default: 1200")
     parser.add_argument("--gib", type=float, default=12, help="of memory for one network; default: 12")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the process of a single network
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from common.compression import compress
 from common.deploy import export_onnx
 from common.modes import evaluating, hooked
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import plan_cost, trace_layers
+from common.planning.layers import Decompositions, plan_cost, trace_layers
 from common.profiling import profile
 
 COMMON = Path(__file__).resolve().parent.parent / "common"
@@ -130,6 +130,7 @@ class Examination:
         self.network, self.x = network, network.example()
         self.steps: dict[str, str] = {}
         self.dense = lived_in(network.build())
+        self.decompositions = Decompositions(self.dense)
         self.modes = some_frozen(self.dense)
         self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         try:
@@ -153,7 +154,7 @@ class Examination:
 
     def full_rank(self) -> None:
         """At full rank the outputs, those of every layer too, are the dense network's."""
-        error = self._full_rank_error(self.dense, self.x)
+        error = self._full_rank_error(self.dense, self.x, self.decompositions)
         if error > TOLERANCE and self.x.is_floating_point():
             single, error = error, self._full_rank_error(copy.deepcopy(self.dense).double(), self.x.double())
             self.record["in single"] = single
@@ -161,9 +162,9 @@ class Examination:
         expect(error <= TOLERANCE, f"differs at full rank by {error:.1e}")
         self.record["error"] = error
 
-    def _full_rank_error(self, dense: nn.Module, x: Tensor) -> float:
-        plan = plan_ranks(dense, x, "svd", "fixed", ranks="full", only_if_smaller=False)
-        small = compress(dense, plan)
+    def _full_rank_error(self, dense: nn.Module, x: Tensor, made: Decompositions | None = None) -> float:
+        plan = plan_ranks(dense, x, "svd", "fixed", ranks="full", only_if_smaller=False, decompositions=made)
+        small = compress(dense, plan, decompositions=made)
         touched = sum(p.numel() for name in plan.factored for p in dense.get_submodule(name).parameters())
         self.record["share"] = touched / self.record["params"]
         layers = tuple(plan.factored)
@@ -173,17 +174,17 @@ class Examination:
 
     def half(self, method: str) -> tuple[RankPlan, nn.Module]:
         """A plan at half of the parameters, or at the least that can be kept, keeps to it and costs what it says."""
-        dense, x, share = self.dense, self.x, SHARE
+        dense, x, made, share = self.dense, self.x, self.decompositions, SHARE
         try:
-            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share))
+            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share), decompositions=made)
         except ValueError as error:
             least = LEAST.search(str(error))
             expect(least is not None or "cannot be met" not in str(error), f"names no least share: {error}")
             if least is None:
                 raise
             share = float(least[1])
-            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share))
-        small = compress(dense, plan)
+            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share), decompositions=made)
+        small = compress(dense, plan, decompositions=made)
         kept = running(small, x) / running(dense, x)
         self.record[f"kept {method}"] = kept
         expect(kept <= share + 1e-9, f"keeps {kept:.4f} of the parameters that run, the budget is {share}")
@@ -225,11 +226,12 @@ class Examination:
         """The file is written, which it is only with equal outputs; for one batch size where not for all."""
         try:
             export_onnx(small, folder / "small.onnx", self.x)
+            return
         except Exception as error:
             if not verdict(error, True).startswith("refused"):
                 raise
-            export_onnx(small, folder / "small.onnx", self.x, dynamic_batch=False)
-            self.steps["export"] = "right, one batch size"
+        export_onnx(small, folder / "small.onnx", self.x, dynamic_batch=False)
+        self.steps["export"] = "right, one batch size"
 
     def unchanged(self) -> None:
         """The dense network is as it was."""
@@ -243,8 +245,8 @@ class Examination:
 
 
 def examine(network: Network) -> Record:
-    """All steps for one network; ``outcome`` says what comes of them."""
-    started = time.perf_counter()
+    """All steps for one network; ``outcome`` says what comes of them, ``seconds`` are those of the processor."""
+    started = time.process_time()
     this = Examination(network)
     this.step("full rank", this.full_rank)
     if this.outputs is not None:
@@ -257,7 +259,7 @@ def examine(network: Network) -> Record:
                     this.step("export", lambda: this.export(half[1], Path(folder)))
         this.step("unchanged", this.unchanged)
     outcome = outcome_of(this.steps, this.record.get("share", 0.0))
-    return {**this.record, "outcome": outcome, "seconds": time.perf_counter() - started, "steps": this.steps}
+    return {**this.record, "outcome": outcome, "seconds": time.process_time() - started, "steps": this.steps}
 
 
 def outcome_of(steps: Mapping[str, str], share: float) -> str:

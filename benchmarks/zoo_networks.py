@@ -225,7 +225,7 @@ def _transformers() -> dict[str, Network]:
         "ResNet": ("ResNetForImageClassification", "ResNetConfig", {"embedding_size": 16, **stages}, "logits"),
         "ConvNext": ("ConvNextForImageClassification", "ConvNextConfig", stages, "logits"),
         "Segformer": ("SegformerForSemanticSegmentation", "SegformerConfig", {}, "logits"),
-        "BiT": ("BitForImageClassification", "BitConfig", {"embedding_size": 32, **stages}, "logits"),
+        "BiT": ("BitForImageClassification", "BitConfig", {"embedding_size": 16, "num_groups": 4, **stages}, "logits"),
         "EfficientNet": ("EfficientNetForImageClassification", "EfficientNetConfig", factors, "logits"),
         "Swin": ("SwinForImageClassification", "SwinConfig", windows, "logits"),
         "DETR": ("DetrForObjectDetection", "DetrConfig", detr | {"backbone_config": backbone}, "pred_boxes"),

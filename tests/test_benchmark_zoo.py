@@ -50,8 +50,8 @@ def _other_values(small: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("step", ["full rank", "load", "unchanged", "svd", "backward"])
 def test_each_fault_is_found_at_its_step(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    def faulty(dense: nn.Module, plan: Any) -> nn.Module:
-        small = compress(dense, plan)
+    def faulty(dense: nn.Module, plan: Any, **shared: Any) -> nn.Module:
+        small = compress(dense, plan, **shared)
         full = plan.rule == "fixed"
         if step == "full rank" and full:
             _other_values(small)
