@@ -277,7 +277,8 @@ def verdict(error: Exception, of_export: bool) -> str:
     raised, ours = frames[-1], [frame for frame in frames if Path(frame.filename).is_relative_to(COMMON)]
     cause = error.__cause__ or error.__context__  # whose text alone would be no sentence of the suite
     own = isinstance(error, (ValueError, RuntimeError) if of_export else ValueError)
-    if own and Path(raised.filename).is_relative_to(COMMON) and (cause is None or str(cause) != str(error)):
+    said_here = ours[-1:] == [raised] and (raised.line or "").startswith("raise")  # not an operation's own complaint
+    if own and said_here and (cause is None or str(cause) != str(error)):
         return f"refused: {error}"
     if isinstance(error, WrongError):
         return f"WRONG: {error}"

@@ -89,7 +89,7 @@ def square(size: int, channels: int = 3) -> tuple[int, ...]:
 
 
 TORCHVISION = {  # pixels; a star: exported too
-    "alexnet": "64*", "vgg11": "32", "vgg11_bn": "32", "resnet18": "64*", "resnet50": "64", "resnext50_32x4d": "64",
+    "alexnet": "64*", "vgg11": "32", "resnet18": "64*", "resnet50": "64", "resnext50_32x4d": "64",
     "wide_resnet50_2": "64", "squeezenet1_1": "64*", "densenet121": "64", "inception_v3": "299", "googlenet": "64*",
     "shufflenet_v2_x0_5": "64*", "mobilenet_v2": "64*", "mobilenet_v3_small": "64*", "mnasnet0_5": "64*",
     "efficientnet_b0": "64", "efficientnet_v2_s": "64", "regnet_y_400mf": "64*", "regnet_x_400mf": "64",

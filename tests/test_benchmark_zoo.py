@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,20 +74,38 @@ def test_each_fault_is_found_at_its_step(step: str, monkeypatch: pytest.MonkeyPa
     assert [name for name, text in record["steps"].items() if text.startswith("WRONG")] == [step]
 
 
-def test_only_a_sentence_of_the_suite_is_a_refusal() -> None:
-    def of(action: Callable[[], object]) -> str:
-        try:
-            return str(action())
-        except Exception as error:
-            return verdict(error, False)
+def verdict_of(action: Callable[[], object], of_export: bool = False) -> str:
+    try:
+        return str(action())
+    except Exception as error:
+        return verdict(error, of_export)
 
+
+def test_only_a_sentence_of_the_suite_is_a_refusal() -> None:
     def elsewhere() -> None:
         raise ValueError("not of the suite")
 
     model = tiny_cnn()
-    assert of(lambda: plan_ranks(model, TINY.example(), "nonsense")).startswith("refused: method='nonsense'")
-    assert of(elsewhere).startswith("WRONG: ValueError: not of the suite (test_benchmark_zoo.py:")
-    assert of(lambda: model(torch.zeros(2, 5, 16, 16))).startswith("WRONG: RuntimeError: ")
+    assert verdict_of(lambda: plan_ranks(model, TINY.example(), "nonsense")).startswith("refused: method='nonsense'")
+    assert verdict_of(elsewhere).startswith("WRONG: ValueError: not of the suite (test_benchmark_zoo.py:")
+    assert verdict_of(lambda: model(torch.zeros(2, 5, 16, 16))).startswith("WRONG: RuntimeError: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "of_export", "expected"),
+    [
+        ("raise ValueError('x must be so')", False, "refused: x must be so"),
+        ("raise RuntimeError('x must be so')", False, "WRONG: RuntimeError: x must be so (invented.py:1"),
+        ("raise RuntimeError('x must be so')", True, "refused: x must be so"),
+        ("int('x')", False, "WRONG: ValueError: invalid literal"),  # an operation's complaint in a line of the suite
+    ],
+)
+def test_the_sentence_has_to_be_raised_by_a_line_of_the_suite(
+    line: str, of_export: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(zoo_examination.COMMON / "invented.py")
+    monkeypatch.setitem(linecache.cache, file, (len(line), None, [line], file))
+    assert verdict_of(lambda: exec(compile(line, file, "exec")), of_export).startswith(expected)
 
 
 def test_the_outcome_is_that_of_the_worst_step() -> None:
