@@ -14,21 +14,22 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the ``with`` block; afterwards every module has the mode it had, frozen ones included.
 
     A module with a ``train`` method of its own (which merges an update into its weight, say) is put back by it. Where
-    such a method leaves modules in training mode, they are in evaluation mode inside all the same. None is called
-    where the whole network is in evaluation mode already.
+    such a method leaves modules in training mode, they are in evaluation mode inside all the same. A network that is
+    in evaluation mode is not touched.
     """
     modes = {module: module.training for module in _outer_first(networks)}
-    changed = any(modes.values())
+    switched = any(modes.values())
     try:
-        if changed:
+        if switched:
             for network in networks:
                 network.eval()
             _write(dict.fromkeys(modes, False))
         yield
     finally:
         try:
-            for module, mode in modes.items() if changed else ():
-                _call_own(module, mode)
+            for module, mode in modes.items():
+                if switched or module.training != mode:
+                    _call_own(module, mode)
         finally:
             _write(modes)
 

@@ -160,6 +160,17 @@ def test_a_network_in_evaluation_mode_is_not_touched() -> None:
     assert not any(modes(model))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_change_inside_are_put_back(training: bool) -> None:
+    layer, norm = Adapted(4, 3), nn.BatchNorm1d(3)
+    model = nn.Sequential(layer, norm).train(training)
+    with evaluating(model):
+        layer.train()
+        norm.train()
+    assert modes(model) == [training] * 3
+    assert layer.merged != training
+
+
 def test_several_networks_that_share_a_module() -> None:
     layer = Adapted(4, 4)
     inner = nn.Sequential(layer).train()

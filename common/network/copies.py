@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +20,7 @@ def independent_copy(model: Module) -> Module:
 
     Tensors with a history (outputs kept on a module, weights that a hook computes) come without it: in the copy they
     are constants, as they are for an evaluation. A ``torch.fx.GraphModule`` keeps its modes, hooks and attributes too.
+    A configuration that refuses to be written to, and so to be copied, is the same object in both.
 
     Args:
         model: left as it was.
@@ -25,16 +28,22 @@ def independent_copy(model: Module) -> Module:
     Raises:
         ValueError: a module holds something that cannot be copied, such as an open file or a lock.
     """
-    try:
-        made = _copied(model, {})
-    except Exception as error:  # whatever a value of any class raises when it is copied
-        culprit = _culprit(model)
-        if culprit is None:
-            raise
-        raise ValueError(
-            f"the network cannot be copied because of {culprit}: {error}. Set it to None first, or give its class a "
-            "__deepcopy__"
-        ) from error
+    shared: dict[int, Any] = {}
+    while True:
+        try:
+            made = _copied(model, dict(shared))
+            break
+        except Exception as error:  # whatever a value of any class raises when it is copied
+            culprit = _culprit(model, shared)
+            if culprit is None:
+                raise
+            where, value = culprit
+            if id(value) in shared or not _is_configuration(value):
+                raise ValueError(
+                    f"the network cannot be copied because of {where}: {error}. Set it to None first, or give its "
+                    "class a __deepcopy__"
+                ) from error
+            shared[id(value)] = value
     originals = dict(model.named_modules())
     for name, module in made.named_modules():
         if name in originals and module.training != originals[name].training:  # a __deepcopy__ that makes it anew
@@ -58,6 +67,9 @@ class _WithoutHistory(TorchFunctionMode):
 
 def _copied(value: Copied, memo: dict[int, Any]) -> Copied:
     graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
+    if not graphs:
+        with suppress(RuntimeError):  # of a tensor with a history; the faster way where there is none
+            return copy.deepcopy(value, dict(memo))
     with _WithoutHistory():
         for key, graph in graphs.items():
             memo[key] = type(graph).__new__(type(graph))
@@ -91,17 +103,25 @@ def _fill(made: fx.GraphModule, original: fx.GraphModule, memo: dict[int, Any]) 
         hook(made)
 
 
-def _culprit(model: nn.Module) -> str | None:
-    """What cannot be copied, in words; None where each module can by itself."""
+def _is_configuration(value: object) -> bool:
+    """Whether it is a mapping or a sequence of plain values, which two networks may share."""
+    plain = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+    if isinstance(value, Mapping):
+        return all(isinstance(key, plain) and _is_configuration(held) for key, held in value.items())
+    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(map(_is_configuration, value)))
+
+
+def _culprit(model: nn.Module, shared: Mapping[int, Any]) -> tuple[str, object] | None:
+    """What cannot be copied, in words and itself; None where each module can by itself."""
     modules = dict(model.named_modules())
     for name, module in reversed(modules.items()):  # the inner ones first
         which = f"the network ({type(module).__name__})" if module is model else f"module {name!r}"
-        if _can_be_copied(module, [other for other in modules.values() if other is not module]):
+        if _can_be_copied(module, [*shared.values(), *(other for other in modules.values() if other is not module)]):
             continue
         for attribute, value in _attributes(module):
-            if not _can_be_copied(value, modules.values()):
-                return f"attribute {attribute!r} of {which}, a {type(value).__name__}"
-        return which if module is model else f"{which}, a {type(module).__name__}"
+            if not _can_be_copied(value, [*shared.values(), *modules.values()]):
+                return f"attribute {attribute!r} of {which}, a {type(value).__name__}", value
+        return which if module is model else f"{which}, a {type(module).__name__}", module
     return None
 
 
@@ -113,10 +133,10 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _can_be_copied(value: Any, kept: Iterable[nn.Module]) -> bool:
-    """Whether ``value`` can be copied while the modules ``kept`` stay the ones that they are."""
+def _can_be_copied(value: Any, kept: Iterable[object]) -> bool:
+    """Whether ``value`` can be copied while the objects ``kept`` stay the ones that they are."""
     try:
-        _copied(value, {id(module): module for module in kept})
+        _copied(value, {id(each): each for each in kept})
     except Exception:  # as above
         return False
     return True

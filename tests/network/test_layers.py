@@ -206,6 +206,13 @@ class Frozen(dict[str, Any]):
         raise TypeError("this configuration cannot be changed")
 
 
+class Sealed(dict[str, Any]):
+    """Can be made, and neither be written to nor copied."""
+
+    def __setitem__(self, *given: Any) -> None:
+        raise TypeError("this configuration cannot be changed")
+
+
 class FrozenList(list[int]):
     def __setitem__(self, *given: Any) -> None:
         raise TypeError("this list cannot be changed")
@@ -218,7 +225,9 @@ def looped() -> dict[str, Any]:
     return held
 
 
-@pytest.mark.parametrize("make", [lambda: Frozen(width=64), lambda: FrozenList([1, 2]), looped])
+@pytest.mark.parametrize(
+    "make", [lambda: Frozen(width=64), lambda: Sealed(width=64), lambda: FrozenList([1, 2]), looped]
+)
 def test_containers_without_a_replaced_layer_are_never_written_to(make: Callable[[], Any]) -> None:
     model = Holding(lambda layers: make()).eval()
     small: Any = exact(model)
