@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from common.batches import inputs_of
 from common.decomposition import LayerMoments
 from common.inputs import to_network
 from common.modes import evaluating, hooked
@@ -38,7 +39,8 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         Layer -> its moments, for the layers that the inputs passed.
 
     Raises:
-        ValueError: there is no batch, ``positions`` is below 1, or a layer sees or puts out what is not finite.
+        ValueError: there is no batch, one holds no inputs, ``positions`` is below 1, or a layer sees or puts out what
+            is not finite.
     """
     if positions < 1:
         raise ValueError(f"positions={positions}: it must be at least 1")
@@ -59,7 +61,7 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     seen = 0
     with hooked(handles), evaluating(model):
         for batch in batches:
-            inputs = to_network(example_batch(batch if isinstance(batch, Tensor) else batch[0], model), model)
+            inputs = to_network(example_batch(inputs_of(batch), model), model)
             with explained(inputs):
                 model(inputs)
             seen += 1
@@ -197,7 +199,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
         it ends in an error, all are.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or one holds no inputs.
         FloatingPointError: what reaches a BatchNorm is not finite.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -213,7 +215,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
                 norm.momentum = None  # a cumulative average instead of a moving one
                 norm.train()
             for batch in itertools.islice(batches, max_batches):
-                model(to_network(batch if isinstance(batch, Tensor) else batch[0], model))
+                model(to_network(inputs_of(batch), model))
                 seen += 1
         broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
         if broken:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.modes import evaluating
+from common.outputs import single_tensor
 
 
 class Teacher:
@@ -36,12 +37,20 @@ class Teacher:
         ]
 
     def loss(self, inputs: Tensor, logits: Tensor) -> Tensor:
-        """How far the student, whose ``logits`` were just computed from ``inputs``, is from the teacher."""
+        """How far the student, whose ``logits`` were just computed from ``inputs``, is from the teacher.
+
+        Raises:
+            ValueError: the teacher does not return one tensor, or one of another shape than the student's, or the
+                same holds for a feature.
+        """
         with torch.no_grad(), evaluating(self._network):
-            taught = self._network(inputs).float()
+            taught = single_tensor(self._network(inputs), "the teacher").float()
+        _check_same_shape("outputs", logits, taught)
         loss = distillation_loss(logits, taught, self._temperature)
         if not self._taught:
             return loss
+        for name in self._taught:
+            _check_same_shape(f"features={name!r}", self._learnt[name], self._taught[name])
         return (
             loss + torch.stack([feature_loss(self._learnt[name], self._taught[name]) for name in self._taught]).mean()
         )
@@ -65,10 +74,18 @@ def check_features(network: nn.Module, features: Sequence[str]) -> None:
 
 
 def _keeper(outputs: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        outputs[name] = output
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        outputs[name] = single_tensor(output, f"features={name!r}: the module")
 
     return keep
+
+
+def _check_same_shape(what: str, learnt: Tensor, taught: Tensor) -> None:
+    if learnt.shape != taught.shape:
+        raise ValueError(
+            f"{what}: the network's have the shape {tuple(learnt.shape)} and the teacher's {tuple(taught.shape)}; "
+            "they must be the same"
+        )
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

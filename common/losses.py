@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 SMOOTH = 1.0
@@ -21,17 +22,37 @@ def task_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> 
         A scalar, in nats; the Dice term has no unit and lies in [0, 1].
 
     Raises:
-        ValueError: the shapes fit neither.
+        ValueError: see :func:`check_targets`.
     """
-    if logits.dim() == 2 and targets.shape == logits.shape[:1]:
-        return nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    check_targets(logits, targets)
+    if logits.dim() == 2:
+        return nn.functional.cross_entropy(logits, targets.long(), label_smoothing=label_smoothing)
+    smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
+    return nn.functional.binary_cross_entropy_with_logits(logits, smoothed) + soft_dice_loss(logits, targets)
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> None:
+    """Do nothing where :func:`task_loss` can compare the two.
+
+    Raises:
+        ValueError: the shapes do not fit, or a class number is not whole or has no logit.
+    """
     if logits.dim() == 4 and targets.shape == logits.shape:
-        smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
-        return nn.functional.binary_cross_entropy_with_logits(logits, smoothed) + soft_dice_loss(logits, targets)
-    raise ValueError(
-        f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: they must be (N, classes) and (N,), "
-        "or both (N, K, H, W)"
-    )
+        return
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: they must be (N, classes) and (N,), "
+            "or both (N, K, H, W)"
+        )
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(f"targets {targets.dtype}: class numbers must be of a whole-number type, e.g. torch.int64")
+    if len(targets):
+        low, high = (int(value) for value in torch.stack(targets.long().aminmax()))
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"a target is {low if low < 0 else high}, and the network has {logits.shape[1]} outputs; class "
+                f"numbers must be in 0..{logits.shape[1] - 1}"
+            )
 
 
 def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

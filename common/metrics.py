@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from common.batches import pair_of
 from common.inputs import to_network
 from common.losses import task_loss
 from common.modes import evaluating
+from common.outputs import single_tensor
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -28,16 +30,18 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         the batches weighted by their numbers of inputs: for class numbers the mean over all inputs.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, one is no pair of tensors, the network does not return one tensor, or targets do
+            not fit what it returns.
     """
     device = next(model.parameters()).device
     results: list[Tensor] = []
     loss = pixels = 0.0
     with evaluating(model):
-        for inputs, targets in batches:
+        for batch in batches:
+            inputs, targets = pair_of(batch)
             if not len(inputs):
                 continue
-            logits = model(to_network(inputs, model)).float()
+            logits = single_tensor(model(to_network(inputs, model)), "the network").float()
             targets = targets.to(device)
             loss += float(task_loss(logits, targets)) * len(targets)
             if targets.dim() == 1:

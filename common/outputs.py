@@ -23,11 +23,16 @@ def single_tensor(output: object, what: str) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    kind = "None" if output is None else f"{_article(type(output).__name__)} {type(output).__name__}"
-    advice = "give it a forward that returns its output"
-    if parts := _parts(output):
-        kind, advice = f"{kind} ({parts})", "wrap it in a module that picks one"
-    raise ValueError(f"{what} must return one tensor, it returns {kind}; {advice}")
+    advice = "wrap it in a module that picks one" if _parts(output) else "give it a forward that returns its output"
+    raise ValueError(f"{what} must return one tensor, it returns {describe(output)}; {advice}")
+
+
+def describe(value: object) -> str:
+    """The kind of a value and what it holds, for an error: ``None``, ``a dict (keys image, label)``."""
+    if value is None:
+        return "None"
+    kind, parts = type(value).__name__, _parts(value)
+    return f"{_article(kind)} {kind} ({parts})" if parts else f"{_article(kind)} {kind}"
 
 
 def _parts(output: object) -> str:

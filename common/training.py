@@ -24,10 +24,12 @@ from common.calibration import recalibrate_bn
 from common.data.bundle import DataBundle
 from common.distillation import Teacher
 from common.environment import has_bfloat16
+from common.first_pass import check_network
 from common.inputs import remember_normalization, to_network
 from common.losses import task_loss
 from common.metrics import evaluate
 from common.models.provenance import get_provenance
+from common.outputs import single_tensor
 from common.progress import track
 
 EpochLog = dict[str, float]
@@ -108,13 +110,14 @@ def train(
         :func:`common.metrics.evaluate` on validation, and the ``seconds`` it took.
 
     Raises:
-        ValueError: the checkpoint is one of other settings, data or another network, or the training split gives no
-            batch.
+        ValueError: the checkpoint is one of other settings, data or another network, the training split gives no
+            batch, or the network or its teacher does not return one tensor that fits the targets.
         FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
     settings = settings or TrainingSettings()
     if not len(data.train):
         raise ValueError("the training split gives no batch; use a smaller batch_size or a larger limit")
+    check_network(model, data)
     run = _Run(model, teacher, settings, data)
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
@@ -174,7 +177,7 @@ class _Run:
         self.parallel.train()
         count = min(self.steps - self.step, len(self.batches))
         rate = self.optimizer.param_groups[0]["lr"]
-        total = 0.0
+        total, done = 0.0, 0
         bar = track(itertools.islice(self.batches, count), description, unit="batch", total=count)
         for done, (inputs, targets) in enumerate(bar, start=1):
             rate = self.optimizer.param_groups[0]["lr"]
@@ -192,13 +195,15 @@ class _Run:
                     f"the loss is {loss.item()} at step {self.step}; learning_rate={peak} is too high"
                 )
             bar.set_postfix(loss=f"{total / done:.3f}", refresh=False)
-        return {"epoch": self.step / len(self.batches), "train_loss": total / count, "learning_rate": float(rate)}
+        if not done:
+            raise ValueError("the training split gives no batch any more; its loader must be readable again and again")
+        return {"epoch": self.step / len(self.batches), "train_loss": total / done, "learning_rate": float(rate)}
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         settings = self.settings
         amp = uses_bfloat16(settings.amp, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            logits = self.parallel(inputs).float()
+            logits = single_tensor(self.parallel(inputs), "the network").float()
             taught = self.teacher.loss(inputs, logits) if self.teacher else None
         loss = task_loss(logits, targets, settings.label_smoothing)
         if taught is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +53,14 @@ def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
                 if tensor is not None:
                     tensor.data.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+class Returning(nn.Module):
+    """A network that returns what ``make`` makes of its logits, and of whether it is in training mode."""
+
+    def __init__(self, make: Callable[[Tensor, bool], object], body: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body, self.make = body or tiny_cnn(), make
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(self.body(x), self.training)

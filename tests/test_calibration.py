@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.calibration import calibrate, recalibrate_bn
 from tests.networks import tiny_cnn
@@ -100,3 +101,14 @@ def test_bad_calibration_is_refused_by_name() -> None:
         calibrate(model, [torch.randn(2, 3, 5, 5)], positions=0)
     with pytest.raises(ValueError, match=r"^layer '0': its inputs or outputs on the calibration data are not finite$"):
         calibrate(model, [torch.full((2, 3, 5, 5), torch.nan)])
+
+
+def test_batches_of_plain_loaders_serve_and_others_are_named() -> None:
+    model, dataset = tiny_cnn(), TensorDataset(torch.randn(6, 3, 8, 8), torch.arange(6))
+    assert calibrate(model, DataLoader(dataset, batch_size=3)).keys() == calibrate(model, [dataset.tensors[0]]).keys()
+    assert recalibrate_bn(model, DataLoader(dataset, batch_size=3)) == 2
+    for call in (calibrate, recalibrate_bn):
+        with pytest.raises(ValueError, match=r"a tensor of inputs or a pair .* it is a dict \(keys image, label\)"):
+            call(model, [{"image": dataset.tensors[0], "label": dataset.tensors[1]}])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match=r"it is a list \(of length 0\)"):
+            call(model, [[]])  # type: ignore[list-item]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from common.distillation import Teacher, distillation_loss, feature_loss
 from common.training import TrainingSettings, train
-from tests.networks import tiny_cnn, tiny_digits
+from tests.networks import Returning, tiny_cnn, tiny_digits
 
 
 def test_distillation_pulls_toward_the_teacher() -> None:
@@ -86,3 +88,33 @@ def test_the_teacher_keeps_its_mode() -> None:
     teaching.loss(torch.randn(2, 3, 8, 8), torch.zeros(2, 10))
     assert seen == [False]
     assert all(module.training for module in teacher.modules())
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda x, _: {"out": x}, r"the teacher must return one tensor, it returns a dict \(keys out\)"),
+        (lambda x, _: x[:, :1], r"outputs: the network's have the shape \(32, 10\) and the teacher's \(32, 1\)"),
+        (lambda x, _: torch.cat([x, x], 1), r"the teacher's \(32, 20\); they must be the same"),
+    ],
+)
+def test_a_teacher_that_answers_otherwise_is_named(
+    make: Callable[[torch.Tensor, bool], object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(tiny_cnn(), tiny_digits(), TrainingSettings(epochs=1.0, amp="off"), teacher=Returning(make))
+
+
+def test_features_that_cannot_be_compared_are_named() -> None:
+    settings = TrainingSettings(epochs=1.0, features=("stem",), amp="off")
+    with pytest.raises(ValueError, match=r"features='stem': the network's have the shape \(32, 16, 8, 8\)"):
+        train(tiny_cnn(), tiny_digits(), settings, teacher=tiny_cnn(width=8))
+    pairs = [nn.Sequential(OrderedDict(body=Returning(lambda x, _: (x, x)), last=First())) for _ in range(2)]
+    settings = TrainingSettings(epochs=1.0, features=("body",), amp="off")
+    with pytest.raises(ValueError, match="features='body': the module must return one tensor, it returns a tuple"):
+        train(pairs[0], tiny_digits(), settings, teacher=pairs[1])
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return x[0]

@@ -54,3 +54,23 @@ def test_a_batch_without_truth_pushes_towards_nothing() -> None:
 def test_shapes_that_do_not_fit_are_named(logits: tuple[int, ...], targets: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="they must be"):
         task_loss(torch.zeros(logits), torch.zeros(targets))
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"),
+    [
+        (torch.tensor([0, 3]), r"a target is 3, and the network has 3 outputs; class numbers must be in 0\.\.2"),
+        (torch.tensor([-100, 1]), "a target is -100, and the network has 3 outputs"),
+        (torch.tensor([0.0, 1.0]), r"targets torch\.float32: class numbers must be of a whole-number type"),
+    ],
+)
+def test_class_numbers_without_an_output_are_named(targets: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        task_loss(torch.zeros(2, 3), targets)
+
+
+def test_class_numbers_may_be_of_any_whole_number_type() -> None:
+    logits = torch.randn(2, 3)
+    expected = task_loss(logits, torch.tensor([2, 0]))
+    for dtype in (torch.uint8, torch.int32):
+        assert task_loss(logits, torch.tensor([2, 0], dtype=dtype)) == expected

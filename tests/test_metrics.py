@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.losses import task_loss
 from common.metrics import evaluate
+from tests.networks import Returning
 
 
 def fixed() -> nn.Module:
@@ -103,3 +105,18 @@ def test_a_logit_of_zero_is_no_prediction_and_the_loss_is_that_of_training() -> 
 def test_an_empty_batch_counts_for_nothing() -> None:
     logits, targets = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
     assert evaluate(fixed(), [(logits, targets), (logits[:0], targets[:0])])["accuracy"] == 1
+
+
+def test_plain_loaders_serve_and_other_batches_are_named() -> None:
+    dataset = TensorDataset(torch.eye(6), torch.tensor([0, 1, 2, 3, 4, 0]))
+    assert evaluate(fixed(), DataLoader(dataset, batch_size=4))["accuracy"] == pytest.approx(5 / 6)
+    named = [{"image": torch.eye(6), "label": torch.arange(6)}]
+    with pytest.raises(ValueError, match=r"a batch must be a pair of tensors .* it is a dict \(keys image, label\)"):
+        evaluate(fixed(), named)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"it is a tuple \(of length 3: Tensor, Tensor, Tensor\)"):
+        evaluate(fixed(), [(torch.eye(6), torch.arange(6), torch.arange(6))])  # type: ignore[list-item]
+
+
+def test_a_network_must_return_one_tensor() -> None:
+    with pytest.raises(ValueError, match="the network must return one tensor, it returns a tuple"):
+        evaluate(Returning(lambda x, _: (x, x), fixed()), [(torch.eye(6), torch.arange(6))])

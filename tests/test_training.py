@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from common.data import DataBundle, load_data
 from common.metrics import evaluate
 from common.models import build_model
 from common.training import EpochLog, TrainingSettings, _Run, train, uses_bfloat16
-from tests.networks import same_weights, tiny_cnn, tiny_digits
+from tests.networks import Returning, same_weights, tiny_cnn, tiny_digits
 
 
 class Killed(Exception):
@@ -214,3 +218,104 @@ def test_a_small_improvement_is_one_for_plateau_too() -> None:
     for step in range(6):
         run.log({"loss": 1.0, "accuracy": 0.99 + step * 1e-6})
     assert run.optimizer.param_groups[0]["lr"] == run.settings.learning_rate
+
+
+def images(count: int = 80) -> TensorDataset:
+    """Images that are as bright as their class says."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 10
+    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)
+
+
+class Stream(IterableDataset[tuple[Tensor, ...]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*images().tensors, strict=True)
+
+
+LOADERS: dict[str, Callable[[], DataLoader[Any]]] = {
+    "shuffled": lambda: DataLoader(images(), batch_size=16, shuffle=True),
+    "in order": lambda: DataLoader(images(), batch_size=16),
+    "one image left over": lambda: DataLoader(images(81), batch_size=16, shuffle=True),
+    "own sampler": lambda: DataLoader(images(), batch_size=16, sampler=list(range(80))),
+    "batches": lambda: DataLoader(images(), batch_sampler=[list(range(n, n + 16)) for n in range(0, 80, 16)]),
+    "replacement": lambda: DataLoader(images(), batch_size=16, sampler=RandomSampler(images(), True, 80)),
+    "no length": lambda: DataLoader(Stream(), batch_size=16),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_training_on_loaders_of_ones_own_learns_and_goes_on(tmp_path: Path, kind: str) -> None:
+    settings, path = TrainingSettings(epochs=3.0, learning_rate=0.05, amp="off"), tmp_path / "run.checkpoint"
+
+    def data() -> DataBundle:
+        test = DataLoader(images(), batch_size=16)
+        return DataBundle.from_loaders(LOADERS[kind](), test, test)
+
+    def kill(entry: EpochLog) -> None:
+        if entry["epoch"] == 2:
+            raise Killed
+
+    whole = tiny_cnn()
+    expected = train(whole, data(), settings)
+    assert [entry["epoch"] for entry in expected] == [1, 2, 3]
+    assert expected[-1]["train_loss"] < expected[0]["train_loss"]
+    with pytest.raises(Killed):
+        train(tiny_cnn(), data(), settings, checkpoint=path, on_epoch=kill)
+    torch.rand(7)
+    resumed = tiny_cnn(seed=9)
+    assert without_seconds(train(resumed, data(), settings, checkpoint=path)) == without_seconds(expected)
+    assert same_weights(resumed, whole)
+
+
+def test_a_loader_that_runs_dry_is_named() -> None:
+    class Once(IterableDataset[tuple[Tensor, ...]]):
+        """Gives its images to the first readers only."""
+
+        def __init__(self, passes: int) -> None:
+            self.passes = passes
+
+        def __len__(self) -> int:
+            return 80
+
+        def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+            self.passes -= 1
+            return zip(*images().tensors, strict=True) if self.passes >= 0 else iter([])
+
+    plain = DataLoader(images(), batch_size=16)
+    data = DataBundle.from_loaders(DataLoader(Once(3), batch_size=16), plain, plain, plain)
+    with pytest.raises(ValueError, match="the training split gives no batch any more"):
+        train(tiny_cnn(), data, TrainingSettings(epochs=4.0, amp="off"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x, training: (x, x) if training else x, "a tuple"),
+        (lambda x, _: OrderedDict(out=x), r"an OrderedDict \(keys out\)"),
+        (lambda x, training: x if training else {"logits": x}, r"a dict \(keys logits\)"),
+    ],
+)
+def test_a_network_that_returns_no_tensor_is_refused_before_the_first_step(
+    make: Callable[[Tensor, bool], object], said: str
+) -> None:
+    model, before = Returning(make), tiny_cnn()
+    epochs: list[EpochLog] = []
+    with pytest.raises(ValueError, match=f"the network must return one tensor, it returns {said}"):
+        train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"), on_epoch=epochs.append)
+    assert not epochs
+    assert same_weights(model.body, before)
+
+
+def test_a_network_of_fewer_classes_is_refused_before_the_first_step() -> None:
+    model = tiny_cnn()
+    model.head = nn.Linear(32, 5)
+    with pytest.raises(ValueError, match="the network has outputs for 5 classes and the data 'digits' has 10"):
+        train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"))
+
+
+def test_a_class_that_has_no_output_is_named_when_it_comes() -> None:
+    late = TensorDataset(images().tensors[0], torch.tensor([0] * 79 + [10]))
+    plain = DataLoader(images(), batch_size=16)
+    data = DataBundle.from_loaders(DataLoader(late, batch_size=16), plain, plain)
+    with pytest.raises(ValueError, match=r"a target is 10, and the network has 10 outputs; .* in 0\.\.9"):
+        train(tiny_cnn(), data, TrainingSettings(epochs=1.0, amp="off"))

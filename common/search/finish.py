@@ -54,7 +54,7 @@ class Finish:
         self.data: DataBundle = objective.data
         self.networks: dict[int, nn.Module] = {}
         self._done = study.user_attrs
-        self._images = len(self.data.validation.dataset)  # type: ignore[arg-type]
+        self._images = self.data.validation_images()
 
     def _write(self, record: TrialRecord) -> None:
         self.records[record.trial] = record

@@ -15,6 +15,7 @@ from common.calibration import recalibrate_bn
 from common.choices import RUNTIMES
 from common.compression import compress
 from common.data import DataBundle
+from common.data.bundle import Loader
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency_cache import layer_times
 from common.metrics import evaluate
@@ -238,7 +239,7 @@ def four_digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def held(batches: torch.utils.data.DataLoader[tuple[Tensor, Tensor]]) -> Batches:
+def held(batches: Loader) -> Batches:
     """The batches, in memory where they are small enough; a search reads them hundreds of times."""
     inputs, targets = next(iter(batches))
     size = (inputs.nbytes + targets.nbytes) * len(batches)

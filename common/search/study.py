@@ -15,6 +15,7 @@ from torch import nn
 from common.checkpoints import save_compressed
 from common.data import DataBundle
 from common.distillation import check_features
+from common.first_pass import check_network
 from common.inputs import check_normalization
 from common.latency import check_runtime
 from common.models.provenance import get_provenance
@@ -114,7 +115,8 @@ def search_ranks(
     Raises:
         ValueError: the run is finished, is being searched by another process, was begun with another network, other
             data or settings, or is not a study's; the storage cannot be opened; the budget cannot be met; the network
-            has none of the features that fine-tuning is to compare; or it was trained on inputs of another scale.
+            has none of the features that fine-tuning is to compare, does not return one tensor that fits the
+            targets, or was trained on inputs of another scale.
         RuntimeError: a network cannot be timed in one of the runtimes here.
     """
     settings = settings or SearchSettings()
@@ -122,6 +124,7 @@ def search_ranks(
         check_runtime(runtime, next(model.parameters()).device)
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
+    check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
     run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:

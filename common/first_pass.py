@@ -1,0 +1,71 @@
+"""Whether a network and its data fit each other, seen before any work starts."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from common.data.bundle import DataBundle
+from common.inputs import to_network
+from common.losses import check_targets
+from common.modes import evaluating
+from common.outputs import single_tensor
+
+
+def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) -> None:
+    """Do nothing where ``model`` returns one tensor of logits that fits the data's targets.
+
+    Two images of validation pass the network; its modes, weights and buffers, and the global random numbers, are left
+    as they were.
+
+    Args:
+        model: the network.
+        data: that it is to be trained or evaluated on.
+        training: also let the images pass in training mode, in which some networks return more.
+
+    Raises:
+        ValueError: it returns anything else, or has fewer outputs than there are classes.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = next((batch for batch in data.validation if len(batch[0])), None)
+        if batch is None:
+            raise ValueError("the validation split gives no image")
+        inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # two, also of one
+        inputs = to_network(inputs, model)
+        with torch.no_grad(), evaluating(model):
+            _check_output(model(inputs), targets, data)
+            if training:
+                model.train()
+                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                _check_output(functional_call(model, buffers, (inputs,)), targets, data)
+
+
+def _check_output(output: object, targets: Tensor, data: DataBundle) -> None:
+    logits = single_tensor(output, "the network")
+    if not logits.is_floating_point():
+        raise ValueError(f"the network must return logits in floating point, it returns {logits.dtype}")
+    masks, classes = data.task == "segmentation", data.num_classes
+    if logits.dim() == (4 if masks else 2):
+        outputs = logits.shape[1]
+        if outputs < classes or (masks and outputs > classes):
+            raise ValueError(
+                f"the network has outputs for {outputs} classes and the data {data.name!r} has {classes}; build it "
+                f"for {classes} classes or name the classes that the data has"
+            )
+        if outputs > classes:
+            _note_more_outputs(outputs, classes, data.name)
+    check_targets(logits, targets.to(logits.device))
+
+
+@cache
+def _note_more_outputs(outputs: int, classes: int, name: str) -> None:
+    print(
+        f"the network has outputs for {outputs} classes and the data {name!r} has {classes}: its first {classes} "
+        "outputs are taken for them",
+        file=sys.stderr,
+    )
