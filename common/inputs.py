@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from common.data.normalization import Normalization
+from common.data.normalization import AS_GIVEN, Normalization
 from common.models.provenance import get_provenance, set_provenance
 
 
@@ -32,19 +32,21 @@ def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
 def remember_normalization(network: nn.Module, normalization: Normalization) -> None:
     """Note on a network of this suite how pixels became the inputs that it is trained on; it is saved with it."""
     provenance = get_provenance(network)
-    if provenance is not None:
+    if provenance is not None and normalization != AS_GIVEN:
         set_provenance(network, dataclasses.replace(provenance, inputs=_plain(normalization)))
 
 
 def check_normalization(network: nn.Module, normalization: Normalization) -> None:
-    """Do nothing where ``network`` was trained on pixels of this scale, or nobody knows on which.
+    """Do nothing where ``network`` was trained on pixels of this scale, or either scale is not known.
 
     Raises:
         ValueError: it was trained on another.
     """
     provenance = get_provenance(network)
     given = _plain(normalization)
-    if provenance is not None and provenance.inputs and dict(provenance.inputs) != given:
+    if normalization == AS_GIVEN or provenance is None or not provenance.inputs:
+        return
+    if dict(provenance.inputs) != given:
         raise ValueError(
             f"the network was trained on pixels normalised by {dict(provenance.inputs)}, the data has {given}; where "
             "it started from torchvision's weights the data wants normalize='imagenet' (pretrained in the notebooks)"

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from common.data.bundle import Batch, BatchDataset, Splits
+from common.batches import Batch
+from common.data.bundle import BatchDataset, Splits
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
 from common.torchvision_compat import torchvision

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.bundle import Batch, BatchDataset, Splits
+from common.batches import Batch
+from common.data.bundle import BatchDataset, Splits
 from common.data.images import open_image
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset

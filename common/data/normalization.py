@@ -40,3 +40,6 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 CENTRED = Normalization((0.5,), (0.5,))
 """To [-1, 1], for sets whose statistics are not known beforehand."""
+
+AS_GIVEN = Normalization((0.0,), (1.0,))
+"""Of inputs whose scale nobody has told: they are taken as they are."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.batches import Batch
 from common.data.annotations import AnnotationFile, LeftOut, read_coco
-from common.data.bundle import Batch, BatchDataset, Splits
+from common.data.bundle import BatchDataset, Splits
 from common.data.coco import read_images
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset

@@ -1,0 +1,93 @@
+"""Searches on data loaders of the user's own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from common.data import DataBundle
+from common.search import SearchSettings, search_ranks
+from common.training import TrainingSettings
+from common.trials import TrialRecord, read_log
+from tests.networks import Returning, tiny_cnn
+
+SETTINGS = SearchSettings(
+    method="svd",
+    trials=2,
+    finetune_top=1,
+    finetune=TrainingSettings(epochs=1.0, learning_rate=0.02, amp="off"),
+    sensitivity_images=8,
+)
+
+
+def images(count: int = 48) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 10
+    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)
+
+
+class Stream(IterableDataset[tuple[Tensor, ...]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*images().tensors, strict=True)
+
+
+class Killed(Exception):
+    pass
+
+
+def shuffled() -> DataBundle:
+    return DataBundle.from_loaders(*(DataLoader(images(), batch_size=16, shuffle=True) for _ in range(4)))
+
+
+def without_times(records: list[TrialRecord]) -> list[tuple[Any, ...]]:
+    return [(record.trial, record.plan, record.metrics, record.status) for record in records]
+
+
+def test_a_search_on_shuffled_loaders_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole = search_ranks(tiny_cnn(), shuffled(), SETTINGS, logs=tmp_path, run="whole", on_trial=lambda _: None)
+
+    def kill(record: TrialRecord) -> None:
+        if record.trial == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        search_ranks(tiny_cnn(), shuffled(), SETTINGS, logs=tmp_path, run="own", on_trial=kill)
+    torch.rand(7)
+    found = search_ranks(tiny_cnn(), shuffled(), SETTINGS, logs=tmp_path, run="own", on_trial=lambda _: None)
+    assert found.finished
+    assert without_times(found.records) == without_times(whole.records)
+    assert any("test" in record.metrics for record in found.records)
+    assert {record.dataset for record in found.records} == {"custom"}
+
+
+def test_a_search_on_loaders_without_a_length(tmp_path: Path) -> None:
+    loader = DataLoader(Stream(), batch_size=16)
+    data = DataBundle.from_loaders(loader, loader)
+    result = search_ranks(tiny_cnn(), data, SETTINGS, logs=tmp_path, run="own", on_trial=lambda _: None)
+    records, skipped = read_log(result.log)
+    assert not skipped
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert result.finished
+
+
+@pytest.mark.parametrize("mode", ["always", "in training"])
+def test_a_network_that_returns_no_tensor_is_refused_before_anything_is_written(tmp_path: Path, mode: str) -> None:
+    model = Returning(lambda x, training: OrderedDict(out=x) if mode == "always" or training else x)
+    with pytest.raises(ValueError, match=r"must return one tensor, it returns an OrderedDict \(keys out\)"):
+        search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_network_of_fewer_classes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    model.head = nn.Linear(32, 5)
+    with pytest.raises(ValueError, match="outputs for 5 classes and the data 'custom' has 10"):
+        search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
+    assert not (tmp_path / "logs").exists()
