@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.images import open_image
+from common.data.images import IMAGE_KINDS, open_image
 from common.data.published import load_published
 from common.progress import track
-from common.torchvision_compat import torchvision
 
-IMG_EXTENSIONS = torchvision.datasets.folder.IMG_EXTENSIONS
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PUBLISHED = "cifar-10-batches-py"
 
@@ -30,10 +28,9 @@ def load_cifar10(root: str | Path | None, download: bool) -> tuple[Tensor, Tenso
         download: fetch the published files into ``root`` when neither is there.
 
     Raises:
-        ValueError: ``root`` is None.
+        ValueError: ``root`` is None, or an image of a class folder is broken.
         FileNotFoundError: ``root`` holds neither, a published file is altered, or a class folder is missing or empty.
         ConnectionError: the download failed.
-        OSError: an image of a class folder is broken.
     """
     if root is None:
         raise ValueError(
@@ -53,14 +50,20 @@ def _tensors(images: np.ndarray, labels: list[int]) -> tuple[Tensor, Tensor]:
 def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(CLASSES):
-        found = sorted(path for path in (root / part / name).glob("*.*") if path.suffix.lower() in IMG_EXTENSIONS)
+        found = sorted(path for path in (root / part / name).glob("*.*") if path.suffix.lower() in IMAGE_KINDS)
         if not found:
+            packed = root / "cifar-10-python.tar.gz"
+            advice = f"; unpack {packed.name}" if packed.is_file() else ""
             raise FileNotFoundError(
                 f"data_root={str(root)!r} does not hold CIFAR-10: there is no {PUBLISHED}/, and "
-                f"{root / part / name} has no images"
+                f"{root / part / name} has no images{advice}"
             )
         files += [(path, label) for path in found]
     images = np.empty((len(files), 3, 32, 32), dtype=np.uint8)
     for index, (path, _) in enumerate(track(files, f"reading cifar10/{part}", unit="image")):
-        images[index] = np.asarray(open_image(path).convert("RGB").resize((32, 32))).transpose(2, 0, 1)
+        try:
+            image = open_image(path)
+        except OSError as error:
+            raise ValueError(f"cifar10: {error}") from error
+        images[index] = np.asarray(image.convert("RGB").resize((32, 32))).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor([label for _, label in files])

@@ -47,6 +47,7 @@ class ImageTensors(BatchDataset):
 
 
 def tensor_splits(
+    name: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     sizes: Mapping[str, int],
     classes: tuple[str, ...],
@@ -60,6 +61,7 @@ def tensor_splits(
     """The splits of a set in memory; those that are not named here are as for :func:`common.data.load_data`.
 
     Args:
+        name: of the set, for errors.
         tensors: images ``(N, H, W)`` or ``(N, C, H, W)`` in uint8 and labels ``(N,)`` to learn and choose from, then
             those of the test split.
         sizes: images of ``validation`` and of ``calibration``, which are taken from the former.
@@ -69,9 +71,15 @@ def tensor_splits(
         augment: training and calibration.
         split_seed: of the splits.
         limit: images of each split at most.
+
+    Raises:
+        ValueError: there are too few images for the splits.
     """
     images, labels, test_images, test_labels = tensors
-    parts = split_indices(len(images), sizes, split_seed)
+    try:
+        parts = split_indices(len(images), sizes, split_seed)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
     def dataset(images: Tensor, labels: Tensor, index: Tensor, augment: bool = False) -> ImageTensors:
         images = images[index] if images.dim() == 4 else images[index].unsqueeze(1)

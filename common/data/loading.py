@@ -128,6 +128,7 @@ def load_data(
     source |= {"image_size": size, "augment": augment, "normalize": scale}  # so that what is the same looks the same
     if isinstance(recipe, _TensorRecipe):
         splits = tensor_splits(
+            name,
             _tensors(name, root, download, split_seed),
             {"validation": recipe.validation, "calibration": recipe.calibration},
             recipe.classes,

@@ -1,23 +1,79 @@
-"""MNIST through torchvision."""
+"""MNIST in its published files."""
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from common.data.published import load_published
+from common.data.published import download_published, wrong_kind
+
+RAW = Path("MNIST") / "raw"
+PARTS = ("train", "t10k")
+IMAGES, LABELS = 2051, 2049
+"""The first number in a file of images and in one of labels; its last byte is the number of axes."""
+CLASSES = 10
 
 
 def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images ``(N, 28, 28)`` in uint8 and labels ``(N,)``: the 60,000 of training, then the 10,000 of the test split.
 
     Raises:
-        ValueError: ``root`` is None.
+        ValueError: ``root`` is None, or a file is damaged or of another kind.
         FileNotFoundError: ``root`` does not hold the set and ``download`` is off.
         ConnectionError: the download failed.
     """
     if root is None:
         raise ValueError("data_root=None: mnist needs the folder that holds MNIST/raw (or a folder to download it to)")
-    train, test = load_published("MNIST", root, "MNIST/raw", download)
-    return train.data, train.targets, test.data, test.targets
+    folder = Path(root) / RAW
+    files = [folder / f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
+    missing = [path for path in files if not path.is_file()]
+    if missing and download:
+        download_published("MNIST", root)
+    elif missing:
+        packed = [path for path in missing if path.with_name(f"{path.name}.gz").is_file()]
+        advice = f"; unpack {packed[0].name}.gz" if packed else "; give the right folder, or allow the download"
+        names = ", ".join(path.name for path in missing)
+        raise FileNotFoundError(f"data_root={str(root)!r} does not hold MNIST: {folder} lacks {names}{advice}")
+    train, test = _read_part(*files[:2]), _read_part(*files[2:])
+    return *train, *test
+
+
+def _read_part(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
+    """Images and labels of one split."""
+    images, labels = _read_idx(image_file, IMAGES), _read_idx(label_file, LABELS)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{image_file} holds {len(images)} images and {label_file.name} {len(labels)} labels; they must be as many"
+        )
+    if labels.max() >= CLASSES:
+        raise ValueError(f"{label_file} holds the label {labels.max()}; MNIST's are 0 to {CLASSES - 1}")
+    return torch.from_numpy(images), torch.from_numpy(labels).long()
+
+
+def _read_idx(path: Path, magic: int) -> np.ndarray:
+    """The array in a file in MNIST's format: a magic number and the sizes of the axes, then a byte an element.
+
+    Raises:
+        ValueError: the file is of another kind, or is not whole.
+    """
+    content = path.read_bytes()
+    if kind := wrong_kind(content):
+        raise ValueError(f"{path} {kind}; unpack it or fetch it anew")
+    wanted, other = ("images", "labels") if magic == IMAGES else ("labels", "images")
+    if content[:4] == struct.pack(">I", IMAGES + LABELS - magic):
+        raise ValueError(f"{path} holds {other}; it must hold {wanted}")
+    header = struct.Struct(f">{magic % 256 + 1}I")
+    if len(content) < header.size or content[:4] != struct.pack(">I", magic):
+        raise ValueError(f"{path} is no file of MNIST; it must hold {wanted}")
+    shape = header.unpack_from(content)[1:]
+    size = header.size + math.prod(shape)
+    if len(content) != size:
+        raise ValueError(f"{path} has {len(content):,} bytes; by its header {shape} it must have {size:,}")
+    if size == header.size:
+        raise ValueError(f"{path} holds no {wanted}")
+    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header.size).reshape(shape)

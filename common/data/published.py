@@ -7,6 +7,8 @@ from typing import Any
 
 from common.torchvision_compat import torchvision
 
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+
 
 def load_published(name: str, root: str | Path, files: str, download: bool) -> tuple[Any, Any]:
     """What torchvision makes of the set: its training images, then its test images.
@@ -21,18 +23,54 @@ def load_published(name: str, root: str | Path, files: str, download: bool) -> t
         FileNotFoundError: ``root`` does not hold the published files and ``download`` is off.
         ConnectionError: the download failed.
     """
+    if download:
+        return download_published(name, root)
     folder = Path(root)
     known = getattr(torchvision.datasets, name)
     try:
-        return known(folder, train=True, download=download), known(folder, train=False, download=download)
+        return known(folder, train=True), known(folder, train=False)
     except RuntimeError as error:
-        if not download:
-            message = (
-                f"data_root={str(root)!r} does not hold {name}: {folder / files} lacks its files, or they are altered"
-            )
-            raise FileNotFoundError(f"{message}; give the right folder, or allow the download") from error
+        folder = folder / files
+        found = _differences(known, folder)
+        message = f"data_root={str(root)!r} does not hold {name}: {folder} lacks its files, or they are altered{found}"
+        raise FileNotFoundError(f"{message}; give the right folder, or allow the download") from error
+
+
+def download_published(name: str, root: str | Path) -> tuple[Any, Any]:
+    """The same, fetched where it is not there.
+
+    Raises:
+        ConnectionError: the download failed.
+    """
+    folder, known = Path(root), getattr(torchvision.datasets, name)
+    try:
+        return known(folder, train=True, download=True), known(folder, train=False, download=True)
+    except (RuntimeError, OSError) as error:  # URLError among them
         raise ConnectionError(f"{name} could not be downloaded to data_root={str(root)!r}: {error}") from error
-    except OSError as error:  # URLError among them
-        if not download:
-            raise
-        raise ConnectionError(f"{name} could not be downloaded to data_root={str(root)!r}: {error}") from error
+
+
+def _differences(known: Any, folder: Path) -> str:
+    """Which files are missing or are not those that torchvision knows."""
+    listed = [*known.train_list, *known.test_list, [known.meta["filename"], known.meta["md5"]]]
+    missing = [name for name, _ in listed if not (folder / name).is_file()]
+    altered = [
+        f"{name} {wrong_kind((folder / name).read_bytes()) or 'has another checksum'}"
+        for name, checksum in listed
+        if name not in missing and not torchvision.datasets.utils.check_integrity(folder / name, checksum)
+    ]
+    reasons = [*([f"missing: {', '.join(missing)}"] if missing else []), *altered]
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def wrong_kind(content: bytes) -> str:
+    """What is wrong with a published file that holds something of another kind; empty where nothing is seen."""
+    start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not content:
+        return "is empty"
+    if content.startswith(GZIP):
+        return "is still packed by gzip"
+    if content.startswith(ZIP):
+        return "is a zip archive"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
+        return "is a web page"
+    return ""

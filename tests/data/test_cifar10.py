@@ -100,11 +100,56 @@ def test_an_altered_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.M
     trap = pickle.dumps(Payload(tmp_path / "trapped"))
     for path in (tmp_path / "cifar-10-batches-py").iterdir():
         path.write_bytes(trap)
-    with pytest.raises(FileNotFoundError, match=r"does not hold CIFAR10: .*lacks its files, or they are altered"):
+    sentence = r"does not hold CIFAR10: .*lacks its files, or they are altered \(data_batch_1 has another checksum; "
+    with pytest.raises(FileNotFoundError, match=sentence):
         load_data("cifar10", tmp_path)
     assert not (tmp_path / "trapped").exists()
     pickle.loads(trap)
     assert (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("data_batch_3", b"<html>Quota exceeded</html>", "data_batch_3 is a web page"),
+        ("test_batch", b"", "test_batch is empty"),
+        ("batches.meta", b"\x1f\x8b\x08", "batches.meta is still packed by gzip"),
+        ("data_batch_5", None, "missing: data_batch_5"),
+    ],
+)
+def test_a_damaged_published_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None, reason: str
+) -> None:
+    write_published(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=rf"cifar-10-batches-py lacks its files, .* altered \({reason}\)"):
+        load_data("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"<html>Quota exceeded</html>", b""])
+def test_an_archive_that_was_not_unpacked_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"train/airplane has no images; unpack cifar-10-python\.tar\.gz"):
+        load_data("cifar10", tmp_path)
+    (tmp_path / "cifar-10-batches-py").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match="there is no cifar-10-batches-py/"):
+        load_data("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"<html>Quota exceeded</html>", b""])
+def test_a_broken_image_of_a_class_folder_is_named(tmp_path: Path, content: bytes) -> None:
+    for part in ("train", "test"):
+        for name in CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / part / name / "0.jfif", format="JPEG")
+    with pytest.raises(ValueError, match=r"^cifar10: 10 images cannot give 7000"):
+        load_data("cifar10", tmp_path)
+    (tmp_path / "test" / "dog" / "0.jfif").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^cifar10: .*test/dog/0\.jfif is no whole image"):
+        load_data("cifar10", tmp_path)
 
 
 def test_a_download_without_a_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
