@@ -108,7 +108,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_too_few_images_for_the_splits_are_named(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(ValueError, match="^mnist: 7 images cannot give 7000 to validation, calibration"):
+    with pytest.raises(ValueError, match=r"^mnist: 7 images cannot give 7000 to validation, calibration"):
         load_data("mnist", tmp_path)
 
 
