@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from common.batches import Batch
+from common.data.annotations import shorten
 from common.data.bundle import BatchDataset, Splits
-from common.data.images import open_image
+from common.data.images import IMAGE_KINDS, open_image
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
 from common.torchvision_compat import torchvision
@@ -126,11 +128,14 @@ def imagefolder_splits(
     """The splits of a folder with ``train/<class>/``, ``val/<class>/`` and, or not, ``test/<class>/``.
 
     Calibration is 512 images of ``train/``, or a tenth where it has fewer than 5,120. Without class folders in
-    ``test/`` half of ``val/`` becomes the test split, and a line on stderr says so.
+    ``test/`` half of ``val/`` becomes the test split, and a line on stderr says so. Others name the files that are no
+    images of a known kind, and the classes of which ``val/`` or ``test/`` has no image.
 
     Raises:
-        ValueError: ``root`` is None, or ``val/`` or ``test/`` has a class that ``train/`` lacks.
-        FileNotFoundError: ``train/`` or ``val/`` has no class folders, or a folder holds no images.
+        ValueError: ``root`` is None, there is one class only, no image of a class in ``train/`` can be read, or
+            ``val/`` or ``test/`` has a class that ``train/`` lacks.
+        FileNotFoundError: ``train/`` or ``val/`` has no class folders, a class in ``train/`` has no image, or a folder
+            holds no images.
     """
     if root is None:
         raise ValueError("data_root=None: imagefolder needs the folder that holds train/<class>/ and val/<class>/")
@@ -141,12 +146,15 @@ def imagefolder_splits(
             f"data_root={str(root)!r} does not hold class folders: train/<class>/ and val/<class>/ are needed"
         )
 
+    if len(classes) == 1:
+        raise ValueError(f"{root / 'train'} has one class folder, {classes[0]!r}; a classifier needs two or more")
+
     def dataset(files: Files, indices: Tensor, augment: bool = False) -> ImageFiles:
         chosen = [files[index] for index in indices[:limit].tolist()]
         labels = torch.tensor([label for _, label in chosen])
         return ImageFiles([path for path, _ in chosen], labels, image_size, normalization, augment)
 
-    train = _files(root / "train", classes)
+    train = _files(root / "train", classes, learnt=True)
     validation = test = _files(root / "val", classes)
     calibration = max(2, min(CALIBRATION_IMAGES, len(train) // 10))
     parts = split_indices(len(train), {"calibration": calibration}, split_seed)
@@ -174,14 +182,66 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
 
 
-def _files(folder: Path, classes: Sequence[str]) -> Files:
-    """Every image below the class folders, in order, with the number of its class."""
+def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
+    """Every image below the class folders, in order, with the number of its class.
+
+    Args:
+        folder: holds the class folders.
+        classes: the folders' names.
+        learnt: whether every class must have an image that can be read; otherwise stderr names those that have none.
+
+    Raises:
+        ValueError: there is a class folder of another name, or no image of a class that is learnt can be read.
+        FileNotFoundError: there are fewer than two images, or none of a class that is learnt.
+    """
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
         raise ValueError(f"{folder} has the class {unknown[0]!r}, which train/ lacks")
-    folders = torchvision.datasets.folder
+    others: Counter[tuple[str, str]] = Counter()  # class and ending of files that are no images
+
+    def is_image(path: str) -> bool:
+        name, (_, kind) = os.path.basename(path), os.path.splitext(path.lower())  # noqa: PTH119, PTH122  # faster
+        if name.startswith("."):
+            return False
+        if kind not in IMAGE_KINDS:
+            others[Path(path).relative_to(folder).parts[0], kind or "without an ending"] += 1
+        return kind in IMAGE_KINDS
+
     numbers = {name: label for label, name in enumerate(classes)}
-    files: Files = folders.make_dataset(folder, numbers, folders.IMG_EXTENSIONS, allow_empty=True)
+    make_dataset = torchvision.datasets.folder.make_dataset
+    files: Files = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
+    counts = Counter(label for _, label in files)
+    empty = [name for name, label in numbers.items() if not counts[label]]
+    if empty and learnt:
+        held = [f"{count} {kind}" for (name, kind), count in others.most_common() if name == empty[0]]
+        more = f"; nor do {shorten(empty[1:])}" if empty[1:] else ""
+        raise FileNotFoundError(
+            f"{folder / empty[0]} holds no image of a known kind ({', '.join(IMAGE_KINDS)}), it holds "
+            f"{shorten(held) or 'nothing'}{more}; add images, or remove the folder of a class that has none"
+        )
     if len(files) < 2:
         raise FileNotFoundError(f"{folder}/<class>/ holds {len(files)} images; at least 2 are needed")
+    if learnt:
+        _check_readable(folder, files, classes)
+    if others:
+        listed = [f"{count} {kind} in {name}" for (name, kind), count in others.most_common()]
+        print(f"imagefolder: {folder.name}/ holds files that are left out: {shorten(listed)}", file=sys.stderr)
+    if empty:
+        what = "a class" if len(empty) == 1 else f"{len(empty)} classes"
+        print(f"imagefolder: {folder.name}/ has no image of {what} in train/: {shorten(empty)}", file=sys.stderr)
     return files
+
+
+def _check_readable(folder: Path, files: Files, classes: Sequence[str]) -> None:
+    """Raise a ValueError unless an image of every class can be read."""
+    faults: dict[int, str] = {}
+    whole: set[int] = set()
+    for path, label in files:
+        if label not in whole:
+            try:
+                open_image(path)
+                whole.add(label)
+            except OSError as error:
+                faults.setdefault(label, str(error))
+    for label in faults.keys() - whole:
+        raise ValueError(f"{folder / classes[label]}: none of its images can be read ({faults[label]})")

@@ -57,7 +57,7 @@ def test_four_disjoint_splits_and_classes_by_name(tmp_path: Path, capsys: pytest
         labels = split(data, part).labels.tolist()
         assert labels == [("ant", "bee").index(path.parent.name) for path in paths(data, part)]
     assert {part for part in PARTS if split(data, part).augment} == {"train", "calibration"}
-    assert "split" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "imagefolder: train/ holds files that are left out: 1 .txt in ant\n"
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -187,3 +187,74 @@ def test_a_part_of_validation_holds_images_of_every_class(tmp_path: Path) -> Non
     write_folders(tmp_path, train=20, val=20, test=3)
     assert split(load(tmp_path), "validation").labels[:10].unique().tolist() == [0, 1]
     assert paths(load(tmp_path), "validation") == paths(load(tmp_path), "validation")
+
+
+def test_a_class_without_an_image_to_learn_from_is_named(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=2)
+    (tmp_path / "train" / "zebra").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"train/zebra holds no image .* \(\.jpg, .*\), it holds nothing; add"):
+        load(tmp_path)
+    for name in ("a.heic", "b.HEIC", "c.txt", "no ending", ".hidden.png"):
+        (tmp_path / "train" / "zebra" / name).write_text("no image")
+    with pytest.raises(FileNotFoundError, match=r"it holds 2 \.heic, 1 \.txt, 1 without an ending; add"):
+        load(tmp_path)
+    for path in (tmp_path / "train" / "bee").iterdir():
+        path.rename(path.with_suffix(".svg"))
+    with pytest.raises(FileNotFoundError, match=r"train/bee holds no image .*, it holds 4 \.svg; nor do zebra; add"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Quota exceeded</html>", None])
+def test_a_class_whose_images_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    write_folders(tmp_path, train=60, val=2, test=1)
+    broken = sorted((tmp_path / "train" / "bee").iterdir())
+    for path in broken[1:]:
+        path.write_bytes(path.read_bytes()[:45] if content is None else content)
+    load(tmp_path)
+    broken[0].write_bytes(content or b"")
+    with pytest.raises(
+        ValueError, match=r"train/bee: none of its images can be read \(.*bee/0\.png is no whole image"
+    ):
+        load(tmp_path)
+
+
+def test_jfif_files_and_deeper_folders_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path, train=4, val=2, test=1)
+    (tmp_path / "train" / "bee" / "more" / "still").mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "train" / "bee").glob("*.png"))):
+        moved = path.parent / "more" / "still" / f"{number}.JFIF"
+        Image.open(path).save(moved, format="JPEG")
+        path.unlink()
+    data = load(tmp_path)
+    assert len(split(data, "train")) + len(split(data, "calibration")) == 8
+    assert (
+        sorted(split(data, "train").labels.tolist() + split(data, "calibration").labels.tolist()) == [0] * 4 + [1] * 4
+    )
+    assert not split(data, "train").broken
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_that_is_learnt_but_not_judged_is_named(
+    tmp_path: Path, empty: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path, train=4, val=4, test=4)
+    for part, name in (("val", "bee"), ("test", "ant")):
+        for path in (tmp_path / part / name).iterdir():
+            path.rename(path.with_suffix(".heic")) if empty else path.unlink()
+        if not empty:
+            (tmp_path / part / name).rmdir()
+    load(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert "imagefolder: val/ has no image of a class in train/: bee" in lines
+    assert "imagefolder: test/ has no image of a class in train/: ant" in lines
+    assert ("imagefolder: val/ holds files that are left out: 4 .heic in bee" in lines) == empty
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path / "pictures", train=4, val=2)
+    for part in ("train", "val"):  # one level too deep
+        (tmp_path / part).mkdir()
+        (tmp_path / "pictures" / part).rename(tmp_path / part / "pictures")
+    with pytest.raises(ValueError, match="train has one class folder, 'pictures'; a classifier needs two or more"):
+        load(tmp_path)
