@@ -13,7 +13,7 @@ from common.data.bundle import DataBundle
 from common.inputs import to_network
 from common.losses import check_targets
 from common.modes import evaluating
-from common.outputs import single_tensor
+from common.outputs import single_tensor, training_tensor
 
 
 def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) -> None:
@@ -25,7 +25,7 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
     Args:
         model: the network.
         data: that it is to be trained or evaluated on.
-        training: also let the images pass in training mode, in which some networks return more.
+        training: also let the images pass in training mode, in which auxiliary heads may return more.
 
     Raises:
         ValueError: it returns anything else, or has fewer outputs than there are classes.
@@ -38,15 +38,15 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # two, also of one
         inputs = to_network(inputs, model)
         with torch.no_grad(), evaluating(model):
-            _check_output(model(inputs), targets, data)
+            _check_logits(single_tensor(model(inputs), "the network"), targets, data)
             if training:
                 model.train()
                 buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-                _check_output(functional_call(model, buffers, (inputs,)), targets, data)
+                output = functional_call(model, buffers, (inputs,))
+                _check_logits(training_tensor(output, "the network"), targets, data)
 
 
-def _check_output(output: object, targets: Tensor, data: DataBundle) -> None:
-    logits = single_tensor(output, "the network")
+def _check_logits(logits: Tensor, targets: Tensor, data: DataBundle) -> None:
     if not logits.is_floating_point():
         raise ValueError(f"the network must return logits in floating point, it returns {logits.dtype}")
     masks, classes = data.task == "segmentation", data.num_classes

@@ -12,19 +12,42 @@ NAMED = 8
 
 
 def single_tensor(output: object, what: str) -> Tensor:
-    """``output`` itself where it is one tensor.
+    """The one tensor that ``output`` is, or that it holds.
 
     Args:
-        output: what a network returned.
+        output: what a network returned: a tensor, or a mapping, dataclass, tuple or list with one tensor in it.
         what: who returned it, as the error names it, e.g. ``the network``.
 
     Raises:
         ValueError: it is anything else; the sentence says what it is and what to do.
     """
-    if isinstance(output, Tensor):
-        return output
+    held = _tensors(output)
+    if len(held) == 1:
+        return held[0]
     advice = "wrap it in a module that picks one" if _parts(output) else "give it a forward that returns its output"
     raise ValueError(f"{what} must return one tensor, it returns {describe(output)}; {advice}")
+
+
+def training_tensor(output: object, what: str) -> Tensor:
+    """As :func:`single_tensor`, for an output in training mode, when auxiliary heads may put out more (GoogLeNet).
+
+    Of several tensors of one shape the first is the network's own; the others are left out of the loss.
+    """
+    held = _tensors(output)
+    return held[0] if held and len({tensor.shape for tensor in held}) == 1 else single_tensor(output, what)
+
+
+def _tensors(output: object) -> list[Tensor]:
+    """The tensors in nested mappings, dataclasses, tuples and lists, in their order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    else:
+        parts = list(output) if isinstance(output, tuple | list) else []
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def describe(value: object) -> str:

@@ -29,7 +29,7 @@ from common.inputs import remember_normalization, to_network
 from common.losses import task_loss
 from common.metrics import evaluate
 from common.models.provenance import get_provenance
-from common.outputs import single_tensor
+from common.outputs import training_tensor
 from common.progress import track
 
 EpochLog = dict[str, float]
@@ -203,7 +203,7 @@ class _Run:
         settings = self.settings
         amp = uses_bfloat16(settings.amp, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
-            logits = single_tensor(self.parallel(inputs), "the network").float()
+            logits = training_tensor(self.parallel(inputs), "the network").float()
             taught = self.teacher.loss(inputs, logits) if self.teacher else None
         loss = task_loss(logits, targets, settings.label_smoothing)
         if taught is None:

@@ -93,7 +93,10 @@ def test_the_teacher_keeps_its_mode() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda x, _: {"out": x}, r"the teacher must return one tensor, it returns a dict \(keys out\)"),
+        (
+            lambda x, _: {"out": x, "aux": x},
+            r"the teacher must return one tensor, it returns a dict \(keys out, aux\)",
+        ),
         (lambda x, _: x[:, :1], r"outputs: the network's have the shape \(32, 10\) and the teacher's \(32, 1\)"),
         (lambda x, _: torch.cat([x, x], 1), r"the teacher's \(32, 20\); they must be the same"),
     ],

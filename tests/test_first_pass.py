@@ -19,6 +19,7 @@ from tests.networks import Returning, TinyCNN, tiny_cnn, tiny_digits
 @dataclass
 class Prediction:
     logits: Tensor
+    boxes: Tensor
 
 
 def test_a_network_that_fits_is_left_as_it_was() -> None:
@@ -39,11 +40,11 @@ def test_a_network_that_fits_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda x, _: OrderedDict(out=x), r"an OrderedDict \(keys out\); wrap it in a module that picks one"),
+        (lambda x, _: OrderedDict(out=x, f=x), r"an OrderedDict \(keys out, f\); wrap it in a module that picks one"),
         (lambda x, _: {"out": x, "aux": x}, r"a dict \(keys out, aux\)"),
-        (lambda x, _: Prediction(x), r"a Prediction \(fields logits\)"),
-        (lambda x, _: [x], r"a list \(of length 1: Tensor\)"),
-        (lambda x, training: (x, x) if training else x, r"a tuple \(of length 2: Tensor, Tensor\)"),
+        (lambda x, _: Prediction(x, x), r"a Prediction \(fields logits, boxes\)"),
+        (lambda x, _: [], r"a list \(of length 0\)"),
+        (lambda x, training: (x, x[0]) if training else x, r"a tuple \(of length 2: Tensor, Tensor\)"),
         (lambda x, training: x if training else (x, x), r"a tuple \(of length 2: Tensor, Tensor\)"),
         (lambda x, _: None, "None; give it a forward that returns its output"),
     ],
@@ -54,13 +55,20 @@ def test_a_network_must_return_one_tensor(make: Callable[[Tensor, bool], object]
 
 
 def test_what_a_network_returns_in_training_counts_where_it_is_trained() -> None:
-    model = Returning(lambda x, training: (x, x) if training else x).eval()
+    model = Returning(lambda x, training: (x, x[0]) if training else x).eval()
     norm = model.get_submodule("body.norm")
     check_network(model, tiny_digits(), training=False)
     with pytest.raises(ValueError, match="a tuple"):
         check_network(model, tiny_digits())
     assert norm.get_buffer("num_batches_tracked") == 0
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x, _: OrderedDict(out=x), lambda x, training: (x, x / 2) if training else x, lambda x, _: [x]]
+)
+def test_one_tensor_in_a_container_and_auxiliary_heads_are_served(make: Callable[[Tensor, bool], object]) -> None:
+    check_network(Returning(make), tiny_digits())
 
 
 @pytest.mark.parametrize(

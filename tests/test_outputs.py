@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.outputs import single_tensor
+from common.outputs import single_tensor, training_tensor
 
 x = torch.ones(2, 3)
 
@@ -16,7 +16,7 @@ x = torch.ones(2, 3)
 @dataclass
 class Prediction:
     logits: Tensor
-    boxes: Tensor
+    boxes: Tensor | list[Tensor]
 
 
 Heads = namedtuple("Heads", ["logits", "auxiliary"])
@@ -29,16 +29,29 @@ def test_one_tensor_is_returned_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    "output", [OrderedDict(out=x), {0: x}, [x], (x, None), Heads(x, None), Prediction(x, []), {"a": {"b": [3, x]}}]
+)
+def test_the_only_tensor_in_a_container_is_the_output(output: object) -> None:
+    assert single_tensor(output, "the network") is x
+    assert training_tensor(output, "the network") is x
+
+
+def test_of_auxiliary_heads_in_training_the_first_is_the_networks_own() -> None:
+    assert training_tensor(Heads(x, x + 1), "the network") is x
+    assert training_tensor(OrderedDict(out=x, aux=x + 1), "the network") is x
+    with pytest.raises(ValueError, match=r"the network must return one tensor, it returns a tuple \(of length 2"):
+        training_tensor((x, x[0]), "the network")
+
+
+@pytest.mark.parametrize(
     ("output", "said"),
     [
         (OrderedDict(out=x, aux=x), "an OrderedDict (keys out, aux); wrap it in a module that picks one"),
-        ({"logits": x}, "a dict (keys logits); wrap it in a module that picks one"),
-        ({0: x}, "a dict (keys 0); wrap it in a module that picks one"),
+        ({"logits": [x, x]}, "a dict (keys logits); wrap it in a module that picks one"),
         ({}, "a dict (no keys); wrap it in a module that picks one"),
         ((x, x), "a tuple (of length 2: Tensor, Tensor); wrap it in a module that picks one"),
-        ([x], "a list (of length 1: Tensor); wrap it in a module that picks one"),
         ((), "a tuple (of length 0); wrap it in a module that picks one"),
-        (Heads(x, None), "a Heads (fields logits, auxiliary); wrap it in a module that picks one"),
+        (Heads(x, x), "a Heads (fields logits, auxiliary); wrap it in a module that picks one"),
         (Prediction(x, x), "a Prediction (fields logits, boxes); wrap it in a module that picks one"),
         (None, "None; give it a forward that returns its output"),
         (x.numpy(), "a ndarray; give it a forward that returns its output"),

@@ -290,9 +290,9 @@ def test_a_loader_that_runs_dry_is_named() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda x, training: (x, x) if training else x, "a tuple"),
-        (lambda x, _: OrderedDict(out=x), r"an OrderedDict \(keys out\)"),
-        (lambda x, training: x if training else {"logits": x}, r"a dict \(keys logits\)"),
+        (lambda x, training: (x, x[0]) if training else x, "a tuple"),
+        (lambda x, _: OrderedDict(out=x, aux=x), r"an OrderedDict \(keys out, aux\)"),
+        (lambda x, training: x if training else {"logits": x, "p": x}, r"a dict \(keys logits, p\)"),
     ],
 )
 def test_a_network_that_returns_no_tensor_is_refused_before_the_first_step(
@@ -304,6 +304,17 @@ def test_a_network_that_returns_no_tensor_is_refused_before_the_first_step(
         train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"), on_epoch=epochs.append)
     assert not epochs
     assert same_weights(model.body, before)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x, training: (x, x / 2) if training else x, lambda x, _: OrderedDict(logits=x)]
+)
+def test_auxiliary_heads_are_left_out_of_the_loss(make: Callable[[Tensor, bool], object]) -> None:
+    model, plain = Returning(make), Returning(lambda x, _: x)
+    settings = TrainingSettings(epochs=1.0, amp="off")
+    history, expected = train(model, tiny_digits(), settings), train(plain, tiny_digits(), settings)
+    assert history[0]["train_loss"] == expected[0]["train_loss"]
+    assert same_weights(model, plain)
 
 
 def test_a_network_of_fewer_classes_is_refused_before_the_first_step() -> None:
