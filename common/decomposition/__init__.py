@@ -7,8 +7,9 @@ a Linear's ``(O, I)`` counts as a 1x1 kernel.
 
 from common.decomposition.balancing import balance
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
+from common.decomposition.choice import decompose
 from common.decomposition.htd import HTD
-from common.decomposition.metric import LayerMoments
+from common.decomposition.moments import LayerMoments
 from common.decomposition.spatial import SpatialSVD
 from common.decomposition.svd import SVD
 from common.decomposition.tucker import Tucker2
@@ -28,4 +29,5 @@ __all__ = [
     "SpatialSVD",
     "Tucker2",
     "balance",
+    "decompose",
 ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from common.decomposition.metric import DataMetric, LayerMoments, Metric, pooled_spectrum
+from common.decomposition.metric import DataMetric, Metric, pooled_spectrum
+from common.decomposition.moments import LayerMoments
 
 Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -31,6 +31,23 @@ def rank_ladder(most: int, steps: RankSteps) -> Tensor:
     return torch.tensor(sorted({*listed, most}))
 
 
+def outputs_of(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tensor:
+    """What layers with these weights, one behind the other, make of patches.
+
+    Args:
+        factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``, whose kernels together are as large as the patches.
+        patches: ``(N, I, kh, kw)``; all is computed in their dtype.
+        groups: of all of the layers.
+
+    Returns:
+        ``(N, O)``.
+    """
+    for factor in factors:
+        kernel = factor.shape[2:] or (1, 1)
+        patches = conv2d(patches, factor.to(patches.dtype).reshape(*factor.shape[:2], *kernel), groups=groups)
+    return patches.flatten(1)
+
+
 class Decomposition(ABC):
     """One weight, decomposed once; any ranks are then a slice of what was computed.
 
@@ -40,7 +57,7 @@ class Decomposition(ABC):
         moments: of the layer's data; with them the error that is made small is that of the layer's output, and all
             errors are relative to its variance. Without them it is the error of the weight.
         sweeps: of alternating improvement at the ranks that are asked for, where a method has any to make (Tucker-2
-            and HTD; the SVDs are optimal as they are).
+            and HTD; the SVDs are optimal as they are). With moments the output basis stays the one that was measured.
         metric: that of this weight and these moments, where another decomposition has made it already.
 
     Nothing is computed before it is asked for. Bases for all ranks are computed in float64, sweeps at given ranks in
@@ -52,11 +69,13 @@ class Decomposition(ABC):
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
             dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
             ``ranks[i] * groups`` channels.
+        has_sweeps: whether sweeps change anything.
     """
 
-    method: ClassVar[str]
-    rank_names: ClassVar[tuple[str, ...]]
-    axes: ClassVar[tuple[tuple[bool, bool], ...]]
+    method: str
+    rank_names: tuple[str, ...]
+    axes: tuple[tuple[bool, bool], ...]
+    has_sweeps: bool = False
 
     def __init__(
         self,
@@ -139,10 +158,8 @@ class Decomposition(ABC):
         if self.moments is None:
             return None
         mean = self.moments.patch_mean.double().reshape(1, -1, *self.kernel)
-        for factor in self.factors(ranks):  # on a single patch; to build W' for it takes many times as long
-            kernel = factor.shape[2:] or (1, 1)
-            mean = conv2d(mean, factor.double().reshape(*factor.shape[:2], *kernel), groups=self.groups)
-        return (self._output_mean - mean.flatten()).to(self.dtype)
+        kept = outputs_of(self.factors(ranks), mean, self.groups)  # to build W' for it takes many times as long
+        return (self._output_mean - kept.flatten()).to(self.dtype)
 
     @cached_property
     def _output_mean(self) -> Tensor:

@@ -29,6 +29,7 @@ class HTD(Decomposition):
     method = "htd"
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
+    has_sweeps = True
 
     @cached_property
     def _tucker(self) -> Tucker2:

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-RIDGE = 1e-6
-"""Share of the mean variance that is added to every variance, so that directions the data never takes stay exact."""
-
-
-@dataclass(frozen=True)
-class LayerMoments:
-    """What a layer sees and puts out on calibration data; covariances are centred, all in float64, for G groups.
-
-    The covariance of an input patch is taken as the product of those of its channels, rows and columns: the joint one
-    of a 3x3 layer with 512 channels would be 4608 x 4608, and only the product lets every factor keep its shape.
-
-    Attributes:
-        output_covariance: ``(G, O/G, O/G)``.
-        patch_mean: ``(G, I/G, kh, kw)``, mean of the input that each element of the kernel meets.
-        input_covariance: ``(G, I/G, I/G)`` of the channels; None for a layer without a kernel, whose SVD needs none.
-        height_covariance: ``(kh, kh)`` of a patch's rows, up to a factor, or None.
-        width_covariance: ``(kw, kw)`` of its columns, up to a factor, or None.
-    """
-
-    output_covariance: Tensor
-    patch_mean: Tensor
-    input_covariance: Tensor | None = None
-    height_covariance: Tensor | None = None
-    width_covariance: Tensor | None = None
-
-    def to(self, device: torch.device) -> LayerMoments:
-        """The same on ``device``."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
+from common.decomposition.moments import RIDGE, LayerMoments
 
 
 class Metric:
@@ -47,15 +18,16 @@ class Metric:
 
     Args:
         weight: ``(G, O, I, kh, kw)``, O and I those of one group.
+        dtype: of all that is computed.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+    def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float64) -> None:
+        self._weight, self._dtype = weight, dtype
 
     @cached_property
     def weight(self) -> Tensor:
-        """The weight in float64."""
-        return self._weight.double()
+        """The weight in the metric's dtype."""
+        return self._weight.to(self._dtype)
 
     @cached_property
     def output_basis(self) -> Tensor:
@@ -83,12 +55,8 @@ class Metric:
         """
         return tensor
 
-    def expand_rows(self, rows: Tensor) -> Tensor:
-        """``(G, R, r)`` of combinations of the weighted rows to channels of the output, ``(G, O, r)``."""
-        return self.output_basis @ rows
-
     def leading_rows(self, count: int) -> Tensor:
-        """What :meth:`expand_rows` makes of the first ``count`` weighted rows themselves, ``(G, O, count)``."""
+        """What turns the first ``count`` weighted rows back into channels of the output, ``(G, O, count)``."""
         return self.output_basis[:, :, :count]
 
     def restore_rows(self, core: Tensor) -> Tensor:
@@ -101,7 +69,8 @@ class DataMetric(Metric):
 
     Output rows lie in the eigenbasis of the covariance of the outputs, each scaled to the variance that was measured
     along it (for the SVD this alone is optimal, Zhang et al. 2015, section 3.1), and the other modes are multiplied
-    by the roots of their covariances.
+    by the roots of their covariances. The fewer patches were seen, the more the covariances of outputs and input
+    channels are shrunk toward those of isotropic inputs, under which the norm is that of the weight.
 
     Args:
         weight: ``(G, O, I, kh, kw)``, O and I those of one group.
@@ -114,7 +83,7 @@ class DataMetric(Metric):
 
     @cached_property
     def _output(self) -> tuple[Tensor, Tensor]:
-        return _output_basis(self.weight, self._moments.output_covariance)
+        return _output_basis(self.weight, self._moments.output_covariance, self._moments.shrinkage)
 
     @cached_property
     def output_basis(self) -> Tensor:
@@ -126,11 +95,11 @@ class DataMetric(Metric):
         """Mode -> the root of its covariance and the root's inverse."""
         moments = self._moments
         covariances = {
-            "input": moments.input_covariance,
-            "height": moments.height_covariance,
-            "width": moments.width_covariance,
+            "input": (moments.input_covariance, moments.shrinkage),
+            "height": (moments.height_covariance, RIDGE),
+            "width": (moments.width_covariance, RIDGE),
         }
-        return {mode: _root(covariance) for mode, covariance in covariances.items() if covariance is not None}
+        return {mode: _root(found, share) for mode, (found, share) in covariances.items() if found is not None}
 
     @cached_property
     def _scaled(self) -> tuple[Tensor, Tensor]:
@@ -152,10 +121,6 @@ class DataMetric(Metric):
         """See :meth:`Metric.restore`."""
         return torch.einsum(equation, tensor, self._roots[mode][1]) if mode in self._roots else tensor
 
-    def expand_rows(self, rows: Tensor) -> Tensor:
-        """See :meth:`Metric.expand_rows`."""
-        return self.output_basis @ (rows / self._scaled[1][:, :, :, 0, 0])
-
     def leading_rows(self, count: int) -> Tensor:
         """See :meth:`Metric.leading_rows`."""
         return self.output_basis[:, :, :count] / self._scaled[1][:, None, :count, 0, 0, 0]
@@ -165,22 +130,22 @@ class DataMetric(Metric):
         return core / self._scaled[1][:, : core.shape[1]]
 
 
-def _output_basis(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+def _output_basis(weight: Tensor, covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors ``(G, O, R)`` of the outputs' covariance, and the variances along them ``(G, R)``.
 
-    They are looked for in the span of the weight's rows, which holds all outputs. A trace of the weight's own Gram
-    matrix is mixed in: it orders the directions in which the data does not vary (dead channels, constant inputs, fewer
-    samples than channels).
+    They are looked for in the span of the weight's rows, which holds all outputs. A share of the weight's own Gram
+    matrix, the covariance of the outputs of isotropic inputs, is mixed in: where there are many samples it only orders
+    the directions in which the data does not vary (dead channels, constant inputs).
     """
     matrix = weight.flatten(2)
     total = _trace(covariance)
     if matrix.shape[1] > matrix.shape[2]:
         span = leading_basis(matrix)
-        basis, variances = _output_basis((span.mT @ matrix)[:, :, :, None, None], span.mT @ covariance @ span)
+        basis, variances = _output_basis((span.mT @ matrix)[:, :, :, None, None], span.mT @ covariance @ span, share)
         return span @ basis, variances
     single = matrix.float()  # enough for a trace of it
     gram = (single @ single.mT).double()
-    variances, vectors = torch.linalg.eigh(covariance / total + RIDGE * gram / _trace(gram))
+    variances, vectors = torch.linalg.eigh((1 - share) * covariance / total + share * gram / _trace(gram))
     # Rounding can turn what is nothing negative; it must stay small beside the rest, or its rows would count as much.
     return vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 
@@ -191,11 +156,12 @@ def _trace(matrices: Tensor) -> Tensor:
     return torch.where(trace > 0, trace, 1.0)
 
 
-def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root of a covariance of unit mean variance, with the ridge, and its inverse."""
+def _root(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The symmetric root of a covariance, of unit mean variance and with a share of the identity, and its inverse."""
     variances, vectors = torch.linalg.eigh(covariance)
     mean = variances.clamp(min=0).mean(-1, keepdim=True)
-    relative = torch.where(mean > 0, variances.clamp(min=0) / mean.clamp(min=1e-300), 1.0) + RIDGE
+    relative = torch.where(mean > 0, variances.clamp(min=0) / mean.clamp(min=1e-300), 1.0)
+    relative = (1 - share) * relative + share
     root = (vectors * relative.sqrt().unsqueeze(-2)) @ vectors.mT
     inverse = (vectors * relative.rsqrt().unsqueeze(-2)) @ vectors.mT
     return root, inverse

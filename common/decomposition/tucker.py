@@ -20,7 +20,8 @@ class Tucker2(Decomposition):
 
     The bases of the HOSVD are nested, so the core at any ranks is a corner of the full core, and the error at all
     ranks is one table. Sweeps of the higher-order orthogonal iteration at given ranks find better bases, and without
-    those for all ranks; they serve these ranks alone.
+    those for all ranks; they serve these ranks alone. With moments only the input basis is turned, to the best one for
+    the output basis at the ranks that are asked for: that basis is the one that was measured.
 
     Factors, with G groups: ``(G*r_in, I/G, 1, 1)``, the core ``(G*r_out, r_in, kh, kw)``, which takes the layer's
     stride, padding and dilation, and ``(O, r_out, 1, 1)`` with its bias. Ranks: ``(r_in, r_out)``.
@@ -29,6 +30,7 @@ class Tucker2(Decomposition):
     method = "tucker2"
     rank_names = ("r_in", "r_out")
     axes = ((False, False), (True, True), (False, False))
+    has_sweeps = True
     _swept: tuple[Ranks, Parts] | None = None
 
     @cached_property
@@ -81,7 +83,9 @@ class Tucker2(Decomposition):
         The turns are those of De Lathauwer, De Moor and Vandewalle (2000b). A plain weight is taken as it is, in
         single precision where it comes so: no basis for all ranks is ever computed.
         """
-        tensor = self.grouped.to(self.working_dtype) if self.moments is None else self.metric.weighted
+        if self.moments is not None:
+            return self._turn_inputs(r_in, r_out)
+        tensor = self.grouped.to(self.working_dtype)
 
         def in_rows(full: Tensor) -> Tensor:
             return torch.einsum("goihw,gor->grihw", full, rows.to(full.dtype))
@@ -96,8 +100,18 @@ class Tucker2(Decomposition):
             reduced = in_rows(tensor)
             inputs = leading_subspace(reduced, by_input, r_in, inputs)
         core = torch.einsum("grihw,gis->grshw", reduced, inputs)
-        expand = rows if self.moments is None else self.metric.expand_rows(rows)
-        return expand, self._restore_inputs(inputs), core
+        return rows, self._restore_inputs(inputs), core
+
+    def _turn_inputs(self, r_in: int, r_out: int) -> Parts:
+        """The leading rows of the metric, and the best input basis for them.
+
+        The rows lie in the eigenbasis of the outputs' covariance, which is exact. The metric that they would be turned
+        in is none but a model, and turning them loses more than it gains.
+        """
+        rows = self.metric.weighted[:, :r_out]
+        inputs = leading_basis(by_input(rows))[:, :, :r_in]
+        core = torch.einsum("grihw,gis->grshw", rows, inputs)
+        return self.metric.leading_rows(r_out), self._restore_inputs(inputs), core
 
     def _restore_inputs(self, basis: Tensor) -> Tensor:
         return self.metric.restore(basis.mT, "gri,gij->grj", "input")

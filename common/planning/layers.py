@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from common.choices import check_choice
-from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks
+from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks, decompose
 from common.modes import hooked
 from common.network.effective import EffectiveLayer
 from common.network.layers import FactorableLayer, effective_layers, factorable_layers, layer_input
@@ -201,7 +201,8 @@ class Decompositions:
 
     Args:
         model: the dense network.
-        moments: from :func:`common.calibration.calibrate`: errors are then those of the layers' outputs on data.
+        moments: from :func:`common.calibration.calibrate`: errors are then those of the layers' outputs on data. A
+            layer of which too few patches were seen is decomposed by its weight alone.
         sweeps: of the higher-order orthogonal iteration for Tucker-2 and HTD, at the ranks that are used.
 
     Raises:
@@ -212,7 +213,8 @@ class Decompositions:
         self._model = model
         for name in moments or ():
             check_choice("layer of the moments", name, factorable_layers(model))
-        self.moments, self.sweeps = dict(moments or {}), sweeps
+        self.moments = {name: found for name, found in (moments or {}).items() if not found.too_few}
+        self.sweeps = sweeps
         self._made: dict[tuple[str, str], Decomposition] = {}
         self._kept: dict[Hashable, Any] = {}
 
@@ -232,10 +234,10 @@ class Decompositions:
             weight = convolution_weight(layer)
             if not weight.isfinite().all():
                 raise ValueError(f"layer {name!r} has weights that are not finite; nothing can be decomposed there")
-            metric = next((made.metric for (layer_name, _), made in self._made.items() if layer_name == name), None)
-            moments = self.moments.get(name)
+            like = next((made for (layer_name, _), made in self._made.items() if layer_name == name), None)
+            moments = self.moments.get(name) if like is None else like.moments
             moments = moments and moments.to(weight.device)
-            self._made[name, method] = DECOMPOSITIONS[method](weight, groups, moments, self.sweeps, metric)
+            self._made[name, method] = decompose(DECOMPOSITIONS[method], weight, groups, moments, self.sweeps, like)
         return self._made[name, method]
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
