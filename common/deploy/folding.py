@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.deploy.links import deployed_copy, is_plain, links
+from common.deploy.links import is_plain, links
+from common.deploy.observing import is_altered
+from common.deploy.parity import changed_copy
 from common.modes import hooked
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer
@@ -18,24 +22,39 @@ def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
 
     In evaluation mode such a BatchNorm is a scale and a shift of each channel, which the layer's weight and bias take
     over; behind a factorized layer it is the last factor that does. An ``Identity`` stays in its place. A BatchNorm
-    anywhere else is left alone, and so is one without running statistics. In a network that ``torch.fx`` cannot trace
-    whole, those are found that follow their layer within a part that it can (see :func:`common.deploy.links.links`).
+    anywhere else is left alone, and so is one without running statistics. A pass of ``x`` has to show what follows
+    what (see :func:`common.deploy.links.links`), and the copy's outputs on ``x`` are the network's, but for rounding.
 
     Args:
         model: left as it was.
-        x: example input. A pass of it tells what a Linear puts out, rows or sequences, whose axis 1 is another;
-            without it the BatchNorm behind a Linear stays. It also tells which parts are used piece by piece.
+        x: example input, which also tells whether a Linear puts out rows or sequences, whose axis 1 is another.
+            Without it a made-up image stands in, and the BatchNorm behind a Linear stays; a network that takes no
+            image keeps them all.
+
+    Raises:
+        ValueError: the network does not take ``x``, or cannot be copied.
     """
-    folded = deployed_copy(model)
-    pairs = links(folded, x)
-    behind_linear = any(isinstance(layer, nn.Linear) and isinstance(norm, _BatchNorm) for layer, norm in pairs.items())
-    of_rows = _norms_of_rows(folded, x) if behind_linear and x is not None else set()
-    with torch.no_grad():
-        for layer, norm in pairs.items():
-            if is_plain(layer) and isinstance(norm, _BatchNorm) and _normalizes_outputs(norm, layer, of_rows):
-                _fold(layer, norm)
-                replace_module(folded, norm, nn.Identity())
-    return folded
+
+    def find(network: nn.Module, shown: Tensor) -> list[tuple[str, str]]:
+        modules = dict(network.named_modules())
+        of_rows = _norms_of_rows(network, shown) if x is not None else set()
+        pairs = links(network, shown, _normalizes_outputs)
+        return [pair for pair in pairs if not isinstance(modules[pair[0]], nn.Linear) or modules[pair[1]] in of_rows]
+
+    return changed_copy(model, x, find, _fold)
+
+
+def _normalizes_outputs(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether ``norm`` is a BatchNorm that scales the layer's outputs, where those are on axis 1, by fixed numbers."""
+    if not is_plain(layer) or not _is_norm(norm) or norm.running_mean is None or norm.training:
+        return False
+    return norm.num_features == (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _is_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a BatchNorm as PyTorch makes it: no subclass, parametrization or hook."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return type(module) in kinds and not is_altered(module)
 
 
 def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
@@ -45,23 +64,21 @@ def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
     def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         dimensions.setdefault(norm, set()).add(given[0].dim() if given else 0)
 
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    handles = [norm.register_forward_pre_hook(note) for norm in model.modules() if isinstance(norm, _BatchNorm)]
     with hooked(handles), torch.no_grad():
         model(x)
     return {norm for norm, met in dimensions.items() if met == {2}}
 
 
-def _normalizes_outputs(norm: _BatchNorm, layer: FactorableLayer, of_rows: set[nn.Module]) -> bool:
-    """Whether the channels that ``norm`` tells apart, those on axis 1, are the layer's outputs."""
-    if norm.running_mean is None or norm._forward_hooks or norm._forward_pre_hooks:
-        return False
-    if isinstance(layer, nn.Linear):
-        return norm in of_rows and norm.num_features == layer.out_features
-    return norm.num_features == layer.out_channels
+def _fold(model: nn.Module, pair: tuple[str, str]) -> None:
+    layer, norm = map(model.get_submodule, pair)
+    assert is_plain(layer)
+    assert isinstance(norm, _BatchNorm)
+    _take_over(layer, norm)
+    replace_module(model, norm, nn.Identity().eval())
 
 
-def _fold(layer: FactorableLayer, norm: _BatchNorm) -> None:
+def _take_over(layer: FactorableLayer, norm: _BatchNorm) -> None:
     """``fuse_conv_bn_eval`` of torch does the same, but neither in float64 nor for transposed groups."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -2,66 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from common.models.provenance import Provenance, set_provenance
-from common.modes import evaluating, hooked
-from common.network.copies import independent_copy
+from common.deploy.observing import Link, confirmed, is_altered, is_passive
 from common.network.layers import FactorableLayer
 
-_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-"""Modules that do nothing in evaluation mode."""
 
+def links(
+    model: nn.Module, x: Tensor, wanted: Callable[[nn.Module, nn.Module], bool] = lambda first, second: True
+) -> list[tuple[str, str]]:
+    """Names of pairs of modules: all that the first puts out goes into the second, which takes nothing else.
 
-def links(model: nn.Module, x: Tensor | None = None) -> dict[nn.Module, nn.Module]:
-    """Pairs of modules: all that the first puts out goes into the second, which takes nothing else.
-
-    Read off a symbolic trace (``torch.fx``) of the network in evaluation mode, where dropout between the two does not
-    count. Where a ``forward`` cannot be traced, because it branches on sizes or values, its children are traced one by
-    one. Pairs that such a ``forward`` itself joins are not found. Where it calls modules inside a child by itself,
-    past the child's own ``forward``, a pass of ``x`` shows it, and nothing of that child is paired; without ``x``
-    each child is taken to be used as a whole.
+    Two ways of looking have to agree. One is a symbolic trace (``torch.fx``) of the network in evaluation mode, where
+    dropout between the two does not count. Where a ``forward`` cannot be traced, because it branches on sizes or
+    values, its children are traced one by one; pairs that such a ``forward`` itself joins are not found. The other is
+    a pass of ``x``, with gradients and without, since a ``forward`` may go another way while it is traced: the second
+    module has to get the very tensor that the first returned, and nothing else may use it.
 
     Args:
-        model: any network; a module that is used several times forms a pair when it does so every time.
+        model: in evaluation mode, its parameters without gradients. Tracing may spoil what it holds.
         x: example input.
+        wanted: whether a pair is of interest.
     """
-    parts = list(_traced(model))
-    if x is not None and any(root is not model for root, _ in parts):
-        opened = _opened(model, [root for root, _ in parts], x)
-        parts = [(root, graph) for root, graph in parts if root not in opened]
-    before: dict[nn.Module, set[nn.Module | None]] = {}
-    after: dict[nn.Module, set[nn.Module | None]] = {}
-    for root, graph in parts:
-        for node in graph.nodes:
-            if node.op == "get_attr":  # a tensor that is also used by itself must stay what it is
-                after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
-            elif (module := _called(root, node)) is not None and not isinstance(module, _PASSIVE):
-                after.setdefault(module, set()).add(_next(root, node))
-                plain_call = len(node.args) == 1 and not node.kwargs
-                before.setdefault(module, set()).add(_previous(root, node) if plain_call else None)
-    return {
-        first: second
-        for first, seconds in after.items()
-        if len(seconds) == 1 and (second := next(iter(seconds))) is not None and before[second] == {first}
-    }
+    found = [link for link in _traced_links(model) if wanted(link.first, link.second)]
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            found = confirmed(model, found, x) if found else []
+    names = {module: name for name, module in model.named_modules()}
+    return [(names[link.first], names[link.second]) for link in found]
 
 
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
     """Whether it is a Conv2d, ConvTranspose2d or Linear as PyTorch makes it: no subclass, parametrization or hook."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear) and not hooked
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    return type(module) in kinds and "weight" in module._parameters and not is_altered(module)
 
 
-def deployed_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, to be changed; how it came to be is forgotten, since no plan rebuilds it."""
-    changed = independent_copy(model).eval()
-    set_provenance(changed, Provenance())
-    return changed
+def _traced_links(model: nn.Module) -> list[Link]:
+    parts: dict[nn.Module, nn.Module] = {}
+    before: dict[nn.Module, set[nn.Module | None]] = {}
+    after: dict[nn.Module, set[nn.Module | None]] = {}
+    for root, graph in _traced(model):
+        for node in graph.nodes:
+            if node.op == "get_attr":  # a tensor that is also used by itself must stay what it is
+                after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
+            elif (module := _called(root, node)) is not None and not is_passive(module):
+                parts[module] = root
+                after.setdefault(module, set()).add(_next(root, node))
+                plain_call = len(node.args) == 1 and not node.kwargs
+                before.setdefault(module, set()).add(_previous(root, node) if plain_call else None)
+    return [
+        Link(first, second, parts[first])
+        for first, seconds in after.items()
+        if len(seconds) == 1 and (second := next(iter(seconds))) is not None and before[second] == {first}
+    ]
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into modules that have none inside: what they compute does not link two modules."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
@@ -69,7 +76,9 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
     if not list(module.children()):
         return
     try:
-        graph = fx.Tracer().trace(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about defaults that the graph does not check
+            graph = _Tracer().trace(module, _defaults(module))
     except Exception:  # a forward may fail in any way when it is handed a symbol in place of a tensor
         for child in module.children():
             yield from _traced(child)
@@ -77,30 +86,10 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
         yield module, graph
 
 
-def _opened(model: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> set[nn.Module]:
-    """The parts of which a pass of ``x`` calls a module inside while it does not call the part as a whole."""
-    running: list[nn.Module] = []
-    opened: set[nn.Module] = set()
-
-    def enter(part: nn.Module, *_: object) -> None:
-        running.append(part)
-
-    def leave(*_: object) -> None:
-        running.pop()
-
-    def meet(part: nn.Module) -> None:
-        if part not in running:
-            opened.add(part)
-
-    handles = []
-    for part in parts:
-        handles += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
-        for module in part.modules():
-            if module is not part:
-                handles.append(module.register_forward_pre_hook(lambda *_, part=part: meet(part)))
-    with hooked(handles), evaluating(model), torch.no_grad():
-        model(x)
-    return opened
+def _defaults(module: nn.Module) -> dict[str, object] | None:
+    """Argument -> its default, of all arguments of a forward but the first; None where there are none."""
+    arguments = list(inspect.signature(module.forward).parameters.values())[1:]
+    return {each.name: each.default for each in arguments if each.default is not inspect.Parameter.empty} or None
 
 
 def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -112,7 +101,7 @@ def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = _called(root, node)
-        if not isinstance(module, _PASSIVE):
+        if module is None or not is_passive(module):
             return module
     return None
 
@@ -122,6 +111,6 @@ def _previous(root: nn.Module, node: fx.Node) -> nn.Module | None:
     while node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         module = _called(root, node)
-        if not isinstance(module, _PASSIVE):
+        if module is None or not is_passive(module):
             return module
     return None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from common.deploy.links import deployed_copy, is_plain, links
+from common.deploy.links import is_plain, links
+from common.deploy.parity import changed_copy
+from common.modes import hooked
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer
 from common.network.weights import convolution_weight, set_convolution_weight
-from common.planning.layers import Size, trace_layers
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
-Calls = Sequence[tuple[Size, Size]]
-"""Sizes before and after, of every time that one input passes a layer."""
+Calls = Sequence[tuple[int, int]]
+"""Positions before and after, of every time that the example passes a layer."""
 
 
 def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
@@ -27,24 +27,33 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
     The factors of one layer are such a chain, longer where another linear layer follows directly. A chain is cut into
     the pieces that together need the fewest MACs, none with more parameters than it replaces; so a layer whose ranks
     do not pay is dense again. Layers are merged only where the result is the same at the borders too: on each axis of
-    the image one of the two has a kernel of 1, and no bias meets zero padding.
+    the image one of the two has a kernel of 1, and no bias meets zero padding. A pass of ``x`` has to show what
+    follows what (see :func:`common.deploy.links.links`), and the copy's outputs on ``x`` are the network's, but for
+    rounding.
 
     Args:
         model: left as it was; fold its BatchNorm first, which otherwise stands between.
         x: example input ``(N, C, H, W)``; it tells the layers' spatial sizes.
+
+    Raises:
+        ValueError: the network does not take ``x``, or cannot be copied.
     """
-    merged = deployed_copy(model)
-    names = {module: name for name, module in merged.named_modules()}
-    shapes = trace_layers(merged, x)
-    with torch.no_grad():
-        for chain in _chains(merged, x):
-            if all(names[layer] in shapes for layer in chain):
-                for piece in _cheapest_pieces(chain, [shapes[names[layer]].calls for layer in chain]):
-                    if len(piece) > 1:
-                        replace_module(merged, piece[0], reduce(_merge, piece))
-                        for layer in piece[1:]:
-                            replace_module(merged, layer, nn.Identity())
-    return merged
+
+    def find(network: nn.Module, shown: Tensor) -> list[Sequence[str]]:
+        names = {module: name for name, module in network.named_modules()}
+        chains = _chains(network, shown)
+        calls = _calls([layer for chain in chains for layer in chain], network, shown)
+        pieces = [p for chain in chains for p in _cheapest_pieces(chain, [calls[layer] for layer in chain])]
+        return [[names[layer] for layer in piece] for piece in pieces if len(piece) > 1]
+
+    return changed_copy(model, x, find, _merge_piece)
+
+
+def _merge_piece(model: nn.Module, names: Sequence[str]) -> None:
+    layers = [layer for layer in map(model.get_submodule, names) if is_plain(layer)]
+    replace_module(model, layers[0], reduce(_merge, layers))
+    for layer in layers[1:]:
+        replace_module(model, layer, nn.Identity().eval())
 
 
 def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
@@ -56,20 +65,32 @@ def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.
     Args:
         model: left as it was.
         multiple: at least 1.
-        x: example input, which tells the parts that are used piece by piece (:func:`common.deploy.links.links`).
+        x: example input, a pass of which shows what follows what (:func:`common.deploy.links.links`). Without it a
+            made-up image stands in; a network that takes no image is left as it is.
 
     Raises:
-        ValueError: ``multiple`` is below 1.
+        ValueError: ``multiple`` is below 1, or the network does not take ``x`` or cannot be copied.
     """
     check_multiple(multiple)
-    aligned = deployed_copy(model)
-    with torch.no_grad():
-        for first, second in links(aligned, x).items():
-            if _is_convolution(first) and _is_convolution(second) and first.groups == second.groups == 1:
-                missing = -first.out_channels % multiple
-                _widen(first, missing, outputs=True)
-                _widen(second, missing, outputs=False)
-    return aligned
+
+    def find(network: nn.Module, shown: Tensor) -> list[tuple[str, str]]:
+        return links(network, shown, lambda first, second: _can_be_widened(first, second, multiple))
+
+    def widen(network: nn.Module, pair: tuple[str, str]) -> None:
+        first, second = map(network.get_submodule, pair)
+        assert _is_convolution(first)
+        assert _is_convolution(second)
+        missing = -first.out_channels % multiple
+        _widen(first, missing, outputs=True)
+        _widen(second, missing, outputs=False)
+
+    return changed_copy(model, x, find, widen)
+
+
+def _can_be_widened(first: nn.Module, second: nn.Module, multiple: int) -> bool:
+    if not _is_convolution(first) or not _is_convolution(second):
+        return False
+    return first.groups == second.groups == 1 and first.out_channels % multiple > 0
 
 
 def check_multiple(align: int) -> None:
@@ -95,23 +116,47 @@ def _widen(layer: Convolution, channels: int, outputs: bool) -> None:
     if outputs:
         layer.out_channels += channels
         if layer.bias is not None:
-            layer.bias = nn.Parameter(torch.cat([layer.bias, layer.bias.new_zeros(channels)]))
+            longer = torch.cat([layer.bias, layer.bias.new_zeros(channels)])
+            layer.bias = nn.Parameter(longer, layer.bias.requires_grad)
     else:
         layer.in_channels += channels
-    layer.weight = nn.Parameter(wider.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else wider)
+    wider = wider.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else wider
+    layer.weight = nn.Parameter(wider, layer.weight.requires_grad)
 
 
 def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
     """The runs of two linear layers or more that follow each other directly."""
-    after = {first: second for first, second in links(model, x).items() if is_plain(first) and is_plain(second)}
+    modules = dict(model.named_modules())
+    pairs = links(model, x, lambda first, second: is_plain(first) and is_plain(second))
+    after = dict(pairs)
     chains: list[list[FactorableLayer]] = []
     followers = set(after.values())
-    for start in [layer for layer in after if layer not in followers]:
-        chain = [start]
-        while (following := after.get(chain[-1])) is not None:
-            chain.append(following)
-        chains.append(chain)
+    for start in [name for name in after if name not in followers]:
+        names = [start]
+        while (following := after.get(names[-1])) is not None:
+            names.append(following)
+        chains.append([layer for layer in map(modules.__getitem__, names) if is_plain(layer)])
     return chains
+
+
+def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Mapping[FactorableLayer, Calls]:
+    """How many positions each layer has before and after it, every time that ``x`` passes it."""
+    calls: dict[FactorableLayer, list[tuple[int, int]]] = {layer: [] for layer in layers}
+
+    def note(layer: FactorableLayer, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        inputs: Tensor = given[0] if given else named["input"]
+        before, after = _channels(layer)
+        calls[layer].append((inputs.numel() // before, output.numel() // after))
+
+    with hooked(layer.register_forward_hook(note, with_kwargs=True) for layer in layers), torch.no_grad():
+        model(x)
+    return calls
+
+
+def _channels(layer: FactorableLayer) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 def _cheapest_pieces(chain: Sequence[FactorableLayer], calls: Sequence[Calls]) -> list[Sequence[FactorableLayer]]:
@@ -134,9 +179,8 @@ def _piece_macs(piece: Sequence[FactorableLayer], calls: Sequence[Calls]) -> int
         layer = None if layer is None else _outline(layer, following)
     if layer is None or _params(layer) > sum(map(_params, piece)):
         return None
-    sides = [(first[0], last[1]) for first, last in zip(calls[0], calls[-1], strict=True)]
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    return layer.weight.numel() * sum(math.prod(before if transposed else after) for before, after in sides)
+    place = 0 if isinstance(layer, nn.ConvTranspose2d) else -1
+    return layer.weight.numel() * sum(call[place] for call in calls[place])
 
 
 def _params(layer: FactorableLayer) -> int:
