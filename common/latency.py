@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -87,8 +86,10 @@ def measure_latency(
         round_s: least seconds of one timing; as many passes as that takes are averaged.
 
     Raises:
-        ValueError: ``runtime`` is unknown, or ``rounds`` is below 3.
-        RuntimeError: ``compile`` without a C++ compiler.
+        ValueError: ``runtime`` is unknown, ``rounds`` is below 3, ``channels_last`` gets an ``x`` of other than four
+            axes, or ``onnxruntime`` a network or an ``x`` that :func:`common.deploy.export_onnx` does not take, such
+            as one that returns more than one tensor.
+        RuntimeError: ``compile`` without a C++ compiler, or ``onnxruntime`` with a network that cannot be exported.
     """
     return measure_latencies([model], x, baseline=baseline, runtime=runtime, rounds=rounds, round_s=round_s)[0]
 
@@ -106,9 +107,13 @@ def measure_latencies(
     check_choice("runtime", runtime, RUNTIMES)
     if rounds < 3:
         raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
+    if runtime == "channels_last" and x.dim() != 4:
+        raise ValueError(f"runtime='channels_last': x has shape {tuple(x.shape)}; it takes (N, C, H, W)")
     networks = [*models] if baseline is None else [*models, baseline]
     threads = torch.get_num_threads()
     times: list[list[float]] = [[] for _ in networks]
+    if runtime == "onnxruntime":
+        x = _exportable_input(networks, x)
     settings = _compiler_settings(networks) if runtime == "compile" else nullcontext()
     with evaluating(*networks), settings:
         passes = [forward_pass(network, x, runtime) for network in networks]
@@ -159,6 +164,18 @@ def _no_gradients(runtime: str) -> AbstractContextManager[None]:
     return torch.no_grad() if runtime == "compile" else torch.inference_mode()
 
 
+def _exportable_input(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """``x`` as a batch; before any network is exported, which takes seconds, all are looked at.
+
+    Raises:
+        ValueError: one of them cannot be exported.
+    """
+    from common.deploy.exportable import exportable  # seconds to import
+
+    batches = [exportable(network, x)[1] for network in networks]
+    return x.reshape(batches[0].shape)
+
+
 def _onnx_pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
     """Inputs and outputs stay on their device, so that no copy is timed."""
     from common.deploy.onnx_files import INPUT, OUTPUT, export_onnx, onnx_session  # seconds to import
@@ -169,7 +186,8 @@ def _onnx_pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
         session = onnx_session(path, device=x.device)
     binding = session.io_binding()
     index = x.device.index or 0
-    binding.bind_input(INPUT, x.device.type, index, np.float32, tuple(x.shape), x.data_ptr())
+    kind = torch.empty(0, dtype=x.dtype).numpy().dtype
+    binding.bind_input(INPUT, x.device.type, index, kind, tuple(x.shape), x.data_ptr())
     binding.bind_output(OUTPUT, x.device.type, index)
 
     def run() -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import describe_environment
 from common.latency import measure_latencies, measure_latency
+from common.network.copies import independent_copy
 from common.network.held import replace_module
 from common.operation_latency import time_operations
 from common.planning.latency_table import (
@@ -135,7 +135,7 @@ def predicted_seconds(model: nn.Module, x: Tensor, plan: RankPlan, table: Latenc
 
 def with_random_factors(model: nn.Module, plans: Mapping[str, LayerPlan]) -> nn.Module:
     """A copy of ``model`` with the layers that ``plans`` make in place of its own, as they are born: for its time."""
-    small = copy.deepcopy(model)
+    small = independent_copy(model)
     for name, (layer, effective) in planned_layers(small, RankPlan(dict(plans), "mixed", "fixed")).items():
         replace_module(small, layer, factored_layer(layer, effective, plans[name]))
     return small.eval()

@@ -130,3 +130,47 @@ def test_bad_arguments_are_named() -> None:
         measure_latency(tiny_cnn(), X, rounds=2)
     with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
         measure_latency(tiny_cnn(), X, runtime="onnx")
+
+
+class Named(nn.Module):
+    """Returns a dict, as networks for segmentation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny_cnn()
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.body(images)
+        return {"out": logits, "aux": logits / 2}
+
+
+@pytest.mark.parametrize("runtime", ["eager", "channels_last"])
+def test_pytorch_serves_any_output(runtime: str) -> None:
+    assert measure_latency(Named(), X, baseline=Named(), runtime=runtime, rounds=3, round_s=0.001).median_s > 0
+
+
+def test_what_cannot_be_exported_is_said_before_any_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", None)
+    with pytest.raises(ValueError, match=r"must return one tensor, it returns a dict \(keys out, aux\)"):
+        measure_latency(tiny_cnn(), X, baseline=Named(), runtime="onnxruntime", rounds=3)
+    with pytest.raises(ValueError, match="the network is float16"):
+        measure_latency(tiny_cnn(), X, baseline=tiny_cnn().half(), runtime="onnxruntime", rounds=3)
+
+
+def test_onnx_runtime_times_whole_numbers_and_single_images() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = tiny_cnn()
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.body(pixels.float() / 255)
+
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert measure_latency(Scales(), pixels, runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 2
+    assert measure_latency(tiny_cnn(), X[0], runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 1
+
+
+def test_channels_last_takes_images() -> None:
+    with pytest.raises(ValueError, match=r"runtime='channels_last': x has shape \(2, 4\); it takes \(N, C, H, W\)"):
+        measure_latency(nn.Linear(4, 3), torch.randn(2, 4), runtime="channels_last")

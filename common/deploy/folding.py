@@ -37,9 +37,10 @@ def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
 
     def find(network: nn.Module, shown: Tensor) -> list[tuple[str, str]]:
         modules = dict(network.named_modules())
-        of_rows = _norms_of_rows(network, shown) if x is not None else set()
         pairs = links(network, shown, _normalizes_outputs)
-        return [pair for pair in pairs if not isinstance(modules[pair[0]], nn.Linear) or modules[pair[1]] in of_rows]
+        behind_linear = [pair for pair in pairs if isinstance(modules[pair[0]], nn.Linear)]
+        of_rows = _norms_of_rows(network, shown) if behind_linear and x is not None else set()
+        return [pair for pair in pairs if pair not in behind_linear or modules[pair[1]] in of_rows]
 
     return changed_copy(model, x, find, _fold)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
 from common.deploy.observing import Link, confirmed, is_altered, is_passive
+from common.network.copies import independent_copy
 from common.network.layers import FactorableLayer
 
 
@@ -26,16 +26,19 @@ def links(
     module has to get the very tensor that the first returned, and nothing else may use it.
 
     Args:
-        model: in evaluation mode, its parameters without gradients. Tracing may spoil what it holds.
+        model: in evaluation mode, its parameters without gradients. A pass may change what it holds.
         x: example input.
         wanted: whether a pair is of interest.
     """
-    found = [link for link in _traced_links(model) if wanted(link.first, link.second)]
+    traced = independent_copy(model)  # a forward that keeps what it computes keeps symbols now
+    modules, names = dict(model.named_modules()), {module: name for name, module in traced.named_modules()}
+    parts = [[modules[names[part]] for part in (link.first, link.second, link.part)] for link in _traced_links(traced)]
+    found = [Link(*each) for each in parts if wanted(each[0], each[1])]
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             found = confirmed(model, found, x) if found else []
-    names = {module: name for name, module in model.named_modules()}
-    return [(names[link.first], names[link.second]) for link in found]
+    own = {module: name for name, module in modules.items()}
+    return [(own[link.first], own[link.second]) for link in found]
 
 
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
@@ -65,10 +68,24 @@ def _traced_links(model: nn.Module) -> list[Link]:
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into modules that have none inside: what they compute does not link two modules."""
+    """Knows the default of every argument but the first, and does not look into modules that have none inside."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        return None if inspect.isroutine(a) else super().create_arg(a)  # a default that no graph can hold
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        traced, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        named = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[2:]  # without self and the input
+        defaults: dict[str, Any] = {each.name: each.default for each in named if each.default is not each.empty}
+        defaults |= {f"*{each.name}": () for each in named if each.kind is each.VAR_POSITIONAL}
+        defaults |= {f"**{each.name}": {} for each in named if each.kind is each.VAR_KEYWORD}
+        targets = [arg.node.target if isinstance(arg, fx.Proxy) else None for arg in args]
+        return traced, [defaults.get(str(target), arg) for target, arg in zip(targets, args, strict=True)]
 
 
 def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
@@ -76,20 +93,12 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
     if not list(module.children()):
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about defaults that the graph does not check
-            graph = _Tracer().trace(module, _defaults(module))
+        graph = _Tracer().trace(module)
     except Exception:  # a forward may fail in any way when it is handed a symbol in place of a tensor
         for child in module.children():
             yield from _traced(child)
     else:
         yield module, graph
-
-
-def _defaults(module: nn.Module) -> dict[str, object] | None:
-    """Argument -> its default, of all arguments of a forward but the first; None where there are none."""
-    arguments = list(inspect.signature(module.forward).parameters.values())[1:]
-    return {each.name: each.default for each in arguments if each.default is not inspect.Parameter.empty} or None
 
 
 def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -41,7 +41,8 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
 
     def find(network: nn.Module, shown: Tensor) -> list[Sequence[str]]:
         names = {module: name for name, module in network.named_modules()}
-        chains = _chains(network, shown)
+        if not (chains := _chains(network, shown)):
+            return []
         calls = _calls([layer for chain in chains for layer in chain], network, shown)
         pieces = [p for chain in chains for p in _cheapest_pieces(chain, [calls[layer] for layer in chain])]
         return [[names[layer] for layer in piece] for piece in pieces if len(piece) > 1]

@@ -44,8 +44,11 @@ def is_altered(module: nn.Module) -> bool:
 def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
     """Those of the links that a pass of ``x`` shows: nothing but the second module uses the first one's outputs."""
     watch = _Watch(found)
-    with hooked(watch.hooks(model)), watch:
-        output = model(x)
+    try:
+        with hooked(watch.hooks(model)), watch:
+            output = model(x)
+    except Exception:  # a forward may fail in any way, say in its second pass, and then nothing is shown
+        return []
     watch.end(model, output)
     return [link for link in found if link.first in watch.called and link.first not in watch.refuted]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from onnx_ir.convenience import get_const_tensor, replace_all_uses_with
 from torch import Tensor, nn
 
+from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import align_ranks, check_multiple, merge_factors
-from common.network.copies import independent_copy
+from common.deploy.parity import difference, run, tolerance
+from common.outputs import single_tensor
 
 INPUT, OUTPUT = "input", "output"
 OPSETS = range(18, 24)
@@ -33,9 +36,10 @@ def export_onnx(
     the largest, on ``x`` and on random inputs (of another batch size too, where it may change).
 
     Args:
-        model: with one input and one output; left as it was.
+        model: of float32, with one input and one tensor as output; left as it was.
         path: the file, by custom ``*.onnx``; its folder is made when it is not there.
-        x: example input ``(N, C, H, W)``; the file takes this height and width.
+        x: example input ``(N, C, H, W)``; the file takes this height and width. A single image ``(C, H, W)`` counts
+            as a batch of one.
         dynamic_batch: whether the file takes batches of any size instead of N.
         opset: of the ONNX operators, 18 to 23.
         align: ranks are filled up with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
@@ -44,42 +48,61 @@ def export_onnx(
         The path.
 
     Raises:
-        ValueError: ``opset`` or ``align`` is not allowed, or the weights do not fit into one file.
-        RuntimeError: the network cannot be exported, or the outputs differ.
+        TypeError: ``x`` is no tensor.
+        ValueError: ``opset``, ``align`` or ``path`` is not allowed, the weights do not fit into one file, or the
+            network or ``x`` is of a kind that no file holds (see :func:`common.deploy.exportable.exportable`).
+        RuntimeError: the network has operations or a control flow that ONNX does not know, or the outputs differ.
     """
+    path = Path(path)
     if opset not in OPSETS:
         raise ValueError(f"opset={opset!r}: it must be in {OPSETS.start}..{OPSETS.stop - 1}")
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r}: it is a folder; name a file in it")
     check_multiple(align)
-    size = sum(parameter.nbytes for parameter in model.parameters())
+    reference, x = exportable(model, x)
+    size = sum(parameter.nbytes for parameter in reference.parameters())
     if size >= LARGEST_FILE:
         raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
-    path = Path(path)
+    expected = _expected(reference, x, dynamic_batch)
     path.parent.mkdir(parents=True, exist_ok=True)
-    reference, x = independent_copy(model).cpu().eval(), x.detach().cpu()
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about itself
-        program = torch.onnx.export(
-            network,
-            (x,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=opset,
-            dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    _clean(program.model)
     partial = path.with_name(path.name + ".partial")
     try:
-        program.save(partial, external_data=False)
-        onnx.checker.check_model(partial, full_check=True)
-        _check_parity(reference, partial, x, dynamic_batch)
+        _write(network, partial, x, dynamic_batch, opset)
+        _check_parity(partial, expected)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset: int) -> None:
+    """Export a network as it is.
+
+    Raises:
+        RuntimeError: it cannot be exported.
+    """
+    try:  # whatever the exporter raises, which runs the network's own code
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, about itself
+            program = torch.onnx.export(
+                network,
+                (x,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=opset,
+                dynamic_shapes=({0: "batch"},) if dynamic_batch else None,
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        _clean(program.model)
+        program.save(path, external_data=False)
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:
+        symbols = any(word in str(error) for word in ("SymInt", "Constraints violated", "static shape"))
+        advice = "; dynamic_batch=False fixes the batch size, which may help" if dynamic_batch and symbols else ""
+        raise RuntimeError(f"the network cannot be exported to ONNX: {cause(error)}{advice}") from error
 
 
 def onnx_session(
@@ -167,24 +190,52 @@ def _is_idle(node: onnx_ir.Node) -> bool:
     return False
 
 
-def _check_parity(reference: nn.Module, path: Path, x: Tensor, dynamic_batch: bool) -> None:
+def _expected(reference: nn.Module, x: Tensor, dynamic_batch: bool) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and PyTorch's outputs, to compare with.
+
+    Raises:
+        ValueError: the network does not take random inputs, or not in a batch of another size where it may change.
+    """
+    expected = []
+    for inputs in (x, *_noise(x, [len(x), len(x) + 1] if dynamic_batch else [len(x)])):
+        try:
+            expected.append((inputs, single_tensor(run(reference, inputs), "the network")))
+        except Exception as error:  # whatever the network raises
+            advice = "; dynamic_batch=False fixes the batch size" if len(inputs) != len(x) else ""
+            raise ValueError(
+                f"the network takes x, but no random numbers of shape {tuple(inputs.shape)}: {cause(error)}{advice}"
+            ) from error
+    return expected
+
+
+def _check_parity(path: Path, expected: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Compare ONNX Runtime with PyTorch.
 
     Raises:
-        RuntimeError: the outputs differ by more than ``TOLERANCE`` of the largest.
+        RuntimeError: ONNX Runtime does not run the file, or the outputs differ by more than rounding.
     """
-    session = onnx_session(path, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    sizes = [len(x), len(x) + 1] if dynamic_batch else [len(x)]
-    spread, mean = float(x.std(correction=0)) or 1.0, float(x.mean())
-    noise = [torch.randn(size, *x.shape[1:], generator=generator, dtype=x.dtype) * spread + mean for size in sizes]
-    for inputs in (x, *noise):
-        with torch.no_grad():
-            expected = reference(inputs).numpy()
-        found = np.asarray(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
-        error = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-        if not error <= TOLERANCE:
+    try:
+        session = onnx_session(path, device="cpu")
+        found = [torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: x.numpy()})[0])) for x, _ in expected]
+    except Exception as error:  # ONNX Runtime has classes of its own, which have nothing in common
+        raise RuntimeError(f"ONNX Runtime does not run the exported network: {cause(error)}") from error
+    for (inputs, output), ours in zip(expected, found, strict=True):
+        gap, allowed = difference(ours, output), max(tolerance(output.dtype), TOLERANCE)
+        if not gap <= allowed:
+            share = "the largest" if output.is_floating_point() else "all values"
             raise RuntimeError(
-                f"the exported network's outputs differ from PyTorch's by {error:.1e} of the largest at batch size "
-                f"{len(inputs)}; allowed is {TOLERANCE:.0e}"
+                f"the exported network's outputs differ from PyTorch's by {gap:.1e} of {share} at batch size "
+                f"{len(inputs)}; allowed is {allowed:.0e}"
             )
+
+
+def _noise(x: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Random inputs of the kind of ``x``, one for each batch size."""
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        if x.is_floating_point():
+            spread, mean = float(x.std(correction=0)) or 1.0, float(x.mean())
+            yield torch.randn(size, *x.shape[1:], generator=generator) * spread + mean
+        else:
+            low, high = int(x.min()), int(x.max())
+            yield torch.randint(low, high + 1, (size, *x.shape[1:]), generator=generator).to(x.dtype)

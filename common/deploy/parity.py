@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -24,10 +25,17 @@ Change = TypeVar("Change")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An input of a network, and what the network in evaluation mode returns for it."""
+    """An input of a network, and what the network in evaluation mode returns for it.
+
+    Attributes:
+        x: the batch, on the network's device.
+        output: any structure of tensors.
+        allowed: the greatest :func:`difference` that is rounding, by the coarsest numbers that the network holds.
+    """
 
     x: Tensor
     output: object
+    allowed: float
 
 
 def deployed_copy(model: nn.Module) -> nn.Module:
@@ -55,7 +63,10 @@ def changed_copy(
         ValueError: the network does not take ``x``, or cannot be copied.
     """
     shown = example(model, x)
-    changes = list(find(_without_gradients(model), shown.x)) if shown else []
+    changes: list[Change] = []
+    if shown is not None:
+        with _same_randomness(shown.x):
+            changes += find(_without_gradients(model), shown.x)
 
     def made(kept: Sequence[Change]) -> nn.Module:
         changed = deployed_copy(model)
@@ -68,7 +79,7 @@ def changed_copy(
         assert shown is not None
         try:  # a forward may read what is no longer there, and then fail in any way
             changed = made(kept)
-            same = same_outputs(run(independent_copy(changed), shown.x), shown.output)
+            same = same_outputs(run(independent_copy(changed), shown.x), shown)
         except Exception:
             return None
         return changed if same else None
@@ -115,8 +126,8 @@ def example(model: nn.Module, x: Tensor | None) -> Example | None:
     """
     if x is None:
         return next((shown for image in _images(model) if isinstance(shown := _shown(model, image), Example)), None)
-    if (parameter := next(model.parameters(), None)) is not None:
-        x = x.to(parameter.device)
+    parameter = next(model.parameters(), None)
+    x = x.detach() if parameter is None else x.detach().to(parameter.device)
     image = x.dim() == 3 and any(isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) for module in model.modules())
     if image and isinstance(shown := _shown(model, x[None]), Example):
         return shown
@@ -131,7 +142,8 @@ def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
     """The example, or what the network raised; on a copy, since a pass may change what a network holds."""
     network = deployed_copy(model)
     try:
-        return Example(x, run(network, x))
+        held = [each.dtype for each in (x, *model.parameters()) if each.is_floating_point()]
+        return Example(x, run(network, x), max(map(tolerance, held), default=0.0))
     except Exception as error:
         return error
 
@@ -149,28 +161,38 @@ def _images(model: nn.Module) -> Iterator[Tensor]:
         yield torch.randn(2, channels, *[size] * axes, generator=generator).to(parameter)
 
 
-def run(model: nn.Module, x: Tensor) -> object:
+def run(model: nn.Module, x: Tensor, seed: int = 0) -> object:
     """What the network returns for ``x``; one that draws random numbers draws the same ones every time."""
-    cuda = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(cuda), torch.no_grad():
-        torch.default_generator.manual_seed(0)
-        for device in cuda:
-            torch.cuda.default_generators[device.index].manual_seed(0)
+    with _same_randomness(x, seed), torch.no_grad():
         return model(x)
 
 
-def same_outputs(found: object, expected: object) -> bool:
-    """Whether the tensors of two outputs, however deep, are the same but for rounding."""
-    ours, theirs = list(tensors(found)), list(tensors(expected))
+@contextmanager
+def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
+    """Random numbers inside are always the same, and none is taken from those outside."""
+    cuda = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        for device in cuda:
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield
+
+
+def same_outputs(found: object, expected: Example) -> bool:
+    """Whether the tensors of an output, however deep, are those of the example but for rounding."""
+    ours, theirs = list(tensors(found)), list(tensors(expected.output))
     return (
-        type(found) is type(expected)
+        type(found) is type(expected.output)
         and len(ours) == len(theirs)
-        and all(difference(one, other) <= tolerance(other.dtype) for one, other in zip(ours, theirs, strict=True))
+        and all(
+            difference(one, other) <= max(tolerance(other.dtype), expected.allowed)
+            for one, other in zip(ours, theirs, strict=True)
+        )
     )
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The greatest :func:`difference` that is rounding."""
+    """The greatest :func:`difference` that is rounding in numbers of this kind."""
     if not dtype.is_floating_point and not dtype.is_complex:
         return UNEQUAL
     return TOLERANCES.get(dtype, TOLERANCES[torch.float32])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -17,6 +16,7 @@ from common.checkpoints import load_compressed, save_compressed
 from common.compression import compress
 from common.data import DataBundle
 from common.metrics import evaluate
+from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.records import plan_of_record
 from common.search.settings import SearchSettings
@@ -79,7 +79,7 @@ class Finish:
                 self.study.set_user_attr(FINETUNED.format(record.trial), done)
             elif done:
                 self.networks[record.trial] = load_compressed(
-                    self._file(record.trial), copy.deepcopy(self.objective.model)
+                    self._file(record.trial), independent_copy(self.objective.model)
                 )
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
