@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.deploy.parity import tensors
 from common.network.copies import independent_copy
-from common.planning.layers import factorable_layers
+from common.network.layers import factorable_layers
 from tests.networks import lived_in, same_weights
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
