@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.compression import compress
 from common.inputs import to_network
 from common.modes import evaluating
+from common.outputs import single_tensor
 from common.planning.layers import Decompositions
 from common.planning.options import Harms
 from common.planning.plan import LayerPlan, RankPlan
@@ -98,8 +99,9 @@ def _divergences(
     return found
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def _log_probabilities(output: object) -> Tensor:
     """Of the classes, along axis 1; a single channel is the logit of a mask, which has two."""
+    logits = single_tensor(output, "the network")
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     return logits.log_softmax(1)
