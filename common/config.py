@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from common.choices import BUDGET_RULES, RUNTIMES, sentence
 from common.colab import fetch_run
-from common.trials import log_path
+from common.trials import check_writable, log_path
 
 Config = TypeVar("Config", bound="NotebookConfig")
 Value = TypeVar("Value", int, float, str)
@@ -55,10 +55,10 @@ class NotebookConfig:
             from common.search.storage import check_run  # Optuna is loaded for this question alone
 
             check_run(self.logs, self.run, self.storage)
-        elif self.storage is not None:
-            from common.search.storage import opened_storage
+        elif self.storage is not None or (self.run and Path(self.logs, f"{self.run}.journal").exists()):
+            from common.search.storage import journal_path, opened_storage
 
-            with opened_storage(self.storage):
+            with opened_storage(self.storage or journal_path(self.logs, str(self.run))):
                 pass
 
     @classmethod
@@ -92,6 +92,7 @@ class NotebookConfig:
         if found.get("run"):  # on Colab, what an earlier session left on the Drive
             logs, run = str(found.get("logs", "logs")), str(found["run"])
             log_path(logs, run, new=False)
+            check_writable(logs)
             fetch_run(logs, run)
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
@@ -129,6 +130,7 @@ class ExperimentConfig(NotebookConfig):
     compare_at: Share | None = None
 
     def __post_init__(self) -> None:
+        check_writable(self.logs)
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import codecs
 import datetime
+import errno
 import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -166,6 +168,31 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
     path = Path(folder) / f"{run}.log"
     if new and path.exists():
         raise ValueError(f"run={run!r} has a log in {folder} already; give the run another name")
+    return path
+
+
+def check_writable(folder: str | Path, name: str = "logs") -> Path:
+    """The folder, made when it is not there, once a file was written there and removed.
+
+    Args:
+        folder: where something is to be written later.
+        name: of the parameter, for the sentence.
+
+    Raises:
+        ValueError: it is a file, cannot be made, or cannot be written in.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise ValueError(f"{name}={str(folder)!r} must be a folder, and there is a file of that name") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{name}={str(folder)!r}: nothing can be written in this folder: {reason}") from None
     return path
 
 

@@ -42,6 +42,7 @@ from common.planning import plan_ranks  # noqa: E402
 from common.profiling import profile  # noqa: E402
 from common.reporting import figures  # noqa: E402
 from common.training import EpochLog, TrainingSettings, train  # noqa: E402
+from common.trials import check_writable  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -150,6 +151,7 @@ def main(arguments: list[str] | None = None) -> Path:
         **{field.name: values[field.name] for field in dataclasses.fields(TrainingSettings) if field.name in values}
     )
     check_choice("model", options.model, MODELS)
+    check_writable(options.out, "out")
     with distributed.first_process_first() if options.download else nullcontext():
         data = load_data(
             options.dataset,
@@ -169,7 +171,6 @@ def main(arguments: list[str] | None = None) -> Path:
     check_image_size(options.model, data.image_size, options.depth)
     model = build(options, data)
     factorized = f"-{options.method}-{options.ranks}" if options.method else ""
-    options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / (options.name or f"{options.model}-{options.dataset}{factorized}")
     checkpoint = options.out / f"{stem.name}.checkpoint"
 

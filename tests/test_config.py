@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
-from common.config import ClassifierConfig, SegmentationConfig
+from common.config import ClassifierConfig, CompareConfig, SegmentationConfig
 
 
 def notebook(**parameters: Any) -> dict[str, Any]:
@@ -114,3 +116,53 @@ def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkey
     monkeypatch.setattr("common.deploy.onnx_files._has_cuda", lambda: False)
     with pytest.raises(ValueError, match=r"^runtimes='eager,onnxruntime': device='cuda': ONNX Runtime needs a GPU"):
         ClassifierConfig.from_notebook(notebook(runtimes="eager,onnxruntime"))
+
+
+@pytest.mark.parametrize("config", [ClassifierConfig, SegmentationConfig])
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        ("file", "must be a folder, and there is a file of that name$"),
+        ("file/logs", "nothing can be written in this folder: Not a directory$"),
+        ("file/far/below", "nothing can be written in this folder: Not a directory$"),
+        ("/proc/logs", "nothing can be written in this folder: "),
+        ("/proc/self/logs", "nothing can be written in this folder: "),
+        ("loop/logs", "nothing can be written in this folder: Too many levels of symbolic links$"),
+    ],
+)
+@pytest.mark.parametrize("run", [None, "mine"])
+def test_a_folder_for_logs_that_cannot_be_written_is_refused_before_any_work(
+    config: type[ClassifierConfig], logs: str, said: str, run: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "loop").symlink_to("loop")
+    folder = str(tmp_path / logs)
+    with pytest.raises(ValueError, match=f"^logs={folder!r}:? {said}"):
+        config.from_notebook(notebook(logs=folder, run=run))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_folder_without_permission_or_on_a_read_only_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(ValueError, match=r"^logs=.*: nothing can be written in this folder: Permission denied$"):
+            ClassifierConfig.from_notebook(notebook(logs=str(tmp_path)))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", refuse)
+        with pytest.raises(
+            ValueError, match=r"^logs=.*: nothing can be written in this folder: Read-only file system$"
+        ):
+            ClassifierConfig.from_notebook(notebook(logs=str(tmp_path)))
+    assert ClassifierConfig.from_notebook(notebook(logs=str(tmp_path))).logs == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logs_that_are_only_read_may_lie_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert CompareConfig.from_notebook(notebook(logs=str(tmp_path))).logs == str(tmp_path)

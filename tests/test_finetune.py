@@ -116,3 +116,13 @@ def test_an_interrupted_training_of_the_unet_goes_on_and_has_the_name_it_was_giv
     made = json.loads((tmp_path / "out" / "mine.json").read_text())
     assert [entry["epoch"] for entry in made["history"]] == [1, 2, 3]
     assert not (tmp_path / "out" / "mine.checkpoint").exists()
+
+
+@pytest.mark.parametrize(("out", "said"), [("file", "a file of that name"), ("file/out", "Not a directory")])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(
+    out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(finetune, "load_data", pytest.fail)
+    with pytest.raises(ValueError, match=rf"^out='{tmp_path}/{out}'.* {said}$"):
+        finetune.main([*TINY, "--out", str(tmp_path / out)])

@@ -31,7 +31,7 @@ from common.search.settings import SearchSettings
 from common.search.slots import MAIN, Attempts, check_claim, claim, release, this_worker
 from common.search.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.selection import choose_best
-from common.trials import TrialRecord, TrialWriter
+from common.trials import TrialRecord, TrialWriter, check_writable, log_path
 
 GIVEN = "given plan {}"
 """A study's attribute: what came of a plan that was measured first."""
@@ -114,18 +114,21 @@ def search_ranks(
 
     Raises:
         ValueError: the run is finished, is being searched by another process, was begun with another network, other
-            data or settings, or is not a study's; the storage cannot be opened; the budget cannot be met; the network
-            has none of the features that fine-tuning is to compare, does not return one tensor that fits the
-            targets, or was trained on inputs of another scale.
+            data or settings, or is not a study's; the logs' folder cannot be written; the storage cannot be opened, is
+            a file that is no journal, or a damaged journal; the budget cannot be met; the network has none of the
+            features that fine-tuning is to compare, does not return one tensor that fits the targets, or was trained
+            on inputs of another scale.
         RuntimeError: a network cannot be timed in one of the runtimes here.
     """
     settings = settings or SearchSettings()
+    run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    log_path(logs, run, new=False)  # the run must be able to name a file before its folder is made
+    check_writable(logs)
     for runtime in settings.runtimes:
         check_runtime(runtime, next(model.parameters()).device)
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
-    run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
         study = _open(run, opened, settings)

@@ -25,7 +25,7 @@ from common.search.preparation import decompose_for_search, prepare
 from common.search.records import Recorder
 from common.search.runner import Runner, print_trial
 from common.search.storage import open_study, opened_storage
-from common.trials import TrialWriter
+from common.trials import TrialWriter, check_writable
 
 TOLERANCE = 0.02
 """By how much the dense network's metric may differ from the study's: processors round differently."""
@@ -81,8 +81,14 @@ def load_data_for(blueprint: Blueprint, root: str | None) -> DataBundle:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Take part in the study until all of its trials are done; returns the exit status, 130 when it was stopped."""
+    """Take part in the study until all of its trials are done; returns the exit status, 130 when it was stopped.
+
+    Raises:
+        ValueError: the logs' folder cannot be written; the storage cannot be opened or holds no such study; or the
+            network or the data are not those of the study.
+    """
     options = parse_arguments(arguments)
+    check_writable(options.logs)
     with opened_storage(options.storage) as storage:
         return _take_part(options, open_study(options.study, storage, None))
 
@@ -119,5 +125,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"worker: {error}")

@@ -510,3 +510,16 @@ def test_no_password_reaches_a_log(dense: TinyCNN, tmp_path: Path) -> None:
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="run", command=command)
     assert result.records[0].environment["command"] == command.replace("secret", "***")
     assert "secret" not in result.log.read_text()
+
+
+@pytest.mark.parametrize("below", ["file", "file/logs", "file/far/below"])
+def test_logs_that_cannot_be_written_are_found_before_any_work(
+    below: str, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setattr("common.search.study.decompose_for_search", pytest.fail)
+    monkeypatch.setattr("common.search.study.check_runtime", pytest.fail)
+    for run, storage in ((None, None), ("run", None), ("run", f"sqlite:///{tmp_path}/studies.db")):
+        with pytest.raises(ValueError, match=rf"^logs='{tmp_path}/{below}'.* (a file of that name|Not a directory)$"):
+            search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path / below, run=run, storage=storage)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -216,3 +216,11 @@ def get(application: Any, path: str) -> tuple[str, bytes]:
     }
     body = b"".join(application(environment, lambda code, headers, *_: status.append(code)))
     return status[0], body
+
+
+@pytest.mark.parametrize(("logs", "said"), [("file", "a file of that name"), ("file/logs", "Not a directory")])
+def test_a_worker_whose_logs_cannot_be_written_says_so_at_once(logs: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"^logs='{tmp_path}/{logs}'.* {said}$"):
+        worker.main(["--study", "s", "--storage", str(tmp_path / "s.journal"), "--logs", str(tmp_path / logs)])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
