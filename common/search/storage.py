@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from common.search.journal import open_journal
 from common.trials import log_path
 
 FINISHED = "finished"
@@ -38,19 +37,22 @@ def open_storage(storage: str | Path) -> BaseStorage:
     In a database a worker tells that it is alive every ``HEARTBEAT_S`` seconds.
 
     Raises:
-        ValueError: the database's driver is not installed, or it cannot be reached.
+        ValueError: the database's driver is not installed, or it cannot be reached; or the file is no journal (it is
+            left as it is), or a damaged one.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials have their own lines
+    if re.match(r"\w[\w+]+:/(?!/)", str(storage)):
+        raise ValueError(f"storage={storage!s} is a URL with too few slashes; give it as text, not as a Path")
     if "://" not in str(storage):
-        return _open_journal(Path(storage))
+        return open_journal(Path(storage), LOCK_GRACE_S)
     try:
         url = make_url(str(storage))
     except ArgumentError:
         raise ValueError(f"storage={storage!s} is no URL of a database and no journal file") from None
     shown = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return RDBStorage(str(storage), heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
@@ -75,53 +77,6 @@ def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
         if isinstance(found, RDBStorage):
             found.scoped_session.remove()
             found.engine.dispose()
-
-
-def _open_journal(path: Path) -> JournalStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    journal = _WholeLines(path, JournalFileOpenLock(str(path), grace_period=LOCK_GRACE_S))
-    journal.drop_torn_line()
-    return JournalStorage(journal)
-
-
-class _WholeLines(JournalFileBackend):
-    """A journal in which no line is ever written behind a torn one, of a process that was killed inside a write."""
-
-    def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
-        super().__init__(str(path), lock)
-        self._path, self._writing = path, lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write entries, each a line."""
-        self.drop_torn_line()
-        super().append_logs(logs)
-
-    def drop_torn_line(self) -> None:
-        """Remove a last line without an end; nobody was told that it was there."""
-        self._writing.acquire()
-        try:
-            _drop_torn_line(self._path)
-        finally:
-            self._writing.release()
-
-
-def _drop_torn_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return
-        start = size
-        while start > 0:
-            start = max(0, start - 65536)
-            file.seek(start)
-            found = file.read(min(65536, size - start)).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
-                return
-        file.truncate(0)
 
 
 def open_study(name: str, storage: BaseStorage, directions: list[str] | None) -> optuna.Study:

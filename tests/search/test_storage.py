@@ -33,7 +33,7 @@ def test_a_line_that_another_process_tore_does_not_spoil_the_next(tmp_path: Path
     assert [trial.state for trial in open_study("s", open_storage(path), None).trials] == [TrialState.COMPLETE] * 2
 
 
-@pytest.mark.parametrize("rest", [b"", b"no line at all"])
+@pytest.mark.parametrize("rest", [b"", b"{", b'{"op_co', b'{"op_code":0,"worker_id":"ha'])
 def test_an_empty_journal_can_be_opened(rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "j.journal"
     path.write_bytes(rest)
@@ -62,6 +62,19 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
         open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/none")
     with pytest.raises(ValueError, match=r"^storage=:// is no URL of a database and no journal file$"):
         open_storage("://")
+    with pytest.raises(
+        ValueError, match=r"^storage=sqlite:/studies\.db is a URL with too few slashes; give it as text"
+    ):
+        open_storage(Path("sqlite:///studies.db"))
+    (tmp_path / "notes.txt").write_text("notes")
+    for inside in ("studies.db", "folder/studies.db"):
+        with pytest.raises(
+            ValueError, match=r"^storage=sqlite:///.* cannot be opened: .*(Not a directory|File exists)"
+        ):
+            open_storage(f"sqlite:///{tmp_path}/notes.txt/{inside}")
+    with pytest.raises(ValueError, match=r"^storage=sqlite:///.* cannot be opened: .*file is not a database"):
+        open_storage(f"sqlite:///{tmp_path}/notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "notes"
     with pytest.raises(ValueError, match=r"^storage=mysql://nowhere/none: its driver is not installed"):
         open_storage("mysql://nowhere/none")
 
