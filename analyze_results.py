@@ -7,7 +7,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.choices import check_choice
@@ -35,7 +35,8 @@ examples:
 Reads *.log, and *.json (made by jsonify_logs.py) where the log itself is not there.
 
 exit codes:
-  0  done        1  done, but --strict and a line was passed over        2  nothing done; the last line says why
+  0  done        1  done, but --strict and a line was passed over        130  stopped by Ctrl-C
+  2  nothing done, or not all of it; the last line says why
 """
 
 
@@ -115,35 +116,57 @@ def show(tables: Sequence[Table]) -> None:
             print("", table.console(width), "", *table.notes, sep="\n")
 
 
-def write(trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options: argparse.Namespace) -> list[Path]:
-    """Every file that was asked for.
+def write(
+    trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options: argparse.Namespace
+) -> tuple[list[Path], list[str]]:
+    """Every file that was asked for, and a sentence for each picture that could not be drawn.
 
     Raises:
         OSError: the folder cannot be written.
+        ValueError: matplotlib cannot be loaded.
     """
     formats = options.format or DEFAULT_FORMATS
     written = [path for table in tables for path in table.write(options.out, formats)]
-    pictures = {}
+    pictures, failures = {}, []
     kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
-    if kinds:
-        from common.reporting.gallery import gallery  # a second that the tables and --help need not wait for
-        from common.reporting.style import render
-
-        for entry in gallery(trials, options.keep):
-            figure = entry.draw()
-            contents = {kind: render(figure, kind) for kind in kinds}
-            pictures[entry.name] = entry.caption, contents.get("png", b"")
-            for kind in kinds:
-                if kind in formats:
-                    written.append(options.out / f"{entry.name}.{kind}")
-                    written[-1].write_bytes(contents[kind])
+    for name, caption, contents in draw(trials, options.keep, kinds) if kinds else ():
+        if isinstance(contents, Exception):
+            reason = (str(contents).splitlines() or [""])[0]
+            failures.append(f"The picture {name} could not be drawn: {type(contents).__name__}: {reason}")
+            pictures[name] = failures[-1], b""
+            continue
+        pictures[name] = caption, contents.get("png", b"")
+        for kind in kinds:
+            if kind in formats:
+                written.append(options.out / f"{name}.{kind}")
+                written[-1].write_bytes(contents[kind])
     if "html" in formats:
         command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
         passed = [line for log in logs for line in log.sentences()]
         page = report_page(tables, pictures, lead(trials, options.keep), command, passed)
         written.append(options.out / "report.html")
         written[-1].write_bytes(page.encode(errors="backslashreplace"))
-    return written
+    return written, failures
+
+
+def draw(trials: Trials, keep: float, kinds: Sequence[str]) -> Iterator[tuple[str, str, dict[str, bytes] | Exception]]:
+    """Name, caption and content by kind of each picture; in place of the content what prevented it.
+
+    Raises:
+        ValueError: matplotlib cannot be loaded.
+    """
+    try:
+        from common.reporting.gallery import gallery  # a second that the tables and --help need not wait for
+        from common.reporting.style import render
+    except ValueError as error:  # matplotlib reads its settings when it is imported
+        where = "from MPLBACKEND or a file matplotlibrc"
+        raise ValueError(f"matplotlib cannot be loaded with its settings {where}: {error}") from error
+    for entry in gallery(trials, keep):
+        try:
+            figure = entry.draw()
+            yield entry.name, entry.caption, {kind: render(figure, kind) for kind in kinds}
+        except Exception as error:  # one picture that cannot be drawn must not cost the others
+            yield entry.name, entry.caption, error
 
 
 def left_behind(out: Path, written: Sequence[Path]) -> list[str]:
@@ -169,7 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = all_tables(trials, options.keep, options.out)
         show(tables)
         options.out.mkdir(parents=True, exist_ok=True)
-        written = write(trials, logs, tables, options)
+        written, failures = write(trials, logs, tables, options)
+    except KeyboardInterrupt:
+        print("stopped; not everything is written", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -180,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\nwrote {len(written)} files into {options.out}: {kinds}")
     if written and written[-1].name == "report.html":
         print(f"open {written[-1]} for all of it in one page")
+    if failures:
+        print("", *failures, sep="\n", file=sys.stderr)
+        return 2
     return 1 if passed and options.strict else 0
 
 

@@ -31,7 +31,8 @@ only read, so this can run while they grow, and again at any time. The workers o
 after the study; a log of any size needs about 150 bytes of memory for each of its trials.
 
 exit codes:
-  0  done        1  done, but --strict and a line was passed over        2  nothing done; the last line says why
+  0  done        1  done, but --strict and a line was passed over        130  stopped by Ctrl-C
+  2  nothing done, or not all of it; the last line says why
 """
 
 
@@ -158,6 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for asked in getattr(options, name) or ():
                 check_choice(name, asked, sorted(values))
         check_left(options, written)
+    except KeyboardInterrupt:
+        print("stopped; not everything is written", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -105,7 +105,9 @@ def _key(value: object) -> str:
 
 
 def _picture(name: str, caption: str, png: bytes) -> str:
-    """All on one scale, so that the letters of all are of one size."""
+    """All on one scale, so that the letters of all are of one size; the caption alone where there is no picture."""
+    if not png:
+        return f"<figure><figcaption>{escape(caption)}</figcaption></figure>"
     source, width = base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14
     return (
         f'<figure><div class="picture"><img id="{escape(name)}" alt="{escape(caption)}" width="{width}" '

@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 import matplotlib
 import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from common.reporting.facts import method_order
 
@@ -45,35 +48,63 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "text.parse_math": False,  # a "$" in a layer's or model's name is no formula
 }
+SAVING: dict[Any, Any] = {
+    "pdf.fonttype": 42,  # publishers refuse the Type 3 fonts that are matplotlib's default
+    "svg.hashsalt": "low-rank",  # the same bytes each time
+}
 
 
 def styled(**changes: Any) -> AbstractContextManager[None]:
-    """A ``with`` block in which figures are made in this suite's style; matplotlib's own settings come back after.
+    """A ``with`` block in which figures are made in this suite's style; the user's own settings come back after.
 
     Args:
         changes: settings of matplotlib that differ from `STYLE`, with ``_`` for the dot in their names.
     """
-    return matplotlib.rc_context(STYLE | {name.replace("_", "."): value for name, value in changes.items()})
+    return _settings(STYLE | {name.replace("_", "."): value for name, value in changes.items()})
+
+
+@contextmanager
+def _settings(settings: dict[Any, Any]) -> Iterator[None]:
+    """Matplotlib's defaults with these changes, whatever a matplotlibrc or a notebook has set."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        yield
 
 
 class Picture(Figure):
-    """A figure that a notebook shows without ``%matplotlib inline`` and without pyplot holding on to it."""
+    """A figure that a notebook shows without ``%matplotlib inline`` and without pyplot holding on to it.
+
+    Whoever draws or saves it, the user's own settings of matplotlib do not change it.
+    """
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        with _drawing():
-            self.savefig(buffer, format="png", dpi=150)
+        self.savefig(buffer, format="png", dpi=150)
         return buffer.getvalue()
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it; matplotlib makes some parts, like ticks, only now."""
+        with _settings(SAVING):
+            super().draw(renderer)
+
+    def get_tightbbox(
+        self, renderer: RendererBase | None = None, *, bbox_extra_artists: Iterable[Artist] | None = None
+    ) -> Bbox:
+        """The box around what is really drawn, in inches."""
+        with _settings(SAVING):
+            return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
+
+    def savefig(self, *arguments: Any, **options: Any) -> None:
+        """Save it, as matplotlib's own ``savefig`` does."""
+        with _drawing():
+            super().savefig(*arguments, **options)
 
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """Draw without a warning for each letter that the font lacks (it shows as a box), and with letters in the PDF.
-
-    Publishers refuse the Type 3 fonts that are matplotlib's default.
-    """
-    settings: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "low-rank"}  # the same bytes each time
-    with warnings.catch_warnings(), matplotlib.rc_context(settings):
+    """Draw without the user's own settings, nor a warning for each letter that the font lacks (it shows as a box)."""
+    with warnings.catch_warnings(), _settings(SAVING):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -112,8 +143,9 @@ def picture(width: float, height: float) -> Picture:
 
 def message(text: str) -> Figure:
     """A figure that says in words why there is nothing to draw."""
-    figure = picture(NARROW, 1.2)
-    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    with styled():
+        figure = picture(NARROW, 1.2)
+        figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     return figure
 
 

@@ -67,6 +67,67 @@ def test_matplotlibs_settings_stay_as_they_were(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
+HOSTILE: dict[str, dict[Any, Any]] = {
+    "latex": {"text.usetex": True},
+    "fonts": {"font.family": "No Such Font", "font.size": 30, "mathtext.fontset": "cm", "axes.unicode_minus": False},
+    "sizes": {
+        "figure.dpi": 20,
+        "savefig.dpi": 20,
+        "figure.figsize": (1, 1),
+        "lines.linewidth": 9,
+        "xtick.labelsize": 20,
+    },
+    "saving": {"savefig.format": "svg", "savefig.bbox": "tight", "savefig.transparent": True, "pdf.fonttype": 3},
+    "colours": {"figure.facecolor": "black", "savefig.facecolor": "black", "text.color": "red", "image.cmap": "jet"},
+    "axes": {
+        "axes.grid": False,
+        "axes.spines.top": True,
+        "axes.formatter.limits": (0, 0),
+        "xtick.minor.visible": True,
+    },
+    "layout": {"figure.autolayout": True, "figure.constrained_layout.use": False, "axes.xmargin": 0.4},
+    "sketch": {"path.sketch": (1, 100, 2), "path.effects": [], "axes.prop_cycle": "cycler('color', ['r'])"},
+}
+
+
+def saved_in_every_way(folder: Path) -> list[bytes]:
+    """Pictures of every kind: with text alone, with many marks, with a colour bar, as they are saved and shown."""
+    folder.mkdir()
+    made = [
+        figures.pareto([]),
+        figures.radar([make_record()]),
+        figures.pareto([make_record(), make_record(trial=1, model="b")]),
+        figures.spectra({"a": [1.0, 0.5, 0.01], "b": [1.0]}, {"a": 2}),
+        figures.rank_heatmap([make_record()]),
+        figures.policy_heatmap({"a": [0.5, 0.5]}, ["1", "2"]),
+        figures.training_curves([{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5, "accuracy": 0.7}]),
+    ]
+    contents = []
+    for place, figure in enumerate(made):
+        contents += [path.read_bytes() for path in figures.save_figure(figure, folder / str(place))]
+        contents.append(figure._repr_png_())  # type: ignore[attr-defined]
+        figure.savefig(folder / "own.png")
+        contents.append((folder / "own.png").read_bytes())
+        figure.canvas.print_figure(
+            folder / "canvas.png", dpi=100, facecolor="w", bbox_inches="tight"
+        )  # as Jupyter does
+        contents.append((folder / "canvas.png").read_bytes())
+    return contents
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    return saved_in_every_way(tmp_path_factory.mktemp("pictures") / "plain")
+
+
+@pytest.mark.parametrize("settings", HOSTILE)
+def test_the_users_own_settings_change_no_picture(settings: str, undisturbed: list[bytes], tmp_path: Path) -> None:
+    with matplotlib.rc_context(HOSTILE[settings]):
+        before = dict(matplotlib.rcParams)
+        assert saved_in_every_way(tmp_path / settings) == undisturbed
+        assert dict(matplotlib.rcParams) == before
+
+
 def test_radar_radii_by_hand() -> None:
     half = make_record(
         params=make_baseline()["params"] // 4,
