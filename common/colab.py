@@ -25,6 +25,8 @@ DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
 PAUSE_S, PAUSE_COPIES = 60.0, 9.0
 """Between two copies of a run that goes on: so many seconds, and so many times as long as the last copy took."""
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
+_told: set[tuple[Path, str]] = set()
+"""The runs, by the folder of their logs and their name, of which it was said that nothing of them is kept."""
 
 
 def missing_requirements(lines: Iterable[str]) -> list[str]:
@@ -84,6 +86,31 @@ def _is_kept(file: Path, copy: Path) -> bool:
     return here.st_size == there.st_size and there.st_mtime_ns >= here.st_mtime_ns
 
 
+def say_if_not_kept(logs: str | Path, run: str, drive: str | Path = DRIVE) -> None:
+    """On Colab without a Drive, print one line, once for each run: nothing of it is kept when the session ends.
+
+    Drives that are mounted elsewhere are named. Anywhere but on Colab this does nothing.
+    """
+    place, key = Path(drive).parent, (Path(logs).absolute(), run)
+    if "google.colab" not in sys.modules or key in _told or place.is_dir():
+        return
+    _told.add(key)
+    others = ", ".join(map(str, _drives_elsewhere(place)))
+    found = f"the one at {others} is not used" if others else "none is mounted"
+    print(
+        f"run {run!r} is not kept when this Colab session ends: there is no Drive at {place} ({found}); "
+        f"drive.mount({str(place.parent)!r}) of google.colab makes it kept from then on",
+        flush=True,
+    )
+
+
+def _drives_elsewhere(place: Path) -> list[Path]:
+    """Drives that are mounted, but not at ``place``: in the folder of its mount point and in the one above it."""
+    folders = list(place.parents)[1:3]
+    found = {path for folder in folders for name in ("MyDrive", "My Drive") for path in folder.glob(f"*/{name}")}
+    return sorted(path for path in found if path.is_dir())
+
+
 def keep_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
     """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`.
 
@@ -124,13 +151,14 @@ def _is_workers(log: Path, study: str) -> bool:
 
 
 class RunKeeper:
-    """Keeps a run on Drive while it goes on, once in a while; does nothing where none is mounted."""
+    """Keeps a run on Drive while it goes on, once in a while; on Colab without one it says, once, that it cannot."""
 
     def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
         self._logs, self._drive, self._next = logs, drive, 0.0
 
     def keep(self, run: str, now: bool = False) -> None:
         """Copy what has changed, when the last copy is long enough ago, or in any case with ``now``."""
+        say_if_not_kept(self._logs, run, self._drive)
         start = time.monotonic()
         if now or start >= self._next:
             keep_run(self._logs, run, self._drive)

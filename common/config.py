@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.choices import BUDGET_RULES, RUNTIMES, sentence
-from common.colab import fetch_run
+from common.colab import fetch_run, say_if_not_kept
 from common.trials import check_writable, log_path
 
 Config = TypeVar("Config", bound="NotebookConfig")
@@ -93,6 +93,7 @@ class NotebookConfig:
             logs, run = str(found.get("logs", "logs")), str(found["run"])
             log_path(logs, run, new=False)
             check_writable(logs)
+            say_if_not_kept(logs, run)
             fetch_run(logs, run)
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from common import colab
 from common.colab import RunKeeper, fetch_run, keep_on_drive, keep_run, missing_requirements
+from common.config import ClassifierConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -128,6 +130,65 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     (later / "run.log").write_text("its own")
     assert [path.name for path in fetch_run(later, "run", drive)] == ["run-node-7.log", "run.journal"]
     assert (later / "run.log").read_text() == "its own"
+
+
+@pytest.fixture
+def on_colab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(colab, "_told", set())
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
+    for logs, run in ((tmp_path, "a"), (tmp_path, "b"), (tmp_path / "other", "a")):
+        for _ in range(2):  # the training has a keeper, and so has the search
+            keeper = RunKeeper(logs, drive)
+            for now in (True, False, True):
+                keeper.keep(run, now)
+        told = capsys.readouterr()
+        assert told.err == ""
+        (line,) = told.out.splitlines()
+        assert line.startswith(f"run {run!r} is not kept when this Colab session ends: there is no Drive at ")
+        assert f"{drive.parent} (none is mounted); drive.mount('{drive.parents[1]}')" in line
+
+
+@pytest.mark.usefixtures("on_colab")
+@pytest.mark.parametrize("place", ["content/gdrive/MyDrive", "content/drive/My Drive", "gdrive/MyDrive"])
+def test_a_drive_that_is_mounted_elsewhere_is_named(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "content" / "sample_data").mkdir(parents=True)
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    assert f"(the one at {tmp_path / place} is not used)" in capsys.readouterr().out
+    assert not list((tmp_path / place).iterdir())
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ClassifierConfig.from_notebook({"run": "mine", "logs": str(tmp_path)})
+    assert capsys.readouterr().out.count("run 'mine' is not kept") == 1
+    RunKeeper(tmp_path).keep("mine")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
+    drive.parent.mkdir(parents=True)
+    (tmp_path / "run.log").write_text("a trial\n")
+    RunKeeper(tmp_path, drive).keep("run")
+    assert (drive / "run.log").read_text() == "a trial\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "")
 
 
 def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
