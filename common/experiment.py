@@ -26,6 +26,7 @@ from common.reporting.live import LivePicture
 from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.blueprint import weights_path
 from common.search.preparation import decompose_for_search
+from common.search.rules import largest_within
 from common.search.runner import print_trial
 from common.training import EpochLog, TrainingSettings, train
 from common.trials import TrialRecord, log_path
@@ -35,8 +36,6 @@ RELATIVES = {"resnet18": ("resnet18", "resnet34")}
 COMPARED = ("svd", "tucker2", "htd")
 """The methods that are held against ARSVD at equal budgets."""
 IMAGENET_CLASSES = 1000
-STEPS = 20
-"""Of the bisection for the greatest tau that keeps to a budget."""
 
 
 def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
@@ -211,7 +210,7 @@ def rule_plans(
 
 
 def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
-    """ARSVD at the greatest tau whose plan keeps no more than a share of the parameters; at tau 0 if none does.
+    """ARSVD's largest plan, over all taus, that keeps no more than a share of the parameters; at tau 0 if none does.
 
     Args:
         budget: the share, in (0, 1].
@@ -221,17 +220,14 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
     """
     shapes, dense = trace_layers(model, x), _dense_cost(model, x)
 
-    def kept(plan: RankPlan) -> float:
-        return plan_cost(shapes, dense, plan)[0] / dense[0]
+    def candidates(tau: float) -> list[RankPlan]:
+        return [plan_ranks(model, x, "arsvd", tau=tau, only_if_smaller=False, decompositions=decompositions)]
 
-    low, high = 0.0, 1.0
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        plan = plan_ranks(model, x, "arsvd", tau=middle, decompositions=decompositions)
-        low, high = (middle, high) if kept(plan) <= budget else (low, middle)
-    plan = plan_ranks(model, x, "arsvd", tau=low, decompositions=decompositions)
-    if kept(plan) > budget:
-        warnings.warn(f"ARSVD keeps {kept(plan):.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
+    found = largest_within(candidates, shapes, dense, Budget(params=budget))
+    plan = plan_ranks(model, x, "arsvd", tau=found.share if found else 0.0, decompositions=decompositions)
+    if found is None:
+        kept = plan_cost(shapes, dense, plan)[0] / dense[0]
+        warnings.warn(f"ARSVD keeps {kept:.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
     return plan
 
 

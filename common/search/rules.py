@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from common.planning import RankPlan, plan_ranks
-from common.planning.layers import Decompositions
+from common.decomposition import DECOMPOSITIONS
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.layers import Decompositions, LayerShape
 from common.planning.plan import LayerPlan
-from common.planning.planner import dense_unless_smaller
+from common.planning.planner import dense_unless_smaller, kept_shares
 from common.search.space import Space
 
-STEPS = 400
+Cost = tuple[int, int]
+"""Parameters and MACs of a whole network."""
+Candidates = Callable[[float], Sequence[RankPlan]]
+"""From a share in [0, 1] to a plan for each method; greater shares give no layer lesser ranks."""
+LEAST_SHARE = 2.0**-24
+"""Of the ranks: rank 1 everywhere."""
 
 
 def rule_plan(rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space) -> RankPlan:
@@ -22,7 +27,7 @@ def rule_plan(rule: str, model: nn.Module, x: Tensor, decompositions: Decomposit
 
     ``budget`` is the allocation by measured harm. ``uniform`` gives every layer the same share of its ranks,
     ``energy`` the ranks that keep the same share of the energy, and ``vbmf`` those of variational Bayes times a common
-    factor; the share or factor is the greatest of 400 that fits.
+    factor. No share or factor has a larger plan that fits.
 
     Args:
         rule: one of ``RULES``.
@@ -35,46 +40,161 @@ def rule_plan(rule: str, model: nn.Module, x: Tensor, decompositions: Decomposit
         ValueError: not even the least share keeps to the budget.
     """
     assert space.allocation is not None
+    assert space.budget is not None
     if rule == "budget":
         return space.allocation
-    make = _family(rule, model, x, decompositions, space)
-    steps = range(1, STEPS + 1)
-    fitting = bisect.bisect_left(steps, True, key=lambda step: not _fits(space, make(step / STEPS)))
-    if not fitting:
+    candidates = _candidates(rule, model, x, decompositions, space.method)
+    found = largest_within(candidates, space.shapes, space.dense, space.budget, LEAST_SHARE * (rule == "uniform"))
+    if found is None:
         raise ValueError(f"policy={rule!r}: {space.budget} cannot be met by this rule, however few ranks it keeps")
-    return replace(make(fitting / STEPS), rule=rule)
+    return RankPlan(found.layers, space.method, rule, found.options[0].settings)
 
 
-def _family(
-    rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
-) -> Callable[[float], RankPlan]:
-    """The rule's plans by a share in (0, 1]; the greater it is, the larger the plan."""
-    method = space.method
-    if rule == "uniform":
-        return lambda share: plan_ranks(model, x, method, "fixed", ranks=share, decompositions=decompositions)
+def _candidates(rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
+    methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+
+    def of_energy(share: float) -> list[RankPlan]:
+        return [
+            plan_ranks(model, x, m, "energy", threshold=share, only_if_smaller=False, decompositions=decompositions)
+            for m in methods
+        ]
+
+    def of_ranks(share: float) -> list[RankPlan]:
+        return [
+            plan_ranks(model, x, m, "fixed", ranks=share, only_if_smaller=False, decompositions=decompositions)
+            for m in methods
+        ]
+
     if rule == "energy":
-        return lambda share: plan_ranks(model, x, method, "energy", threshold=share, decompositions=decompositions)
+        return of_energy
+    if rule == "uniform":
+        return of_ranks
     found = plan_ranks(model, x, method, "vbmf", decompositions=decompositions, only_if_smaller=False)
+    return _scaled(found, decompositions)
+
+
+def _scaled(found: RankPlan, decompositions: Decompositions) -> Candidates:
+    """The ranks of a plan times a common factor, from 1 in every mode to the most that each can have."""
     limits = {name: decompositions.get(name, str(layer.method)).max_ranks for name, layer in found.factored.items()}
-    most = max(
+    factors = [
         max(limit / rank, rank)
         for name, layer in found.factored.items()
         for rank, limit in zip(layer.ranks, limits[name], strict=True)
-    )
+    ]
+    most = max(factors, default=1.0)
 
-    def scaled(share: float) -> RankPlan:
+    def scaled(share: float) -> list[RankPlan]:
         layers: dict[str, LayerPlan] = dict(found.layers)
         for name, layer in found.factored.items():
             # Geometric steps: most layers need a factor near 1, a few could take a hundred.
             wanted = [round(rank * most ** (2 * share - 1)) for rank in layer.ranks]
             ranks = tuple(min(max(rank, 1), limit) for rank, limit in zip(wanted, limits[name], strict=True))
-            fitted = decompositions.get(name, str(layer.method)).fit(ranks)
-            layers[name] = dense_unless_smaller(space.shapes[name], replace(layer, ranks=fitted))
-        return replace(found, layers=layers)
+            layers[name] = replace(layer, ranks=decompositions.get(name, str(layer.method)).fit(ranks))
+        return [replace(found, layers=layers)]
 
     return scaled
 
 
-def _fits(space: Space, plan: RankPlan) -> bool:
-    assert space.budget is not None
-    return space.budget.allows(space.cost(plan), space.dense)
+@dataclass(frozen=True)
+class Fit:
+    """What a rule makes of a network at one share.
+
+    Attributes:
+        share: in [0, 1].
+        options: a plan for each method, layers factored whatever it costs.
+        layers: of each layer the option that keeps least of it, or the dense layer where factors are not smaller.
+        cost: of the network that ``layers`` make.
+        size: the shares of the dense network that it keeps, summed over what the budget limits.
+    """
+
+    share: float
+    options: Sequence[RankPlan]
+    layers: Mapping[str, LayerPlan]
+    cost: Cost
+    size: float
+
+
+def largest_within(
+    candidates: Candidates, shapes: Mapping[str, LayerShape], dense: Cost, budget: Budget, least: float = 0.0
+) -> Fit | None:
+    """Of all shares in [``least``, 1] the one whose plan is largest within the budget; None where none fits.
+
+    Ranks grow with the share, and so does each method's cost of a layer. Where a layer has several methods the choice
+    between them may lower a cost. So intervals of shares are halved, the upper half first, and those are given up in
+    which no plan can fit or none can be larger than what was found.
+
+    Args:
+        candidates: of the rule.
+        shapes: of the network's layers.
+        dense: the dense network's cost.
+        budget: of parameters, MACs or both.
+        least: the least share that the rule takes.
+    """
+
+    def at(share: float) -> Fit:
+        options = candidates(share)
+        layers = {name: _cheapest(shape, [plan.layers[name] for plan in options]) for name, shape in shapes.items()}
+        cost = _network_cost(dense, [(shape.dense_cost, shape.cost(layers[name])) for name, shape in shapes.items()])
+        return Fit(share, options, layers, cost, _size(cost, dense, budget))
+
+    ends = at(least), at(1.0)
+    best = max((fit for fit in ends if budget.allows(fit.cost, dense)), key=lambda fit: fit.size, default=None)
+    intervals = [ends]
+    while intervals:
+        low, high = intervals.pop()
+        share = (low.share + high.share) / 2
+        if not low.share < share < high.share or _steps_between(low, high) < 2:
+            continue
+        smallest, greatest = _bounds(shapes, dense, low, high)
+        hopeless = best is not None and _size(greatest, dense, budget) <= best.size
+        if hopeless or not budget.allows(smallest, dense):
+            continue
+        middle = at(share)
+        if budget.allows(middle.cost, dense) and (best is None or middle.size > best.size):
+            best = middle
+        intervals += [(low, middle), (middle, high)]
+    return best
+
+
+def _cheapest(shape: LayerShape, options: Sequence[LayerPlan]) -> LayerPlan:
+    return dense_unless_smaller(shape, min(options, key=lambda plan: sum(kept_shares(shape, plan))))
+
+
+def _network_cost(dense: Cost, layers: Sequence[tuple[Cost, Cost]]) -> Cost:
+    """The cost of a network whose layers had the first and have the second cost of each pair."""
+    params, macs = (dense[i] + sum(after[i] - before[i] for before, after in layers) for i in (0, 1))
+    return params, macs
+
+
+def _size(cost: Cost, dense: Cost, budget: Budget) -> float:
+    limits = (budget.params, budget.macs)
+    return sum(part / whole for part, whole, limit in zip(cost, dense, limits, strict=True) if limit is not None)
+
+
+def _steps_between(low: Fit, high: Fit) -> int:
+    """By how much the ranks differ, all modes, layers and options together; of less than two, no plan lies between."""
+    return sum(
+        abs(more - less)
+        for lower, upper in zip(low.options, high.options, strict=True)
+        for name, layer in lower.layers.items()
+        for less, more in zip(layer.ranks, upper.layers[name].ranks, strict=True)
+    )
+
+
+def _bounds(shapes: Mapping[str, LayerShape], dense: Cost, low: Fit, high: Fit) -> tuple[Cost, Cost]:
+    """Between which costs all plans lie whose shares lie between two."""
+    least, most = [], []
+    for name, shape in shapes.items():
+        pairs = [
+            (lower.layers[name], upper.layers[name]) for lower, upper in zip(low.options, high.options, strict=True)
+        ]
+        limit = min(sum(kept_shares(shape, upper)) for _, upper in pairs)
+        open_to = [pair for pair in pairs if sum(kept_shares(shape, pair[0])) <= limit]  # the others are never taken
+        costs = [[shape.cost(dense_unless_smaller(shape, plan)) for plan in pair] for pair in open_to]
+        least.append((shape.dense_cost, _each(min, [lower for lower, _ in costs])))
+        most.append((shape.dense_cost, _each(max, [upper for _, upper in costs])))
+    return _network_cost(dense, least), _network_cost(dense, most)
+
+
+def _each(choose: Callable[[Sequence[int]], int], costs: Sequence[Cost]) -> Cost:
+    return choose([params for params, _ in costs]), choose([macs for _, macs in costs])

@@ -58,7 +58,8 @@ class SearchSettings:
         seed: of the sampling.
 
     Raises:
-        ValueError: a value is not allowed, or a choice needs a budget and there is none.
+        ValueError: a value is not allowed, a choice needs a budget and there is none, or a rule has no plan by the
+            method.
     """
 
     method: Method = "htd"
@@ -94,6 +95,8 @@ class SearchSettings:
             check_choice("runtimes", runtime, RUNTIMES)
         if self.budget is not None and self.budget.latency is not None:
             raise ValueError(f"budget={self.budget}: a search keeps to params and macs; plan_ranks also takes latency")
+        if (self.method, self.policy) == ("mixed", "uniform"):
+            raise ValueError("policy='uniform' with method='mixed': the methods' ranks differ; choose another policy")
         if self.budget is None:
             for name, value, needing in (("policy", self.policy, RULES), ("method", self.method, ("mixed",))):
                 if value in needing:
