@@ -132,11 +132,13 @@ class Examination:
         self.dense = lived_in(network.build())
         self.decompositions = Decompositions(self.dense)
         self.modes = some_frozen(self.dense)
-        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         try:
             self.outputs: list[Tensor] | None = outputs(self.dense, self.x)
         except Exception:
             self.outputs = None  # the network takes something else, which the suite has to say in a sentence
+        self.state = {
+            name: tensor.clone() for name, tensor in self._tensors().items()
+        }  # a first pass may fill buffers
         self.record: Record = {"params": sum(p.numel() for p in self.dense.parameters())}
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -112,12 +112,12 @@ TIMM = {  # i: the size is an argument too
     "swiftformer_xs": "224", "tiny_vit_5m_224": "224", "repvit_m0_9": "64", "hgnetv2_b0": "64", "lcnet_050": "64",
     "mobilenetv4_conv_small": "64", "mobilenetv4_hybrid_medium": "64", "rexnet_100": "64", "visformer_tiny": "224",
     "sequencer2d_s": "224", "convmixer_768_32": "64", "pit_ti_224": "224", "tnt_s_patch16_224": "224",
-    "nest_tiny": "224", "halonet26t": "128", "botnet26t_256": "256", "lambda_resnet26t": "256", "convit_tiny": "224",
+    "nest_tiny": "224", "halonet26t": "256", "botnet26t_256": "256", "lambda_resnet26t": "256", "convit_tiny": "224",
     "efficientvit_b0": "64", "efficientvit_m0": "224", "dpn48b": "64", "xception41": "64", "inception_v4": "128",
     "cs3darknet_focus_s": "64", "selecsls42": "64", "fbnetc_100": "64", "gernet_s": "64", "starnet_s050": "64",
     "mambaout_femto": "64", "hiera_tiny_224": "224", "nextvit_small": "64", "fasternet_t0": "64",
     "inception_next_atto": "64", "tf_efficientnet_cc_b0_4e": "64", "shvit_s1": "224", "legacy_seresnet18": "64",
-    "bat_resnext26ts": "128",
+    "bat_resnext26ts": "256",
 }  # fmt: skip
 SMP = {
     "Unet": "*", "UnetPlusPlus": "*", "FPN": "*", "PSPNet": "", "DeepLabV3": "", "DeepLabV3Plus": "*", "Linknet": "*",
@@ -140,9 +140,8 @@ def _torchvision() -> dict[str, Network]:
         found |= _both(name, build, "out")
     for name in ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn"):
         found[name] = Network(partial(make, f"{models}.detection", name, **segmentation))
-    for name, pixels in (("r3d_18", 32), ("mc3_18", 32), ("r2plus1d_18", 32), ("s3d", 64), ("swin3d_t", 64)):
-        frames = 16 if name == "s3d" else 4
-        found[name] = Network(partial(make, f"{models}.video", name, **named), (2, 3, frames, pixels, pixels))
+    for name, pixels in (("r3d_18", 32), ("mc3_18", 32), ("r2plus1d_18", 32), ("swin3d_t", 64)):
+        found[name] = Network(partial(make, f"{models}.video", name, **named), (2, 3, 4, pixels, pixels))
     return found
 
 
