@@ -138,8 +138,9 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
 
 
 def _dense_cost(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """Parameters and MACs of what a pass runs, of which budgets are fractions."""
     cost = profile(model, x)
-    return cost.params, cost.macs
+    return cost.params_in_use, cost.macs
 
 
 def _check_head(config: ExperimentConfig, data: DataBundle) -> None:

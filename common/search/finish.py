@@ -16,7 +16,6 @@ from common.checkpoints import load_compressed, save_compressed
 from common.compression import compress
 from common.data import DataBundle
 from common.metrics import evaluate
-from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.records import plan_of_record
 from common.search.settings import SearchSettings
@@ -78,9 +77,7 @@ class Finish:
                 done = self._finetune(record)
                 self.study.set_user_attr(FINETUNED.format(record.trial), done)
             elif done:
-                self.networks[record.trial] = load_compressed(
-                    self._file(record.trial), independent_copy(self.objective.model)
-                )
+                self.networks[record.trial] = load_compressed(self._file(record.trial), self.objective.model)
             if done:
                 self.records[record.trial] = dataclasses.replace(record, **done)
 
@@ -96,7 +93,9 @@ class Finish:
 
     def _keeps_to_budget(self, record: TrialRecord) -> bool:
         budget, dense = self.settings.budget, self.objective.dense_cost
-        return budget is None or budget.allows((record.params, record.macs), (dense.params, dense.macs))
+        idle = dense.params - dense.params_in_use
+        kept, whole = (record.params - idle, record.macs), (dense.params_in_use, dense.macs)
+        return budget is None or budget.allows(kept, whole)
 
     def _finetune(self, record: TrialRecord) -> dict[str, Any]:
         start = time.perf_counter()
@@ -164,8 +163,21 @@ class Finish:
                 dataclasses.replace(record, metrics=metrics, latency=times[0], baseline=dense, details=details)
             )
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
-        best = choose_best(list(self.records.values()), self.settings.keep)
+        return self.best()
+
+    def best(self) -> dict[str, TrialRecord]:
+        """Criterion -> the best trial; under a budget ``metric`` is one of them."""
+        best, top = choose_best(list(self.records.values()), self.settings.keep), self._best_within_budget()
         return {**best, "metric": self.records[top.trial]} if top else best
+
+    def stored_networks(self) -> dict[int, nn.Module]:
+        """Number of a chosen trial -> its network, from the files beside the log that are still there."""
+        files = {number: self._file(number) for number, record in self.records.items() if "weights" in record.details}
+        return {
+            number: load_compressed(file, self.objective.model)
+            for number, file in sorted(files.items())
+            if file.exists()
+        }
 
     def _best_within_budget(self) -> TrialRecord | None:
         """Under a budget, the best that keeps to it, by what it reached last."""

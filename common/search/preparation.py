@@ -9,7 +9,9 @@ from torch import nn
 
 from common.calibration import calibrate
 from common.data import DataBundle
-from common.planning.layers import Decompositions, trace_layers
+from common.network.counting import count_operations
+from common.planning.accounting import nothing_to_factor, untouched_modules
+from common.planning.layers import Decompositions, dense_reason, trace_layers
 from common.planning.plan import RankPlan
 from common.search.blueprint import Blueprint, Points
 from common.search.candidates import layer_candidates
@@ -35,6 +37,18 @@ class Prepared:
     space: Space
     objective: Objective
     rule_plan: RankPlan | None = None
+
+
+def nothing_to_search(model: nn.Module, data: DataBundle) -> str:
+    """Why no layer of ``model`` can be factored; empty where one can."""
+    x = data.example().to(next(model.parameters()).device)
+    shapes = trace_layers(model, x)
+    if not shapes:
+        return nothing_to_factor(model, untouched_modules(model, shapes, count_operations(model, x)))
+    reasons = {name: dense_reason(shape) for name, shape in shapes.items()}
+    return (
+        "; ".join(f"{name} stays dense: {reason}" for name, reason in reasons.items()) if all(reasons.values()) else ""
+    )
 
 
 def decompose_for_search(

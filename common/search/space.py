@@ -49,9 +49,10 @@ class Space:
         self.method, self.budget = method, budget
         self.shapes = trace_layers(model, x)
         cost = profile(model, x)
-        self.dense = (cost.params, cost.macs)
-        layers = [shape.dense_cost for shape in self.shapes.values()]
-        self.rest = (cost.params - sum(params for params, _ in layers), cost.macs - sum(macs for _, macs in layers))
+        self._whole = (cost.params, cost.macs)
+        self.dense = (cost.params_in_use, cost.macs)  # what a budget is a fraction of
+        own = [sum(costs) for costs in zip(*(shape.dense_cost for shape in self.shapes.values()), strict=True)]
+        self.rest = (self.dense[0] - own[0], self.dense[1] - own[1])
         self.options: dict[str, Options] = {}
         self.allocation: RankPlan | None = None
         if budget is None:
@@ -126,7 +127,7 @@ class Space:
 
     def cost(self, plan: RankPlan) -> tuple[int, int]:
         """Parameters and MACs of the network that ``plan`` makes, without building it."""
-        return plan_cost(self.shapes, self.dense, plan)
+        return plan_cost(self.shapes, self._whole, plan)
 
     def levels_of(self, plan: RankPlan) -> Levels:
         """For each layer the level whose size is nearest to the plan's."""

@@ -100,7 +100,7 @@ def open_study(name: str, storage: BaseStorage, directions: list[str] | None) ->
 
 
 def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
-    """Do nothing when the log of ``run`` is new, or belongs to a study that is not finished.
+    """Do nothing when the log of ``run`` is new, or belongs to a study in this storage.
 
     Raises:
         ValueError: there is a log, and nothing to go on with.
@@ -110,6 +110,5 @@ def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
     if storage is None and not journal_path(logs, run).exists():
         log_path(logs, run)
     with opened_storage(storage or journal_path(logs, run)) as opened:
-        known = run in optuna.get_all_study_names(opened)
-        if not known or open_study(run, opened, None).user_attrs.get(FINISHED):
+        if run not in optuna.get_all_study_names(opened):
             log_path(logs, run)

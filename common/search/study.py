@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -23,7 +24,13 @@ from common.planning.layers import Decompositions
 from common.planning.plan import RankPlan
 from common.search.blueprint import KEY, Blueprint, data_digest, network_digest, weights_path
 from common.search.finish import Finish
-from common.search.preparation import Prepared, decompose_for_search, measure_sensitivities, prepare
+from common.search.preparation import (
+    Prepared,
+    decompose_for_search,
+    measure_sensitivities,
+    nothing_to_search,
+    prepare,
+)
 from common.search.records import Recorder, logged_trials
 from common.search.runner import Runner, print_trial
 from common.search.samplers import policies
@@ -31,7 +38,7 @@ from common.search.settings import SearchSettings
 from common.search.slots import MAIN, Attempts, check_claim, claim, release, this_worker
 from common.search.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.selection import choose_best
-from common.trials import TrialRecord, TrialWriter, check_writable, log_path
+from common.trials import TrialRecord, TrialWriter, check_writable, log_path, read_log
 
 GIVEN = "given plan {}"
 """A study's attribute: what came of a plan that was measured first."""
@@ -96,7 +103,8 @@ def search_ranks(
     they are saved beside the log.
 
     A search that was stopped, by Ctrl-C or by a kill, goes on when the same call is made again with its ``run``: the
-    same trials come out as without the stop. Other processes may take part, see :mod:`common.search.worker`; one alone
+    same trials come out as without the stop. One that came to its end is read from its log again, and nothing is
+    measured or written. Other processes may take part, see :mod:`common.search.worker`; one alone
     makes this call.
 
     Args:
@@ -112,9 +120,12 @@ def search_ranks(
         command: what starts this search again, for the records; None for this process's own command line.
         on_trial: is called with every record as it is written; None prints its summary line.
 
+    Warns:
+        UserWarning: no layer of the network can be factored; the result is empty, and nothing is logged.
+
     Raises:
-        ValueError: the run is finished, is being searched by another process, was begun with another network, other
-            data or settings, or is not a study's; the logs' folder cannot be written; the storage cannot be opened, is
+        ValueError: the run is being searched by another process, has a log but no study, was begun with another
+            network, other data or settings, or is not a study's; the logs' folder cannot be written; the storage cannot be opened, is
             a file that is no journal, or a damaged journal; the budget cannot be met; the network has none of the
             features that fine-tuning is to compare, does not return one tensor that fits the targets, or was trained
             on inputs of another scale.
@@ -129,6 +140,9 @@ def search_ranks(
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
+    if reason := nothing_to_search(model, data):
+        warnings.warn(f"there is nothing to search: {reason}", stacklevel=2)
+        return _empty_result(logs, run)
     check_run(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
         study = _open(run, opened, settings)
@@ -139,16 +153,20 @@ def search_ranks(
             prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
             with TrialWriter(logs, run) as writer:
                 search = _Search(study, prepared, data, writer, on_trial or print_trial, command)
-                return search.run()
+                return search.stored() if study.user_attrs.get(FINISHED) else search.run()
         finally:
             release(study, me)
+
+
+def _empty_result(logs: str | Path, run: str) -> SearchResult:
+    """That of a network that offers no choice: no trial, no log."""
+    study = optuna.create_study(study_name=run)
+    return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study)
 
 
 def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
     directions = ["maximize"] if settings.objective == "score" else ["maximize", "minimize", "minimize", "minimize"]
     study = open_study(run, storage, directions)
-    if study.user_attrs.get(FINISHED):
-        raise ValueError(f"run={run!r} is a finished study in this storage; give the run another name")
     if len(study.directions) != len(directions):
         raise ValueError(f"run={run!r} was begun with another objective than {settings.objective!r}; name another run")
     return study
@@ -270,6 +288,29 @@ class _Search:
             records = self._records(attempts) | records  # with what was fine-tuned, if it came to that
             best = choose_best(list(records.values()), self.blueprint.settings.keep)
             self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
+        return self._result(records, best, networks, attempts)
+
+    def stored(self) -> SearchResult:
+        """What a search that is finished has found, from its log and the files beside it."""
+        attempts = Attempts(self.study, self.blueprint.settings.slots)
+        if attempts.finished < self.blueprint.settings.slots:
+            raise ValueError(
+                f"run={self.writer.run!r} is finished with {attempts.finished} trials, and "
+                f"{self.blueprint.settings.slots} are asked for; the test split was read, so name another run"
+            )
+        logged = {record.trial: record for record in read_log(self.writer.path)[0]}
+        records = self._records(attempts) | logged
+        objective, settings = self.prepared.objective, self.blueprint.settings
+        finish = Finish(self.study, objective, settings, records, self.writer, self.runner.write)
+        return self._result(records, finish.best(), finish.stored_networks(), attempts)
+
+    def _result(
+        self,
+        records: Mapping[int, TrialRecord],
+        best: dict[str, TrialRecord],
+        networks: dict[int, nn.Module],
+        attempts: Attempts,
+    ) -> SearchResult:
         first, last = policies(self.study, self.blueprint.settings, self.runner.logits)
         return SearchResult(
             records=[records[number] for number in sorted(records)],

@@ -193,10 +193,23 @@ def test_a_finetuning_that_diverges_does_not_end_the_search(
     assert result.log.read_text().count("failed: the loss is nan") == 2
 
 
-def test_a_run_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
-    search(dense, tmp_path)
-    with pytest.raises(ValueError, match=r"run='run' has a log in .* already"):
-        search(dense, tmp_path)
+def test_a_finished_run_is_read_again_and_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
+    first, _ = search(dense, tmp_path)
+    log = first.log.read_bytes()
+    again, shown = search(dense, tmp_path)
+    assert first.log.read_bytes() == log
+    assert not shown
+    assert again.records == read_log(first.log)[0]
+    assert [record.trial for record in again.records] == [record.trial for record in first.records]
+    assert {name: record.trial for name, record in again.best.items()} == {
+        name: record.trial for name, record in first.best.items()
+    }
+    assert again.networks.keys() == first.networks.keys()
+    assert all(same_weights(network, again.networks[number]) for number, network in first.networks.items())
+    assert again.finished
+    assert not again.remaining
+    with pytest.raises(ValueError, match=r"run='run' was begun differently"):
+        search(tiny_cnn(seed=5), tmp_path)
 
 
 def stop_after(count: int) -> Any:
@@ -523,3 +536,65 @@ def test_logs_that_cannot_be_written_are_found_before_any_work(
         with pytest.raises(ValueError, match=rf"^logs='{tmp_path}/{below}'.* (a file of that name|Not a directory)$"):
             search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path / below, run=run, storage=storage)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Frames(nn.Module):
+    """A network without a layer that could be factored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x.flatten(2)).mean(2)
+        return y
+
+
+def hooked_weight() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(192, 10)))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(Frames, r"nothing can be factored: .* Conv1d x 1"), (hooked_weight, "1 stays dense: its weight is computed")],
+)
+def test_a_network_that_offers_no_choice_is_told_so_at_once(make: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=f"there is nothing to search: {reason}"):
+        result = search_ranks(make(), tiny_digits(), SETTINGS, logs=tmp_path, run="none")
+    assert not result.records
+    assert not list(tmp_path.iterdir())
+
+
+class Deep(nn.Module):
+    """As GoogLeNet: a head that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.helper = tiny_cnn(), nn.Sequential(nn.Flatten(), nn.Linear(192, 300), nn.Linear(300, 10))
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.body(x)
+        return (y, self.helper(x)) if self.training else y
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "energy", "uniform"])
+def test_a_budget_leaves_heads_out_that_only_training_runs(policy: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Deep().eval()
+    settings = SearchSettings(
+        method="svd", policy=policy, trials=2, batch=2, budget=Budget(params=0.5), finetune_top=1, table=False
+    )
+    result = search_ranks(model, tiny_digits(), settings, logs=tmp_path, run="deep", on_trial=lambda _: None)
+    cost = profile(model, torch.randn(1, 3, 8, 8))
+    idle = cost.params - cost.params_in_use
+    assert idle > 0.5 * cost.params
+    for record in result.records:
+        assert 0.4 * cost.params_in_use < record.params - idle <= 0.5 * cost.params_in_use
+    assert result.best["metric"].details["rung"] in ("finetuned", "full")
+
+
+def test_a_finished_run_takes_no_more_trials(dense: TinyCNN, tmp_path: Path) -> None:
+    search(dense, tmp_path)
+    more = dataclasses.replace(SETTINGS, trials=SETTINGS.trials + 1)
+    with pytest.raises(ValueError, match=r"run='run' is finished with \d+ trials, and \d+ are asked for"):
+        search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="run")
