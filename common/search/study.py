@@ -125,10 +125,10 @@ def search_ranks(
 
     Raises:
         ValueError: the run is being searched by another process, has a log but no study, was begun with another
-            network, other data or settings, or is not a study's; the logs' folder cannot be written; the storage cannot be opened, is
-            a file that is no journal, or a damaged journal; the budget cannot be met; the network has none of the
-            features that fine-tuning is to compare, does not return one tensor that fits the targets, or was trained
-            on inputs of another scale.
+            network, other data or settings, or is not a study's; the logs' folder cannot be written; the storage
+            cannot be opened, is a file that is no journal, or a damaged journal; the budget cannot be met; the
+            network has none of the features that fine-tuning is to compare, does not return one tensor that fits the
+            targets, or was trained on inputs of another scale.
         RuntimeError: a network cannot be timed in one of the runtimes here.
     """
     settings = settings or SearchSettings()
