@@ -55,7 +55,8 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
 
     One row of panels a model, one line a study and method: the colour is the method, the dashes the rule or sampler.
     Each trial counts with what it reached in the end, and with its whole time, fine-tuning included. Where a model has
-    searches of ten trials or more, the few trials of its other rules are left out.
+    searches of ten trials or more, the few trials of its other rules are left out. A search without an accepted trial
+    has no line; the title then says how many of the searches have one.
 
     Args:
         trials: of any number of models.
@@ -78,12 +79,13 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
         figure = picture(WIDE, 0.9 + 1.5 * len(groups))
         grid = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
         for row, (label, rows) in zip(grid, groups, strict=True):
-            top = 0.0
+            top, searches, successes = 0.0, 0, 0
             for (_, name, sampler), part in rows.groupby(["study", "method", "sampler"], observed=True, sort=False):
                 part = part.sort_values("trial", kind="stable")
                 best = 100 * part["params_kept"].where(part["accepted"]).cummin().ffill().to_numpy()
                 spent = np.nancumsum(part["seconds"]) / 60
                 top = max(top, float(np.fmax.reduce(best, initial=0.0)))
+                searches, successes = searches + 1, successes + int(part["accepted"].any())
                 look = {
                     "color": looks[str(name)][0],
                     "linestyle": DASHES[samplers.index(str(sampler)) % len(DASHES)],
@@ -92,7 +94,8 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
                 }
                 row[0].plot(np.arange(1, len(part) + 1), best, **look)
                 row[1].plot(spent, best, **look)
-            row[0].set_title(str(label), loc="left", fontweight="bold")
+            fewer = f": {successes} of {searches} searches" if successes < searches else ""
+            row[0].set_title(f"{label}{fewer}", loc="left", fontweight="bold")
             row[0].set_ylim(0, 1.08 * top or None)
             row[0].set_ylabel("Params kept (%)")
             row[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -144,13 +144,24 @@ class Table:
 Shape = Callable[[Any], str]
 
 
-def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape]) -> pd.DataFrame:
-    """The columns of ``raw`` that ``shapes`` names, as text; where the column ``<name> std`` is known, with it."""
+def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape], of: str | None = None) -> pd.DataFrame:
+    """The columns of ``raw`` that ``shapes`` names, as text.
+
+    Args:
+        raw: numbers. ``<name> std`` beside a column is its spread, ``<name> n`` of how many values it is the mean.
+        shapes: column -> how a value of it is written.
+        of: the column that says of how many values each mean should be; one of fewer says so, e.g. ``(1 of 3)``.
+    """
     columns = {}
+    nothing = pd.Series(math.nan, index=raw.index)
     for name, shape in shapes.items():
-        spread = raw.get(f"{name} std", pd.Series(float("nan"), index=raw.index))
-        columns[name] = [
-            shown(value, shape) + ("" if pd.isna(std) or pd.isna(value) else f" ± {shape(std).lstrip('-+')}")
-            for value, std in zip(raw[name], spread, strict=True)
-        ]
+        beside = [raw.get(f"{name} std", nothing), raw.get(f"{name} n", nothing), raw[of] if of else nothing]
+        columns[name] = [_cell(shape, *values) for values in zip(raw[name], *beside, strict=True)]
     return pd.DataFrame(columns, columns=list(shapes), dtype=str)
+
+
+def _cell(shape: Shape, value: Any, std: float, number: float, total: float) -> str:
+    if pd.isna(value):
+        return NOT_MEASURED
+    spread = "" if pd.isna(std) else f" ± {shape(std).lstrip('-+')}"
+    return shape(value) + spread + (f" ({number:.0f} of {total:.0f})" if number < total else "")

@@ -96,7 +96,8 @@ class Recorder:
             "latency": None,
             "seconds": seconds,
             "error": text,
-            "details": {"study": self.study, "sampler": sampler or self._settings.policy},
+            "details": {"study": self.study, "sampler": sampler or self._settings.policy}
+            | ({"rule_settings": dict(plan.settings)} if plan else {}),
         }
 
     def _values(self, plan: RankPlan) -> Values:
