@@ -13,10 +13,15 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
 
 from common.reporting.facts import method_name, method_order, method_title
 from common.reporting.style import NARROW, WIDE, message, palette, picture, styled
 from common.trials import TrialRecord
+
+Floats = NDArray[np.float64]
+LEAST_SHOWN = 1e-4
+"""Of the greatest singular value: the least that the spectra show."""
 
 
 def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | None = None) -> Figure:
@@ -24,8 +29,9 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
 
     Args:
         spectra: layer name -> singular values, greatest first, layers in the order of the network. Values below
-            1e-4 of the greatest lie under the picture's lower edge.
-        chosen: layer name -> rank that was kept, marked with a dot.
+            1e-4 of the greatest, and those that are not finite, are not shown.
+        chosen: layer name -> rank that was kept, marked with a dot; with a triangle at the lower edge where its value
+            is not shown.
 
     Raises:
         ValueError: ``chosen`` names a layer without a spectrum, or a rank that the layer does not have.
@@ -41,26 +47,36 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
         figure = picture(width, max(2.8, 0.8 + 0.135 * min(len(spectra), 24)))
         axes = figure.subplots()
         colors = sns.color_palette("viridis", len(spectra), as_cmap=False)
-        lowest = 1.0
-        for color, (name, values) in zip(colors, spectra.items(), strict=True):
-            ordered = np.asarray(values, dtype=float)
-            relative = np.where(ordered > 0, ordered, np.nan) / (ordered[0] if ordered[0] > 0 else 1.0)
-            place = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.plot(place, relative, color=color, label=name)
-            lowest = min(lowest, float(np.nanmin(relative, initial=1.0)))
+        curves = {name: _relative(values) for name, values in spectra.items()}
+        lowest = min(float(np.nanmin(curve, initial=1.0)) for curve in curves.values())
+        bottom, top = max(lowest, LEAST_SHOWN) * 0.9, 1.1
+        axes.set(yscale="log", ylim=(bottom, top), xlim=(0, 100))
+        below = False
+        for color, (name, curve) in zip(colors, curves.items(), strict=True):
+            place = 100 * np.arange(1, len(curve) + 1) / len(curve)
+            axes.plot(place, curve, color=color, label=name)
             if chosen and name in chosen:
-                at = chosen[name] - 1
-                axes.plot(place[at], relative[at], "o", color=color, markeredgecolor="black", zorder=3, clip_on=False)
-        axes.set(yscale="log", ylim=(max(lowest, 1e-4) * 0.9, 1.1), xlim=(0, 100))
+                x, y = place[chosen[name] - 1], curve[chosen[name] - 1]
+                hidden = not y >= bottom
+                look = {"color": color, "markeredgecolor": "black", "zorder": 3, "clip_on": False}
+                axes.plot(x, bottom * (top / bottom) ** 0.025 if hidden else y, "v" if hidden else "o", **look)
+                below |= hidden
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="Place in the spectrum (% of its length)", ylabel="Singular value over the greatest")
         if chosen:
-            axes.legend(
-                handles=[Line2D([], [], linestyle="none", marker="o", color="0.6", mec="black", label="chosen rank")]
-            )
+            marks = {"o": "chosen rank"} | ({"v": "chosen rank, value below the axis"} if below else {})
+            look = {"linestyle": "none", "color": "0.6", "mec": "black"}
+            axes.legend(handles=[Line2D([], [], marker=mark, label=label, **look) for mark, label in marks.items()])
         _layer_colorbar(figure, axes, list(spectra))
     return figure
+
+
+def _relative(values: Sequence[float]) -> Floats:
+    """The values over the greatest, ``(n,)``; NaN where one is not positive and finite."""
+    singular = np.asarray(values, dtype=float)
+    usable = np.where(np.isfinite(singular) & (singular > 0), singular, np.nan)
+    return usable / np.nanmax(usable, initial=0.0) if np.isfinite(usable).any() else usable
 
 
 def _layer_colorbar(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
@@ -85,7 +101,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
     """One bar a layer for its sensitivity to decomposition, and next to it its share of the parameters.
 
     Args:
-        values: layer name -> sensitivity in nats, in the order of the network.
+        values: layer name -> sensitivity in nats, in the order of the network; one that is not finite has no bar.
         sizes: layer name -> parameters, for the same layers.
 
     Raises:
@@ -101,12 +117,16 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
         figure = picture(WIDE, _layer_height(len(values)))
         left, right = figure.subplots(1, 2, sharey=True)
         place = range(len(values))
-        left.barh(place, list(values.values()), color=palette(2)[0])
+        finite = [value if np.isfinite(value) else 0.0 for value in values.values()]
+        left.barh(place, finite, color=palette(2)[0])
         right.barh(place, [100 * sizes[name] / whole for name in values], color=palette(2)[1])
         left.set(xlabel="Sensitivity (nats)", ylim=(len(values) - 0.4, -0.6))
-        positive = [value for value in values.values() if value > 0]
+        positive = [value for value in finite if value > 0]
         if positive and max(positive) > 100 * min(positive):  # else the greatest would be all there is to see
             left.set_xscale("log")
+        for line, value in enumerate(values.values()):
+            if not np.isfinite(value):
+                left.annotate("not finite", (0, line), (4, 0), ("axes fraction", "data"), "offset points", va="center")
         left.set_yticks(place, labels=list(values))
         right.set_xlabel("Share of these layers' parameters (%)")
         for axes in (left, right):

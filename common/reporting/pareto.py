@@ -48,7 +48,7 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
             axes.set_xlabel(title)
             axes.set_xlim(left=0)
         every = pd.concat(list(groups.values()))
-        fit_height(panels[0], 100 * every["final"])
+        fit_height(panels[0], 100 * every["final"], [dense_metric(rows) for rows in groups.values() if not rows.empty])
         metrics = " or ".join(sorted(set(every["metric"])))
         panels[0].set_ylabel(f"{metrics.capitalize()} on validation (%)")
         reached = set(every["reached"])
@@ -69,11 +69,17 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(reached=np.where(rows["status"] == "pruned", "pruned", reached))
 
 
-def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float]) -> None:
-    """Neither may a few hundredths of a percent look like a cliff, nor a few failed trials flatten all the others."""
+def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
+    """Neither may a few hundredths of a percent look like a cliff, nor a few failed trials flatten all the others.
+
+    Args:
+        axes: their marks are drawn; how many of ``values`` lie below the lower edge is said there.
+        values: the metric of each trial, in percent.
+        stars: that of the dense networks, which stay inside; NaN where it is not known.
+    """
     low, high = axes.get_ylim()
     top, tenth = axes.dataLim.ymax, float(np.quantile(values, 0.1))
-    bottom = tenth - (top - tenth) / 2
+    bottom = min([tenth - (top - tenth) / 2, *(star - 0.02 * (top - star) for star in stars if not np.isnan(star))])
     below = sum(value < bottom for value in values)
     if below and bottom - low > top - bottom:
         low, high = bottom, top + 0.05 * (top - bottom)
@@ -123,9 +129,14 @@ def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
     draw_dense(axes, rows, color or "0.2")
 
 
+def dense_metric(rows: pd.DataFrame) -> float:
+    """The metric of the dense network of these trials, in percent; NaN where it is not known."""
+    return float(100 * rows["dense"][baseline_row(rows)])
+
+
 def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
     """A star where the dense network of these trials stands."""
-    dense = 100 * rows["dense"][baseline_row(rows)]
+    dense = dense_metric(rows)
     if not np.isnan(dense):
         axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
 
@@ -180,7 +191,7 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                         )
                 draw_dense(axes, rows, "0.2")
                 axes.set_xlim(left=0)
-            fit_height(row[0], 100 * rows["final"])
+            fit_height(row[0], 100 * rows["final"], [dense_metric(rows)])
             row[0].set_title(label, loc="left", fontweight="bold")
             row[0].set_ylabel(f"{rows['metric'].iloc[0].capitalize()} (%)")
         for axes, title in zip(grid[-1], costs.values(), strict=True):

@@ -7,6 +7,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -281,6 +284,101 @@ def test_spectra_of_odd_layers() -> None:
     assert "No layer" in texts(figures.spectra({}))
 
 
+def marks_of(figure: Figure, cut_off: bool = False) -> list[tuple[str, bool]]:
+    """The marker of each mark and whether its centre lies inside its axes; with ``cut_off`` of clipped ones too."""
+    figure.draw_without_rendering()
+    found = []
+    for axes in figure.axes:
+        box = axes.get_window_extent().padded(0.5)
+        for line in axes.get_lines():
+            if line.get_marker() not in (None, "None", "", " ") and (cut_off or not line.get_clip_on()):
+                places = axes.transData.transform(np.asarray(line.get_xydata()))
+                found += [(str(line.get_marker()), box.contains(x, y)) for x, y in places]
+    return found
+
+
+ODD_SPECTRA: dict[str, dict[str, list[float]]] = {
+    "steep": {name: np.geomspace(1, end, 32).tolist() for name, end in (("a", 1e-2), ("b", 1e-7), ("c", 1e-9))},
+    "flat": {"a": [3.0, 3.0, 3.0]},
+    "of one value": {"a": [2.0]},
+    "all zero": {"a": [0.0, 0.0, 0.0]},
+    "zeros behind": {"a": [1.0, 0.5, 0.0, 0.0], "b": [1.0]},
+    "one of zeros among others": {"a": [1.0, 0.1, 0.01], "b": [0.0, 0.0]},
+    "not finite": {"a": [math.inf, 1.0, math.nan, 0.1], "b": [math.nan, math.nan]},
+    "not in order": {"a": [0.1, 5.0, 0.2]},
+    "tiny": {"a": [1e-300, 1e-310]},
+}
+
+
+@pytest.mark.parametrize("name", ODD_SPECTRA)
+def test_every_chosen_rank_has_its_mark_inside_the_spectra(name: str) -> None:
+    spectra = ODD_SPECTRA[name]
+    for place in range(max(map(len, spectra.values()))):
+        chosen = {layer: min(place + 1, len(values)) for layer, values in spectra.items()}
+        marks = marks_of(figures.spectra(spectra, chosen))
+        assert [inside for _, inside in marks] == [True] * len(spectra)
+        for (mark, _), (layer, values) in zip(marks, spectra.items(), strict=True):
+            usable = [value for value in values if 0 < value < math.inf]
+            value = values[chosen[layer] - 1]
+            assert mark == ("o" if value in usable and value >= 1e-4 * max(usable) else "v")
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=6), st.data())
+@tries(max_examples=25)
+def test_marks_lie_inside_the_spectra_whatever_the_values(values: list[float], data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, len(values)))
+    ((_, inside),) = marks_of(figures.spectra({"a": values}, {"a": rank}))
+    assert inside
+
+
+def test_a_mark_whose_value_is_not_shown_says_so() -> None:
+    spectra = {"a": [1.0, 0.5, 1e-9]}
+    assert "chosen rank, value below the axis" in texts(figures.spectra(spectra, {"a": 3}))
+    assert "below" not in texts(figures.spectra(spectra, {"a": 2}))
+    assert "rank" not in texts(figures.spectra(spectra))
+
+
+@pytest.mark.parametrize("dense", [0.05, 0.5, 0.895, 0.95, 0.99])
+@pytest.mark.parametrize("picture", [figures.pareto, figures.methods])
+def test_the_dense_networks_star_lies_inside_whatever_the_trials_reached(dense: float, picture: Any) -> None:
+    base = make_baseline(metrics={"validation": {"accuracy": dense}})
+    good = [make_record(trial=n, baseline=base, metrics={"raw": {"accuracy": 0.9 + 0.001 * n}}) for n in range(20)]
+    bad = make_record(trial=20, baseline=base, metrics={"raw": {"accuracy": 0.1}})
+    for records in (good, [*good, bad], [*good, bad, make_record(model="other", trial=21)]):
+        stars = [inside for mark, inside in marks_of(picture(records)) if mark == "*"]
+        assert stars
+        assert all(stars)
+    figure = picture([*good, bad])
+    assert ("1 of 21 trials lie below" in texts(figure)) == (figure.axes[0].get_ylim()[0] > 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"params": 90_000_000, "macs": 10**10, "size_bytes": 10**9},
+        {"params": 1, "macs": 1, "size_bytes": 1},
+        {"latency": {"speedup": 1e-6, "median_s": 1.0}},
+        {"latency": {"speedup": 1e6, "median_s": 1.0}},
+        {"metrics": {"raw": {"accuracy": -0.5}}, "seconds": 0.0},
+        {"metrics": {"raw": {"accuracy": 9.0}}, "seconds": 1e6},
+    ],
+)
+def test_marks_of_extreme_networks_lie_inside(changes: dict[str, Any]) -> None:
+    records = [make_record(), make_record(trial=1, **changes)]
+    figures_of = [draw(records, 0.0) for draw in (figures.radar, figures.progress, figures.stages)]
+    figures_of += [draw(records) for draw in (figures.pareto, figures.methods, figures.speedups)]
+    for figure in figures_of:
+        assert all(inside for _, inside in marks_of(figure, cut_off=True))
+
+
+def test_a_sensitivity_that_is_not_finite_is_named_and_has_no_bar() -> None:
+    values = {"a": math.inf, "b": 0.5, "c": math.nan}
+    figure = figures.sensitivities(values, dict.fromkeys(values, 1))
+    figure.draw_without_rendering()
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.0, 0.5, 0.0]  # type: ignore[attr-defined]
+    assert texts(figure).count("not finite") == 2
+
+
 @pytest.mark.parametrize("chosen", [{"a": 0}, {"a": 3}, {"b": 1}])
 def test_spectra_refuses_a_rank_that_is_not_there(chosen: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is not a rank of that layer"):
@@ -442,6 +540,18 @@ def test_progress_keeps_a_model_without_a_long_search() -> None:
     figure = figures.progress([*searched, rule, *small])
     assert [axes.get_title("left") for axes in figure.axes[::2]] == ["resnet18 (cifar10)", "vgg16 (cifar10)"]
     assert [len(axes.get_lines()) for axes in figure.axes[::2]] == [1, 1]  # the rule's one trial gives way
+
+
+def test_progress_says_how_many_searches_have_a_line() -> None:
+    good, bad = ({"raw": {"accuracy": value}} for value in (0.95, 0.5))
+    searches = [
+        make_record(run=f"r{seed}", seed=seed, trial=n, metrics=good if seed < 1 else bad)
+        for seed in range(3)
+        for n in range(10)
+    ]
+    titles = [axes.get_title("left") for axes in figures.progress(searches).axes]
+    assert titles[0] == "resnet18 (cifar10): 1 of 3 searches"
+    assert figures.progress(searches[:10]).axes[0].get_title("left") == "resnet18 (cifar10)"
 
 
 def test_speedups_by_hand() -> None:
