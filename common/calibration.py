@@ -28,9 +28,10 @@ HELD_OUT = 512
 def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
     """Gather the moments of every layer's input and output in one pass over ``batches``.
 
-    Outputs are summed over all positions, input patches over a random sample of them where they are many. The second,
-    the fourth and every eighth image are kept apart: of what a layer sees of them ``HELD_OUT`` random patches are
-    stored, on which :mod:`common.decomposition.choice` measures whether factors err less for having seen the others.
+    Outputs are summed over all positions, input patches over a random sample of them where they are many. Every
+    eighth image, and every second of the first sixteen, is kept apart: of what a layer sees of those, ``HELD_OUT``
+    random patches are stored, on which :mod:`common.decomposition.choice` measures whether factors err less for having
+    seen the others.
 
     Memory, beside the network's own activations: for each layer O^2 + I^2 numbers in float64, for a Linear O^2 alone
     (134 MB for VGG16's first, the largest of the suite), and its patches of held-out images in float32 (9 MB for a 3x3
@@ -89,9 +90,9 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
 
 
 def held_out_images(seen: int, count: int) -> Tensor:
-    """``(count,)``: which of the images behind those ``seen`` are kept apart; of few images about half."""
+    """``(count,)``: which of the images behind those ``seen`` are kept apart, every second of the first sixteen."""
     index = torch.arange(seen, seen + count)
-    return (index % 8 == 7) | (index == 1) | (index == 3)
+    return torch.where(index < 16, index % 2 == 1, index % 8 == 7)
 
 
 def _warn_of_too_few(found: Mapping[str, LayerMoments], images: int) -> None:
@@ -177,7 +178,8 @@ class _Sums:
 
     def _hold_out(self, inputs: Tensor, output: Tensor, images: Tensor, generator: torch.Generator) -> None:
         """Keep ``HELD_OUT`` patches at random of those of these images and of the ones kept before."""
-        places = draw_places(images, _size(output), HELD_OUT, generator)
+        inputs = inputs[images.to(inputs.device)]
+        places = draw_places(torch.arange(len(inputs)), _size(output), HELD_OUT, generator)
         draws = torch.rand(len(places[0]), generator=generator)  # the least of all draws are those that stay
         if len(self._draws) == HELD_OUT:
             better = draws < self._draws.max()

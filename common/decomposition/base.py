@@ -43,8 +43,14 @@ def outputs_of(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tenso
         ``(N, O)``.
     """
     for factor in factors:
-        kernel = factor.shape[2:] or (1, 1)
-        patches = conv2d(patches, factor.to(patches.dtype).reshape(*factor.shape[:2], *kernel), groups=groups)
+        kernel, factor = factor.shape[2:] or (1, 1), factor.to(patches.dtype)
+        if kernel == patches.shape[2:]:  # a product, which is faster as such
+            rows = patches.reshape(len(patches), groups, -1).transpose(0, 1)
+            patches = (
+                (rows @ factor.reshape(groups, -1, rows.shape[2]).mT).transpose(0, 1).reshape(-1, len(factor), 1, 1)
+            )
+        else:
+            patches = conv2d(patches, factor.reshape(*factor.shape[:2], *kernel), groups=groups)
     return patches.flatten(1)
 
 

@@ -13,7 +13,7 @@ from common.decomposition.metric import Metric
 from common.decomposition.moments import LayerMoments
 
 SHARES = (0.25, 0.75)
-"""Of the ranks: where the factors with data and those without are compared, and the predicted errors corrected."""
+"""Of the ranks: where the factors with data and those without are compared."""
 CLEAR = 1.25
 """One side is better at all ranks where its squared error is so many times smaller at both ``SHARES``."""
 NOTHING = 1e-10
@@ -52,11 +52,18 @@ class HeldOut:
         shape = (self._groups, -1, *self._weight.shape[1:], *[1] * (4 - self._weight.dim()))
         return Metric(self._weight.reshape(shape), torch.float32)
 
-    def error(self, decomposition: Decomposition, ranks: Ranks) -> float:
-        """``E||(W - W')p||^2 / E||Wp||^2`` for the factors at these ranks; 0 where the weight makes nothing of p."""
-        whole = float(self._outputs.square().sum())
+    def errors(self, decomposition: Decomposition, ranks: Ranks) -> Tensor:
+        """``||(W - W')p||^2`` of each patch for the factors at these ranks, in units of the mean of ``||Wp||^2``.
+
+        All are 0 where the weight makes nothing of any patch.
+        """
+        whole = self._outputs.square().sum(1).mean()
         lost = self._outputs - outputs_of(decomposition.factors(ranks), self._patches, self._groups)
-        return float(lost.square().sum()) / whole if whole else 0.0
+        return lost.square().sum(1) / torch.where(whole > 0, whole, 1.0)
+
+    def error(self, decomposition: Decomposition, ranks: Ranks) -> float:
+        """The mean of :meth:`errors`, ``E||(W - W')p||^2 / E||Wp||^2``."""
+        return float(self.errors(decomposition, ranks).mean())
 
 
 class Chosen(Decomposition):
@@ -65,8 +72,8 @@ class Chosen(Decomposition):
     At any ranks its factors are those with the least error on held-out patches, among the ones that are best for the
     moments and the ones that are best for the weight alone, each with and without sweeps where there are any. Where
     one of both sides is clearly better at a quarter and at three quarters of the ranks, the other is not looked at
-    again. Tables, spectra and plans are of the side that is better at these two together, and their errors are
-    brought to the scale of what was measured there.
+    again. Tables, spectra and plans are of the side that is better at these two together; where that is the weight
+    alone, its errors are brought to the scale of the outputs'.
 
     Args:
         kind: the method's own class.
@@ -133,36 +140,51 @@ class Chosen(Decomposition):
         return self._plain if self._sides[0] else self._aware
 
     def best(self, ranks: Ranks) -> Decomposition:
-        """The decomposition whose factors at these ranks err least on the held-out patches."""
+        """The decomposition whose factors at these ranks err least on the held-out patches.
+
+        Sweeps must be better than none by more than the standard error of the difference.
+        """
         if ranks not in self._best:
-            found = self._candidates() if ranks != self.max_ranks else [self._planned]
-            errors = [self.held_out.error(each, ranks) for each in found] if len(found) > 1 else [0.0]
-            self._best[ranks] = found[int(np.argmin(errors))]
+            self._best[ranks] = self._planned if ranks == self.max_ranks else self._least(ranks)
         return self._best[ranks]
 
-    def _candidates(self) -> list[Decomposition]:
-        found = [self._plain if side else self._aware for side in self._sides]
-        return found + ([self._swept[side] for side in self._sides] if self.sweeps and self.has_sweeps else [])
+    def _least(self, ranks: Ranks) -> Decomposition:
+        without = [self._plain if side else self._aware for side in self._sides]
+        swept = [self._swept[side] for side in self._sides] if self.sweeps and self.has_sweeps else []
+        if len(without) + len(swept) == 1:
+            return without[0]
+        measured = [(self.held_out.errors(each, ranks), each) for each in without]
+        errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
+        measured = [(self.held_out.errors(each, ranks) - errors, each) for each in swept]
+        gains = [
+            (float(change.mean()), each)
+            for change, each in measured
+            if float(change.mean() + change.std() / len(change) ** 0.5) < 0
+        ]
+        return min(gains, key=lambda pair: pair[0])[1] if gains else best
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
-        """Predicted errors, ascending, and the logarithms of what measured ones are as multiples of them."""
-        measured = np.sqrt(self._measured[list(self._sides)].min(axis=0))
-        predicted = np.array([self._planned.relative_error(self.fraction(share)) for share in SHARES])
-        known = (measured**2 > 2 * NOTHING) & (predicted**2 > NOTHING)
-        order = np.argsort(predicted[known])
-        factors = np.log(measured[known] / predicted[known])[order]
-        if len(factors) > 1 and np.diff(measured[known][order])[0] < 0:  # more rank, more error: noise
+        """The weight's own errors at both ``SHARES``, ascending, and the logarithms of the outputs' as multiples."""
+        weights = np.array([self._plain.relative_error(self.fraction(share)) for share in SHARES])
+        outputs = np.sqrt(self._measured[list(self._sides)].min(axis=0))
+        known = (outputs**2 > 2 * NOTHING) & (weights**2 > NOTHING)
+        order = np.argsort(weights[known])
+        factors = np.log(outputs[known] / weights[known])[order]
+        if np.any(np.diff(outputs[known][order]) < 0):  # more rank and more error is noise
             factors[:] = factors.mean()
-        return predicted[known][order], factors
+        return weights[known][order], factors
 
-    def _corrected(self, errors: Floats) -> Floats:
-        """Predicted errors on the scale of the measured ones; between the two, logarithms are interpolated."""
-        predicted, factors = self._knots
-        if not len(predicted):
+    def _of_outputs(self, errors: Floats) -> Floats:
+        """Predicted errors as those of the layer's output on data, which those of the weight alone are not.
+
+        They are brought to what was measured at both ``SHARES``; between these the logarithms are interpolated.
+        """
+        if not self._sides[0] or not len(self._knots[0]):
             return errors
+        weights, factors = self._knots
         with np.errstate(divide="ignore"):
-            return errors * np.exp(np.interp(np.log(errors), np.log(predicted), factors))
+            return errors * np.exp(np.interp(np.log(errors), np.log(weights), factors))
 
     @property
     def max_ranks(self) -> Ranks:
@@ -189,7 +211,7 @@ class Chosen(Decomposition):
 
     def relative_error(self, ranks: Ranks) -> float:
         """The error of the layer's output without sweeps, as a share of its deviation, without building W'."""
-        return float(self._corrected(np.array([self._planned.relative_error(ranks)]))[0])
+        return float(self._of_outputs(np.array([self._planned.relative_error(ranks)]))[0])
 
     def lost_energy(self, ranks: Ranks) -> float:
         """The same in units of the output's variance, squared."""
@@ -198,7 +220,7 @@ class Chosen(Decomposition):
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
         """See :meth:`Decomposition.error_table`; the errors are those of :meth:`relative_error`."""
         ranks, errors = self._planned.error_table(round_to)
-        return ranks, self._corrected(errors)
+        return ranks, self._of_outputs(errors)
 
     def select_ranks(self, select: RankSelector) -> Ranks:
         """Ranks chosen on the spectra of the better side."""
