@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.batches import inputs_of
-from common.decomposition import LayerMoments
+from common.decomposition.moments import FEWEST_HELD_OUT, LayerMoments
 from common.inputs import to_network
 from common.modes import evaluating, hooked
 from common.network.layers import FactorableLayer, effective_layers, layer_input
@@ -61,30 +61,31 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     modules = dict(model.named_modules())
     sums = {name: _Sums(effective.layer, positions) for name, effective in layers.items()}
     generator = torch.Generator().manual_seed(seed)
+    apart = torch.zeros(0, dtype=torch.bool)
     handles = [
         modules[name].register_forward_hook(
             lambda _, i, k, o, name=name, effective=effective: sums[name].add(
-                effective.input(layer_input(i, k)), o, held_out, generator
+                effective.input(layer_input(i, k)), o, apart, generator
             ),
             with_kwargs=True,
             prepend=True,
         )
         for name, effective in layers.items()
     ]
-    seen, held_out = 0, torch.zeros(0, dtype=torch.bool)
+    seen = 0
     with hooked(handles), evaluating(model):
         for batch in batches:
             inputs = to_network(example_batch(inputs_of(batch), model), model)
-            held_out = held_out_images(seen, len(inputs))
+            apart = held_out_images(seen, len(inputs))
             with explained(inputs):
                 model(inputs)
             seen += len(inputs)
     if not seen:
         raise ValueError("there is no batch to calibrate on")
-    found = {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}
-    for name, moments in found.items():
-        if not (moments.output_covariance.isfinite().all() and moments.patch_mean.isfinite().all()):
+    for name, total in sums.items():
+        if not total.finite:
             raise ValueError(f"layer {name!r}: its inputs or outputs on the calibration data are not finite")
+    found = {name: sums.pop(name).moments() for name in list(sums) if sums[name].outputs}
     _warn_of_too_few(found, seen)
     return found
 
@@ -100,16 +101,20 @@ def _warn_of_too_few(found: Mapping[str, LayerMoments], images: int) -> None:
     if not few:
         return
     shown = ", ".join(
-        f"{name!r} ({moments.patches} different patches, {0 if moments.held_out is None else len(moments.held_out)} "
-        "held out)"
+        f"{name!r} ({moments.patches} of {moments.needed} different patches, {_count(moments.held_out)} of "
+        f"{FEWEST_HELD_OUT} held out)"
         for name, moments in list(few.items())[:3]
     )
     more = f" and {len(few) - 3} more" if len(few) > 3 else ""
     warnings.warn(
-        f"{images} calibration images give too few patches to the layers {shown}{more}; they are decomposed by their "
+        f"{images} calibration images give too few patches for the layers {shown}{more}; they are decomposed by their "
         "weights alone. Calibrate on more images",
         stacklevel=4,
     )
+
+
+def _count(held_out: Tensor | None) -> int:
+    return 0 if held_out is None else len(held_out)
 
 
 class _Sums:
@@ -179,6 +184,7 @@ class _Sums:
     def _hold_out(self, inputs: Tensor, output: Tensor, images: Tensor, generator: torch.Generator) -> None:
         """Keep ``HELD_OUT`` patches at random of those of these images and of the ones kept before."""
         inputs = inputs[images.to(inputs.device)]
+        self._add("apart", output[images.to(output.device)].sum())  # to see whether all is finite
         places = draw_places(torch.arange(len(inputs)), _size(output), HELD_OUT, generator)
         draws = torch.rand(len(places[0]), generator=generator)  # the least of all draws are those that stay
         if len(self._draws) == HELD_OUT:
@@ -202,6 +208,11 @@ class _Sums:
         if 4 * (len(counts) - 1) < len(self._held_out) - int(counts.max()) or len(counts) == 1:
             return min(self.patches, len(counts))
         return round(self.patches * len(counts) / len(self._held_out))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all that was seen is."""
+        return all(bool(torch.as_tensor(total).isfinite().all()) for total in self._sums.values())
 
     def moments(self) -> LayerMoments:
         """The centred moments of what was summed."""

@@ -35,7 +35,7 @@ def draw_places(images: Tensor, size: tuple[int, int], most: int, generator: tor
     return images[image], y, x
 
 
-def single_positions(inputs: Tensor, places: Places, kernel: tuple[int, int]) -> Tensor:
+def single_positions(inputs: Tensor, places: Places, kernel: tuple[int, ...]) -> Tensor:
     """The input ``(N, I, H, W)`` at places of its own, the same at every element of the kernel: ``(n, I, kh, kw)``.
 
     This is what an input position of a transposed convolution gives to its kernel.

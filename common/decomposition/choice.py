@@ -94,14 +94,9 @@ class Chosen(Decomposition):
         like: Decomposition | None = None,
     ) -> None:
         super().__init__(weight, groups, moments, sweeps, None if like is None else like.metric)
-        self.method, self.rank_names, self.axes, self.has_sweeps = (
-            kind.method,
-            kind.rank_names,
-            kind.axes,
-            kind.has_sweeps,
-        )
-        self._kind = kind
-        self.held_out = like.held_out if isinstance(like, Chosen) else HeldOut(weight, groups, moments)
+        self.method, self.rank_names, self.axes = kind.method, kind.rank_names, kind.axes
+        self._kind, self.has_sweeps = kind, kind.has_sweeps
+        self.held_out: HeldOut = like.held_out if isinstance(like, Chosen) else HeldOut(weight, groups, moments)
         self._best: dict[Ranks, Decomposition] = {}
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class LayerMoments:
     def to(self, device: torch.device) -> LayerMoments:
         """The same on ``device``."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     @property
     def needed(self) -> int:

@@ -94,7 +94,7 @@ def test_the_whole_network_counts_and_more_budget_is_never_worse() -> None:
 
 def test_mixed_is_never_worse_than_any_single_method() -> None:
     model = tiny_cnn(width=32)
-    kept = Decompositions(model, calibrate(model, [X]))
+    kept = Decompositions(model, calibrate(model, [torch.randn(32, 3, 16, 16)]))
 
     def harm(method: str) -> float:
         plan = plan_ranks(model, X, method, "budget", budget=Budget(macs=0.4), decompositions=kept)
