@@ -107,8 +107,8 @@ def _warn_of_too_few(found: Mapping[str, LayerMoments], images: int) -> None:
     )
     more = f" and {len(few) - 3} more" if len(few) > 3 else ""
     warnings.warn(
-        f"{images} calibration images give too few patches for the layers {shown}{more}; they are decomposed by their "
-        "weights alone. Calibrate on more images",
+        f"too few calibration patches for the layers {shown}{more}: they are decomposed by their weights alone. "
+        f"Calibrate on more images than {images}",
         stacklevel=4,
     )
 

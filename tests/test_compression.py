@@ -200,7 +200,7 @@ class Calls(nn.Module):
 
 def test_unusual_calls_are_counted_and_compressed() -> None:
     model, x = Calls(), torch.randn(4, 4, 8, 8)
-    with pytest.warns(UserWarning, match="too few patches for the layers 'table'"):  # one row a batch
+    with pytest.warns(UserWarning, match="too few calibration patches for the layers 'table'"):  # one row a batch
         moments = calibrate(model, [x])
     shapes = trace_layers(model, x)
     cost = profile(model, x)
