@@ -41,14 +41,15 @@ def compress(
         model: the dense network; neither it nor its weights are changed or shared.
         plan: from :func:`common.planning.plan_ranks` for this network.
         moments: from :func:`common.calibration.calibrate`: the factors then keep the layers' outputs on data rather
-            than their weights.
+            than their weights, as far as its held-out patches bear that out.
         mode: ``factorized`` puts a module of smaller layers in a layer's place, which answers like the layer
             (:class:`common.network.lowrank.LowRank`), balanced
             (:func:`common.decomposition.balance`) so that they can be fine-tuned. ``reconstruct`` keeps the
             architecture and writes the low-rank weight back: the same size, for studying the approximation alone. A
             layer without a bias then cannot keep its output's mean, which BatchNorm recalibration makes up for.
-        sweeps: of the higher-order orthogonal iteration that Tucker-2 and HTD make at the plan's ranks; 0 takes the
-            slices of the HOSVD that the plan was made with, which is faster and a few percent less exact.
+        sweeps: of the higher-order orthogonal iteration that Tucker-2 and HTD make at the plan's ranks, by which the
+            weight's error falls a few percent; with moments they are kept where the output's error falls on held-out
+            patches. 0 takes the slices of the HOSVD that the plan was made with, which is faster.
         decompositions: those of ``model``, when they are there already; they bring their own moments and sweeps.
 
     Returns:
