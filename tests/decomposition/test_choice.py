@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from common.calibration import calibrate, held_out_images
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, decompose
 from common.decomposition.choice import SHARES, Chosen, HeldOut
-from common.planning.layers import convolution_weight, layer_method, trace_layers
+from common.network.weights import convolution_weight
+from common.planning.layers import layer_method, trace_layers
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "3x3": lambda: nn.Conv2d(8, 10, 3, padding=1),
