@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARTS = ("train", "valid", "test")
-ANNOTATIONS = "_annotations.coco.json"
+from common.data.coco_layout import Part, find_parts
+
+SHARES = (-0.01, 1.01)
+"""Between these lie coordinates in shares of the image, rounded. In pixels they would be of a single one."""
+SOUGHT = 20
+"""Images that are looked for to find their folder."""
 
 
 class LeftOut:
-    """What a set's reader had to pass over: a kind of fault -> the names."""
+    """What a set's reader had to pass over: a kind of fault -> the names.
+
+    Attributes:
+        names: kind of fault -> what it is called in the set.
+        resized: images of another size than their entries say; they are used.
+    """
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = defaultdict(list)
+        self.resized: list[str] = []
 
     def add(self, kind: str, name: str) -> None:
         """Count one more, e.g. of ``missing images``."""
         self.names[kind].append(name)
+
+    def also(self) -> str:
+        """The end of an error that names what was passed over; empty where nothing was."""
+        return f"; left out {self}" if self.names else ""
 
     def __str__(self) -> str:
         return "; ".join(f"{kind}: {len(names)} ({shorten(names)})" for kind, names in self.names.items())
@@ -35,11 +50,12 @@ def shorten(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Region:
-    """An annotation: its category's name and its region as it stands in the file."""
+    """An annotation: its category's name, its region as it stands in the file, and whether it has a box."""
 
     name: str
     category: str
     segmentation: Any
+    boxed: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,31 +69,39 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """One split: its images in the order of the file, and category name -> the names of its supercategories."""
+    """One part of a set.
+
+    Attributes:
+        path: of the file.
+        split: name of the part.
+        folder: that holds its images.
+        images: in the order of the file.
+        categories: name -> the names of its supercategories.
+    """
 
     path: Path
+    split: str
+    folder: Path
     images: list[AnnotatedImage]
     categories: dict[str, set[str]]
 
 
 def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile], tuple[str, ...]]:
-    """The annotation files of ``train/``, ``valid/`` and ``test/``, and the names of the classes.
+    """The annotation files of ``train``, ``valid`` and, where there is one, ``test``, and the names of the classes.
 
-    Categories that share a name are one class. A category that no annotation of any split uses is none: exporters add
+    Categories that share a name are one class. A category that no annotation of any part uses is none: exporters add
     parents of the others, and on a class that is never there every network is right.
 
     Args:
-        root: holds the three folders, each with its images and ``_annotations.coco.json``.
+        root: see :func:`common.data.coco_layout.find_parts`.
         left_out: receives what has to be passed over.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is no JSON, not in COCO's format, or holds no image.
+        ValueError: an annotation file is no JSON, not in COCO's format, holds no image, or none of its annotations can
+            be used; or a part has two files.
     """
-    missing = [str(path) for path in (root / part / ANNOTATIONS for part in PARTS) if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"data_root={str(root)!r} does not hold a COCO set: {', '.join(missing)} is missing")
-    files = {part: _read_annotations(root / part / ANNOTATIONS, left_out) for part in PARTS}
+    files = {part: _read_annotations(found, left_out) for part, found in find_parts(root).items()}
     used = {region.category for file in files.values() for image in file.images for region in image.regions}
     train = files["train"]
     classes = tuple(name for name in train.categories if name in used)
@@ -86,11 +110,14 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
         if name not in used and name not in parents:
             left_out.add("categories without annotations", name)
     if not any(image.regions for image in train.images):
-        raise ValueError(f"{train.path} has no annotation that can be used: there is nothing to learn")
+        raise ValueError(
+            f"{train.path} has no annotation that can be used: there is nothing to learn{left_out.also()}"
+        )
     return files, classes
 
 
-def _read_annotations(path: Path, left_out: LeftOut) -> AnnotationFile:
+def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
+    path = part.annotations
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -98,32 +125,55 @@ def _read_annotations(path: Path, left_out: LeftOut) -> AnnotationFile:
     entries, annotations, categories = (
         _records(path, content, key) for key in ("images", "annotations", "categories")
     )
-    names: dict[Any, str] = {}
-    parents: dict[str, set[str]] = {}
-    for category in categories:
-        if _is_key(category.get("id")) and isinstance(category.get("name"), str):
-            name = names[category["id"]] = category["name"].strip()
-            parents.setdefault(name, set()).add(str(category.get("supercategory", "")).strip())
-    images: dict[Any, AnnotatedImage] = {}
-    split = path.parent.name
-    for entry in entries:
-        number, file = entry.get("id"), entry.get("file_name")
-        if not _is_key(number) or number in images or not isinstance(file, str):
-            left_out.add("image entries without an id or a name of their own", f"{split} {file or number}")
-            continue
-        images[number] = AnnotatedImage(path.parent / file, _size(entry), [])
+    _check_pixels(path, annotations)
+    names, parents = _categories(part.name, categories, left_out)
+    folder = part.image_folder([str(entry.get("file_name")) for entry in entries[:SOUGHT]])
+    images = _images(part.name, folder, entries, left_out)
     if not images:
-        raise ValueError(f"{path} holds no image")
+        raise ValueError(f"{path} holds no image{left_out.also()}")
     for annotation in annotations:
-        key, kind = annotation.get("image_id"), annotation.get("category_id")
-        name = f"{split} {annotation.get('id')}"
-        if not _is_key(key) or key not in images:
+        key, kind = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+        name = f"{part.name} {annotation.get('id')}"
+        if key not in images:
             left_out.add("annotations of unknown images", name)
-        elif not _is_key(kind) or kind not in names:
+        elif kind not in names:
             left_out.add("annotations of unknown categories", name)
         else:
-            images[key].regions.append(Region(name, names[kind], annotation.get("segmentation")))
-    return AnnotationFile(path, list(images.values()), parents)
+            region = Region(name, names[kind], annotation.get("segmentation"), bool(annotation.get("bbox")))
+            images[key].regions.append(region)
+    if annotations and not any(image.regions for image in images.values()):
+        raise ValueError(f"{path} has no annotation that can be used{left_out.also()}")
+    return AnnotationFile(path, part.name, folder, list(images.values()), parents)
+
+
+def _categories(
+    split: str, categories: list[dict[str, Any]], left_out: LeftOut
+) -> tuple[dict[int | str | None, str], dict[str, set[str]]]:
+    """Names by id, and the names of the supercategories by name."""
+    names: dict[int | str | None, str] = {}
+    parents: dict[str, set[str]] = {}
+    for category in categories:
+        number, name = _key(category.get("id")), category.get("name")
+        if number is None or number in names or not isinstance(name, str):
+            left_out.add("category entries without an id or a name of their own", f"{split} {name or number}")
+            continue
+        names[number] = name.strip()
+        parents.setdefault(name.strip(), set()).add(str(category.get("supercategory", "")).strip())
+    return names, parents
+
+
+def _images(
+    split: str, folder: Path, entries: list[dict[str, Any]], left_out: LeftOut
+) -> dict[int | str | None, AnnotatedImage]:
+    """Images by id, still without their regions."""
+    images: dict[int | str | None, AnnotatedImage] = {}
+    for entry in entries:
+        number, file = _key(entry.get("id")), entry.get("file_name")
+        if number is None or number in images or not isinstance(file, str):
+            left_out.add("image entries without an id or a name of their own", f"{split} {file or entry.get('id')}")
+            continue
+        images[number] = AnnotatedImage(folder / file, _size(entry), [])
+    return images
 
 
 def _records(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
@@ -133,10 +183,41 @@ def _records(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
     return records
 
 
-def _is_key(value: object) -> bool:
-    return isinstance(value, int | str)
+def _check_pixels(path: Path, annotations: list[dict[str, Any]]) -> None:
+    """Raise a ValueError where every polygon of a file is written in shares of its image."""
+    polygons = [values for annotation in annotations if (values := coordinates(annotation.get("segmentation")))]
+    if polygons and all(map(are_shares, polygons)):
+        raise ValueError(
+            f"{path}: every coordinate of its polygons lies in [0, 1]; they must be in pixels, not in shares of the "
+            "image, so multiply them by its width and height"
+        )
+
+
+def coordinates(segmentation: Any, axis: int | None = None) -> list[float]:
+    """The numbers in a list of polygons, or those of one axis, 0 across and 1 down; none of anything else."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    chosen = slice(axis, None, None if axis is None else 2)
+    values = [value for polygon in polygons if isinstance(polygon, list) for value in polygon[chosen]]
+    return [value for value in values if isinstance(value, int | float)]
+
+
+def are_shares(values: Iterable[float]) -> bool:
+    """Whether coordinates are shares of an image: in pixels they would be of a single one."""
+    return all(SHARES[0] <= value <= SHARES[1] for value in values)
+
+
+def _key(value: object) -> int | str | None:
+    """An id as it is compared: 3, 3.0 and "3" are one; None for what is none."""
+    if isinstance(value, str):
+        number = re.fullmatch(r"([+-]?\d{1,18})(\.0*)?", value.strip())
+        return int(number[1]) if number else value.strip() or None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    """Height and width; None where the entry does not tell both."""
+    height, width = _key(entry.get("height")), _key(entry.get("width"))
+    known = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
+    return (height, width) if known else None  # type: ignore[return-value]

@@ -80,9 +80,11 @@ def load_data(
             (ImageNet's layout) to classify; ``coco`` or ``phantoms`` (generated heads with lesions) to segment.
         root: the folder that holds the set. ``mnist``: torchvision's layout. ``cifar10``: torchvision's layout, or
             ``train/<class>/`` and ``test/<class>/``. ``imagefolder``: ``train/<class>/``, ``val/<class>/`` and, where
-            half of ``val/`` is not to serve as test, ``test/<class>/``. ``coco``: ``train/``, ``valid/`` and
-            ``test/``, each with its images and ``_annotations.coco.json``. ``phantoms``: where to keep the generated
-            files, by default the user's cache. ``digits`` needs none.
+            half of ``val/`` is not to serve as test, ``test/<class>/``; every class needs an image in ``train/``.
+            ``coco``: ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
+            ``_annotations.coco.json``, or the official layout, ``annotations/instances_train2017.json`` and so on
+            beside ``train2017/`` and others; where no part is for the test, half of validation serves. ``phantoms``:
+            where to keep the generated files, by default the user's cache. ``digits`` needs none.
         image_size: images are resized to this height and width; None for what suits the set: 224 for
             ``imagefolder``, 128 for ``coco``, 64 for ``phantoms``, otherwise 32. ``imagefolder`` keeps the aspect
             ratio and cuts off what is over.
@@ -174,7 +176,7 @@ def _cores() -> int:
 
 def _existing(root: str | Path | None) -> Path:
     if root is None:
-        raise ValueError("data_root=None: coco needs the folder that holds train/, valid/ and test/")
+        raise ValueError("data_root=None: coco needs the folder that holds train/, valid/ and test/, or annotations/")
     return Path(root)
 
 

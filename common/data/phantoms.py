@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data.annotations import ANNOTATIONS
+from common.data.coco_layout import ANNOTATIONS
 
 SIZE = 96
 """Height and width in pixels."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.batches import Batch
-from common.data.annotations import AnnotationFile, LeftOut, read_coco
+from common.data.annotations import AnnotationFile, LeftOut, read_coco, shorten
 from common.data.bundle import BatchDataset, Splits
 from common.data.coco import read_images
 from common.data.normalization import Normalization
@@ -77,8 +77,8 @@ def coco_splits(
 ) -> Splits:
     """The splits of a COCO set; calibration is 64 images of its ``train/``, or a fifth where it has fewer than 320.
 
-    Arguments are as for :func:`common.data.load_data`, classes as in :func:`common.data.annotations.read_coco`. One
-    line on stderr names what was left out, if anything was.
+    Arguments are as for :func:`common.data.load_data`, classes as in :func:`common.data.annotations.read_coco`. Lines
+    on stderr name what was left out, if anything was, and say so where half of validation is the test split.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
@@ -96,22 +96,35 @@ def coco_splits(
         indices = [index for group in groups for index in group]
         images, masks, readable = read_images(files[part], indices, classes, image_size, left_out)
         sizes = [int(flags.sum()) for flags in readable.split([len(group) for group in groups])]
-        if part == "train" and not masks.any() and any(files[part].images[index].regions for index in indices):
-            raise ValueError(f"{files[part].path}: no annotation covers a pixel; left out {left_out}")
+        categories = {region.category for index in indices for region in files[part].images[index].regions}
+        if (part == "train" or unannotated == "keep") and not masks.any() and categories & set(classes):
+            raise ValueError(f"{files[part].path}: no annotation covers a pixel{left_out.also()}")
         used = masks.flatten(1).any(1) if unannotated == "drop" else torch.ones(len(masks), dtype=torch.bool)
         if not all(some.any() for some in used.split(sizes)):
-            raise ValueError(f"unannotated='drop' leaves no image of {files[part].path}; left out {left_out}")
+            raise ValueError(f"unannotated='drop' leaves no image of {files[part].path}{left_out.also()}")
         read_groups = zip(images.split(sizes), masks.split(sizes), used.split(sizes), strict=True)
         return [(images[some], masks[some]) for images, masks, some in read_groups]
 
     count = len(files["train"].images)
     parts = split_indices(count, {"calibration": max(2, min(CALIBRATION_IMAGES, count // 5))}, split_seed)
     train, calibration = read("train", parts["train"].tolist(), parts["calibration"].tolist())
-    (validation,), (test,) = (
-        read(part, subset(len(files[part].images), limit, split_seed).tolist()) for part in ("valid", "test")
-    )
+    if "test" in files:
+        (validation,), (test,) = (
+            read(part, subset(len(files[part].images), limit, split_seed).tolist()) for part in ("valid", "test")
+        )
+    else:
+        halves = _halves(files["valid"], split_seed)
+        validation, test = read("valid", halves["train"].tolist(), halves["test"].tolist())
+        half = f"half of {files['valid'].split}, drawn by split_seed, is the test split"
+        print(f"{name} in {root}: there is no part to test on; {half}", file=sys.stderr)
     if left_out.names:
         print(f"{name} in {root}: left out {left_out}", file=sys.stderr)
+    if left_out.resized:
+        print(
+            f"{name} in {root}: {len(left_out.resized)} images are not of the size that their entries tell "
+            f"({shorten(left_out.resized)}); their regions are scaled along",
+            file=sys.stderr,
+        )
     return Splits(
         MaskedImages(*train, normalization, augment),
         MaskedImages(*calibration, normalization, augment),
@@ -119,6 +132,14 @@ def coco_splits(
         MaskedImages(*test, normalization),
         classes,
     )
+
+
+def _halves(file: AnnotationFile, split_seed: int) -> dict[str, Tensor]:
+    """Indices for validation (as ``train``) and ``test`` where one part has to serve for both."""
+    count = len(file.images)
+    if count < 2:
+        raise ValueError(f"{file.path} has one image, and there is no part to test on: half of it cannot serve")
+    return split_indices(count, {"test": count // 2}, split_seed)
 
 
 def _annotated(file: AnnotationFile) -> AnnotationFile:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,260 @@ def test_the_brain_tumour_set() -> None:
     with_tumour = {part: int(split(data, part).masks.flatten(1).any(1).sum()) for part in PARTS}
     assert with_tumour["train"] + with_tumour["calibration"] == 453
     assert (with_tumour["validation"], with_tumour["test"]) == (127, 57)
+
+
+def change_annotations(root: Path, change: Callable[[dict[str, Any]], object], *parts: str) -> None:
+    """Change every annotation in the files of these parts; of all where none is named."""
+    for part in parts or ("train", "valid", "test"):
+        content = json_of(root / part)
+        for item in content["annotations"]:
+            change(item)
+        write_annotations(root / part, content)
+
+
+@pytest.mark.parametrize("kind", [str, float, lambda n: f"{n}.0", lambda n: f" {n:03d} ", int])
+@pytest.mark.parametrize("other", [str, float, int])
+def test_ids_of_two_kinds_are_one(
+    tmp_path: Path, kind: Callable[[int], object], other: Callable[[int], object]
+) -> None:
+    write_set(tmp_path)
+    for part in ("train", "valid", "test"):
+        content = json_of(tmp_path / part)
+        for entry in (*content["images"], *content["categories"]):
+            entry["id"] = kind(entry["id"])
+        for item in content["annotations"]:
+            item |= {"image_id": other(item["image_id"]), "category_id": other(item["category_id"])}
+        write_annotations(tmp_path / part, content)
+    data = load(tmp_path)
+    assert data.classes == ("tumour",)
+    assert areas(data, "test") == {0: [25], 1: [0], 2: [25], 3: [0]}
+
+
+def test_ids_that_are_text_stay_apart(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    for part in ("train", "valid", "test"):
+        content = json_of(tmp_path / part)
+        for entry in content["images"]:
+            entry["id"] = f"{entry['id']}e1"
+        for item in content["annotations"]:
+            item["image_id"] = f"{item['image_id']}e1"
+        write_annotations(tmp_path / part, content)
+    assert areas(load(tmp_path), "test") == {0: [25], 1: [0], 2: [25], 3: [0]}
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_id": "a7"}, "annotations of unknown images: 2"),
+        ({"image_id": None}, "annotations of unknown images: 2"),
+        ({"image_id": 1.5}, "annotations of unknown images: 2"),
+        ({"image_id": True}, "annotations of unknown images: 2"),
+        ({"category_id": None}, "annotations of unknown categories: 2"),
+        ({"category_id": 9}, "annotations of unknown categories: 2"),
+    ],
+)
+def test_a_part_whose_annotations_belong_to_nothing_says_why(
+    tmp_path: Path, part: str, change: dict[str, object], reason: str
+) -> None:
+    write_set(tmp_path, train=4)
+    change_annotations(tmp_path, lambda item: item.update(change), part)
+    sentence = (
+        rf"{part}/_annotations\.coco\.json has no annotation that can be used; left out {reason} \({part} 0, {part} 2"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path)
+
+
+def test_images_and_categories_without_an_id_are_counted(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    content = json_of(tmp_path / "valid")
+    write_annotations(
+        tmp_path / "valid", {**content, "images": [{**entry, "id": None} for entry in content["images"]]}
+    )
+    with pytest.raises(ValueError, match=r"holds no image; left out image entries without an id .*: 4 \(valid 0\.png"):
+        load(tmp_path)
+    categories = [{"name": "tumour"}, {"id": 2}, {"id": 3, "name": "a"}, {"id": "3.0", "name": "b"}]
+    write_annotations(tmp_path / "valid", {**content, "categories": categories})
+    with pytest.raises(
+        ValueError,
+        match=r"left out category entries without an id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "polygon", [square(0.2, 0.2, 0.6), square(0, 0, 1), [0.5, -0.004, 1.0, 0.5, 0.5, 1.003], square(0.5, 0.5, 0.01)]
+)
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_polygons_in_shares_of_the_image_are_named(tmp_path: Path, polygon: list[float], part: str) -> None:
+    write_set(tmp_path)
+    change_annotations(tmp_path, lambda item: item.update(segmentation=[polygon, polygon]), part)
+    sentence = (
+        rf"{part}/_annotations\.coco\.json: every coordinate of its polygons lies in \[0, 1\]; they must be in pixels"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path)
+
+
+def test_some_polygons_in_shares_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_set(tmp_path)
+    content = json_of(tmp_path / "test")
+    content["annotations"][1]["segmentation"] = [square(0.2, 0.2, 0.6)]
+    write_annotations(tmp_path / "test", content)
+    assert areas(load(tmp_path), "test") == {0: [25], 1: [0], 2: [0], 3: [0]}
+    assert "left out annotations in shares of the image, not in pixels: 1 (test 2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"segmentation": [], "bbox": [0, 0, 10, 10]}, "annotations that are boxes alone: 2"),
+        ({"segmentation": None, "bbox": [0, 0, 10, 10]}, "annotations that are boxes alone: 2"),
+        ({"segmentation": None}, "annotations without a region: 2"),
+        ({"segmentation": {"size": [10, 20], "counts": [0, 200]}}, "annotations whose region is malformed: 2"),
+        ({"segmentation": {"size": [20, 20], "counts": [400]}}, "annotations that cover no pixel: 2"),
+        ({"segmentation": square(0, 0, 10)}, "annotations whose region is malformed: 2"),
+        ({"segmentation": "0 0 10 10"}, "annotations whose region is malformed: 2"),
+        ({"segmentation": [square(90, 90, 10)]}, "annotations that cover no pixel: 2"),
+    ],
+)
+def test_a_part_without_a_region_says_why(tmp_path: Path, part: str, change: dict[str, object], reason: str) -> None:
+    write_set(tmp_path, train=5)
+    train = json_of(tmp_path / "train")
+    write_annotations(tmp_path / "train", {**train, "annotations": train["annotations"][:2]})
+    change_annotations(tmp_path, lambda item: item.update(change), part)
+    if part == "train":  # one is for calibration
+        reason = reason.replace(": 2", "")
+    with pytest.raises(
+        ValueError, match=rf"{part}/_annotations\.coco\.json: no annotation covers a pixel; left out {reason}"
+    ):
+        load(tmp_path)
+
+
+def test_runs_alone_make_a_set(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    change_annotations(tmp_path, lambda item: item.update(segmentation={"size": [20, 20], "counts": [0, 200, 200]}))
+    assert areas(load(tmp_path), "test") == {0: [50], 1: [0], 2: [50], 3: [0]}
+
+
+def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_set(tmp_path)
+    content = json_of(tmp_path / "test")
+    Image.new("L", (40, 60)).save(
+        tmp_path / "test" / "0.png"
+    )  # the annotated one was smaller: its square is a quarter
+    for entry, size in zip(content["images"][1:], ((0, 0), ("20", 20.0), (None, 20)), strict=True):
+        entry["height"], entry["width"] = size
+    write_annotations(tmp_path / "test", content)
+    assert list(areas(load(tmp_path), "test").values()) == [[25], [0], [25], [0]]
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.endswith(
+        "1 images are not of the size that their entries tell (test/0.png); their regions are scaled along"
+    )
+
+
+def test_regions_beyond_the_size_that_is_told_contradict_it(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    content = json_of(tmp_path / "test")
+    for entry in content["images"]:
+        entry |= {"height": 5, "width": 6}  # a thumbnail's, though the squares are of ten pixels
+    write_annotations(tmp_path / "test", content)
+    with pytest.raises(ValueError, match=r"test: 2 of 4 images are missing or broken \(test/0\.png, test/2\.png\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_the_folder_of_validation_may_have_other_names(tmp_path: Path, name: str) -> None:
+    write_set(tmp_path)
+    (tmp_path / "valid").rename(tmp_path / name)
+    assert areas(load(tmp_path), "validation") == {0: [25], 1: [0], 2: [25], 3: [0]}
+    write_part(tmp_path / "valid", 4, [])
+    with pytest.raises(ValueError, match=rf"holds valid/_.*json and {name}/_.*json, all for valid; leave one of them"):
+        load(tmp_path)
+
+
+def test_without_a_part_to_test_on_half_of_validation_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path, others=9)
+    (tmp_path / "test" / "_annotations.coco.json").unlink()
+    data = load(tmp_path)
+    assert "half of valid, drawn by split_seed, is the test split" in capsys.readouterr().err
+    parts = [brightness(data, part) for part in ("validation", "test")]
+    assert [len(part) for part in parts] == [5, 4]
+    assert sorted(sum(parts, [])) == list(range(9))
+    assert brightness(load(tmp_path, seed=5), "test") == parts[1] != brightness(load(tmp_path, split_seed=5), "test")
+    assert [len(brightness(load(tmp_path, limit=3), part)) for part in ("validation", "test")] == [3, 3]
+    write_annotations(
+        tmp_path / "valid", {**json_of(tmp_path / "valid"), "images": json_of(tmp_path / "valid")["images"][:1]}
+    )
+    with pytest.raises(ValueError, match="has one image, and there is no part to test on"):
+        load(tmp_path)
+
+
+def write_official(root: Path, folders: dict[str, str]) -> None:
+    """A set in the official layout: name of the annotations -> folder of the images."""
+    write_set(root / "plain")
+    (root / "annotations").mkdir(parents=True)
+    for (name, folder), part in zip(folders.items(), ("train", "valid", "test"), strict=False):
+        (root / folder).parent.mkdir(parents=True, exist_ok=True)
+        (root / "plain" / part / "_annotations.coco.json").rename(root / "annotations" / f"instances_{name}.json")
+        (root / "plain" / part).rename(root / folder)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        {"train2017": "train2017", "val2017": "val2017", "test2017": "test2017"},
+        {"train": "train", "val": "val"},
+        {"train2017": "images/train2017", "val2017": "images/val2017"},
+        {"train": "train2014", "valid": "valid2014"},
+        {"train2017": "train", "validation2017": "images/validation"},
+    ],
+)
+def test_the_official_layout(tmp_path: Path, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_official(tmp_path, folders)
+    (tmp_path / "annotations" / "captions_val2017.json").write_text("of no use here")
+    (tmp_path / "annotations" / "instances_minival.json").write_text("of no use here")
+    data = load(tmp_path)
+    assert data.classes == ("tumour",)
+    assert sorted(brightness(data, "train") + brightness(data, "calibration")) == list(range(10))
+    assert all(area == [25 * (number % 2 == 0)] for number, area in areas(data, "validation").items())
+    halved = [len(brightness(data, part)) for part in ("validation", "test")]
+    assert halved == ([4, 4] if len(folders) == 3 else [2, 2])
+    assert ("is the test split" in capsys.readouterr().err) == (len(folders) == 2)
+
+
+def test_file_names_of_the_official_layout_may_hold_their_folder(tmp_path: Path) -> None:
+    write_official(tmp_path, {"train2017": "pictures/train", "val2017": "pictures/val"})
+    for name, folder in (("train2017", "train"), ("val2017", "val")):
+        path = tmp_path / "annotations" / f"instances_{name}.json"
+        content = json.loads(path.read_text())
+        for entry in content["images"]:
+            entry["file_name"] = f"pictures/{folder}/{entry['file_name']}"
+        path.write_text(json.dumps(content))
+    assert len(brightness(load(tmp_path), "train")) == 8
+
+
+def test_an_official_layout_that_is_not_whole_is_named(tmp_path: Path) -> None:
+    write_official(tmp_path, {"default": "images"})
+    with pytest.raises(
+        FileNotFoundError, match=r"annotations/ holds instances_default\.json; files called instances_tr"
+    ):
+        load(tmp_path)
+    annotations = tmp_path / "annotations"
+    (annotations / "instances_default.json").rename(annotations / "instances_train2017.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"does not hold a COCO set: .*valid/_annotations\.coco\.json is missing"
+    ):
+        load(tmp_path)
+    for year in (2014, 2017):
+        (annotations / f"instances_val{year}.json").write_text((annotations / "instances_train2017.json").read_text())
+    with pytest.raises(ValueError, match=r"instances_val2014\.json and .*instances_val2017\.json, all for valid"):
+        load(tmp_path)
+    (annotations / "instances_val2014.json").unlink()
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"train2017: 10 of 10 images are missing or broken"):
+        load(tmp_path)

@@ -1,0 +1,88 @@
+"""Where the parts of a COCO set lie: each in a folder of its own, or in the official layout."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ANNOTATIONS = "_annotations.coco.json"
+NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+"""Part -> what its folder or file may be called."""
+_OFFICIAL = re.compile(r"instances_((train|valid|val|validation|test)[-_]?\d*)\.json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a set.
+
+    Attributes:
+        name: as its folder or file calls it, e.g. ``val2017``.
+        annotations: the annotation file.
+        folders: where its images may lie, the likeliest first.
+    """
+
+    name: str
+    annotations: Path
+    folders: tuple[Path, ...]
+
+    def image_folder(self, files: list[str]) -> Path:
+        """The first of the folders that holds one of these files; the first of all where none does."""
+        return next(
+            (folder for name in files for folder in self.folders if (folder / name).is_file()), self.folders[0]
+        )
+
+
+def find_parts(root: Path) -> dict[str, Part]:
+    """The parts ``train``, ``valid`` and, where there is one, ``test``.
+
+    Args:
+        root: holds ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
+            ``_annotations.coco.json``; or ``annotations/`` with ``instances_train2017.json`` and the like, beside
+            folders of images called ``train2017/`` and so on.
+
+    Raises:
+        FileNotFoundError: there is no annotation file for ``train`` or ``valid``.
+        ValueError: there are two for one part.
+    """
+    found: dict[str, list[Part]] = defaultdict(list)
+    for part, names in NAMES.items():
+        for folder in (root / name for name in names):
+            if (folder / ANNOTATIONS).is_file():
+                found[part].append(Part(folder.name, folder / ANNOTATIONS, (folder,)))
+    if not found:
+        for path in sorted((root / "annotations").glob("instances_*.json")):
+            if match := _OFFICIAL.fullmatch(path.name):
+                part = next(part for part, names in NAMES.items() if match[2] in names)
+                found[part].append(Part(match[1], path, _official_folders(root, match[1], match[2])))
+    for part, several in found.items():
+        if len(several) > 1:
+            files = " and ".join(str(one.annotations.relative_to(root)) for one in several)
+            raise ValueError(f"data_root={str(root)!r} holds {files}, all for {part}; leave one of them there")
+    _check_complete(root, set(found))
+    return {part: several[0] for part, several in found.items()}
+
+
+def _official_folders(root: Path, name: str, plain: str) -> tuple[Path, ...]:
+    """Folders of images for the annotations of ``name``, e.g. ``train2017``, or ``train`` without its year."""
+    similar = sorted(folder for folder in root.glob(f"{plain}*") if folder.is_dir())
+    names = dict.fromkeys((root / name, root / "images" / name, *similar, root / "images" / plain))
+    return (*names, root / "images", root)
+
+
+def _check_complete(root: Path, found: set[str]) -> None:
+    missing = [part for part in ("train", "valid") if part not in found]
+    if not missing:
+        return
+    if len(missing) == 2 and (others := sorted((root / "annotations").glob("*.json"))):
+        names = ", ".join(path.name for path in others[:3])
+        raise FileNotFoundError(
+            f"data_root={str(root)!r} does not hold a COCO set: annotations/ holds {names}; files called "
+            "instances_train*.json and instances_val*.json are needed"
+        )
+    names = ", ".join(str(root / part / ANNOTATIONS) for part in missing)
+    raise FileNotFoundError(
+        f"data_root={str(root)!r} does not hold a COCO set: {names} is missing (also read are val/ and validation/, "
+        "and annotations/instances_train*.json and instances_val*.json)"
+    )
