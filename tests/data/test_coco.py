@@ -513,7 +513,7 @@ def test_without_a_part_to_test_on_half_of_validation_serves(
     assert "half of valid, drawn by split_seed, is the test split" in capsys.readouterr().err
     parts = [brightness(data, part) for part in ("validation", "test")]
     assert [len(part) for part in parts] == [5, 4]
-    assert sorted(sum(parts, [])) == list(range(9))
+    assert sorted([*parts[0], *parts[1]]) == list(range(9))
     assert brightness(load(tmp_path, seed=5), "test") == parts[1] != brightness(load(tmp_path, split_seed=5), "test")
     assert [len(brightness(load(tmp_path, limit=3), part)) for part in ("validation", "test")] == [3, 3]
     write_annotations(
