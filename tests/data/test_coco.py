@@ -1,47 +1,34 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import DataBundle, load_data
+from common.data import load_data
 from common.data.images import ORIENTATION
-from common.data.segmentation import MaskedImages
-from tests.coco import TUMOURS, annotation, square, write_annotations, write_part, write_set
+from tests.coco import (
+    TUMOURS,
+    annotation,
+    areas,
+    brightness,
+    json_of,
+    load_coco,
+    split,
+    square,
+    write_annotations,
+    write_part,
+    write_set,
+)
 
 PARTS = ("train", "calibration", "validation", "test")
 BRAIN_TUMOR = Path(__file__).parents[3] / "shared" / "data" / "brain_tumor"
 
 
-def load(root: Path, **options: Any) -> DataBundle:
-    return load_data("coco", root, **{"image_size": 10, "batch_size": 4, **options})
-
-
-def split(data: DataBundle, part: str) -> MaskedImages:
-    dataset = getattr(data, part).dataset
-    assert isinstance(dataset, MaskedImages)
-    return dataset
-
-
-def brightness(data: DataBundle, part: str) -> list[int]:
-    """The number of each image of a set that ``write_part`` wrote."""
-    return [int(image[0, 0, 0]) for image in split(data, part).images]
-
-
-def areas(data: DataBundle, part: str) -> dict[int, list[int]]:
-    """Image number -> pixels of each class."""
-    counts = split(data, part).masks.sum((2, 3)).tolist()
-    return dict(zip(brightness(data, part), counts, strict=True))
-
-
 def test_images_masks_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path)
-    data = load(tmp_path, augment=False)
+    data = load_coco(tmp_path, augment=False)
     assert (data.task, data.metric, data.classes, data.num_classes) == ("segmentation", "dice", ("tumour",), 1)
     assert [len(split(data, part)) for part in PARTS] == [8, 2, 4, 4]
     assert sorted(brightness(data, "train") + brightness(data, "calibration")) == list(range(10))
@@ -57,27 +44,27 @@ def test_images_masks_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_split_seed_alone_moves_images_between_the_splits(tmp_path: Path) -> None:
     write_set(tmp_path)
-    one, other, third = (load(tmp_path, seed=s, split_seed=t) for s, t in ((0, 0), (1, 0), (0, 1)))
+    one, other, third = (load_coco(tmp_path, seed=s, split_seed=t) for s, t in ((0, 0), (1, 0), (0, 1)))
     assert brightness(one, "calibration") == brightness(other, "calibration")
     assert brightness(one, "calibration") != brightness(third, "calibration")
 
 
 def test_limit_reads_no_more_than_it_needs(tmp_path: Path) -> None:
     write_set(tmp_path, train=30)
-    data = load(tmp_path, limit=3)
+    data = load_coco(tmp_path, limit=3)
     assert [len(split(data, part)) for part in PARTS] == [3, 3, 3, 3]
     assert set(brightness(data, "train")).isdisjoint(brightness(data, "calibration"))
 
 
 def test_images_that_nobody_annotated_can_be_dropped(tmp_path: Path) -> None:
     write_set(tmp_path)
-    data = load(tmp_path, unannotated="drop")
+    data = load_coco(tmp_path, unannotated="drop")
     assert [len(split(data, part)) for part in PARTS] == [3, 2, 2, 2]
     assert all(area == [25] for part in PARTS for area in areas(data, part).values())
     write_annotations(tmp_path / "test", {**json_of(tmp_path / "test"), "annotations": []})
-    assert areas(load(tmp_path), "test") == {0: [0], 1: [0], 2: [0], 3: [0]}
+    assert areas(load_coco(tmp_path), "test") == {0: [0], 1: [0], 2: [0], 3: [0]}
     with pytest.raises(ValueError, match=r"unannotated='drop' leaves no image of .*test"):
-        load(tmp_path, unannotated="drop")
+        load_coco(tmp_path, unannotated="drop")
 
 
 def test_a_set_whose_annotations_cover_nothing_is_refused(tmp_path: Path) -> None:
@@ -87,7 +74,7 @@ def test_a_set_whose_annotations_cover_nothing_is_refused(tmp_path: Path) -> Non
         boxes = [{**item, "segmentation": []} for item in json_of(tmp_path / part)["annotations"]]
         write_annotations(tmp_path / part, {**json_of(tmp_path / part), "annotations": boxes})
     with pytest.raises(ValueError, match=r"train.*no annotation covers a pixel; left out annotations"):
-        load(tmp_path)
+        load_coco(tmp_path)
 
 
 def test_images_whose_annotations_cannot_be_used_are_dropped_as_well(tmp_path: Path) -> None:
@@ -95,11 +82,11 @@ def test_images_whose_annotations_cannot_be_used_are_dropped_as_well(tmp_path: P
     content = json_of(tmp_path / "test")
     content["annotations"][0]["segmentation"] = []
     write_annotations(tmp_path / "test", content)
-    assert areas(load(tmp_path, unannotated="drop"), "test") == {2: [25]}
+    assert areas(load_coco(tmp_path, unannotated="drop"), "test") == {2: [25]}
     content["annotations"][1]["segmentation"] = []
     write_annotations(tmp_path / "test", content)
     with pytest.raises(ValueError, match=r"unannotated='drop' leaves no image of .*test"):
-        load(tmp_path, unannotated="drop")
+        load_coco(tmp_path, unannotated="drop")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +110,7 @@ def test_images_that_are_to_be_turned_meet_their_masks(
     content = json_of(tmp_path / "test")
     content["images"][0] |= {"file_name": "0.jpg", "height": 20, "width": width}
     write_annotations(tmp_path / "test", content)
-    data = load(tmp_path, image_size=20)
+    data = load_coco(tmp_path, image_size=20)
     (image, mask) = split(data, "test").images[0, 0], split(data, "test").masks[0, 0]
     assert mask.sum() == 100 * 20 / width
     assert image[mask].float().mean() > 200
@@ -138,13 +125,8 @@ def test_an_image_that_lies_on_its_side_for_no_reason_is_broken(
     content = json_of(tmp_path / "test")
     content["images"][0] |= {"height": 20, "width": 40}
     write_annotations(tmp_path / "test", content)
-    assert len(split(load(tmp_path), "test")) == 24
+    assert len(split(load_coco(tmp_path), "test")) == 24
     assert "broken images: 1 (test/0.png)" in capsys.readouterr().err
-
-
-def json_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "_annotations.coco.json").read_text())
-    return content
 
 
 def test_categories_of_one_name_are_one_class_and_those_without_annotations_are_none(
@@ -164,7 +146,7 @@ def test_categories_of_one_name_are_one_class_and_those_without_annotations_are_
             annotation(2, 0, [square(0, 0, 4)], 2),
         ]
         write_part(tmp_path / part, 5, annotations, categories)
-    data = load(tmp_path)
+    data = load_coco(tmp_path)
     assert data.classes == ("tumour", "cyst")
     assert areas(data, "test")[0] == [50, 4]
     assert next(iter(data.test))[1].shape == (4, 2, 10, 10)
@@ -175,7 +157,7 @@ def test_a_parent_that_is_used_is_a_class(tmp_path: Path) -> None:
     categories = [{"id": 0, "name": "findings"}, {"id": 1, "name": "tumour", "supercategory": "findings"}]
     for part in ("train", "valid", "test"):
         write_part(tmp_path / part, 5, [annotation(0, 0, [square(0, 0, 10)], int(part == "train"))], categories)
-    assert load(tmp_path).classes == ("findings", "tumour")
+    assert load_coco(tmp_path).classes == ("findings", "tumour")
 
 
 def test_crowds_runs_and_several_annotations_are_joined(tmp_path: Path) -> None:
@@ -185,7 +167,7 @@ def test_crowds_runs_and_several_annotations_are_joined(tmp_path: Path) -> None:
     bottom = annotation(2, 0, [square(0, 18, 2), square(18, 18, 2)])
     content = {**json_of(tmp_path / "test"), "annotations": [annotation(0, 0, runs), crowd, bottom]}
     write_annotations(tmp_path / "test", content)
-    data = load(tmp_path)
+    data = load_coco(tmp_path)
     mask = split(data, "test").masks[0, 0]
     assert mask[:, 0].all()
     assert mask[:, 1:].nonzero().tolist() == [[9, 8]]
@@ -198,7 +180,7 @@ def test_masks_follow_an_image_of_another_size_than_annotated(tmp_path: Path) ->
     for entry in content["images"][2:]:
         del entry["height"], entry["width"]
     write_annotations(tmp_path / "test", content)
-    data = load(tmp_path)
+    data = load_coco(tmp_path)
     assert split(data, "test").images.shape == (4, 3, 10, 10)  # one is in colour, so all are
     assert split(data, "test").masks.sum((1, 2, 3)).tolist() == [25, 0, 25, 0]
 
@@ -239,7 +221,7 @@ def test_odd_things_are_passed_over_counted_and_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd_folder(tmp_path)
-    data = load(tmp_path)
+    data = load_coco(tmp_path)
     found = areas(data, "train") | areas(data, "calibration")
     assert sorted(found) == [number for number in range(40) if number != 1]
     assert all(area == [25 * (number % 2 == 0)] for number, area in found.items() if number != 7)
@@ -264,7 +246,7 @@ def test_a_truncated_jpeg_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     noise = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
     Image.fromarray(noise).save(path, format="JPEG")
     path.write_bytes(path.read_bytes()[:-100])
-    data = load(tmp_path)
+    data = load_coco(tmp_path)
     assert len(split(data, "train")) + len(split(data, "calibration")) == 39
     assert "left out broken images: 1 (train/5.png)" in capsys.readouterr().err
 
@@ -273,14 +255,14 @@ def test_more_than_a_twentieth_broken_stops(tmp_path: Path) -> None:
     write_set(tmp_path, train=40, others=40)
     for number in range(2):
         (tmp_path / "valid" / f"{number}.png").unlink()
-    assert len(split(load(tmp_path), "validation")) == 38
+    assert len(split(load_coco(tmp_path), "validation")) == 38
     (tmp_path / "valid" / "7.png").write_text("no image")
     with pytest.raises(
         ValueError,
         match=r"valid: 3 of 40 images are missing or broken \(valid/0.png, valid/1.png, valid/7.png\); "
         "at most 5% may be",
     ):
-        load(tmp_path)
+        load_coco(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -300,17 +282,17 @@ def test_a_damaged_annotation_file_is_named(tmp_path: Path, text: str, sentence:
     write_set(tmp_path)
     (tmp_path / "valid" / "_annotations.coco.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=sentence):
-        load(tmp_path)
+        load_coco(tmp_path)
 
 
 def test_a_set_without_anything_to_learn_is_an_error(tmp_path: Path) -> None:
     write_set(tmp_path)
     write_annotations(tmp_path / "train", {**json_of(tmp_path / "train"), "annotations": []})
     with pytest.raises(ValueError, match=r"train/_annotations.coco.json has no annotation that can be used"):
-        load(tmp_path)
+        load_coco(tmp_path)
     write_annotations(tmp_path / "train", {**json_of(tmp_path / "train"), "categories": TUMOURS * 0})
     with pytest.raises(ValueError, match="has no annotation that can be used"):
-        load(tmp_path)
+        load_coco(tmp_path)
 
 
 def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
@@ -319,7 +301,7 @@ def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"does not hold a COCO set: .*valid/_annotations.coco.json is missing"
     ):
-        load(tmp_path)
+        load_coco(tmp_path)
 
 
 @pytest.mark.skipif(not BRAIN_TUMOR.is_dir(), reason="the brain tumour set is not on this machine")
@@ -330,260 +312,3 @@ def test_the_brain_tumour_set() -> None:
     with_tumour = {part: int(split(data, part).masks.flatten(1).any(1).sum()) for part in PARTS}
     assert with_tumour["train"] + with_tumour["calibration"] == 453
     assert (with_tumour["validation"], with_tumour["test"]) == (127, 57)
-
-
-def change_annotations(root: Path, change: Callable[[dict[str, Any]], object], *parts: str) -> None:
-    """Change every annotation in the files of these parts; of all where none is named."""
-    for part in parts or ("train", "valid", "test"):
-        content = json_of(root / part)
-        for item in content["annotations"]:
-            change(item)
-        write_annotations(root / part, content)
-
-
-@pytest.mark.parametrize("kind", [str, float, lambda n: f"{n}.0", lambda n: f" {n:03d} ", int])
-@pytest.mark.parametrize("other", [str, float, int])
-def test_ids_of_two_kinds_are_one(
-    tmp_path: Path, kind: Callable[[int], object], other: Callable[[int], object]
-) -> None:
-    write_set(tmp_path)
-    for part in ("train", "valid", "test"):
-        content = json_of(tmp_path / part)
-        for entry in (*content["images"], *content["categories"]):
-            entry["id"] = kind(entry["id"])
-        for item in content["annotations"]:
-            item |= {"image_id": other(item["image_id"]), "category_id": other(item["category_id"])}
-        write_annotations(tmp_path / part, content)
-    data = load(tmp_path)
-    assert data.classes == ("tumour",)
-    assert areas(data, "test") == {0: [25], 1: [0], 2: [25], 3: [0]}
-
-
-def test_ids_that_are_text_stay_apart(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    for part in ("train", "valid", "test"):
-        content = json_of(tmp_path / part)
-        for entry in content["images"]:
-            entry["id"] = f"{entry['id']}e1"
-        for item in content["annotations"]:
-            item["image_id"] = f"{item['image_id']}e1"
-        write_annotations(tmp_path / part, content)
-    assert areas(load(tmp_path), "test") == {0: [25], 1: [0], 2: [25], 3: [0]}
-
-
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"image_id": "a7"}, "annotations of unknown images: 2"),
-        ({"image_id": None}, "annotations of unknown images: 2"),
-        ({"image_id": 1.5}, "annotations of unknown images: 2"),
-        ({"image_id": True}, "annotations of unknown images: 2"),
-        ({"category_id": None}, "annotations of unknown categories: 2"),
-        ({"category_id": 9}, "annotations of unknown categories: 2"),
-    ],
-)
-def test_a_part_whose_annotations_belong_to_nothing_says_why(
-    tmp_path: Path, part: str, change: dict[str, object], reason: str
-) -> None:
-    write_set(tmp_path, train=4)
-    change_annotations(tmp_path, lambda item: item.update(change), part)
-    sentence = (
-        rf"{part}/_annotations\.coco\.json has no annotation that can be used; left out {reason} \({part} 0, {part} 2"
-    )
-    with pytest.raises(ValueError, match=sentence):
-        load(tmp_path)
-
-
-def test_images_and_categories_without_an_id_are_counted(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    content = json_of(tmp_path / "valid")
-    write_annotations(
-        tmp_path / "valid", {**content, "images": [{**entry, "id": None} for entry in content["images"]]}
-    )
-    with pytest.raises(ValueError, match=r"holds no image; left out image entries without an id .*: 4 \(valid 0\.png"):
-        load(tmp_path)
-    categories = [{"name": "tumour"}, {"id": 2}, {"id": 3, "name": "a"}, {"id": "3.0", "name": "b"}]
-    write_annotations(tmp_path / "valid", {**content, "categories": categories})
-    with pytest.raises(
-        ValueError,
-        match=r"left out category entries without an id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
-    ):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "polygon", [square(0.2, 0.2, 0.6), square(0, 0, 1), [0.5, -0.004, 1.0, 0.5, 0.5, 1.003], square(0.5, 0.5, 0.01)]
-)
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
-def test_polygons_in_shares_of_the_image_are_named(tmp_path: Path, polygon: list[float], part: str) -> None:
-    write_set(tmp_path)
-    change_annotations(tmp_path, lambda item: item.update(segmentation=[polygon, polygon]), part)
-    sentence = (
-        rf"{part}/_annotations\.coco\.json: every coordinate of its polygons lies in \[0, 1\]; they must be in pixels"
-    )
-    with pytest.raises(ValueError, match=sentence):
-        load(tmp_path)
-
-
-def test_some_polygons_in_shares_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_set(tmp_path)
-    content = json_of(tmp_path / "test")
-    content["annotations"][1]["segmentation"] = [square(0.2, 0.2, 0.6)]
-    write_annotations(tmp_path / "test", content)
-    assert areas(load(tmp_path), "test") == {0: [25], 1: [0], 2: [0], 3: [0]}
-    assert "left out annotations in shares of the image, not in pixels: 1 (test 2)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"segmentation": [], "bbox": [0, 0, 10, 10]}, "annotations that are boxes alone: 2"),
-        ({"segmentation": None, "bbox": [0, 0, 10, 10]}, "annotations that are boxes alone: 2"),
-        ({"segmentation": None}, "annotations without a region: 2"),
-        ({"segmentation": {"size": [10, 20], "counts": [0, 200]}}, "annotations whose region is malformed: 2"),
-        ({"segmentation": {"size": [20, 20], "counts": [400]}}, "annotations that cover no pixel: 2"),
-        ({"segmentation": square(0, 0, 10)}, "annotations whose region is malformed: 2"),
-        ({"segmentation": "0 0 10 10"}, "annotations whose region is malformed: 2"),
-        ({"segmentation": [square(90, 90, 10)]}, "annotations that cover no pixel: 2"),
-    ],
-)
-def test_a_part_without_a_region_says_why(tmp_path: Path, part: str, change: dict[str, object], reason: str) -> None:
-    write_set(tmp_path, train=5)
-    train = json_of(tmp_path / "train")
-    write_annotations(tmp_path / "train", {**train, "annotations": train["annotations"][:2]})
-    change_annotations(tmp_path, lambda item: item.update(change), part)
-    if part == "train":  # one is for calibration
-        reason = reason.replace(": 2", "")
-    with pytest.raises(
-        ValueError, match=rf"{part}/_annotations\.coco\.json: no annotation covers a pixel; left out {reason}"
-    ):
-        load(tmp_path)
-
-
-def test_runs_alone_make_a_set(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    change_annotations(tmp_path, lambda item: item.update(segmentation={"size": [20, 20], "counts": [0, 200, 200]}))
-    assert areas(load(tmp_path), "test") == {0: [50], 1: [0], 2: [50], 3: [0]}
-
-
-def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_set(tmp_path)
-    content = json_of(tmp_path / "test")
-    Image.new("L", (40, 60)).save(
-        tmp_path / "test" / "0.png"
-    )  # the annotated one was smaller: its square is a quarter
-    for entry, size in zip(content["images"][1:], ((0, 0), ("20", 20.0), (None, 20)), strict=True):
-        entry["height"], entry["width"] = size
-    write_annotations(tmp_path / "test", content)
-    assert list(areas(load(tmp_path), "test").values()) == [[25], [0], [25], [0]]
-    (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert line.endswith(
-        "1 images are not of the size that their entries tell (test/0.png); their regions are scaled along"
-    )
-
-
-def test_regions_beyond_the_size_that_is_told_contradict_it(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    content = json_of(tmp_path / "test")
-    for entry in content["images"]:
-        entry |= {"height": 5, "width": 6}  # a thumbnail's, though the squares are of ten pixels
-    write_annotations(tmp_path / "test", content)
-    with pytest.raises(ValueError, match=r"test: 2 of 4 images are missing or broken \(test/0\.png, test/2\.png\)"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["val", "validation"])
-def test_the_folder_of_validation_may_have_other_names(tmp_path: Path, name: str) -> None:
-    write_set(tmp_path)
-    (tmp_path / "valid").rename(tmp_path / name)
-    assert areas(load(tmp_path), "validation") == {0: [25], 1: [0], 2: [25], 3: [0]}
-    write_part(tmp_path / "valid", 4, [])
-    with pytest.raises(ValueError, match=rf"holds valid/_.*json and {name}/_.*json, all for valid; leave one of them"):
-        load(tmp_path)
-
-
-def test_without_a_part_to_test_on_half_of_validation_serves(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_set(tmp_path, others=9)
-    (tmp_path / "test" / "_annotations.coco.json").unlink()
-    data = load(tmp_path)
-    assert "half of valid, drawn by split_seed, is the test split" in capsys.readouterr().err
-    parts = [brightness(data, part) for part in ("validation", "test")]
-    assert [len(part) for part in parts] == [5, 4]
-    assert sorted([*parts[0], *parts[1]]) == list(range(9))
-    assert brightness(load(tmp_path, seed=5), "test") == parts[1] != brightness(load(tmp_path, split_seed=5), "test")
-    assert [len(brightness(load(tmp_path, limit=3), part)) for part in ("validation", "test")] == [3, 3]
-    write_annotations(
-        tmp_path / "valid", {**json_of(tmp_path / "valid"), "images": json_of(tmp_path / "valid")["images"][:1]}
-    )
-    with pytest.raises(ValueError, match="has one image, and there is no part to test on"):
-        load(tmp_path)
-
-
-def write_official(root: Path, folders: dict[str, str]) -> None:
-    """A set in the official layout: name of the annotations -> folder of the images."""
-    write_set(root / "plain")
-    (root / "annotations").mkdir(parents=True)
-    for (name, folder), part in zip(folders.items(), ("train", "valid", "test"), strict=False):
-        (root / folder).parent.mkdir(parents=True, exist_ok=True)
-        (root / "plain" / part / "_annotations.coco.json").rename(root / "annotations" / f"instances_{name}.json")
-        (root / "plain" / part).rename(root / folder)
-
-
-@pytest.mark.parametrize(
-    "folders",
-    [
-        {"train2017": "train2017", "val2017": "val2017", "test2017": "test2017"},
-        {"train": "train", "val": "val"},
-        {"train2017": "images/train2017", "val2017": "images/val2017"},
-        {"train": "train2014", "valid": "valid2014"},
-        {"train2017": "train", "validation2017": "images/validation"},
-    ],
-)
-def test_the_official_layout(tmp_path: Path, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    write_official(tmp_path, folders)
-    (tmp_path / "annotations" / "captions_val2017.json").write_text("of no use here")
-    (tmp_path / "annotations" / "instances_minival.json").write_text("of no use here")
-    data = load(tmp_path)
-    assert data.classes == ("tumour",)
-    assert sorted(brightness(data, "train") + brightness(data, "calibration")) == list(range(10))
-    assert all(area == [25 * (number % 2 == 0)] for number, area in areas(data, "validation").items())
-    halved = [len(brightness(data, part)) for part in ("validation", "test")]
-    assert halved == ([4, 4] if len(folders) == 3 else [2, 2])
-    assert ("is the test split" in capsys.readouterr().err) == (len(folders) == 2)
-
-
-def test_file_names_of_the_official_layout_may_hold_their_folder(tmp_path: Path) -> None:
-    write_official(tmp_path, {"train2017": "pictures/train", "val2017": "pictures/val"})
-    for name, folder in (("train2017", "train"), ("val2017", "val")):
-        path = tmp_path / "annotations" / f"instances_{name}.json"
-        content = json.loads(path.read_text())
-        for entry in content["images"]:
-            entry["file_name"] = f"pictures/{folder}/{entry['file_name']}"
-        path.write_text(json.dumps(content))
-    assert len(brightness(load(tmp_path), "train")) == 8
-
-
-def test_an_official_layout_that_is_not_whole_is_named(tmp_path: Path) -> None:
-    write_official(tmp_path, {"default": "images"})
-    with pytest.raises(
-        FileNotFoundError, match=r"annotations/ holds instances_default\.json; files called instances_tr"
-    ):
-        load(tmp_path)
-    annotations = tmp_path / "annotations"
-    (annotations / "instances_default.json").rename(annotations / "instances_train2017.json")
-    with pytest.raises(
-        FileNotFoundError, match=r"does not hold a COCO set: .*valid/_annotations\.coco\.json is missing"
-    ):
-        load(tmp_path)
-    for year in (2014, 2017):
-        (annotations / f"instances_val{year}.json").write_text((annotations / "instances_train2017.json").read_text())
-    with pytest.raises(ValueError, match=r"instances_val2014\.json and .*instances_val2017\.json, all for valid"):
-        load(tmp_path)
-    (annotations / "instances_val2014.json").unlink()
-    (tmp_path / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"train2017: 10 of 10 images are missing or broken"):
-        load(tmp_path)
