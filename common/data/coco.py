@@ -43,6 +43,7 @@ def read_images(
     images: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.bool_]] = []
     broken: dict[int, str] = {}
+    reasons: list[OSError] = []
     for index in track(indices, f"reading {file.split}", unit="image"):
         entry = file.images[index]
         name = f"{file.split}/{entry.path.name}"
@@ -52,6 +53,7 @@ def read_images(
             missing = isinstance(error, FileNotFoundError)
             left_out.add("missing images" if missing else "broken images", name)
             broken[index] = name
+            reasons.append(error)
             continue
         if image.size != (width, height):
             left_out.resized.append(name)
@@ -61,7 +63,7 @@ def read_images(
     if len(broken) > MOST_BROKEN * len(indices):
         raise ValueError(
             f"{file.folder}: {len(broken)} of {len(indices)} images are missing or broken "
-            f"({shorten(list(broken.values()))}); at most {MOST_BROKEN:.0%} may be"
+            f"({shorten(list(broken.values()))}); at most {MOST_BROKEN:.0%} may be; the first: {reasons[0]}"
         )
     channels = max(len(image) for image in images)
     stacked = np.stack([np.broadcast_to(image, (channels, size, size)) for image in images])

@@ -82,13 +82,13 @@ def coco_splits(
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is damaged, nothing is left of a split, no annotation of ``train/`` covers a
-            pixel, or more than 5% of a split's images are missing or broken.
+        ValueError: an annotation file is damaged, nothing is left of a split, no annotation of a part covers
+            a pixel, or more than 5% of a split's images are missing or broken.
     """
     left_out = LeftOut()
     files, classes = read_coco(root, left_out)
     if unannotated == "drop":
-        files = {part: _annotated(file) for part, file in files.items()}
+        files = {part: _annotated(file, left_out) for part, file in files.items()}
 
     def read(part: str, *groups: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Images and masks of each group of indices, at most ``limit`` of each."""
@@ -142,8 +142,8 @@ def _halves(file: AnnotationFile, split_seed: int) -> dict[str, Tensor]:
     return split_indices(count, {"test": count // 2}, split_seed)
 
 
-def _annotated(file: AnnotationFile) -> AnnotationFile:
+def _annotated(file: AnnotationFile, left_out: LeftOut) -> AnnotationFile:
     images = [image for image in file.images if image.regions]
     if not images:
-        raise ValueError(f"unannotated='drop' leaves no image of {file.path}")
+        raise ValueError(f"unannotated='drop' leaves no image of {file.path}{left_out.also()}")
     return dataclasses.replace(file, images=images)
