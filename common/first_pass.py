@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from common.data.bundle import DataBundle
 from common.inputs import to_network
@@ -41,9 +42,22 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
             _check_logits(single_tensor(model(inputs), "the network"), targets, data)
             if training:
                 model.train()
-                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-                output = functional_call(model, buffers, (inputs,))
-                _check_logits(training_tensor(output, "the network"), targets, data)
+                with _other_buffers(model):
+                    _check_logits(training_tensor(model(inputs), "the network"), targets, data)
+
+
+@contextmanager
+def _other_buffers(model: nn.Module) -> Iterator[None]:
+    """Copies in the place of the buffers inside the ``with`` block; afterwards the buffers are back, as they were."""
+    held = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in held if buffer is not None}  # one of a shared buffer
+    try:
+        for module, name, buffer in held:
+            module._buffers[name] = copies.get(id(buffer))
+        yield
+    finally:
+        for module, name, buffer in held:
+            module._buffers[name] = buffer
 
 
 def _check_logits(logits: Tensor, targets: Tensor, data: DataBundle) -> None:

@@ -108,3 +108,34 @@ def test_one_image_is_enough() -> None:
     single = DataLoader(TensorDataset(torch.randn(1, 3, 8, 8), torch.tensor([9])), batch_size=1)
     data = DataBundle.from_loaders(single, single, single)
     check_network(nn.Sequential(tiny_cnn(), nn.BatchNorm1d(10)), data)
+
+
+class Averaging(nn.Module):
+    """A network with a buffer that it replaces, one that it resizes, and one that lies on a single number."""
+
+    mean: Tensor
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny_cnn()
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("scale", torch.ones(1).expand(10))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean()
+            self.seen.resize_(3).fill_(1)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, nn.Sequential])
+def test_buffers_of_any_kind_are_left_as_they_were(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(Averaging().eval())
+    before = {name: (tensor, tensor.clone()) for name, tensor in model.named_buffers()}
+    check_network(model, tiny_digits())
+    after = dict(model.named_buffers())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, (_, value) in before.items())
