@@ -105,9 +105,9 @@ def test_bad_calibration_is_refused_by_name() -> None:
 
 
 def test_batches_of_plain_loaders_serve_and_others_are_named() -> None:
-    model, dataset = tiny_cnn(), TensorDataset(torch.randn(6, 3, 8, 8), torch.arange(6))
-    assert calibrate(model, DataLoader(dataset, batch_size=3)).keys() == calibrate(model, [dataset.tensors[0]]).keys()
-    assert recalibrate_bn(model, DataLoader(dataset, batch_size=3)) == 2
+    model, dataset = tiny_cnn(), TensorDataset(torch.randn(96, 3, 8, 8), torch.arange(96))
+    assert calibrate(model, DataLoader(dataset, batch_size=48)).keys() == calibrate(model, [dataset.tensors[0]]).keys()
+    assert recalibrate_bn(model, DataLoader(dataset, batch_size=48)) == 2
     for call in (calibrate, recalibrate_bn):
         with pytest.raises(ValueError, match=r"a tensor of inputs or a pair .* it is a dict \(keys image, label\)"):
             call(model, [{"image": dataset.tensors[0], "label": dataset.tensors[1]}])  # type: ignore[list-item]

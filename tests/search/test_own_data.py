@@ -79,10 +79,10 @@ def test_a_search_on_loaders_without_a_length(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["always", "in training"])
 def test_a_network_that_returns_no_tensor_is_refused_before_anything_is_written(tmp_path: Path, mode: str) -> None:
-    model = Returning(lambda x, training: OrderedDict(out=x) if mode == "always" or training else x)
-    with pytest.raises(ValueError, match=r"must return one tensor, it returns an OrderedDict \(keys out\)"):
+    model = Returning(lambda x, training: OrderedDict(out=x, features=x[:, :5]) if mode == "always" or training else x)
+    with pytest.raises(ValueError, match=r"must return one tensor, it returns an OrderedDict \(keys out, features\)"):
         search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
-    assert not (tmp_path / "logs").exists()
+    assert not list((tmp_path / "logs").iterdir())
 
 
 def test_a_network_of_fewer_classes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_a_network_of_fewer_classes_is_refused_before_anything_is_written(tmp_pa
     model.head = nn.Linear(32, 5)
     with pytest.raises(ValueError, match="outputs for 5 classes and the data 'custom' has 10"):
         search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
-    assert not (tmp_path / "logs").exists()
+    assert not list((tmp_path / "logs").iterdir())
