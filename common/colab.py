@@ -114,8 +114,10 @@ def _drives_elsewhere(place: Path) -> list[Path]:
 def keep_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
     """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`.
 
-    A Drive that is full or gone does not end the run: there is a warning, and nothing is returned.
+    A Drive that is full or gone does not end the run: there is a warning, and nothing is returned. On Colab without a
+    Drive one line says, once for each run, that nothing is kept.
     """
+    say_if_not_kept(logs, run, drive)
     try:
         return keep_on_drive(_files_of(Path(logs), run), drive)
     except OSError as error:
@@ -158,7 +160,6 @@ class RunKeeper:
 
     def keep(self, run: str, now: bool = False) -> None:
         """Copy what has changed, when the last copy is long enough ago, or in any case with ``now``."""
-        say_if_not_kept(self._logs, run, self._drive)
         start = time.monotonic()
         if now or start >= self._next:
             keep_run(self._logs, run, self._drive)

@@ -148,6 +148,7 @@ def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
             keeper = RunKeeper(logs, drive)
             for now in (True, False, True):
                 keeper.keep(run, now)
+        assert keep_run(logs, run, drive) == []  # the last cell of a notebook
         told = capsys.readouterr()
         assert told.err == ""
         (line,) = told.out.splitlines()

@@ -274,6 +274,22 @@ def test_ctrl_c_ends_with_a_sentence(workplace: Path) -> None:
     assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
 
 
+def test_ctrl_c_ends_the_conversion_with_a_sentence(workplace: Path) -> None:
+    write(workplace / "logs", "run", {})
+    code = """
+import sys
+import jsonify_logs
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+jsonify_logs.write_atomically = stop
+sys.exit(jsonify_logs.main([]))
+"""
+    stopped = run(workplace, "-c", code)
+    assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
+
+
 def test_analyze_reads_what_jsonify_made(workplace: Path) -> None:
     write(workplace / "logs", "r", {}, {})
     assert run(workplace, "jsonify_logs.py", "--out", "json").returncode == 0

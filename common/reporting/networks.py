@@ -115,7 +115,7 @@ def runs_table(trials: Trials, folder: Path) -> Table:
                 "Trials": len(part),
                 **{name.capitalize(): int(states.get(name, 0)) for name in ("ok", "pruned", "failed")},
                 "Seeds": ", ".join(f"{seed:.0f}" for seed in sorted(part["seed"].unique())),
-                "Commit": first.git_commit or "unknown",
+                "Commit": str(first.git_commit or "unknown"),
                 "Command": str(first.environment.get("command") or first.details.get("command") or ""),
                 "Environment": environment_text(first),
             }

@@ -75,8 +75,8 @@ def _baseline_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _count(value: float | None) -> int | None:
-    """Others' counters return fractions at times."""
-    return None if value is None else round(value)
+    """Others' counters return fractions at times; one of more than 63 bits is no count."""
+    return None if value is None or abs(value) >= 2**63 else round(value)
 
 
 def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:

@@ -280,8 +280,10 @@ def test_seeds_with_dense_networks_of_their_own_are_averaged() -> None:
         [make_record(metrics={"raw": {"accuracy": float("nan")}}), make_record(trial=1, seconds=float("nan"))],
         [make_record(baseline={}, latency=None, plan={})],
         [make_record(plan={"a": {"method": "svd"}, "b": {}}, details={"rule_settings": [1], "latencies": "x"})],
+        [make_record(git_commit=["a", "b"])],
+        [make_record(baseline=make_baseline(params=1e299, macs=2.5))],
     ],
-    ids=["none", "one", "failed", "unknown", "nan", "bare", "odd"],
+    ids=["none", "one", "failed", "unknown", "nan", "bare", "odd", "commit", "huge"],
 )
 def test_odd_trials_fill_tables_or_leave_them_out(records: list[Any]) -> None:
     for table in all_tables(Trials.of(records)):
