@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -79,31 +82,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
         figure = picture(WIDE, 0.9 + 1.5 * len(groups))
         grid = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
         for row, (label, rows) in zip(grid, groups, strict=True):
-            top, searches, successes = 0.0, 0, 0
-            for (_, name, sampler), part in rows.groupby(["study", "method", "sampler"], observed=True, sort=False):
-                part = part.sort_values("trial", kind="stable")
-                best = 100 * part["params_kept"].where(part["accepted"]).cummin().ffill().to_numpy()
-                spent = np.nancumsum(part["seconds"]) / 60
-                top = max(top, float(np.fmax.reduce(best, initial=0.0)))
-                searches, successes = searches + 1, successes + int(part["accepted"].any())
-                look = {
-                    "color": looks[str(name)][0],
-                    "linestyle": DASHES[samplers.index(str(sampler)) % len(DASHES)],
-                    "marker": "." if len(part) < 10 else "",
-                    "drawstyle": "steps-post",
-                }
-                row[0].plot(np.arange(1, len(part) + 1), best, **look)
-                row[1].plot(spent, best, **look)
-            fewer = f": {successes} of {searches} searches" if successes < searches else ""
-            row[0].set_title(f"{label}{fewer}", loc="left", fontweight="bold")
-            row[0].set_ylim(0, 1.08 * top or None)
-            row[0].set_ylabel("Params kept (%)")
-            row[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-            for axes in row:
-                axes.set_xlim(left=0)
-            if not rows["accepted"].any():
-                row[0].set_yticks([])
-                row[0].text(0.5, 0.5, "no accepted trial", transform=row[0].transAxes, ha="center", color="0.35")
+            _draw_searches(row, str(label), rows, looks, samplers)
         grid[-1][0].set_xlabel("Trials made")
         grid[-1][1].set_xlabel("Time spent in trials (min)")
         figure.suptitle(f"Smallest network so far that kept ≥ {percent(keep)} of the dense metric", fontsize=8)
@@ -114,3 +93,34 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     return figure
+
+
+def _draw_searches(
+    row: Sequence[Axes], label: str, rows: pd.DataFrame, looks: Mapping[str, tuple[Any, str]], samplers: Sequence[str]
+) -> None:
+    """The two panels of one model: a line for each of its searches."""
+    top, searches, successes = 0.0, 0, 0
+    for (_, name, sampler), part in rows.groupby(["study", "method", "sampler"], observed=True, sort=False):
+        part = part.sort_values("trial", kind="stable")
+        best = 100 * part["params_kept"].where(part["accepted"]).cummin().ffill().to_numpy()
+        spent = np.nancumsum(part["seconds"]) / 60
+        top = max(top, float(np.fmax.reduce(best, initial=0.0)))
+        searches, successes = searches + 1, successes + int(part["accepted"].any())
+        look = {
+            "color": looks[str(name)][0],
+            "linestyle": DASHES[samplers.index(str(sampler)) % len(DASHES)],
+            "marker": "." if len(part) < 10 else "",
+            "drawstyle": "steps-post",
+        }
+        row[0].plot(np.arange(1, len(part) + 1), best, **look)
+        row[1].plot(spent, best, **look)
+    fewer = f": {successes} of {searches} searches" if successes < searches else ""
+    row[0].set_title(f"{label}{fewer}", loc="left", fontweight="bold")
+    row[0].set_ylim(0, 1.08 * top or None)
+    row[0].set_ylabel("Params kept (%)")
+    row[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    for axes in row:
+        axes.set_xlim(left=0)
+    if not successes:
+        row[0].set_yticks([])
+        row[0].text(0.5, 0.5, "no accepted trial", transform=row[0].transAxes, ha="center", color="0.35")
