@@ -81,6 +81,7 @@ def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: 
         dense_network(wrong, "alexnet", load_data_of(wrong))
 
 
+@pytest.mark.filterwarnings("ignore:too few calibration patches")  # of 16 images
 def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = dataclasses.replace(config(None), logs=str(tmp_path), run="mine", trials=1, finetune_top=0, keep=0.01)
     data = load_data_of(mine)

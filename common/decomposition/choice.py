@@ -209,7 +209,7 @@ class Chosen(Decomposition):
         return float(self._of_outputs(np.array([self._planned.relative_error(ranks)]))[0])
 
     def lost_energy(self, ranks: Ranks) -> float:
-        """The same in units of the output's variance, squared."""
+        """The square of :meth:`relative_error`, times the output's variance."""
         return self._total * self.relative_error(ranks) ** 2
 
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:

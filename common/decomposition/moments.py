@@ -15,7 +15,7 @@ RIDGE = 1e-6
 takes stay exact."""
 FEWEST_HELD_OUT = 8
 """Held-out patches: fewer cannot tell which of two decompositions is better."""
-FEWEST = 64
+FEWEST = 32
 """Patches: fewer cannot tell what a layer's data is like, unless it has fewer channels."""
 
 

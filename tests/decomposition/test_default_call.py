@@ -165,7 +165,7 @@ def test_with_data_a_network_without_batchnorm_loses_no_more(method: str, count:
 
 
 FEW: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...], int]] = {
-    "3x3": (lambda: [nn.Conv2d(8, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1)], (8, 4, 4), 4),
+    "3x3": (lambda: [nn.Conv2d(8, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1)], (8, 3, 3), 6),
     "1x1 images": (lambda: [nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)], (8, 1, 1), 8),
     "grouped": (
         lambda: [nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, 2, 1, groups=2)],
@@ -174,8 +174,8 @@ FEW: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...], int]] = {
     ),
     "transposed": (
         lambda: [nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(64, 64, 3, 2)],
-        (8, 4, 4),
-        4,
+        (8, 3, 3),
+        6,
     ),
     "linear": (lambda: [nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 48)], (24,), 40),
 }

@@ -208,7 +208,7 @@ def test_fewer_samples_than_channels_still_predict_the_error() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 80)).double().eval()
     x = torch.randn(30, 64, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="layers '0' \\(21 of 64 different patches, 9 of 8 held out\\), '2'"):
+    with pytest.warns(UserWarning, match="layers '0' \\(21 of 32 different patches, 9 of 8 held out\\), '2'"):
         found = calibrate(model, [x])
     kept = Decompositions(model, {"2": replace(found["2"], held_out=None, patches=None)})
     decomposition, x = kept.get("2", "svd"), learned(x)
