@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from common.calibration import calibrate
 from common.decomposition.base import outputs_of
+from common.network.weights import convolution_weight
 from common.patches import as_images, draw_places, met_patches
-from common.planning.layers import convolution_weight
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

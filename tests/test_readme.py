@@ -16,8 +16,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    x = torch.randn(8, 3, 12, 12)
-    names = {"model": tiny_cnn(width=32), "x": x, "batches": [(x, torch.zeros(8))]}
+    x = torch.randn(64, 3, 12, 12)
+    names = {"model": tiny_cnn(width=32), "x": x, "batches": [(x, torch.zeros(64))]}
     monkeypatch.chdir(tmp_path)
     exec(code, names)
     small = names["small"]

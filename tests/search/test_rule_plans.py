@@ -28,7 +28,7 @@ from tests.networks import tiny_cnn
 METHODS = ("svd", "spatial_svd", "tucker2", "htd", "mixed")
 FAMILIES = [(rule, method) for rule in ("energy", "uniform", "vbmf") for method in METHODS]
 FAMILIES.remove(("uniform", "mixed"))
-X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+X = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @functools.cache
