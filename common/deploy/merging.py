@@ -14,7 +14,7 @@ from common.deploy.parity import changed_copy
 from common.modes import hooked
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer
-from common.network.weights import convolution_weight, set_convolution_weight
+from common.network.weights import blocks, convolution_weight, set_convolution_weight
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 Calls = Sequence[tuple[int, int]]
@@ -247,7 +247,9 @@ def _merge(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer:
     merged = _outline(first, second)
     assert merged is not None
     merged = merged.to_empty(device=first.weight.device).eval()
-    before, after = _blocks(first), _blocks(second)  # (groups, O, M, kh, kw) and (groups, M, I, kh, kw)
+    before, after = (
+        blocks(layer).double() for layer in (first, second)
+    )  # (groups, O, M, kh, kw) and (groups, M, I, kh, kw)
     weight = torch.einsum("gomab,gmicd->goiacbd", after, before).flatten(5).flatten(3, 4).flatten(0, 1)
     set_convolution_weight(merged, weight.reshape(convolution_weight(merged).shape))
     if merged.bias is not None:
@@ -257,11 +259,3 @@ def _merge(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer:
             bias = bias + torch.einsum("gomab,gm->go", after, carried).flatten()
         merged.bias.copy_(bias)
     return merged.requires_grad_(first.weight.requires_grad)
-
-
-def _blocks(layer: FactorableLayer) -> Tensor:
-    """The weight of each group by itself, ``(groups, O/groups, I/groups, kh, kw)``, in float64."""
-    weight = convolution_weight(layer).double()
-    if isinstance(layer, nn.Linear):
-        return weight[None, :, :, None, None]
-    return weight.unflatten(0, (layer.groups, -1))

@@ -26,9 +26,9 @@ def product(factors: Sequence[Layer]) -> Tensor:
     Args:
         factors: of one decomposition: on each axis of the image one of them has a kernel, the others have 1.
     """
-    weight = _blocks(factors[0])
+    weight = blocks(factors[0])
     for factor in factors[1:]:
-        weight = torch.einsum("gomab,gmicd->goiacbd", _blocks(factor), weight).flatten(5).flatten(3, 4)
+        weight = torch.einsum("gomab,gmicd->goiacbd", blocks(factor), weight).flatten(5).flatten(3, 4)
     flat = weight.flatten(0, 1)
     if isinstance(factors[0], nn.Linear):
         return flat[:, :, 0, 0]
@@ -36,7 +36,7 @@ def product(factors: Sequence[Layer]) -> Tensor:
     return _swap_channels(flat, factors[0].groups) if transposed else flat
 
 
-def _blocks(layer: Layer) -> Tensor:
+def blocks(layer: Layer) -> Tensor:
     """The weight of each group by itself, ``(groups, O/groups, I/groups, kh, kw)``."""
     weight = convolution_weight(layer)
     if isinstance(layer, nn.Linear):
