@@ -14,7 +14,7 @@ from common.data import DataBundle, load_data
 from common.metrics import evaluate
 from common.models import build_model
 from common.training import EpochLog, TrainingSettings, _Run, train, uses_bfloat16
-from tests.networks import Returning, same_weights, tiny_cnn, tiny_digits
+from tests.networks import Returning, bright_images, same_weights, tiny_cnn, tiny_digits
 
 
 class Killed(Exception):
@@ -221,10 +221,7 @@ def test_a_small_improvement_is_one_for_plateau_too() -> None:
 
 
 def images(count: int = 80) -> TensorDataset:
-    """Images that are as bright as their class says."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 10
-    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)
+    return bright_images(count)
 
 
 class Stream(IterableDataset[tuple[Tensor, ...]]):

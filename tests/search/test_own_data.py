@@ -16,7 +16,7 @@ from common.data import DataBundle
 from common.search import SearchSettings, search_ranks
 from common.training import TrainingSettings
 from common.trials import TrialRecord, read_log
-from tests.networks import Returning, tiny_cnn
+from tests.networks import Returning, bright_images, tiny_cnn
 
 SETTINGS = SearchSettings(
     method="svd",
@@ -28,9 +28,7 @@ SETTINGS = SearchSettings(
 
 
 def images(count: int = 48) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 10
-    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)
+    return bright_images(count)
 
 
 class Stream(IterableDataset[tuple[Tensor, ...]]):
