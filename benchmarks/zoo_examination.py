@@ -103,10 +103,17 @@ def some_frozen(network: nn.Module) -> dict[str, bool]:
 
 
 def running(network: nn.Module, x: Tensor) -> int:
-    """Parameters that the outputs in evaluation mode depend on."""
+    """Parameters that a pass in evaluation mode uses: those of every module it calls, and those it takes directly.
+
+    A module whose output nobody reads (the last encoder stages of a PSPNet) runs all the same.
+    """
     network = copy.deepcopy(network).eval()
+    called: set[nn.Module] = set()
+    for module in network.modules():
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
     sum(leaf.float().sum() for leaf in leaves(network(x)) if leaf.requires_grad).backward()  # type: ignore[union-attr]
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.grad is not None)
+    own = {parameter for module in called for parameter in module.parameters(recurse=False)}
+    return sum(p.numel() for p in network.parameters() if p.grad is not None or p in own)
 
 
 def trained(network: nn.Module, x: Tensor) -> dict[str, bool]:
