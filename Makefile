@@ -9,7 +9,7 @@ TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test notebooks notebooks-sync clean
+.PHONY: help demo check test notebooks notebooks-sync clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -29,10 +29,18 @@ notebooks: .venv/.runtime  ## in batch those that a parameter file fits: make no
 		case " $$failed " in *" $$name "*) echo "failed: $$name";; *) echo "done:   $$name";; esac; \
 	done; test -z "$$failed"
 
-test: .venv/.development  ## every test, linter and type check
+check: .venv/.development  ## linter, types, imports and the unit tests, in under two minutes
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
+
+test: .venv/.development  ## every linter, type check and test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
@@ -46,8 +54,9 @@ clean:  ## remove the environment and everything that runs wrote
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/.runtime: .venv/.created requirements.txt
+.venv/.runtime: .venv/.created requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 .venv/.development: .venv/.runtime requirements-dev.txt

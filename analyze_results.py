@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.choices import check_choice
 from common.reporting.frame import Trials, is_accepted
+from common.reporting.html.report import SECTIONS, report_page
 from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
-from common.reporting.report import SECTIONS, report_page
 from common.reporting.runs import Log, check_keep, find_logs
-from common.reporting.table import TABLE_FORMATS, Table
 from common.reporting.tables import all_tables
+from common.reporting.tables.table import TABLE_FORMATS, Table
+from common.validation import check_choice
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
 FORMATS = (*TABLE_FORMATS, *PICTURE_FORMATS, "html")
@@ -156,8 +156,8 @@ def draw(trials: Trials, keep: float, kinds: Sequence[str]) -> Iterator[tuple[st
         ValueError: matplotlib cannot be loaded.
     """
     try:
-        from common.reporting.gallery import gallery  # a second that the tables and --help need not wait for
-        from common.reporting.style import render
+        from common.reporting.figures.gallery import gallery  # a second that the tables and --help need not wait for
+        from common.reporting.figures.style import render
     except ValueError as error:  # matplotlib reads its settings when it is imported
         where = "from MPLBACKEND or a file matplotlibrc"
         raise ValueError(f"matplotlib cannot be loaded with its settings {where}: {error}") from error

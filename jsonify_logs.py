@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.choices import check_choice
+from common.files import replacing
 from common.reporting.facts import method_name
 from common.reporting.index import Index
 from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
 from common.reporting.runs import Log, SkippedLines, find_logs
 from common.trials import SCHEMA_VERSION, TrialRecord, iter_trials
+from common.validation import check_choice
 
 EXAMPLES = """\
 examples:
@@ -43,23 +43,17 @@ def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
         OSError: the folder cannot be written, or a log not be read.
         ValueError: a log was changed since it was indexed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     skipped = [group for log in index.logs for group in log.skipped.by_reason()]
     logs = [log.path.name for log in index.logs]
     head = {"schema": SCHEMA_VERSION, "run": run, "logs": logs, "skipped": skipped}
     opening = json.dumps(head, ensure_ascii=False)[:-1] + ', "trials": [\n' if kind == "json" else ""
     between, closing = (b",\n", b"\n]}\n") if kind == "json" else (b"\n", b"\n" if index.numbers else b"")
-    try:
-        with part.open("wb") as file:
-            # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
-            file.write(opening.encode(errors="backslashreplace"))
-            for place, trial in enumerate(index.trials()):
-                file.write(between + trial if place else trial)
-            file.write(closing)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
+        file.write(opening.encode(errors="backslashreplace"))
+        for place, trial in enumerate(index.trials()):
+            file.write(between + trial if place else trial)
+        file.write(closing)
 
 
 def name_studies(logs: Sequence[Path], by_name: bool) -> dict[Path, str]:

@@ -8,7 +8,7 @@ The steps that are added one by one, for every method:
 
     plain        factors of the weights, the same fraction of the ranks in every layer
     data-aware   factors of the outputs on the calibration split, ranks as before
-    budget       data-aware, ranks allotted over the network by measured harm
+    budget       data-aware, ranks allotted over the network by measured divergence
     recalibrated the same, with BatchNorm's statistics measured anew on the calibration split
 
 Accuracy is on the test split (the plans see only calibration images; nothing is chosen by accuracy). Writes
@@ -18,11 +18,8 @@ Accuracy is on the test split (the plans see only calibration images; nothing is
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 import seaborn as sns
@@ -31,19 +28,19 @@ from tabulate import tabulate
 from torch import nn
 
 from common.calibration import calibrate, recalibrate_bn
-from common.checkpoints import load_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
-from common.metrics import evaluate
-from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, trace_layers
-from common.profiling import profile
+from common.network import profile
+from common.network.shapes import trace_layers
+from common.planning import Budget, Fixed, RankPlan, plan_ranks
+from common.planning.decompositions import Decompositions
 from common.progress import track
-from common.reporting.style import save_figure, styled
+from common.reporting.figures.style import save_figure, styled
 from common.search.candidates import layer_candidates
 from common.search.objective import calibration_inputs
-from common.search.sensitivity import measure_harms
+from common.search.sensitivity import measure_divergences
+from common.training import evaluate
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 KEPT = (0.8, 0.6, 0.5, 0.4, 0.3)
@@ -60,7 +57,7 @@ def uniform_plan(model: nn.Module, x: torch.Tensor, method: str, budget: Budget,
     shapes = trace_layers(model, x)
     best: RankPlan | None = None
     for step in range(1, 101):
-        plan = plan_ranks(model, x, method, "fixed", ranks=step / 100, decompositions=kept)
+        plan = plan_ranks(model, x, method, Fixed(step / 100), decompositions=kept)
         costs = [shapes[name].cost(layer) for name, layer in plan.layers.items()]
         whole = [shape.dense_cost for shape in shapes.values()]
         params = dense.params + sum(cost[0] for cost in costs) - sum(cost[0] for cost in whole)
@@ -78,7 +75,7 @@ def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods
     dense = profile(model, x)
     plain, aware = Decompositions(model), Decompositions(model, calibrate(model, data.calibration))
     candidates = layer_candidates(trace_layers(model, x), aware, "svd")
-    harms = measure_harms(model, candidates, aware, calibration_inputs(data, 1000))
+    divergences = measure_divergences(model, candidates, aware, calibration_inputs(data, 1000))
     rows = []
     cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in shares for method in methods]
     for criterion, kept, method in track(cases, "measuring", unit="case"):
@@ -88,7 +85,7 @@ def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods
             steps["plain"] = uniform_plan(model, x, method, budget, plain), plain
             steps["data-aware"] = uniform_plan(model, x, method, budget, aware), aware
         steps["budget"] = (
-            plan_ranks(model, x, method, "budget", budget=budget, harms=harms, decompositions=aware),
+            plan_ranks(model, x, method, budget, divergences=divergences, decompositions=aware),
             aware,
         )
         for step, (plan, decompositions) in steps.items():

@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections import Counter
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -27,9 +23,10 @@ from torch import Tensor, nn
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
+from common.network import Profile, profile
+from common.network.shapes import trace_layers
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, trace_layers
-from common.profiling import Profile, profile
+from common.planning.decompositions import Decompositions
 from common.progress import track
 
 METHODS = (*DECOMPOSITIONS, "mixed")
@@ -46,7 +43,7 @@ class Counted:
 
     def plan(self, method: str, budget: Budget) -> RankPlan:
         """The plan under a budget."""
-        return plan_ranks(self.model, self.x, method, "budget", budget=budget, decompositions=self.kept)
+        return plan_ranks(self.model, self.x, method, budget, decompositions=self.kept)
 
     def shares(self, plan: RankPlan) -> tuple[float, float]:
         """Parameters and MACs kept, from the plan alone."""

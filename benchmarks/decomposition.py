@@ -16,10 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tensorly
 import tltorch
@@ -27,13 +24,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from common.checkpoints import load_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed
 from common.decomposition import Tucker2
 from common.models import build_model
 from common.network.layers import factorable_layers
-from common.planning import plan_ranks
-from common.planning.layers import Decompositions
+from common.planning import Fixed, plan_ranks
+from common.planning.decompositions import Decompositions
 
 Timed = tuple[float, float]  # seconds, relative error
 PEERS = {"TensorLy on NumPy (its default)": 2, "TensorLy on PyTorch": 4, "TensorLy-Torch": 6}
@@ -118,7 +114,7 @@ def hundred_plans(model: nn.Module, tensorly_seconds: float) -> None:
         start = time.perf_counter()
         kept = Decompositions(model)
         for index in range(100):
-            plan = plan_ranks(model, x, method, "fixed", ranks=0.05 + 0.005 * index, decompositions=kept)
+            plan = plan_ranks(model, x, method, Fixed(0.05 + 0.005 * index), decompositions=kept)
             compress(model, plan, decompositions=kept)
         seconds = time.perf_counter() - start
         print(
@@ -133,7 +129,7 @@ def vgg16() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
     kept = Decompositions(model)
-    plan = plan_ranks(model, torch.randn(1, 3, 224, 224), "htd", "fixed", ranks=0.25, decompositions=kept)
+    plan = plan_ranks(model, torch.randn(1, 3, 224, 224), "htd", Fixed(0.25), decompositions=kept)
     planned = time.perf_counter()
     compress(model, plan, decompositions=kept)
     seconds = time.perf_counter() - start

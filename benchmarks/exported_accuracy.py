@@ -10,23 +10,20 @@ filled up) and evaluated on all of the test split. Prints both figures and their
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import onnxruntime
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from common.checkpoints import load_compressed
+from common.compression import load_compressed
 from common.data import load_data
 from common.deploy import export_onnx, onnx_session
 from common.deploy.onnx_files import INPUT
 from common.environment import machine_line
-from common.metrics import evaluate
+from common.training import evaluate
 
 
 class Exported(nn.Module):

@@ -23,13 +23,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tensorly
 import tltorch
@@ -37,16 +33,15 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from common.choices import RUNTIMES
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import machine_line
-from common.latency import Latency, measure_latencies
+from common.latency import RUNTIMES, Latency, measure_latencies, measured_latencies
 from common.models import build_model
+from common.network import Profile, profile
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions
-from common.profiling import Profile, profile
+from common.planning.decompositions import Decompositions
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 HEADS = (
@@ -142,7 +137,10 @@ def compressed(
     kept = Decompositions(dense)
     networks: dict[str, nn.Module] = {}
     for method in methods:
-        plan = plan_ranks(dense, x, method, "budget", budget=budget, round_to=round_to, decompositions=kept)
+        latencies = None if budget.latency is None else measured_latencies(dense, x, budget.runtime, method)
+        plan = plan_ranks(
+            dense, x, method, replace(budget, round_to=round_to), latencies=latencies, decompositions=kept
+        )
         networks[method] = compress(dense, plan, decompositions=kept)
         if method == "tucker2":
             networks |= {peer: with_peer(peer, dense, networks[method], plan) for peer in PEERS}

@@ -1,14 +1,14 @@
-r"""Budgets of latency against budgets of MACs, on the clock at equal harm; and predicted against measured times.
+r"""Budgets of latency against budgets of MACs, on the clock at equal divergence; and predicted against measured times.
 
     python benchmarks/latency_budget.py
     python benchmarks/latency_budget.py --weights finetuned/resnet18-cifar10.safetensors --dataset cifar10 \
         --data-root DATA --image-size 48
 
 Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and
-then under the smallest budget of latency whose plan does no more harm (the sum of the layers' squared errors).
+then under the smallest budget of latency whose plan does no more divergence (the sum of the layers' squared errors).
 Both are timed in turn with the dense network, and predicted from the table of measured operations, which
 is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
-the methods differ in what they keep; or they are trained ones: then the layers' harm is measured on the calibration
+the methods differ in what they keep; or they are trained ones: then divergences are measured on the calibration
 split, and the accuracy on the test split, BatchNorm recalibrated and nothing fine-tuned, stands beside the times. A
 gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
 1: ``error`` that of the prediction that the plan was made with; ``in turn`` that of one from the same operations with
@@ -20,12 +20,9 @@ factors are merged. Prints the figures; asserts nothing.
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -33,27 +30,27 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from common.calibration import recalibrate_bn
-from common.checkpoints import load_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
-from common.latency import measure_latencies
-from common.latency_cache import latency_table, whole_network, with_random_factors
-from common.metrics import evaluate
+from common.latency import NetworkLatencies, measure_latencies, measured_latencies
+from common.latency.cache import with_random_factors
+from common.latency.operations import RUNTIMES
+from common.latency.table import reference_plans
 from common.models import build_model
+from common.network import profile
 from common.network.layers import factorable_layers
+from common.network.shapes import trace_layers
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.latency_table import LatencyTable, reference_plans
-from common.planning.layers import Decompositions, trace_layers
-from common.planning.operations import RUNTIMES
-from common.planning.options import Harms, harm_of_errors
-from common.profiling import profile
+from common.planning.decompositions import Decompositions
+from common.planning.options import Divergences, divergence_of_errors
 from common.search.candidates import layer_candidates
 from common.search.objective import calibration_inputs
 from common.search.preparation import decompose_for_search
-from common.search.sensitivity import measure_harms
+from common.search.sensitivity import measure_divergences
+from common.training import evaluate
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
@@ -67,7 +64,7 @@ HEADS = (
     "runtime",
     "method",
     "budget",
-    "harm",
+    "divergence",
     "MACs ratio",
     "ms",
     "predicted",
@@ -88,9 +85,9 @@ class Setting:
     model: nn.Module
     x: Tensor
     kept: Decompositions
-    table: LatencyTable
+    latencies: NetworkLatencies
     round_to: int
-    harms: Harms | None = None
+    divergences: Divergences | None = None
     data: DataBundle | None = None
 
     def plan(self, method: str, budget: Budget) -> RankPlan:
@@ -100,20 +97,18 @@ class Setting:
             self.model,
             self.x,
             method,
-            "budget",
-            budget=budget,
-            harms=self.harms,
-            round_to=1 if timed else self.round_to,
-            latencies=self.table if timed else None,
+            replace(budget, round_to=1 if timed else self.round_to),
+            divergences=self.divergences,
+            latencies=self.latencies if timed else None,
             decompositions=self.kept,
         )
 
-    def harm(self, plan: RankPlan) -> float:
+    def divergence(self, plan: RankPlan) -> float:
         """The sum over the layers of what their errors do: as measured, or the squared relative errors themselves."""
         total = 0.0
         for name, layer in plan.factored.items():
             error = self.kept.get(name, str(layer.method)).relative_error(layer.ranks)
-            total += harm_of_errors(np.array(error**2), (self.harms or {}).get(name)).item()
+            total += divergence_of_errors(np.array(error**2), (self.divergences or {}).get(name)).item()
         return total
 
     def accuracy(self, network: nn.Module) -> float | None:
@@ -123,18 +118,18 @@ class Setting:
         recalibrate_bn(network, self.data.calibration)
         return 100 * evaluate(network, self.data.test)[self.data.metric]
 
-    def equal_harm(self, method: str, harm: float) -> RankPlan:
-        """The plan under the smallest budget of latency that does at most this harm."""
+    def equal_divergence(self, method: str, divergence: float) -> RankPlan:
+        """The plan under the smallest budget of latency that does at most this divergence."""
         low, high = 0.0, 1.0
-        best = self.plan(method, Budget(latency=1.0, runtime=self.table.conditions.runtime))
+        best = self.plan(method, Budget(latency=1.0, runtime=self.latencies.table.conditions.runtime))
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             try:
-                plan = self.plan(method, Budget(latency=middle, runtime=self.table.conditions.runtime))
+                plan = self.plan(method, Budget(latency=middle, runtime=self.latencies.table.conditions.runtime))
             except ValueError:  # less than the least
                 low = middle
                 continue
-            if self.harm(plan) <= harm:
+            if self.divergence(plan) <= divergence:
                 best, high = plan, middle
             else:
                 low = middle
@@ -160,41 +155,41 @@ def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
 
 def measure(setting: Setting, shares: list[float], methods: list[str], rounds: int, round_s: float) -> list[list[Any]]:
     """The rows of one network in one runtime."""
-    runtime = setting.table.conditions.runtime
+    runtime = setting.latencies.table.conditions.runtime
     plans: list[tuple[str, str, RankPlan]] = []
     for method in methods:
         for share in shares:
             by_macs = setting.plan(method, Budget(macs=share))
             plans.append((method, f"macs={share:g}", by_macs))
-            by_latency = setting.equal_harm(method, setting.harm(by_macs))
+            by_latency = setting.equal_divergence(method, setting.divergence(by_macs))
             plans.append((method, f"latency={by_latency.settings['latency']:.3f}", by_latency))
     networks = [compress(setting.model, plan, decompositions=setting.kept) for *_, plan in plans]
     shapes = trace_layers(setting.model, setting.x)
-    references = reference_plans(shapes, setting.table.known_methods(shapes))
+    references = reference_plans(shapes, setting.latencies.table.known_methods(shapes))
     timed = [*networks, *(with_random_factors(setting.model, reference) for reference in references)]
     found = measure_latencies(
         timed, setting.x, baseline=setting.model, runtime=runtime, rounds=rounds, round_s=round_s
     )
     small = [(reference, latency.median_s) for reference, latency in zip(references, found[len(plans) :], strict=True)]
-    before = whole_network(setting.model, setting.x, setting.table)
-    now = setting.table.calibrated(shapes, found[0].baseline_median_s or before.seconds, small)
+    before = setting.latencies.whole
+    now = setting.latencies.table.calibrated(shapes, found[0].baseline_median_s or before.seconds, small)
     dense = profile(setting.model, setting.x)
     rows: list[list[Any]] = []
     for index, ((method, budget, plan), network) in enumerate(zip(plans, networks, strict=True)):
         latency = found[index]
-        predicted = [setting.table.network_seconds(shapes, whole, plan.layers) for whole in (before, now)]
+        predicted = [setting.latencies.table.network_seconds(shapes, whole, plan.layers) for whole in (before, now)]
         ratio = dense.macs / profile(network, setting.x).macs
         share_of = latency.speedup / ratio if latency.speedup is not None else None
         gain = found[index - 1].median_s / latency.median_s if index % 2 else None
         times = [latency.median_s * 1000, predicted[0] * 1000, *(each / latency.median_s - 1 for each in predicted)]
         head = [setting.name, len(setting.x), latency.runtime, method, budget]
-        cells = [*head, setting.harm(plan), ratio, *times, latency.speedup, share_of, gain]
+        cells = [*head, setting.divergence(plan), ratio, *times, latency.speedup, share_of, gain]
         rows.append([*cells, setting.accuracy(network)])
     return rows
 
 
-Subject = tuple[nn.Module, Tensor, Decompositions, Harms | None, DataBundle | None]
-"""A network, the batch it is timed on, its decompositions, and the harm they do it on the data where there are any."""
+Subject = tuple[nn.Module, Tensor, Decompositions, Divergences | None, DataBundle | None]
+"""A network, the batch it is timed on, its decompositions, and the measured divergences where there are data."""
 
 
 def random_network(name: str, options: argparse.Namespace) -> Subject:
@@ -211,8 +206,8 @@ def trained_network(options: argparse.Namespace) -> Subject:
     print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
     kept = decompose_for_search(model, data, seed=0)
     candidates = layer_candidates(trace_layers(model, data.example()), kept, "svd")
-    harms = measure_harms(model, candidates, kept, calibration_inputs(data, 1000))
-    return model, data.example().expand(options.batch, -1, -1, -1).contiguous(), kept, harms, data
+    divergences = measure_divergences(model, candidates, kept, calibration_inputs(data, 1000))
+    return model, data.example().expand(options.batch, -1, -1, -1).contiguous(), kept, divergences, data
 
 
 def main() -> None:
@@ -235,18 +230,20 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small network instead: does everything run?")
     options = parser.parse_args()
     if options.weights and not options.dataset:
-        parser.error("--weights needs --dataset, to measure harm and accuracy on")
+        parser.error("--weights needs --dataset, to measure divergence and accuracy on")
     torch.manual_seed(0)
     print(f"{machine_line()}\n")
     formats = ("", "", "", "", "", ".3f", ".2f", ".2f", ".2f", "+.1%", "+.1%", ".2f", ".2f", ".2f", ".2f")
     names = [Path(options.weights).stem] if options.weights else ["resnet20"] if options.tiny else options.networks
     for name in names:
-        model, x, kept, harms, data = trained_network(options) if options.weights else random_network(name, options)
+        model, x, kept, divergences, data = (
+            trained_network(options) if options.weights else random_network(name, options)
+        )
         for runtime in options.runtimes:
             timed = options.methods[0] if len(options.methods) == 1 else "mixed"
-            table = latency_table(model, x, runtime, timed, folder=options.cache)
+            latencies = measured_latencies(model, x, runtime, timed, folder=options.cache)
             round_to = 4 if name.startswith("resnet20") else options.round_to
-            setting = Setting(name, model, x, kept, table, round_to, harms, data)
+            setting = Setting(name, model, x, kept, latencies, round_to, divergences, data)
             rows = measure(setting, options.shares, options.methods, options.rounds, options.round_s)
             print(tabulate(rows, HEADS, "pipe", floatfmt=formats, missingval="-"), end="\n\n", flush=True)
 

@@ -1,6 +1,6 @@
 """Reading a log of a million trials, against ``json.loads`` alone on the same lines, in one run.
 
-    python benchmarks/logs.py
+    python -m benchmarks.logs
 
 Writes a log of 100 different trials (ResNet18, four methods) over and over under new numbers, and runs each script on
 it in a process of its own. Prints processor time, lines per second, peak memory and the ratio to ``json.loads``;
@@ -18,13 +18,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from tabulate import tabulate
 
 from common.trials import TRIAL_MARK, TrialWriter, summary_line
 from tests.make_logs import METHODS, NETWORKS, make_trials
+
+ROOT = Path(__file__).resolve().parent.parent
 
 LOADS = """
 import json, sys

@@ -16,30 +16,26 @@ goes on; searches that are finished are read from their logs, so other settings 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 import seaborn as sns
 from tabulate import tabulate
 from torch import nn
 
-from common.checkpoints import load_compressed
+from common.compression import load_compressed
 from common.data import DataBundle, load_data
 from common.environment import default_device, machine_line
-from common.metrics import evaluate
 from common.planning import Budget
-from common.planning.layers import Decompositions
-from common.reporting.style import save_figure, styled
+from common.planning.decompositions import Decompositions
+from common.reporting.figures.style import save_figure, styled
 from common.search import SearchSettings, search_ranks
-from common.search.finish import best_first
+from common.search.finalists import best_first
 from common.search.preparation import decompose_for_search
 from common.search.settings import RULES, Sampler
-from common.training import TrainingSettings
+from common.training import TrainingSettings, evaluate
 from common.trials import TrialRecord, read_log
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)

@@ -28,29 +28,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 from tabulate import tabulate
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from common.checkpoints import load_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.environment import default_device, machine_line
-from common.metrics import evaluate
 from common.planning import Budget
-from common.planning.layers import Decompositions
+from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
 from common.search import SearchSettings, search_ranks
 from common.search.policy import Policy, static_logits
 from common.search.preparation import measure_sensitivities
-from common.search.slots import Attempts
 from common.search.space import Space
-from common.selection import final_metric, is_accepted
-from common.training import TrainingSettings, train
+from common.search.study.attempts import Attempts
+from common.training import TrainingSettings, evaluate, train
+from common.trials.best import final_metric, is_accepted
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TARGET = Budget(params=1 - 0.8715, macs=1 - 0.8467)
 POINTS = 0.003
@@ -167,7 +164,7 @@ def workers(options: argparse.Namespace) -> None:
             run = f"workers-{count}-{time.time():.0f}"
             settings = SearchSettings(method=options.method, budget=TARGET, trials=options.trials, finetune_top=0)
             begun = search_ranks(model, data, settings, logs=folder, run=run, storage=storage, on_trial=_stop)
-            command = [sys.executable, "-m", "common.search.worker", "--study", run, "--storage", storage]
+            command = [sys.executable, "-m", "common.search.study.worker", "--study", run, "--storage", storage]
             command += ["--logs", folder]
             crew = [subprocess.Popen([*command, "--name", str(n)], cwd=ROOT) for n in range(count)]
             statuses = [process.wait() for process in crew]

@@ -1,7 +1,7 @@
 r"""Networks that nobody here wrote, through the whole way: plan, compress, train, save, load, export; what is right?
 
-    python benchmarks/zoo.py                                   # all that results/zoo.jsonl does not hold yet
-    python benchmarks/zoo.py --only 'timm/*nfnet*' --again
+    python -m benchmarks.zoo                                   # all that results/zoo.jsonl does not hold yet
+    python -m benchmarks.zoo --only 'timm/*nfnet*' --again
 
 Each network runs in a process of its own, with a limit of time and memory, and adds a line to the file. ``right`` is
 measured: at full rank the outputs are the dense network's, budgets are kept, the loaded network's outputs are those of
@@ -22,14 +22,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 from tabulate import tabulate
 
 from benchmarks.zoo_examination import Record, examine
 from benchmarks.zoo_networks import NETWORKS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def apart(command: list[str], seconds: float) -> Record:
@@ -37,7 +36,7 @@ def apart(command: list[str], seconds: float) -> Record:
     started = time.perf_counter()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, cwd=ROOT)
         record: Record = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
         problem = f"exit code {done.returncode}; {(done.stderr.strip().splitlines() or [''])[-1]}"
     except subprocess.TimeoutExpired:
@@ -92,7 +91,17 @@ def main(arguments: list[str] | None = None) -> int:
     done = read(options.file)
     for name in names:
         if options.again or name not in done:
-            command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--gib", str(options.gib)]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.zoo",
+                "--one",
+                name,
+                "--gib",
+                str(options.gib),
+            ]
             record = {"network": name, **apart(command, options.seconds)}
             with options.file.open("a") as file:
                 file.write(json.dumps(record) + "\n")

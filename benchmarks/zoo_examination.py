@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_networks import Network
-from common.checkpoints import load_compressed, save_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
 from common.deploy import export_onnx
-from common.modes import evaluating, hooked
-from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, plan_cost, trace_layers
-from common.profiling import profile
+from common.network import profile
+from common.network.modes import evaluating, hooked
+from common.network.shapes import trace_layers
+from common.planning import Budget, Fixed, RankPlan, plan_ranks
+from common.planning.costs import plan_cost
+from common.planning.decompositions import Decompositions
 
 COMMON = Path(__file__).resolve().parent.parent / "common"
 SHARE = 0.5
@@ -172,7 +173,7 @@ class Examination:
         self.record["error"] = error
 
     def _full_rank_error(self, dense: nn.Module, x: Tensor, made: Decompositions | None = None) -> float:
-        plan = plan_ranks(dense, x, "svd", "fixed", ranks="full", only_if_smaller=False, decompositions=made)
+        plan = plan_ranks(dense, x, "svd", Fixed("full", only_if_smaller=False), decompositions=made)
         small = compress(dense, plan, decompositions=made)
         touched = sum(p.numel() for name in plan.factored for p in dense.get_submodule(name).parameters())
         self.record["share"] = touched / self.record["params"]
@@ -185,14 +186,14 @@ class Examination:
         """A plan at half of the parameters, or at the least that can be kept, keeps to it and costs what it says."""
         dense, x, made, share = self.dense, self.x, self.decompositions, SHARE
         try:
-            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share), decompositions=made)
+            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=made)
         except ValueError as error:
             least = LEAST.search(str(error))
             expect(least is not None or "cannot be met" not in str(error), f"names no least share: {error}")
             if least is None:
                 raise
             share = float(least[1])
-            plan = plan_ranks(dense, x, method, "budget", budget=Budget(params=share), decompositions=made)
+            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=made)
         small = compress(dense, plan, decompositions=made)
         kept = running(small, x) / running(dense, x)
         self.record[f"kept {method}"] = kept

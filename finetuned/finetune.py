@@ -22,27 +22,33 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from common.compression import (
+    compress,
+    load_compressed,
+    save_compressed,
+)
+from common.data import DATASETS, DataBundle, load_data
+from common.decomposition import DECOMPOSITIONS
+from common.environment import default_device, describe_environment, git_commit
+from common.files import check_writable, replacing
+from common.models import MODELS, build_model, check_image_size
+from common.network import profile
+from common.planning import Fixed, plan_ranks
+from common.reporting import figures
+from common.training import (
+    EpochLog,
+    TrainingSettings,
+    distributed,
+    evaluate,
+    train,
+)
+from common.validation import check_choice, sentence
+
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
-
-import torch  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-from torch import nn  # noqa: E402
-
-from common import distributed  # noqa: E402
-from common.checkpoints import load_compressed, save_compressed  # noqa: E402
-from common.choices import check_choice, sentence  # noqa: E402
-from common.compression import compress  # noqa: E402
-from common.data import DATASETS, DataBundle, load_data  # noqa: E402
-from common.decomposition import DECOMPOSITIONS  # noqa: E402
-from common.environment import default_device, describe_environment, git_commit  # noqa: E402
-from common.metrics import evaluate  # noqa: E402
-from common.models import MODELS, build_model, check_image_size  # noqa: E402
-from common.planning import plan_ranks  # noqa: E402
-from common.profiling import profile  # noqa: E402
-from common.reporting import figures  # noqa: E402
-from common.training import EpochLog, TrainingSettings, train  # noqa: E402
-from common.trials import check_writable  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -114,7 +120,7 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
         return model
     if options.dense is not None:
         model = load_compressed(options.dense, model)
-    plan = plan_ranks(model, data.example().to(default_device()), options.method, "fixed", ranks=options.ranks)
+    plan = plan_ranks(model, data.example().to(default_device()), options.method, Fixed(options.ranks))
     print(plan, flush=True)
     return compress(model, plan)
 
@@ -138,7 +144,8 @@ def report(
         "environment": describe_environment(),
         "git_commit": git_commit(FOLDER),
     }
-    stem.with_name(f"{stem.name}.json").write_text(json.dumps(made, indent=2) + "\n")
+    with replacing(stem.with_name(f"{stem.name}.json")) as partial:
+        partial.write_text(json.dumps(made, indent=2) + "\n")
     figures.save_figure(figures.training_curves(history), stem.with_name(f"{stem.name}-training"))
     print(f"test {data.metric} {test[data.metric]:.2%}; wrote {weights}, its .json and its training curves")
 

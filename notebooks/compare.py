@@ -31,8 +31,8 @@ if "google.colab" in sys.modules and not Path("common").is_dir():
     if not Path("low-rank-cnn").is_dir():
         _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
         subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
-    subprocess.run([sys.executable, "-m", "common.colab"], cwd="low-rank-cnn", check=True)
-_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "config.py").is_file()]
+    subprocess.run([sys.executable, "-m", "common.notebook.colab"], cwd="low-rank-cnn", check=True)
+_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "notebook").is_dir()]
 assert _suite, f"{Path.cwd()} is not inside the suite; start there, or give papermill --cwd and the suite's folder"
 os.chdir(_suite[0])
 sys.path.insert(0, str(Path.cwd()))
@@ -53,7 +53,7 @@ pretrained = False  # whether the networks started from torchvision's weights, w
 unannotated = "keep"  # coco: keep images without annotation, or drop them
 
 # %%
-from common.config import CompareConfig
+from common.notebook.config import CompareConfig
 
 config = CompareConfig.from_notebook(globals())
 print(config)
@@ -62,8 +62,8 @@ print(config)
 # ## The runs
 
 # %%
-from common.evidence import compare_networks
-from common.experiment import load_data_of
+from common.notebook.evidence import compare_networks
+from common.notebook.steps import load_data_of
 from common.reporting import figures
 from common.reporting.frame import Trials
 from common.reporting.runs import Log, find_logs

@@ -31,8 +31,8 @@ if "google.colab" in sys.modules and not Path("common").is_dir():
     if not Path("low-rank-cnn").is_dir():
         _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
         subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
-    subprocess.run([sys.executable, "-m", "common.colab"], cwd="low-rank-cnn", check=True)
-_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "config.py").is_file()]
+    subprocess.run([sys.executable, "-m", "common.notebook.colab"], cwd="low-rank-cnn", check=True)
+_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "notebook").is_dir()]
 assert _suite, f"{Path.cwd()} is not inside the suite; start there, or give papermill --cwd and the suite's folder"
 os.chdir(_suite[0])
 sys.path.insert(0, str(Path.cwd()))
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path.cwd()))
 # ## Parameters
 #
 # Change them here, or from outside: `papermill notebooks/resnet18.ipynb out.ipynb -p dataset mnist -p data_root data`.
-# A few more, with what is allowed, stand in `common/config.py`.
+# A few more, with what is allowed, stand in `common/notebook/config.py`.
 
 # %% tags=["parameters"]
 dataset = "digits"  # digits (embedded), mnist, cifar10 or imagefolder
@@ -70,7 +70,7 @@ logs = "logs"  # folder of the logs
 run = None  # name of this run's log; None makes one from the model, data set, method and time
 
 # %%
-from common.config import ClassifierConfig
+from common.notebook.config import ClassifierConfig
 
 config = ClassifierConfig.from_notebook(globals())
 print(config)
@@ -79,9 +79,9 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.colab import keep_run
-from common.evidence import chosen_ranks, layer_table
-from common.experiment import decompose, dense_network, load_data_of, rule_plans, search
+from common.notebook.colab import keep_run
+from common.notebook.evidence import chosen_ranks, layer_table
+from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
 from common.search import LEVEL_NAMES

@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.trials import TrialRecord, TrialWriter
 
@@ -153,8 +150,8 @@ def _trial(network: Network, method: str, share: float, chance: random.Random) -
         params, macs = params + size, macs + size * layer.places
     dense = sum(layer.params for layer in network.layers) + extra
     dense_macs = sum(layer.params * layer.places for layer in network.layers) + extra
-    harm = {"svd": 1.0, "arsvd": 0.9, "tucker2": 0.75, "htd": 0.6}[method] * chance.uniform(0.8, 1.25)
-    loss = min(0.9, 0.012 * harm * ((dense / params) ** 0.85 - 1))
+    divergence = {"svd": 1.0, "arsvd": 0.9, "tucker2": 0.75, "htd": 0.6}[method] * chance.uniform(0.8, 1.25)
+    loss = min(0.9, 0.012 * divergence * ((dense / params) ** 0.85 - 1))
     stages = {"raw": 1 - min(0.93, 6 * loss), "recalibrated": 1 - 1.6 * loss}
     metrics = {
         stage: {network.metric: round(network.validation * kept, 5), "loss": round(1.5 * (1.06 - kept), 5)}

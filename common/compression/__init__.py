@@ -1,5 +1,6 @@
-"""A plan applied to a network, and networks on disk."""
+"""A plan becomes a smaller network; networks on disk."""
 
-from common.compression.compress import MODES, compress, factored_layer, planned_layers
+from common.compression.checkpoints import load_compressed, save_compressed
+from common.compression.compress import compress, factored_layer, planned_layers
 
-__all__ = ["MODES", "compress", "factored_layer", "planned_layers"]
+__all__ = ["compress", "factored_layer", "load_compressed", "planned_layers", "save_compressed"]

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.choices import check_choice
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, balance
-from common.models.provenance import Provenance, get_provenance, set_provenance
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer, effective_layers
 from common.network.lowrank import LowRank, stand_in
+from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.weights import set_convolution_weight
-from common.planning.layers import Decompositions
+from common.planning.decompositions import Decompositions
 from common.planning.plan import LayerPlan, RankPlan
+from common.validation import check_choice
 
 MODES = ("factorized", "reconstruct")
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
-from common.batches import Batch
-from common.choices import check_choice
 from common.data.normalization import AS_GIVEN, Normalization
 from common.data.own import OwnLoader, seed_order
+from common.network.batches import Batch
+from common.validation import check_choice
 
 Loader = DataLoader[Any] | OwnLoader
 
@@ -170,7 +170,7 @@ class DataBundle:
 
     @property
     def metric(self) -> str:
-        """The name of what decides among networks, in :func:`common.metrics.evaluate`; greater is better."""
+        """The name of what decides among networks, in :func:`common.training.evaluate`; greater is better."""
         return "dice" if self.task == "segmentation" else "accuracy"
 
     def shuffle(self, seed: int) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from common.batches import Batch
 from common.data.bundle import BatchDataset, Splits
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
+from common.network.batches import Batch
 from common.torchvision_compat import torchvision
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.batches import Batch
 from common.data.annotations import shorten
 from common.data.bundle import BatchDataset, Splits
 from common.data.images import IMAGE_KINDS, open_image
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
+from common.network.batches import Batch
 from common.torchvision_compat import torchvision
 
 _v2 = torchvision.transforms.v2

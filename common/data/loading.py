@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.choices import check_choice
 from common.data.bundle import DataBundle, make_bundle
 from common.data.cifar10 import CLASSES as CIFAR10_CLASSES
 from common.data.cifar10 import load_cifar10
@@ -19,6 +18,7 @@ from common.data.mnist import load_mnist
 from common.data.normalization import CENTRED, IMAGENET, Normalization
 from common.data.phantoms import phantoms_folder
 from common.data.segmentation import coco_splits
+from common.validation import check_choice
 
 _TEN = tuple("0123456789")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from common.network.provenance import get_provenance, set_provenance
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,31 @@ CENTRED = Normalization((0.5,), (0.5,))
 
 AS_GIVEN = Normalization((0.0,), (1.0,))
 """Of inputs whose scale nobody has told: they are taken as they are."""
+
+
+def remember_normalization(network: nn.Module, normalization: Normalization) -> None:
+    """Note on a network of this suite how pixels became the inputs that it is trained on; it is saved with it."""
+    provenance = get_provenance(network)
+    if provenance is not None and normalization != AS_GIVEN:
+        set_provenance(network, dataclasses.replace(provenance, inputs=_plain(normalization)))
+
+
+def check_normalization(network: nn.Module, normalization: Normalization) -> None:
+    """Do nothing where ``network`` was trained on pixels of this scale, or either scale is not known.
+
+    Raises:
+        ValueError: it was trained on another.
+    """
+    provenance = get_provenance(network)
+    given = _plain(normalization)
+    if normalization == AS_GIVEN or provenance is None or not provenance.inputs:
+        return
+    if dict(provenance.inputs) != given:
+        raise ValueError(
+            f"the network was trained on pixels normalised by {dict(provenance.inputs)}, the data has {given}; where "
+            "it started from torchvision's weights the data wants normalize='imagenet' (pretrained in the notebooks)"
+        )
+
+
+def _plain(normalization: Normalization) -> dict[str, list[float]]:
+    return {"mean": list(normalization.mean), "deviation": list(normalization.deviation)}

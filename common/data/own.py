@@ -20,8 +20,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from common.batches import Batch, pair_of
-from common.outputs import describe
+from common.network.batches import Batch, pair_of
+from common.network.outputs import describe
 
 MOST_BATCHES = 1_000_000
 """A loader without a length that gives more batches than this is taken for one without an end."""

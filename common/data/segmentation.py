@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.batches import Batch
 from common.data.annotations import AnnotationFile, LeftOut, read_coco, shorten
 from common.data.bundle import BatchDataset, Splits
 from common.data.coco import read_images
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
+from common.network.batches import Batch
 from common.torchvision_compat import torchvision
 
 _v2, _tensors = torchvision.transforms.v2, torchvision.tv_tensors

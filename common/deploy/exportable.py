@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.parameter import is_lazy
 
 from common.deploy.parity import deployed_copy, example, run, same_outputs, tensors
-from common.outputs import single_tensor
+from common.network.outputs import single_tensor
 
 HELD = (torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Numbers that ONNX Runtime can hand back, beside truth values."""

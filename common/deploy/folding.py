@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.deploy.links import is_plain, links
 from common.deploy.observing import is_altered
 from common.deploy.parity import changed_copy
-from common.modes import hooked
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer
+from common.network.modes import hooked
 from common.network.weights import convolution_weight, set_convolution_weight
 
 

@@ -19,7 +19,8 @@ from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import align_ranks, check_multiple, merge_factors
 from common.deploy.parity import difference, run, tolerance
-from common.outputs import single_tensor
+from common.files import replacing
+from common.network.outputs import single_tensor
 
 INPUT, OUTPUT = "input", "output"
 OPSETS = range(18, 24)
@@ -64,15 +65,10 @@ def export_onnx(
     if size >= LARGEST_FILE:
         raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
     expected = _expected(reference, x, dynamic_batch)
-    path.parent.mkdir(parents=True, exist_ok=True)
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         _write(network, partial, x, dynamic_batch, opset)
         _check_parity(partial, expected)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from common.models.provenance import Provenance, set_provenance
 from common.network.copies import independent_copy
+from common.network.provenance import Provenance, set_provenance
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest value; rounding alone stays below it."""

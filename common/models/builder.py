@@ -7,11 +7,11 @@ from urllib.error import URLError
 
 from torch import nn
 
-from common.choices import check_choice
-from common.models.provenance import Provenance, set_provenance
 from common.models.resnet_cifar import CifarResNet
 from common.models.unet import UPSAMPLING, UNet
+from common.network.provenance import Provenance, set_provenance
 from common.torchvision_compat import torchvision
+from common.validation import check_choice
 
 HEADS = {"resnet18": "fc", "resnet34": "fc", "vgg16": "classifier.6", "alexnet": "classifier.6"}
 """torchvision's architectures -> name of the last Linear, which is replaced to fit the number of classes."""

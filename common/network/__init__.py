@@ -1,1 +1,5 @@
-"""A network as the suite sees it: which layers can be factored and why others not, what a pass runs, what it costs."""
+"""A network as the suite sees it: which layers can be factored, their shapes and costs, hooks, modes, provenance."""
+
+from common.network.profiling import LayerProfile, Profile, profile
+
+__all__ = ["LayerProfile", "Profile", "profile"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.modes import evaluating
+from common.network.modes import evaluating
 from common.network.passes import explained
 
 Shape = tuple[int, ...]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from common.modes import evaluating
+from common.network.modes import evaluating
 
 
 def example_batch(x: Tensor, model: nn.Module) -> Tensor:

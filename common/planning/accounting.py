@@ -8,7 +8,7 @@ from torch import nn
 
 from common.network.counting import Operations
 from common.network.layers import FactorableLayer
-from common.planning.layers import LayerShape, dense_reason
+from common.network.shapes import LayerShape, dense_reason
 from common.planning.plan import Untouched
 
 _NEVER_RUNS = "a pass in evaluation mode never runs it; budgets do not count it"

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import nn
+
 from common.decomposition import Ranks
+from common.network.provenance import get_provenance
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,9 @@ class RankPlan:
             return cls(layers, str(values["method"]), str(values["rule"]), settings, untouched)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not a rank plan: {error!r}") from error
+
+
+def plan_of(model: nn.Module) -> RankPlan | None:
+    """The plan that ``model`` was compressed by; None for a dense network, or one from elsewhere."""
+    provenance = get_provenance(model)
+    return provenance.plan if provenance is not None and isinstance(provenance.plan, RankPlan) else None

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from common.reporting.facts import conditions, method_name, proposer_of, setting_text
-from common.selection import final_metric, reductions
 from common.trials import STAGES, Entry, TrialRecord
+from common.trials.best import final_metric, reductions
 
 TEXTS = (
     *("run", "study", "status", "model", "dataset", "method", "rule", "setting", "sampler", "metric", "runtime"),

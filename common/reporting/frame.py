@@ -16,8 +16,8 @@ from common.reporting.columns import Columns
 from common.reporting.facts import method_order
 from common.reporting.runs import Log
 from common.reporting.workers import Versions
-from common.selection import choose_best
 from common.trials import Entry, TrialRecord, parse_record, study_of
+from common.trials.best import choose_best
 
 
 class Trials:
@@ -116,7 +116,7 @@ class Trials:
             yield str(label), rows
 
     def best(self, rows: pd.DataFrame, keep: float) -> dict[str, TrialRecord]:
-        """What `common.selection.choose_best` chooses of these rows."""
+        """What `common.trials.best.choose_best` chooses of these rows."""
         accepted = rows[is_accepted(rows, keep)].assign(tested=rows["test"].notna())
         nearest: set[int] = set()
         for name, ascending in (("params_kept", True), ("macs_kept", True), ("speedup", False)):
@@ -127,7 +127,7 @@ class Trials:
 
 
 def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
-    """Which trials `common.selection.is_accepted` accepts."""
+    """Which trials `common.trials.best.is_accepted` accepts."""
     enough = rows["final"] >= keep * rows["dense"] if keep else rows["final"].notna()
     return (rows["status"] == "ok") & enough
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.planning.budget import Options
-from common.planning.layers import Decompositions, LayerShape, dense_reason, layer_method
+from common.network.shapes import LayerShape, dense_reason
+from common.planning.allocation import Options
+from common.planning.decompositions import Decompositions, layer_method
 from common.planning.plan import LayerPlan, RankPlan
 
 LEVELS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
@@ -25,15 +26,15 @@ class Candidate:
     Attributes:
         plan: what it is.
         params, macs: what it costs.
-        error: its relative error; NaN for a candidate that was chosen by its harm.
-        harm: what it is expected to cost the network; NaN for a candidate that was chosen by its ranks.
+        error: its relative error; NaN for a candidate that was chosen by its loss.
+        loss: what it is expected to cost the network; NaN for a candidate that was chosen by its ranks.
     """
 
     plan: LayerPlan
     params: int
     macs: int
     error: float
-    harm: float = math.nan
+    loss: float = math.nan
 
 
 Candidates = Mapping[str, tuple[Candidate | None, ...]]
@@ -76,14 +77,14 @@ def _candidates(
 
 
 def option_candidates(options: Mapping[str, Options]) -> Candidates:
-    """For each layer and level the option with the least harm among those that are that small."""
+    """For each layer and level the option with the least loss among those that are that small."""
     found: dict[str, tuple[Candidate | None, ...]] = {}
     for name, layer in options.items():
         dense = int(np.argmax(layer.params))
         choices: list[Candidate | None] = []
         for level in LEVELS[:-1]:
             fitting = np.flatnonzero(layer.params <= level * layer.params[dense])
-            best = fitting[np.argmin(layer.harm[fitting])] if len(fitting) else None
+            best = fitting[np.argmin(layer.loss[fitting])] if len(fitting) else None
             choices.append(None if best is None else _option(layer, int(best)))
         found[name] = (*choices, _option(layer, dense))
     return found
@@ -91,7 +92,7 @@ def option_candidates(options: Mapping[str, Options]) -> Candidates:
 
 def _option(options: Options, index: int) -> Candidate:
     params, macs = int(options.params[index]), int(options.macs[index])
-    return Candidate(options.plans[index], params, macs, math.nan, float(options.harm[index]))
+    return Candidate(options.plans[index], params, macs, math.nan, float(options.loss[index]))
 
 
 def plan_of(candidates: Candidates, levels: Mapping[str, int], method: str, rule: str) -> RankPlan:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration import recalibrate_bn
-from common.choices import RUNTIMES
 from common.compression import compress
 from common.data import DataBundle
 from common.data.bundle import Loader
 from common.deploy import fold_batchnorm, merge_factors
-from common.latency_cache import layer_times
-from common.metrics import evaluate
-from common.planning.latency_table import MERGING
-from common.planning.layers import Decompositions
+from common.latency import RUNTIMES, Latency, measure_latency
+from common.latency.cache import layer_times
+from common.latency.table import MERGING
+from common.network import Profile, profile
+from common.planning.costs import kept_shares
+from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
-from common.planning.planner import kept_shares
-from common.profiling import Latency, Profile, measure_latency, profile
 from common.search.space import Space
+from common.training import evaluate
 
 Metrics = dict[str, dict[str, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -72,7 +72,7 @@ class Objective:
         model: the dense network.
         data: calibration is used for BatchNorm, validation for the metrics.
         decompositions: of ``model``.
-        space: of ``model``; it knows what plans cost and, under a budget, what harm they are expected to do.
+        space: of ``model``; it knows what plans cost and, under a budget, what divergence they are expected to do.
         latency_batch: how many inputs a timed pass holds.
         part: share of the batches that the second rung takes.
         size_weight: of the score; under a budget it does not count.
@@ -138,7 +138,7 @@ class Objective:
         params, macs = self.space.cost(plan)
         if climb and self.space.budget is not None:
             # exp(-divergence) is the likelihood that the compressed network gives to what the dense one says.
-            predicted = math.exp(-self.space.predicted_harm(plan)) - self.size_weight * self._kept(params, macs)
+            predicted = math.exp(-self.space.predicted_loss(plan)) - self.size_weight * self._kept(params, macs)
             if not climb(0, predicted):
                 return Measured(0, predicted, predicted, params, macs)
         small = compress(self.model, plan, decompositions=self.decompositions)
@@ -189,7 +189,7 @@ class Objective:
     def layer_times(self, network: nn.Module, plan: RankPlan) -> dict[str, object] | None:
         """Where the time of a pass goes in the dense network and in this one; None on a GPU, where none is measured.
 
-        See :func:`common.latency_cache.layer_times`; both are timed as they are, in PyTorch.
+        See :func:`common.latency.cache.layer_times`; both are timed as they are, in PyTorch.
         """
         if self.timed.is_cuda:
             return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from common.planning.layers import LayerShape
+from common.network.shapes import LayerShape
 from common.search.candidates import Candidate, Candidates
 from common.search.sensitivity import reference_candidate
 from common.search.space import Levels, Space
@@ -82,16 +82,16 @@ def sensitivity_logits(
 ) -> Logits:
     """The first logits without a budget, from what is known before any trial.
 
-    A candidate's expected divergence d is the layer's sensitivity, times the candidate's squared error over that at
-    which the sensitivity was measured. Its ``harm`` is ``log(1 + d / m)`` with m the median sensitivity: layers differ
+    A candidate's expected loss d is the layer's sensitivity, times the candidate's squared error over that at
+    which the sensitivity was measured. Its ``loss`` is ``log(1 + d / m)`` with m the median sensitivity: layers differ
     by powers of ten, and one that must not be touched should not make all others look free. Its ``size`` is the mean
     of its shares of the network's parameters and of its MACs, in units of a layer's average share. Its logit is
-    ``-(alpha * harm + beta * size) / temperature``.
+    ``-(alpha * loss + beta * size) / temperature``.
 
     Args:
         candidates: of each layer.
         sensitivities: of each layer, not negative.
-        alpha: weight of the harm.
+        alpha: weight of the loss.
         beta: weight of the size.
         temperature: the greater, the more even the distributions.
     """
@@ -100,25 +100,25 @@ def sensitivity_logits(
     positive = [value for value in sensitivities.values() if value > 0]
     median = statistics.median(positive) if positive else 1.0
     for name, choices in candidates.items():
-        harm = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
+        loss = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
         size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
-        logits[name] = _masked(choices, -(alpha * harm + beta * size) / temperature)
+        logits[name] = _masked(choices, -(alpha * loss + beta * size) / temperature)
     return logits
 
 
 def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3) -> Logits:
-    """The first logits under a budget: ``-(alpha * harm / h + price * size) / temperature``.
+    """The first logits under a budget: ``-(alpha * loss / h + price * size) / temperature``.
 
-    ``h`` is the mean harm of a layer in the budget's own allocation, and the price is the one at which the expected
+    ``h`` is the mean loss of a layer in the budget's own allocation, and the price is the one at which the expected
     size of a sample is the budget. As the temperature falls the distributions close in on the allocation, which has
-    the least harm + price * size; at any temperature they have the most entropy for their expected harm and size.
+    the least loss + price * size; at any temperature they have the most entropy for their expected loss and size.
     """
     assert space.allocation is not None
     assert space.budget is not None
-    unit = max(space.predicted_harm(space.allocation) / len(space.candidates), 1e-12)
-    harms, sizes, costs = {}, {}, {}
+    unit = max(space.predicted_loss(space.allocation) / len(space.candidates), 1e-12)
+    losses, sizes, costs = {}, {}, {}
     for name, choices in space.candidates.items():
-        harms[name] = torch.tensor([c.harm / unit if c else 0.0 for c in choices], dtype=torch.float64)
+        losses[name] = torch.tensor([c.loss / unit if c else 0.0 for c in choices], dtype=torch.float64)
         sizes[name] = torch.tensor([space.size(c) if c else 0.0 for c in choices], dtype=torch.float64)
         costs[name] = torch.tensor([[c.params, c.macs] if c else [0, 0] for c in choices], dtype=torch.float64)
     limits = [
@@ -128,7 +128,7 @@ def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3)
 
     def logits(price: float) -> Logits:
         return {
-            name: _masked(choices, -(alpha * harms[name] + price * sizes[name]) / temperature)
+            name: _masked(choices, -(alpha * losses[name] + price * sizes[name]) / temperature)
             for name, choices in space.candidates.items()
         }
 

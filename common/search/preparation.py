@@ -10,16 +10,22 @@ from torch import nn
 from common.calibration import calibrate
 from common.data import DataBundle
 from common.network.counting import count_operations
+from common.network.shapes import dense_reason, trace_layers
 from common.planning.accounting import nothing_to_factor, untouched_modules
-from common.planning.layers import Decompositions, dense_reason, trace_layers
+from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
-from common.search.blueprint import Blueprint, Points
 from common.search.candidates import layer_candidates
 from common.search.objective import Objective, calibration_inputs
 from common.search.rules import rule_plan
-from common.search.sensitivity import interpolated_sensitivities, layer_sensitivities, measure_harms, single_harms
+from common.search.sensitivity import (
+    interpolated_sensitivities,
+    layer_sensitivities,
+    measure_divergences,
+    single_divergences,
+)
 from common.search.settings import RULES, SearchSettings
 from common.search.space import Space
+from common.search.study.specification import Blueprint, Points
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,18 @@ def decompose_for_search(
 def measure_sensitivities(
     model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings
 ) -> tuple[dict[str, float], dict[str, Points]]:
-    """How much each layer's decomposition harms the network: one number a layer, and points over its squared error."""
+    """Each layer's sensitivity, and its measured divergences over the layer's squared error."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
     method = "svd" if settings.method == "mixed" else settings.method
     candidates = layer_candidates(trace_layers(model, inputs[:1]), decompositions, method)
     if settings.budget and settings.table:
-        table = measure_harms(model, candidates, decompositions, inputs)
-        harms = {name: [(error, harm) for error, harm in points] for name, points in table.items()}
-        return interpolated_sensitivities(candidates, harms), harms
+        table = measure_divergences(model, candidates, decompositions, inputs)
+        divergences = {name: [(error, divergence) for error, divergence in points] for name, points in table.items()}
+        return interpolated_sensitivities(candidates, divergences), divergences
     sensitivities = layer_sensitivities(model, candidates, decompositions, inputs)
-    return sensitivities, single_harms(candidates, sensitivities)
+    return sensitivities, single_divergences(candidates, sensitivities)
 
 
 def prepare(model: nn.Module, data: DataBundle, blueprint: Blueprint, decompositions: Decompositions) -> Prepared:
@@ -90,7 +96,7 @@ def prepare(model: nn.Module, data: DataBundle, blueprint: Blueprint, decomposit
     """
     settings = blueprint.settings
     x = data.example().to(next(model.parameters()).device)
-    space = Space(model, x, decompositions, settings.method, settings.budget, blueprint.harms)
+    space = Space(model, x, decompositions, settings.method, settings.budget, blueprint.divergences)
     plan = rule_plan(settings.policy, model, x, decompositions, space) if settings.policy in RULES else None
     objective = Objective(
         model,

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS
-from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, LayerShape
+from common.network.shapes import LayerShape
+from common.planning import VBMF, Budget, Energy, Fixed, RankPlan, plan_ranks
+from common.planning.costs import dense_unless_smaller, kept_shares
+from common.planning.decompositions import Decompositions
 from common.planning.plan import LayerPlan
-from common.planning.planner import dense_unless_smaller, kept_shares
 from common.search.space import Space
 
 Cost = tuple[int, int]
@@ -25,7 +26,7 @@ LEAST_SHARE = 2.0**-24
 def rule_plan(rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space) -> RankPlan:
     """The largest plan of a rank rule that keeps to the space's budget.
 
-    ``budget`` is the allocation by measured harm. ``uniform`` gives every layer the same share of its ranks,
+    ``budget`` is the allocation by measured divergence. ``uniform`` gives every layer the same share of its ranks,
     ``energy`` the ranks that keep the same share of the energy, and ``vbmf`` those of variational Bayes times a common
     factor. No share or factor has a larger plan that fits.
 
@@ -55,13 +56,13 @@ def _candidates(rule: str, model: nn.Module, x: Tensor, decompositions: Decompos
 
     def of_energy(share: float) -> list[RankPlan]:
         return [
-            plan_ranks(model, x, m, "energy", threshold=share, only_if_smaller=False, decompositions=decompositions)
+            plan_ranks(model, x, m, Energy(share, only_if_smaller=False), decompositions=decompositions)
             for m in methods
         ]
 
     def of_ranks(share: float) -> list[RankPlan]:
         return [
-            plan_ranks(model, x, m, "fixed", ranks=share, only_if_smaller=False, decompositions=decompositions)
+            plan_ranks(model, x, m, Fixed(share, only_if_smaller=False), decompositions=decompositions)
             for m in methods
         ]
 
@@ -69,7 +70,7 @@ def _candidates(rule: str, model: nn.Module, x: Tensor, decompositions: Decompos
         return of_energy
     if rule == "uniform":
         return of_ranks
-    found = plan_ranks(model, x, method, "vbmf", decompositions=decompositions, only_if_smaller=False)
+    found = plan_ranks(model, x, method, VBMF(only_if_smaller=False), decompositions=decompositions)
     return _scaled(found, decompositions)
 
 

@@ -22,8 +22,8 @@ from common.search.policy import (
     static_logits,
 )
 from common.search.settings import POLICIES, RULES, SearchSettings
-from common.search.slots import OUTCOME, slots_of
 from common.search.space import Levels, Space
+from common.search.study.attempts import OUTCOME, slots_of
 
 POPULATION = 20
 """Of NSGA-II: Optuna's 50 would leave a study of 100 trials two generations."""

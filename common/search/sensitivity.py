@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.compression import compress
-from common.inputs import to_network
-from common.modes import evaluating
-from common.outputs import single_tensor
-from common.planning.layers import Decompositions
-from common.planning.options import Harms
+from common.network.inputs import to_network
+from common.network.modes import evaluating
+from common.network.outputs import single_tensor
+from common.planning.decompositions import Decompositions
+from common.planning.options import Divergences
 from common.planning.plan import LayerPlan, RankPlan
 from common.progress import track
 from common.search.candidates import LEVELS, Candidate, Candidates
@@ -48,13 +48,13 @@ def layer_sensitivities(
     return dict.fromkeys(candidates, 0.0) | {name: value for (name, _), value in measured}
 
 
-def measure_harms(
+def measure_divergences(
     model: nn.Module,
     candidates: Candidates,
     decompositions: Decompositions,
     inputs: Tensor,
     levels: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
-) -> Harms:
+) -> Divergences:
     """A table, layer x level, of what decomposing that layer alone does to the network's output.
 
     Measured once, it serves every budget: :func:`common.planning.plan_ranks` interpolates in it.
@@ -107,18 +107,20 @@ def _log_probabilities(output: object) -> Tensor:
     return logits.log_softmax(1)
 
 
-def interpolated_sensitivities(candidates: Candidates, harms: Harms) -> dict[str, float]:
-    """Each layer's sensitivity read off its table of harms, at the error of its reference candidate."""
+def interpolated_sensitivities(candidates: Candidates, divergences: Divergences) -> dict[str, float]:
+    """Each layer's sensitivity read off its table of divergences, at the error of its reference candidate."""
     found = dict.fromkeys(candidates, 0.0)
     for name, choices in candidates.items():
         reference = reference_candidate(choices)
-        if reference and name in harms:
-            errors, values = zip((0.0, 0.0), *sorted(harms[name]), strict=True)
+        if reference and name in divergences:
+            errors, values = zip((0.0, 0.0), *sorted(divergences[name]), strict=True)
             found[name] = float(np.interp(reference.error**2, errors, values))
     return found
 
 
-def single_harms(candidates: Candidates, sensitivities: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
-    """A table of harms with one point a layer: its sensitivity, at the squared error where that was measured."""
+def single_divergences(
+    candidates: Candidates, sensitivities: Mapping[str, float]
+) -> dict[str, list[tuple[float, float]]]:
+    """A table of divergences with one point a layer: its sensitivity, at the squared error where that was measured."""
     references = {name: reference_candidate(choices) for name, choices in candidates.items()}
     return {name: [(reference.error**2, sensitivities[name])] for name, reference in references.items() if reference}

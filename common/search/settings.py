@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from common.choices import BUDGET_RULES, RUNTIMES, check_choice
-from common.planning.budget import Budget
+from common.latency import RUNTIMES
+from common.planning import Budget
 from common.training import TrainingSettings
+from common.validation import check_choice
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,6 +19,8 @@ Count = Annotated[int, Field(ge=1)]
 
 Method = Literal["svd", "spatial_svd", "tucker2", "htd", "mixed"]
 Sampler = Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"]
+BUDGET_RULES = ("uniform", "energy", "vbmf", "budget")
+"""Policies that have one plan, which a rank rule finds at the budget."""
 RULES = BUDGET_RULES
 POLICIES = ("adaptive", "static")
 

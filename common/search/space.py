@@ -11,11 +11,14 @@ from optuna.distributions import IntDistribution
 from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS
-from common.planning.budget import Budget, Options, allocate
-from common.planning.layers import Decompositions, plan_cost, trace_layers
-from common.planning.options import Harms, layer_options
+from common.network import profile
+from common.network.shapes import trace_layers
+from common.planning import Budget
+from common.planning.allocation import Options, allocate
+from common.planning.costs import plan_cost
+from common.planning.decompositions import Decompositions
+from common.planning.options import Divergences, layer_options
 from common.planning.plan import RankPlan
-from common.profiling import profile
 from common.search.candidates import Candidate, Candidates, layer_candidates, option_candidates, plan_of
 
 Levels = dict[str, int]
@@ -31,7 +34,7 @@ class Space:
         decompositions: of ``model``.
         method: the decomposition, or ``mixed``.
         budget: that every plan keeps to; None takes the chosen candidates as they are.
-        harms: measured harm of errors, layer by layer.
+        divergences: measured loss of errors, layer by layer.
 
     Raises:
         ValueError: the budget cannot be met; the sentence names the least that can.
@@ -44,7 +47,7 @@ class Space:
         decompositions: Decompositions,
         method: str,
         budget: Budget | None = None,
-        harms: Harms | None = None,
+        divergences: Divergences | None = None,
     ) -> None:
         self.method, self.budget = method, budget
         self.shapes = trace_layers(model, x)
@@ -60,13 +63,13 @@ class Space:
             return
         methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
         self.options = {
-            name: layer_options(name, shape, decompositions, methods, harms=harms)
+            name: layer_options(name, shape, decompositions, methods, divergences=divergences)
             for name, shape in self.shapes.items()
         }
         self.allocation = self._allocate({})
         self.candidates = option_candidates(self.options)
-        self._harms = {
-            name: dict(zip(options.plans, options.harm.tolist(), strict=True))
+        self._losses = {
+            name: dict(zip(options.plans, options.loss.tolist(), strict=True))
             for name, options in self.options.items()
         }
 
@@ -80,8 +83,8 @@ class Space:
     def plan(self, levels: Mapping[str, int], rule: str) -> RankPlan:
         """The plan that ``levels`` stand for; with a budget, one that fills it.
 
-        A level says at what price per size its layer would choose it. The plan has the least harm within the budget
-        when every layer's harm is counted in units of its price, so that what the levels say of the layers relative
+        A level says at what price per size its layer would choose it. The plan has the least loss within the budget
+        when every layer's loss is counted in units of its price, so that what the levels say of the layers relative
         to each other is kept, and levels that all name the same price give the budget's own allocation.
         """
         if self.budget is None:
@@ -92,7 +95,7 @@ class Space:
     def _allocate(self, weights: Mapping[str, float]) -> RankPlan:
         assert self.budget is not None
         options = {
-            name: replace(options, harm=options.harm * weights.get(name, 1.0))
+            name: replace(options, loss=options.loss * weights.get(name, 1.0))
             for name, options in self.options.items()
         }
         layers = allocate(options, self.budget, self.dense, self.rest)
@@ -104,8 +107,11 @@ class Space:
         for name, level in levels.items():
             choices = [choice for choice in self.candidates[name] if choice]
             if len(choices) > 1:
-                sizes, harms = [self.size(choice) for choice in choices], [choice.harm for choice in choices]
-                prices[name] = _price(sizes, harms, level - (len(self.candidates[name]) - len(choices)))
+                sizes, losses = (
+                    [self.size(choice) for choice in choices],
+                    [choice.loss for choice in choices],
+                )
+                prices[name] = _price(sizes, losses, level - (len(self.candidates[name]) - len(choices)))
         typical = statistics.median(price for price in prices.values() if price > 0) if any(prices.values()) else 1.0
         return {name: min(max(price / typical, 1e-6), 1e6) for name, price in prices.items()}
 
@@ -121,9 +127,9 @@ class Space:
         ]
         return sum(shares) / len(shares)
 
-    def predicted_harm(self, plan: RankPlan) -> float:
+    def predicted_loss(self, plan: RankPlan) -> float:
         """The sum over layers of what a plan under the budget is expected to cost the network."""
-        return sum(self._harms[name][layer] for name, layer in plan.factored.items())
+        return sum(self._losses[name][layer] for name, layer in plan.factored.items())
 
     def cost(self, plan: RankPlan) -> tuple[int, int]:
         """Parameters and MACs of the network that ``plan`` makes, without building it."""
@@ -147,15 +153,15 @@ class Space:
         return choice.params
 
 
-def _price(sizes: Sequence[float], harms: Sequence[float], index: int) -> float:
+def _price(sizes: Sequence[float], losses: Sequence[float], index: int) -> float:
     """The price per size at which a layer would choose option ``index``, or what is better and no larger.
 
     It is the geometric mean of the slopes of the layer's convex hull on both sides; for the smallest option twice, for
     the dense one half the only slope there is.
     """
-    size, harm = min(zip(sizes, harms, strict=True), key=lambda o: (o[0] > sizes[index], o[1], o[0]))
-    left = [(harm - other) / (smaller - size) for smaller, other in zip(sizes, harms, strict=True) if smaller < size]
-    right = [(harm - other) / (larger - size) for larger, other in zip(sizes, harms, strict=True) if larger > size]
+    size, loss = min(zip(sizes, losses, strict=True), key=lambda o: (o[0] > sizes[index], o[1], o[0]))
+    left = [(loss - other) / (smaller - size) for smaller, other in zip(sizes, losses, strict=True) if smaller < size]
+    right = [(loss - other) / (larger - size) for larger, other in zip(sizes, losses, strict=True) if larger > size]
     if left and right:
         return math.sqrt(max(min(left), 0.0) * max(max(right), 0.0))
     return 2 * max(right, default=0.0) if right else min(left) / 2

@@ -11,9 +11,9 @@ from PIL import Image
 from common.data import DataBundle, load_data
 from common.data.imagefolder import ImageFiles
 from common.data.normalization import IMAGENET
-from common.metrics import evaluate
 from common.models import build_model
 from common.torchvision_compat import torchvision
+from common.training import evaluate
 
 PARTS = ("train", "calibration", "validation", "test")
 

@@ -25,7 +25,7 @@ from torch.utils.data import (
 from common.data import DataBundle, load_data
 from common.data.normalization import AS_GIVEN, CENTRED, Normalization
 from common.data.own import OwnLoader
-from common.search.blueprint import data_digest
+from common.search.study.specification import data_digest
 
 TEN = tuple("0123456789")
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from common.calibration import calibrate
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, balance
-from common.planning import plan_ranks
+from common.planning import Fixed, plan_ranks
 
 
 def chain(x: Tensor, factors: tuple[Tensor, ...], groups: int) -> Tensor:
@@ -84,7 +84,7 @@ def test_channels_that_are_zero_on_a_side_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-20, 1e15])
-def test_channels_that_hardly_are_there_do_no_harm(size: float) -> None:
+def test_channels_that_hardly_are_there_do_no_divergence(size: float) -> None:
     """As of filters that weight decay has shrunk to nothing: squared they are no float32."""
     first, second, third = torch.randn(3, 4), torch.randn(5, 3), torch.randn(2, 5)
     first[1] *= size
@@ -106,7 +106,7 @@ def test_a_compressed_linear_layer_is_balanced() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 9)).eval()
     x = torch.randn(4, 6)
-    plan = plan_ranks(model, x, "svd", "fixed", ranks=3, only_if_smaller=False)
+    plan = plan_ranks(model, x, "svd", Fixed(3, only_if_smaller=False))
     small, rebuilt = compress(model, plan), compress(model, plan, mode="reconstruct")
     reduce, expand = (factor.get_parameter("weight").detach() for factor in small.get_submodule("0").children())
     torch.testing.assert_close(*norms(reduce, expand, 1))
@@ -122,7 +122,7 @@ def test_compressed_layers_are_balanced(method: str, transposed: bool) -> None:
     model = nn.Sequential(kind(8, 12, 3, padding=1, groups=2, bias=False)).eval()
     x = torch.randn(4, 8, 9, 9) * torch.logspace(-2, 2, 8).view(-1, 1, 1)
     moments = calibrate(model, [x])
-    plan = plan_ranks(model, x, method, "fixed", ranks=2, moments=moments, only_if_smaller=False)
+    plan = plan_ranks(model, x, method, Fixed(2, only_if_smaller=False), moments=moments)
     small, rebuilt = (compress(model, plan, moments=moments, mode=mode) for mode in ("factorized", "reconstruct"))
     weights = []
     for factor in small.get_submodule("0").children():

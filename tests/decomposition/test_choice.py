@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.calibration import calibrate, held_out_images
+from common.calibration import calibrate
+from common.calibration.moments import held_out_images
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, decompose
 from common.decomposition.choice import SHARES, Chosen, HeldOut
+from common.network.shapes import trace_layers
 from common.network.weights import convolution_weight
-from common.planning.layers import layer_method, trace_layers
+from common.planning.decompositions import layer_method
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "3x3": lambda: nn.Conv2d(8, 10, 3, padding=1),

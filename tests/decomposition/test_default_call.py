@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from common.calibration import calibrate
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, LayerMoments
-from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, layer_method, trace_layers
+from common.network.shapes import trace_layers
+from common.planning import Budget, Fixed, RankPlan, plan_ranks
+from common.planning.decompositions import Decompositions, layer_method
 from tests.networks import tiny_cnn, tiny_digits
 
 SHARES = (0.25, 0.4, 0.6)
@@ -102,9 +103,9 @@ def test_with_data_a_layer_errs_no_more_than_without_sweeps_or_without_data(kind
 
 
 @pytest.mark.parametrize("method", ["tucker2", "htd"])
-def test_compress_makes_sweeps_by_default_that_do_no_harm(method: str) -> None:
+def test_compress_makes_sweeps_by_default_that_do_no_divergence(method: str) -> None:
     model, moments, held_out = trained("without BatchNorm")
-    plan = plan_ranks(model, held_out[:1], method, "fixed", ranks={"2": 0.4, "5": 0.4}, moments=moments)
+    plan = plan_ranks(model, held_out[:1], method, Fixed({"2": 0.4, "5": 0.4}), moments=moments)
     swept, unswept = compress(model, plan, moments=moments), compress(model, plan, moments=moments, sweeps=0)
     for layer in ("2", "5"):
         assert layer_error(model, swept, layer, held_out) <= 1.01 * layer_error(model, unswept, layer, held_out)
@@ -158,7 +159,7 @@ def test_with_data_a_network_without_batchnorm_loses_no_more(method: str, count:
     moments = calibrate(model, [noisy(calibration[:count], 2000)])
     losses = []
     for found in (moments, None):
-        plan = plan_ranks(model, x[:1], method, "budget", budget=Budget(macs=0.5), moments=found)
+        plan = plan_ranks(model, x[:1], method, Budget(macs=0.5), moments=found)
         with torch.no_grad():
             losses.append(float((compress(model, plan, moments=found)(x) - held_out).square().mean()))
     assert losses[0] <= losses[1]
@@ -196,8 +197,8 @@ def test_of_too_few_patches_it_says_so_and_takes_the_weight_alone(kind: str, cou
     assert "2" not in kept.moments
     for method in DECOMPOSITIONS:
         method = layer_method(method, trace_layers(model, x)["2"])
-        aware = plan_ranks(model, x, method, "fixed", ranks={"2": 0.4}, only_if_smaller=False, moments=moments)
-        plain = plan_ranks(model, x, method, "fixed", ranks={"2": 0.4}, only_if_smaller=False)
+        aware = plan_ranks(model, x, method, Fixed({"2": 0.4}, only_if_smaller=False), moments=moments)
+        plain = plan_ranks(model, x, method, Fixed({"2": 0.4}, only_if_smaller=False))
         assert aware.layers["2"] == plain.layers["2"]
         with torch.no_grad():
             assert torch.equal(compress(model, aware, moments=moments)(x), compress(model, plain)(x))

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.compression import MODES, compress
+from common.compression.compress import MODES, compress
 from common.decomposition import DECOMPOSITIONS
-from common.planning import plan_ranks
+from common.planning import Fixed, plan_ranks
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 Pair = tuple[int, int]
@@ -28,7 +28,7 @@ def check_full_rank(layer: nn.Module, x: Tensor, method: str) -> None:
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         expected = model(x)
-        plan = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False)
+        plan = plan_ranks(model, x, method, Fixed("full", only_if_smaller=False))
         assert list(plan.factored) == ["0"]
         for mode in MODES:
             small = compress(model, plan, mode=mode)

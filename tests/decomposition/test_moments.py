@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.calibration import calibrate, held_out_images
+from common.calibration import calibrate
+from common.calibration.moments import held_out_images
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, SVD, LayerMoments
+from common.network.shapes import trace_layers
 from common.network.weights import convolution_weight
-from common.planning import RankPlan, plan_ranks
-from common.planning.layers import Decompositions, layer_method, trace_layers
+from common.planning import Fixed, RankPlan, plan_ranks
+from common.planning.decompositions import Decompositions, layer_method
 from common.training import TrainingSettings, train
 from tests.networks import tiny_cnn, tiny_digits
 
@@ -95,7 +97,7 @@ def test_the_outputs_mean_follows_from_the_patches_mean(kind: str) -> None:
 def test_full_rank_is_exact_with_moments_too(kind: str, method: str) -> None:
     model, x = network(kind), inputs(1)
     moments = calibrate(model, [x])
-    plan = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False, moments=moments)
+    plan = plan_ranks(model, x, method, Fixed("full", only_if_smaller=False), moments=moments)
     small = compress(model, plan, moments=moments)
     assert output_error(model, small, inputs(9)) < 1e-12 * float(model(inputs(9)).detach().square().sum())
 
@@ -164,8 +166,8 @@ def test_degenerate_moments(odd: str, method: str) -> None:
             moments = calibrate(model, [x[:1]], positions=1)
     else:
         moments = calibrate(model, [x])
-    full = plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False, moments=moments)
-    half = plan_ranks(model, x, method, "fixed", ranks=0.5, only_if_smaller=False, moments=moments)
+    full = plan_ranks(model, x, method, Fixed("full", only_if_smaller=False), moments=moments)
+    half = plan_ranks(model, x, method, Fixed(0.5, only_if_smaller=False), moments=moments)
     with torch.no_grad():
         torch.testing.assert_close(compress(model, full, moments=moments)(inputs(5)), model(inputs(5)))
         assert compress(model, half, moments=moments)(inputs(5)).isfinite().all()
@@ -174,7 +176,7 @@ def test_degenerate_moments(odd: str, method: str) -> None:
 def test_the_shift_goes_into_a_bias_of_the_last_factor() -> None:
     model, x = network("5x3 strided"), inputs(1)
     moments = calibrate(model, [x], positions=50_000)
-    plan = plan_ranks(model, x, "svd", "fixed", ranks={"2": 2}, moments=moments)
+    plan = plan_ranks(model, x, "svd", Fixed({"2": 2}), moments=moments)
     assert plan.layers["2"].shift
     small = compress(model, plan, moments=moments)
     with torch.no_grad():
@@ -265,7 +267,7 @@ def test_a_transposed_convolution_keeps_its_outputs_mean_exactly(settings: tuple
     model = nn.Sequential(nn.ConvTranspose2d(8, 8, kernel, stride, padding, more)).eval()
     x = torch.randn(32, 8, size, size) + torch.arange(8.0)[:, None, None]
     moments = calibrate(model, [x])
-    plan = plan_ranks(model, x, "svd", "fixed", ranks=2, only_if_smaller=False, moments=moments)
+    plan = plan_ranks(model, x, "svd", Fixed(2, only_if_smaller=False), moments=moments)
     with torch.no_grad():
         small, dense = compress(model, plan, moments=moments)(learned(x)), model(learned(x))
     torch.testing.assert_close(small.mean((0, 2, 3)), dense.mean((0, 2, 3)), rtol=0, atol=1e-4 * float(dense.std()))

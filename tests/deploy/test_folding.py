@@ -11,7 +11,7 @@ from common.compression import compress
 from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.models import build_model
 from common.network.lowrank import LowRank
-from common.planning import plan_ranks
+from common.planning import Fixed, plan_ranks
 from tests.networks import lived_in, same_weights, tiny_cnn
 
 
@@ -61,7 +61,7 @@ def test_every_network_keeps_its_outputs(
     """The U-Net's forward branches on sizes and cannot be traced; its blocks can."""
     model, x = lived_in(build_model(name, 5, **settings)), torch.randn(2, 3, *size)  # type: ignore[arg-type]
     if method:
-        model = compress(model, plan_ranks(model, x, method, "fixed", ranks=0.3), sweeps=0)
+        model = compress(model, plan_ranks(model, x, method, Fixed(0.3)), sweeps=0)
     model.train()
     before = copy.deepcopy(model)
     folded = fold_batchnorm(model)
@@ -74,7 +74,7 @@ def test_every_network_keeps_its_outputs(
 
 def test_the_last_factor_takes_it_over() -> None:
     model = lived_in(tiny_cnn())
-    small = compress(model, plan_ranks(model, torch.randn(1, 3, 8, 8), "htd", "fixed", ranks={"conv": (4, 6, 5)}))
+    small = compress(model, plan_ranks(model, torch.randn(1, 3, 8, 8), "htd", Fixed({"conv": (4, 6, 5)})))
     folded = fold_batchnorm(small)
     factors = folded.get_submodule("conv")
     assert isinstance(factors, LowRank)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from common.compression import compress
 from common.deploy import align_ranks, fold_batchnorm, merge_factors
 from common.models import build_model
+from common.network import profile
 from common.network.layers import factorable_layers
-from common.planning import plan_ranks
-from common.profiling import profile
+from common.planning import Fixed, plan_ranks
 from tests.networks import lived_in, same_weights
 
 MERGED = [
@@ -99,7 +99,7 @@ def test_fewer_macs_do_not_buy_parameters() -> None:
 )
 def test_full_ranks_go_back_to_the_dense_network(name: str, settings: dict[str, int]) -> None:
     model, x = lived_in(build_model(name, 3, **settings)), torch.randn(2, 3, 20, 24)  # type: ignore[arg-type]
-    full = compress(model, plan_ranks(model, x, "htd", "fixed", ranks="full", only_if_smaller=False), sweeps=0)
+    full = compress(model, plan_ranks(model, x, "htd", Fixed("full", only_if_smaller=False)), sweeps=0)
     dense, merged = fold_batchnorm(model), merge_factors(fold_batchnorm(full), x)
     assert profile(full, x).macs > profile(merged, x).macs == profile(dense, x).macs
     assert profile(merged, x).params == profile(dense, x).params

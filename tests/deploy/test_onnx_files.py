@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import load_compressed, save_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
 from common.deploy import export_onnx, fold_batchnorm, onnx_files, onnx_session
 from common.models import build_model
-from common.planning import plan_ranks
+from common.planning import Fixed, plan_ranks
 from tests.networks import lived_in, tiny_cnn
 
 
@@ -38,7 +37,7 @@ def check_parity(path: Path, model: nn.Module, x: Tensor) -> None:
 
 def test_a_compressed_network_of_any_batch_size(tmp_path: Path) -> None:
     model, x = lived_in(build_model("resnet20", 10)), torch.randn(1, 3, 16, 16)
-    small = compress(model, plan_ranks(model, x, "tucker2", "fixed", ranks=0.3), sweeps=0).train()
+    small = compress(model, plan_ranks(model, x, "tucker2", Fixed(0.3)), sweeps=0).train()
     path = export_onnx(small, tmp_path / "new" / "small.onnx", x)
     assert list(path.parent.iterdir()) == [path]
     assert small.training
@@ -56,7 +55,7 @@ def test_a_compressed_network_of_any_batch_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
 def test_the_unet_at_an_odd_size(tmp_path: Path, upsampling: str) -> None:
     model, x = lived_in(build_model("unet", 2, width=8, depth=2, upsampling=upsampling)), torch.randn(2, 3, 21, 18)
-    small = compress(model, plan_ranks(model, x, "svd", "fixed", ranks=0.4), sweeps=0)
+    small = compress(model, plan_ranks(model, x, "svd", Fixed(0.4)), sweeps=0)
     path = export_onnx(small, tmp_path / "unet.onnx", x, dynamic_batch=False, opset=18)
     check_parity(path, small, torch.randn(2, 3, 21, 18))
     exported = onnx.load(path)
@@ -106,11 +105,11 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
     model, x = lived_in(tiny_cnn()), torch.randn(2, 3, 12, 12)
-    small = compress(model, plan_ranks(model, x, "svd", "fixed", ranks=0.3))
+    small = compress(model, plan_ranks(model, x, "svd", Fixed(0.3)))
     save_compressed(small, tmp_path / "small.safetensors")
     save_compressed(model, tmp_path / "dense.safetensors")
     monkeypatch.setattr(
-        "common.checkpoints.load_compressed", lambda path: load_compressed(tmp_path / path, copy.deepcopy(model))
+        "common.compression.load_compressed", lambda path: load_compressed(tmp_path / path, copy.deepcopy(model))
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path / "cache"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.compression import compress
 from common.deploy import fold_batchnorm
 from common.network.copies import independent_copy
-from common.planning import plan_ranks
+from common.planning import Fixed, plan_ranks
 from common.torchvision_compat import torchvision
 from tests.networks import lived_in, same_weights, tiny_cnn
 
@@ -68,7 +68,7 @@ def test_tensors_with_a_history_come_without_it() -> None:
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm])
 def test_weights_that_a_hook_computes(wrap: Any) -> None:
     model = nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 8, 3))
-    plan = plan_ranks(model, X, "svd", "fixed", ranks={"2": 2})
+    plan = plan_ranks(model, X, "svd", Fixed({"2": 2}))
     model.train()(X).sum().backward()
     small = compress(model, plan)
     small(X).sum().backward()  # it can still be trained
@@ -109,7 +109,7 @@ def test_a_graph_module_in_a_plain_list() -> None:
 def test_a_compressed_feature_extractor_stays_in_evaluation_mode() -> None:
     layers = OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), act=nn.ReLU(), last=nn.Conv2d(4, 8, 3))
     model = feature_extractor(lived_in(nn.Sequential(layers)), {"act": "features"}).eval()
-    small = compress(model, plan_ranks(model, X, "svd", "fixed", ranks="full", only_if_smaller=False))
+    small = compress(model, plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False)))
     assert not any(module.training for module in small.modules())
     torch.testing.assert_close(small(X)["features"], model(X)["features"], atol=1e-5, rtol=1e-5)
     assert torch.equal(small.get_buffer("norm.running_mean"), model.get_buffer("norm.running_mean"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.network import profile
 from common.network.counting import count_operations
-from common.planning import Budget, plan_ranks
-from common.profiling import profile
+from common.planning import Budget, Energy, plan_ranks
 
 
 class Reader(nn.Module):
@@ -101,7 +101,7 @@ def test_what_cannot_be_counted_is_named(function: Callable[[Tensor, Tensor], ob
         found = profile(model, x)
     assert any(named in operator for operator in found.uncounted)
     with pytest.warns(UserWarning, match=f"leaves out operators whose MACs are not known: .*{named}"):
-        plan_ranks(model, x, "svd", "budget", budget=Budget(macs=1.0))
+        plan_ranks(model, x, "svd", Budget(macs=1.0))
 
 
 class Expanded(nn.Module):
@@ -126,13 +126,13 @@ def test_expanded_parameters_are_counted_and_those_in_use_known(asking: bool) ->
     assert all(parameter.requires_grad is asking for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan_ranks(model, x, "svd", "budget", budget=Budget(macs=0.8, params=0.9))
+        plan_ranks(model, x, "svd", Budget(macs=0.8, params=0.9))
 
 
 def test_one_image_without_a_batch_axis_is_a_batch_of_one() -> None:
     model, image = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval(), torch.randn(3, 9, 9)
     assert profile(model, image) == profile(model, image[None])
-    plans = [plan_ranks(model, x, "svd", "budget", budget=Budget(macs=0.5)) for x in (image, image[None])]
+    plans = [plan_ranks(model, x, "svd", Budget(macs=0.5)) for x in (image, image[None])]
     assert plans[0] == plans[1]
 
 
@@ -154,6 +154,6 @@ class Pair(nn.Conv2d):
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_in_a_sentence(model: nn.Module, x: Tensor, sentence: str) -> None:
-    for call in (lambda: profile(model, x), lambda: plan_ranks(nn.Sequential(model), x, "svd", "energy")):
+    for call in (lambda: profile(model, x), lambda: plan_ranks(nn.Sequential(model), x, "svd", Energy())):
         with pytest.raises(ValueError, match=sentence):
             call()

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.calibration import calibrate
-from common.checkpoints import load_compressed, save_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
+from common.network import profile
 from common.network.effective import FixedPadding, SamePadding
 from common.network.layers import effective_layers
-from common.planning import plan_ranks
-from common.planning.layers import plan_cost, trace_layers
-from common.profiling import profile
+from common.network.shapes import trace_layers
+from common.planning import Fixed, plan_ranks
+from common.planning.costs import plan_cost
 
 
 class Same(nn.Conv2d):
@@ -98,13 +98,13 @@ def test_layers_that_pad_or_standardize_first_are_served(
     assert sum(shape.unused for shape in shapes.values()) == unused
     dense = profile(model, x)
     assert sum(shape.dense_cost[0] for shape in shapes.values()) == dense.params
-    exact = compress(model, plan_ranks(model, x, method, "fixed", ranks="full", only_if_smaller=False))
+    exact = compress(model, plan_ranks(model, x, method, Fixed("full", only_if_smaller=False)))
     with torch.no_grad():
         torch.testing.assert_close(exact(x), model(x), rtol=1e-4, atol=1e-4)
         larger = torch.randn(1, 3, 24, 14)  # a border depends on the size
         torch.testing.assert_close(exact(larger), model(larger), rtol=1e-4, atol=1e-4)
     moments = calibrate(model, [torch.randn(8, 3, 19, 14)])
-    plan = plan_ranks(model, x, method, "fixed", ranks=2, only_if_smaller=False, moments=moments)
+    plan = plan_ranks(model, x, method, Fixed(2, only_if_smaller=False), moments=moments)
     small = compress(model, plan, moments=moments)
     cost = profile(small, x)
     assert plan_cost(shapes, (dense.params, dense.macs), plan) == (cost.params, cost.macs)
@@ -176,6 +176,6 @@ class Wide(nn.Conv2d):
 
 def test_the_example_input_has_the_last_word() -> None:
     model, x = nn.Sequential(Wide(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(1, 3, 16, 16)
-    plan = plan_ranks(model, x, "svd", "fixed", ranks=2)
+    plan = plan_ranks(model, x, "svd", Fixed(2))
     assert plan.skipped == {"0": "a Wide computes something of its own"}
-    assert set(plan_ranks(model, x[..., :12], "svd", "fixed", ranks=2).factored) == {"0", "1"}
+    assert set(plan_ranks(model, x[..., :12], "svd", Fixed(2)).factored) == {"0", "1"}

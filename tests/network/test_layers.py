@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from common.calibration import calibrate
-from common.checkpoints import load_compressed, save_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
+from common.network import profile
 from common.network.held import unreplaceable_holders
-from common.planning import plan_ranks
-from common.planning.layers import trace_layers
-from common.profiling import profile
+from common.network.shapes import trace_layers
+from common.planning import Fixed, plan_ranks
 from tests.networks import same_weights
 
 X = torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -28,7 +27,7 @@ X = torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(0))
 
 def exact(model: nn.Module, x: Tensor = X) -> nn.Module:
     """The network at full ranks; its outputs must be those of the dense one."""
-    plan = plan_ranks(model, x, "svd", "fixed", ranks="full", only_if_smaller=False)
+    plan = plan_ranks(model, x, "svd", Fixed("full", only_if_smaller=False))
     small = compress(model, plan)
     with torch.no_grad():
         expected = model(x)
@@ -93,7 +92,7 @@ def test_what_is_not_plain_stays_dense_and_says_why(change: Callable[[nn.Sequent
     model = chain()
     change(model)
     model.eval()
-    plan = plan_ranks(model, X, "svd", "fixed", ranks="full", only_if_smaller=False)
+    plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False))
     assert plan.skipped["0"].startswith(reason)
     exact(model)
     shapes = trace_layers(model, X)
@@ -105,7 +104,7 @@ def test_what_is_not_plain_stays_dense_and_says_why(change: Callable[[nn.Sequent
 @pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "htd"])
 def test_complex_weights_stay_dense(dtype: torch.dtype, method: str) -> None:
     model, x = chain(dtype=dtype), X.to(dtype)
-    plan = plan_ranks(model, x, method, "fixed", ranks=0.5)
+    plan = plan_ranks(model, x, method, Fixed(0.5))
     assert not plan.factored
     assert plan.skipped["0"] == f"its weight is {str(dtype)[6:]}; only real floating point is factored"
     assert torch.equal(compress(model, plan)(x), model(x))
@@ -123,7 +122,7 @@ def test_hooks_move_to_the_stand_in() -> None:
     small(X).sum().backward()
     assert seen == [(2, 16, 12, 12), (1,)]
     moments = calibrate(model, [X])  # what the layer itself puts out, whatever a hook makes of it
-    plan = plan_ranks(model, X, "svd", "fixed", ranks="full", only_if_smaller=False, moments=moments)
+    plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False), moments=moments)
     with torch.no_grad():
         torch.testing.assert_close(compress(model, plan, moments=moments)(X), model(X), rtol=1e-4, atol=1e-5)
 
@@ -182,7 +181,7 @@ class Holding(nn.Module):
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_layers_that_other_objects_hold_stay_dense(kind: str, tmp_path: Path) -> None:
     model = Holding(HOLDERS[kind]).eval()
-    plan = plan_ranks(model, X, "svd", "fixed", ranks=2)
+    plan = plan_ranks(model, X, "svd", Fixed(2))
     assert plan.skipped == dict.fromkeys(("first", "second"), f"{kind} holds it too, where nothing can take its place")
     small = compress(model, plan)
     loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), Holding(HOLDERS[kind]))
@@ -194,7 +193,7 @@ def test_layers_that_other_objects_hold_stay_dense(kind: str, tmp_path: Path) ->
 def test_lists_dicts_and_tuples_get_the_stand_in(hold: Callable[[list[nn.Module]], Any]) -> None:
     model = Holding(hold).eval()
     assert not unreplaceable_holders(model).keys() & {model.first, model.second}
-    small: Any = compress(model, plan_ranks(model, X, "svd", "fixed", ranks=2))
+    small: Any = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
     held = small.held.values() if isinstance(small.held, dict) else [small.held]
     assert [layer for each in held for layer in each] == [small.first, small.second]
 
@@ -263,7 +262,7 @@ def test_layers_whose_attributes_are_read_can_be_factored() -> None:
     torch.manual_seed(0)
     model = Reader().eval()
     model.layers[0](X)
-    plan = plan_ranks(model, X, "svd", "fixed", ranks="full", only_if_smaller=False)
+    plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False))
     assert set(plan.factored) == {"layers.2", "head"}  # layer 0 is read, never called
     small = exact(model)
     before = {name: parameter.clone() for name, parameter in small.named_parameters()}
@@ -276,4 +275,4 @@ def test_layers_whose_attributes_are_read_can_be_factored() -> None:
 
 def test_a_lazy_layer_is_made_before_it_is_judged() -> None:
     model = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
-    assert set(plan_ranks(model, X, "svd", "fixed", ranks=2).factored) == {"0", "2"}
+    assert set(plan_ranks(model, X, "svd", Fixed(2)).factored) == {"0", "2"}

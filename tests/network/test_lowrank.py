@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from common.compression import compress
 from common.deploy import fold_batchnorm, merge_factors
+from common.network import profile
 from common.network.lowrank import LowRank, ProductWeight
-from common.planning import LayerPlan, RankPlan, plan_ranks
-from common.profiling import profile
+from common.planning import Fixed, LayerPlan, RankPlan, plan_ranks
 from tests.networks import lived_in, same_weights, tiny_cnn
 
 LAYERS: list[tuple[nn.Module, tuple[int, ...], tuple[str, ...]]] = [
@@ -27,7 +27,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...], tuple[str, ...]]] = [
 def factored(layer: nn.Module, x: Tensor, method: str, share: float | str = 0.5) -> Any:
     torch.manual_seed(0)
     model = nn.Sequential(copy.deepcopy(layer), nn.Identity()).eval()
-    plan = plan_ranks(model, x, method, "fixed", ranks=share, only_if_smaller=False)
+    plan = plan_ranks(model, x, method, Fixed(share, only_if_smaller=False))
     return compress(model, plan)[0]  # type: ignore[index]
 
 
@@ -65,7 +65,7 @@ def test_a_description_multiplies_nothing_out() -> None:
             return y
 
     model, x = Asks().eval(), torch.randn(2, 3, 8, 8)
-    small = compress(model, plan_ranks(model, x, "svd", "fixed", ranks=2))
+    small = compress(model, plan_ranks(model, x, "svd", Fixed(2)))
     assert profile(small, x).macs == 36 * (27 * 2 + 2 * 32) + 2 * (32 + 5)
 
 
@@ -105,7 +105,7 @@ class Named(nn.Conv2d):
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_and_pickles(again: Any) -> None:
     model, x = nn.Sequential(Named(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(2, 3, 9, 9)
-    small = compress(model, plan_ranks(model, x, "htd", "fixed", ranks=0.3))
+    small = compress(model, plan_ranks(model, x, "htd", Fixed(0.3)))
     found: Any = again(small)
     first: Any = found[0]
     assert isinstance(first, Named)
@@ -120,7 +120,7 @@ def test_copies_and_pickles(again: Any) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript itself is
 def test_torchscript_takes_a_compressed_network() -> None:
     model, x = tiny_cnn(), torch.randn(2, 3, 8, 8)
-    small = compress(model, plan_ranks(model, x, "htd", "fixed", ranks=0.3))
+    small = compress(model, plan_ranks(model, x, "htd", Fixed(0.3)))
     with torch.no_grad():
         expected = small(x)
         torch.testing.assert_close(torch.jit.script(copy.deepcopy(small))(x), expected)
@@ -152,10 +152,10 @@ class Attentive(nn.Module):
 def test_pytorchs_fused_encoder_runs_the_factors() -> None:
     torch.manual_seed(0)
     model, x = Attentive().eval(), torch.randn(2, 3, 16, 16)
-    plan = plan_ranks(model, x, "svd", "fixed", ranks="full", only_if_smaller=False)
+    plan = plan_ranks(model, x, "svd", Fixed("full", only_if_smaller=False))
     assert "encoder.layers.0.linear1" in plan.factored
     exact = compress(model, plan)
-    small: Any = compress(model, plan_ranks(model, x, "svd", "fixed", ranks=4))
+    small: Any = compress(model, plan_ranks(model, x, "svd", Fixed(4)))
     called: list[int] = []
     small.encoder.layers[0].linear1.factors[0].register_forward_hook(lambda *_: called.append(1))
     with torch.no_grad():  # where PyTorch would take its fast path

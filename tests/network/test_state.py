@@ -11,11 +11,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from common.checkpoints import load_compressed, save_compressed
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
+from common.network import profile
 from common.network.state import decoded, encoded_state
-from common.planning import plan_ranks
-from common.profiling import profile
+from common.planning import Fixed, plan_ranks
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -53,7 +52,7 @@ def test_extra_state_comes_back(make: Callable[[], Any], small: bool, tmp_path: 
     model: nn.Module = Extra(held).eval()
     assert profile(model, X).params == sum(parameter.numel() for parameter in model.parameters())
     if small:
-        model = compress(model, plan_ranks(model, X, "svd", "fixed", ranks=2))
+        model = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
     loaded: Any = load_compressed(save_compressed(model, tmp_path / "model.safetensors"), Extra())
     assert torch.equal(loaded(X), model(X))
     assert str(loaded.held) == str(held)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from common.compression import compress
-from common.planning import Budget, RankPlan, plan_ranks
-from common.profiling import profile
+from common.network import profile
+from common.planning import Budget, Energy, Fixed, RankPlan, plan_ranks
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -39,7 +39,7 @@ class Mixture(nn.Module):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
 def test_every_parameter_is_named() -> None:
     model = Mixture().eval()
-    plan = plan_ranks(model, X, "svd", "fixed", ranks=4)
+    plan = plan_ranks(model, X, "svd", Fixed(4))
     cost = profile(model, X)
     kinds = {group.kind: group for group in plan.untouched}
     assert set(kinds) == {
@@ -81,7 +81,7 @@ class Auxiliary(nn.Module):
 def test_budgets_are_of_what_a_pass_runs(deep: bool, share: float, method: str) -> None:
     torch.manual_seed(0)
     model = Auxiliary(deep).eval()
-    small = compress(model, plan_ranks(model, X, method, "budget", budget=Budget(params=share)))
+    small = compress(model, plan_ranks(model, X, method, Budget(params=share)))
     dense, kept = profile(model, X), profile(small, X)
     assert dense.params_in_use < 0.7 * dense.params
     assert 0.9 * share * dense.params_in_use <= kept.params_in_use <= share * dense.params_in_use
@@ -122,7 +122,7 @@ def test_a_budget_that_cannot_be_met_names_what_stands_in_its_way(
     make: Callable[[], nn.Module], sentence: str, budget: Budget
 ) -> None:
     with pytest.raises(ValueError, match=rf"cannot be met: the least that can .*; {sentence}"):
-        plan_ranks(make().eval(), X, "svd", "budget", budget=budget)
+        plan_ranks(make().eval(), X, "svd", budget)
 
 
 class Frames(nn.Module):
@@ -152,7 +152,7 @@ def scripted() -> nn.Module:
 def test_a_network_with_nothing_to_factor_is_told_so_at_once(make: Callable[[], nn.Module], sentence: str) -> None:
     model = make().eval()
     with pytest.warns(UserWarning, match=sentence):
-        plan = plan_ranks(model, X, "svd", "energy")
+        plan = plan_ranks(model, X, "svd", Energy())
     assert not plan.layers
     with pytest.raises(ValueError, match=rf"cannot be met: {sentence}"):
-        plan_ranks(model, X, "svd", "budget", budget=Budget(params=0.5))
+        plan_ranks(model, X, "svd", Budget(params=0.5))

@@ -11,22 +11,22 @@ from torch import nn
 from common.calibration import calibrate
 from common.compression import compress
 from common.models import build_model
-from common.planning import Budget, LayerPlan, plan_ranks
-from common.planning.budget import Options, allocate
-from common.planning.layers import Decompositions
-from common.profiling import profile
+from common.network import profile
+from common.planning import VBMF, Budget, Energy, Fixed, LayerPlan, plan_ranks
+from common.planning.allocation import Options, allocate
+from common.planning.decompositions import Decompositions
 from tests.networks import tiny_cnn
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def options(seed: int, count: int) -> Options:
-    """Random options with falling harm, the last of them dense."""
+    """Random options with falling divergence, the last of them dense."""
     generator = np.random.default_rng(seed)
     sizes = np.sort(generator.uniform(1, 100, (2, count)), axis=1)
-    harm = np.sort(generator.exponential(size=count))[::-1].copy()
-    harm[-1] = 0
-    return Options([LayerPlan("svd", (index + 1,)) for index in range(count)], sizes[0], sizes[1], harm)
+    loss = np.sort(generator.exponential(size=count))[::-1].copy()
+    loss[-1] = 0
+    return Options([LayerPlan("svd", (index + 1,)) for index in range(count)], sizes[0], sizes[1], loss)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def options(seed: int, count: int) -> Options:
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_the_allocation_is_nearly_the_best_of_all(seed: int, budget: Budget) -> None:
-    """Against every combination: within the budget, and at most 15% above the least harm there is."""
+    """Against every combination: within the budget, and at most 15% above the least divergence there is."""
     layers = {str(index): options(10 * seed + index, 7) for index in range(4)}
     dense = tuple(sum(float(getattr(layer, cost)[-1]) for layer in layers.values()) for cost in ("params", "macs"))
     limits = [
@@ -45,12 +45,12 @@ def test_the_allocation_is_nearly_the_best_of_all(seed: int, budget: Budget) -> 
     for combination in itertools.product(range(7), repeat=4):
         chosen = list(zip(layers.values(), combination, strict=True))
         if sum(o.params[i] for o, i in chosen) <= limits[0] and sum(o.macs[i] for o, i in chosen) <= limits[1]:
-            best = min(best, sum(o.harm[i] for o, i in chosen))
+            best = min(best, sum(o.loss[i] for o, i in chosen))
     found = allocate(layers, budget, (dense[0], dense[1]), (0.0, 0.0))
     picked = [(layers[name], plan.ranks[0] - 1) for name, plan in found.items()]
     assert sum(o.params[i] for o, i in picked) <= limits[0]
     assert sum(o.macs[i] for o, i in picked) <= limits[1]
-    assert sum(o.harm[i] for o, i in picked) <= 1.15 * best + 1e-12
+    assert sum(o.loss[i] for o, i in picked) <= 1.15 * best + 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_random_budgets_on_resnet18_are_met_within_a_percent(
         share = float(generator.uniform(0.05, 0.95))
         which = generator.integers(3)
         budget = [Budget(params=share), Budget(macs=share), Budget(params=share, macs=share)][which]
-        plan = plan_ranks(model, x, method, "budget", budget=budget, decompositions=kept)
+        plan = plan_ranks(model, x, method, budget, decompositions=kept)
         small = profile(compress(model, plan, decompositions=kept), x)
         kept_shares = [small.params / dense.params, small.macs / dense.macs]
         bound = [value for value, asked in zip(kept_shares, (budget.params, budget.macs), strict=True) if asked]
@@ -85,7 +85,7 @@ def test_the_whole_network_counts_and_more_budget_is_never_worse() -> None:
     dense = profile(model, X)
     errors = []
     for share in (0.3, 0.5, 0.7, 0.9):
-        plan = plan_ranks(model, X, "mixed", "budget", budget=Budget(params=share))
+        plan = plan_ranks(model, X, "mixed", Budget(params=share))
         assert profile(compress(model, plan), X).params <= share * dense.params
         kept = Decompositions(model)
         errors.append(sum(kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in plan.factored.items()))
@@ -96,15 +96,17 @@ def test_mixed_is_never_worse_than_any_single_method() -> None:
     model = tiny_cnn(width=32)
     kept = Decompositions(model, calibrate(model, [torch.randn(32, 3, 16, 16)]))
 
-    def harm(method: str) -> float:
-        plan = plan_ranks(model, X, method, "budget", budget=Budget(macs=0.4), decompositions=kept)
+    def divergence(method: str) -> float:
+        plan = plan_ranks(model, X, method, Budget(macs=0.4), decompositions=kept)
         return sum(kept.get(n, str(p.method)).relative_error(p.ranks) ** 2 for n, p in plan.factored.items())
 
-    assert harm("mixed") <= 1.001 * min(harm(method) for method in ("svd", "spatial_svd", "tucker2", "htd"))
+    assert divergence("mixed") <= 1.001 * min(
+        divergence(method) for method in ("svd", "spatial_svd", "tucker2", "htd")
+    )
 
 
 def test_ranks_are_rounded_when_asked() -> None:
-    plan = plan_ranks(tiny_cnn(width=32), X, "mixed", "budget", budget=Budget(params=0.5), round_to=8)
+    plan = plan_ranks(tiny_cnn(width=32), X, "mixed", Budget(params=0.5, round_to=8))
     assert plan.factored
     maxima = {3, 10, 32, 64}
     assert all(rank % 8 == 0 or rank in maxima for layer in plan.factored.values() for rank in layer.ranks)
@@ -112,18 +114,18 @@ def test_ranks_are_rounded_when_asked() -> None:
 
 def test_measured_harms_decide_where_to_cut() -> None:
     model = tiny_cnn(width=32)
-    gentle = plan_ranks(model, X, "svd", "budget", budget=Budget(macs=0.2))
-    harms = {"conv": [(0.1, 0.1), (1.0, 1.0)], "stem.0": [(0.1, 100.0), (1.0, 1000.0)]}
-    guarded = plan_ranks(model, X, "svd", "budget", budget=Budget(macs=0.2), harms=harms)
+    gentle = plan_ranks(model, X, "svd", Budget(macs=0.2))
+    divergences = {"conv": [(0.1, 0.1), (1.0, 1.0)], "stem.0": [(0.1, 100.0), (1.0, 1000.0)]}
+    guarded = plan_ranks(model, X, "svd", Budget(macs=0.2), divergences=divergences)
     assert "stem.0" in gentle.factored
     assert guarded.layers["stem.0"].method is None or guarded.layers["stem.0"].ranks > gentle.layers["stem.0"].ranks
     assert guarded.layers["conv"].ranks <= gentle.layers["conv"].ranks
 
 
 def test_harms_that_are_no_numbers_are_refused() -> None:
-    harms = {"conv": [(0.1, float("nan"))]}
-    with pytest.raises(ValueError, match=r"^harms=\[\(0.1, nan\)\] of a layer: each must be a finite error"):
-        plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(macs=0.5), harms=harms)
+    divergences = {"conv": [(0.1, float("nan"))]}
+    with pytest.raises(ValueError, match=r"^divergences=\[\(0.1, nan\)\] of a layer: each must be a finite error"):
+        plan_ranks(tiny_cnn(), X, "svd", Budget(macs=0.5), divergences=divergences)
 
 
 def test_a_share_that_a_product_rounds_down_can_be_met() -> None:
@@ -139,12 +141,12 @@ def test_budgets_out_of_reach_name_the_least() -> None:
     with pytest.raises(
         ValueError, match=r"Budget\(params=0.001, macs=None\) cannot be met: .* params=0\.\d{4}"
     ) as error:
-        plan_ranks(model, X, "svd", "budget", budget=Budget(params=0.001))
+        plan_ranks(model, X, "svd", Budget(params=0.001))
     least = float(str(error.value).split("params=")[-1].partition(";")[0])
-    plan = plan_ranks(model, X, "svd", "budget", budget=Budget(params=least))
+    plan = plan_ranks(model, X, "svd", Budget(params=least))
     assert profile(compress(model, plan), X).params <= least * profile(model, X).params
     with pytest.raises(ValueError, match="cannot be met"):
-        plan_ranks(model, X, "svd", "budget", budget=Budget(params=least - 0.0002))
+        plan_ranks(model, X, "svd", Budget(params=least - 0.0002))
 
 
 def test_two_budgets_that_exclude_each_other_name_what_one_costs_the_other() -> None:
@@ -169,18 +171,14 @@ def test_bad_budgets_are_named(arguments: dict[str, Any], sentence: str) -> None
 
 
 def test_bad_uses_are_named() -> None:
-    with pytest.raises(ValueError, match="the rule 'budget' needs budget"):
-        plan_ranks(tiny_cnn(), X, "svd", "budget")
-    with pytest.raises(ValueError, match="no other takes them"):
-        plan_ranks(tiny_cnn(), X, "svd", "energy", budget=Budget(params=0.5))
-    with pytest.raises(ValueError, match="harms with rule='energy'"):
-        plan_ranks(tiny_cnn(), X, "svd", "energy", harms={})
-    with pytest.raises(ValueError, match="rule='vbmf' with method='arsvd'"):
-        plan_ranks(tiny_cnn(), X, "arsvd", "vbmf")
+    with pytest.raises(ValueError, match=r"divergences with rule=Energy\(.*\): only a Budget takes them"):
+        plan_ranks(tiny_cnn(), X, "svd", Energy(), divergences={})
+    with pytest.raises(ValueError, match=r"rule=VBMF\(.*\) with method='arsvd': it must be Entropy"):
+        plan_ranks(tiny_cnn(), X, "arsvd", VBMF())
     with pytest.raises(ValueError, match="round_to=0: it must be at least 1"):
-        plan_ranks(tiny_cnn(), X, "svd", "budget", budget=Budget(params=0.5), round_to=0)
-    with pytest.raises(ValueError, match="method='mixed' with rule='fixed'"):
-        plan_ranks(tiny_cnn(), X, "mixed", "fixed", ranks=3)
+        plan_ranks(tiny_cnn(), X, "svd", Budget(params=0.5, round_to=0))
+    with pytest.raises(ValueError, match="method='mixed' with Fixed ranks"):
+        plan_ranks(tiny_cnn(), X, "mixed", Fixed(3))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,23 +10,24 @@ from torch import nn
 
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS, SVD
-from common.planning import METHODS, LayerPlan, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, trace_layers
-from common.planning.rules import entropy_rank
-from common.profiling import profile
+from common.network import profile
+from common.network.shapes import trace_layers
+from common.planning import Energy, Entropy, Fixed, LayerPlan, RankPlan, Rule, method_names, plan_ranks
+from common.planning.decompositions import Decompositions
+from common.planning.rules.entropy import entropy_rank
 from tests.networks import tiny_cnn
 
 X = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 
 
-def plan(**changes: Any) -> RankPlan:
-    return plan_ranks(tiny_cnn(), X, **changes)
+def plan(method: str = "htd", rule: Rule | None = None) -> RankPlan:
+    return plan_ranks(tiny_cnn(), X, method, rule)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rule", [{"rule": "energy", "threshold": 0.7}, {"rule": "entropy", "tau": 0.6}])
-def test_every_layer_is_planned(method: str, rule: dict[str, Any]) -> None:
-    found = plan(method=method, **rule)
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("rule", [None, Entropy(0.6)])
+def test_every_layer_is_planned(method: str, rule: Rule | None) -> None:
+    found = plan(method, rule)
     assert list(found.layers) == ["stem.0", "conv", "shortcut", "head"]
     assert found.layers["shortcut"].method in {"svd", None}
     assert found.layers["head"].method in {"svd", None}
@@ -35,22 +37,22 @@ def test_every_layer_is_planned(method: str, rule: dict[str, Any]) -> None:
 
 
 def test_a_layer_that_would_grow_stays_dense_and_says_why() -> None:
-    found = plan(method="htd", rule="fixed", ranks="full")
+    found = plan("htd", Fixed("full"))
     assert not found.factored
     assert found.skipped["conv"] == ("at ranks 16x48x32 its factors would have 8,224 parameters, the layer has 4,640")
-    assert list(plan(method="htd", rule="fixed", ranks="full", only_if_smaller=False).skipped) == []
+    assert list(plan("htd", Fixed("full", only_if_smaller=False)).skipped) == []
 
 
 def test_more_macs_are_a_reason_too() -> None:
     """Before a stride, the 1x1 factor runs over four times the pixels."""
     model = nn.Sequential(nn.Conv2d(32, 32, 3, stride=4, padding=1, bias=False))
-    found = plan_ranks(model, torch.randn(1, 32, 16, 16), "tucker2", "fixed", ranks={"0": (20, 10)})
+    found = plan_ranks(model, torch.randn(1, 32, 16, 16), "tucker2", Fixed({"0": (20, 10)}))
     assert "MACs, the layer needs 147,456" in found.skipped["0"]
 
 
 def test_arsvd_is_svd_with_entropy() -> None:
     model = tiny_cnn()
-    found = plan_ranks(model, X, "arsvd", "entropy", tau=0.8, exponent=2, only_if_smaller=False)
+    found = plan_ranks(model, X, "arsvd", Entropy(0.8, exponent=2, only_if_smaller=False))
     assert (found.method, found.rule, found.settings) == ("svd", "entropy", {"tau": 0.8, "exponent": 2})
     assert found.layers["conv"].ranks == (entropy_rank(SVD(model.conv.weight).spectrum, 0.8, 2),)
 
@@ -69,46 +71,48 @@ def test_arsvd_is_svd_with_entropy() -> None:
     ],
 )
 def test_fixed_ranks(ranks: Any, method: str, expected: tuple[int, ...]) -> None:
-    found = plan(method=method, rule="fixed", ranks=ranks, only_if_smaller=False)
+    found = plan(method, Fixed(ranks, only_if_smaller=False))
     assert found.layers["conv"] == LayerPlan(method, expected)
 
 
 def test_layers_that_a_map_leaves_out_stay_dense() -> None:
-    found = plan(method="svd", rule="fixed", ranks={"conv": 4})
+    found = plan("svd", Fixed({"conv": 4}))
     assert list(found.factored) == ["conv"]
     assert found.skipped["head"] == "no ranks were given for it"
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("rule", "sentence"),
     [
-        (
-            {"method": "hdt"},
-            r"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed, arsvd",
-        ),
-        ({"rule": "rank"}, "rule='rank' is unknown; allowed: fixed, energy, entropy, vbmf, budget"),
-        ({"rule": "entropy", "tau": 1.5}, r"tau=1.5: it must be in \[0, 1\]"),
-        ({"rule": "energy", "threshold": -1}, r"threshold=-1: it must be in \[0, 1\]"),
-        ({"rule": "fixed"}, "the rule 'fixed' needs ranks"),
-        ({"rule": "energy", "ranks": 3}, "no other takes them"),
-        ({"rule": "fixed", "ranks": 0}, r"ranks=0 for layer 'stem.0': it must be a whole number in 1\.\.48"),
-        ({"rule": "fixed", "ranks": 49}, r"ranks=49 .* it must be a whole number in 1\.\.48"),
-        ({"rule": "fixed", "ranks": 1.5}, r"ranks=1.5 .* a fraction in \(0, 1\]"),
-        ({"rule": "fixed", "ranks": True}, "ranks=True for layer"),
-        ({"rule": "fixed", "ranks": "half"}, "ranks='half' for layer"),
-        ({"rule": "fixed", "ranks": {"conv": (1, 2, 99)}}, r"layer 'conv': r_out=99 .* must be in 1\.\.32"),
-        ({"rule": "fixed", "ranks": {"head": 11}}, r"ranks=11 for layer 'head': it must be a whole number in 1\.\.10"),
-        ({"rule": "fixed", "ranks": {"cnov": 1}}, r"layer name in ranks='cnov' is unknown \(did you mean 'conv'\?\)"),
+        (lambda: Entropy(1.5), r"tau=1.5: it must be in \[0, 1\]"),
+        (lambda: Entropy(exponent=3), "exponent=3: it must be 1 or 2"),
+        (lambda: Energy(-1), r"threshold=-1: it must be in \[0, 1\]"),
+        (lambda: Energy(round_to=0), "round_to=0: it must be at least 1"),
+        (lambda: "energy", r"rule='energy': it must be a rule, e.g. Energy\(0.9\)"),
+        (lambda: Fixed(0), r"ranks=0 for layer 'stem.0': it must be a whole number in 1\.\.48"),
+        (lambda: Fixed(49), r"ranks=49 .* it must be a whole number in 1\.\.48"),
+        (lambda: Fixed(1.5), r"ranks=1.5 .* a fraction in \(0, 1\]"),
+        (lambda: Fixed(True), "ranks=True for layer"),
+        (lambda: Fixed("half"), "ranks='half' for layer"),
+        (lambda: Fixed({"conv": (1, 2, 99)}), r"layer 'conv': r_out=99 .* must be in 1\.\.32"),
+        (lambda: Fixed({"head": 11}), r"ranks=11 for layer 'head': it must be a whole number in 1\.\.10"),
+        (lambda: Fixed({"cnov": 1}), r"layer name in ranks='cnov' is unknown \(did you mean 'conv'\?\)"),
     ],
 )
-def test_bad_arguments_are_named(changes: dict[str, Any], sentence: str) -> None:
+def test_bad_rules_are_named(rule: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        plan(**changes)
+        plan(rule=rule())
+
+
+def test_an_unknown_method_is_named() -> None:
+    allowed = "svd, spatial_svd, tucker2, htd, mixed, arsvd"
+    with pytest.raises(ValueError, match=rf"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: {allowed}"):
+        plan("hdt")
 
 
 def test_depthwise_layers_stay_dense() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2))
-    found = plan_ranks(model, torch.randn(1, 8, 9, 9), "svd", "fixed", ranks=1)
+    found = plan_ranks(model, torch.randn(1, 8, 9, 9), "svd", Fixed(1))
     assert "depthwise" in found.skipped["0"]
     assert found.layers["1"] == LayerPlan("svd", (1,))
 
@@ -122,7 +126,7 @@ def test_predicted_cost_is_the_measured_one(method: str) -> None:
         )
         x = torch.randn(3, 6, 12, 10)
         model[2] = nn.Linear(model[1](model[0](x)).shape[-1], 4)
-        found = plan_ranks(model, x, method, "fixed", ranks=2, only_if_smaller=False)
+        found = plan_ranks(model, x, method, Fixed(2, only_if_smaller=False))
         shapes = trace_layers(model, x)
         costs = [shapes[name].cost(layer) for name, layer in found.layers.items()]
         small, dense = profile(compress(model, found), x), profile(model, x)
@@ -132,7 +136,7 @@ def test_predicted_cost_is_the_measured_one(method: str) -> None:
 
 
 def test_a_plan_survives_json() -> None:
-    found = plan(method="htd", rule="energy", threshold=0.5)
+    found = plan("htd", Energy(0.5))
     assert RankPlan.from_json(found.to_json()) == found
     with pytest.raises(ValueError, match="not a rank plan"):
         RankPlan.from_json({"layers": {"a": 3}})
@@ -143,13 +147,13 @@ def test_with_kept_decompositions_the_network_runs_no_more_for_a_size_of_input_t
     kept = Decompositions(model)
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
     small, large = X[:, :, :8, :8], X
-    plans = [plan_ranks(model, x, "svd", "fixed", ranks=4, decompositions=kept) for x in (small, large)]
+    plans = [plan_ranks(model, x, "svd", Fixed(4), decompositions=kept) for x in (small, large)]
     assert set(sizes) == {tuple(small.shape), tuple(large.shape)}
     passes = len(sizes)
-    plans += [plan_ranks(model, x, "svd", "fixed", ranks=4, decompositions=kept) for x in (small, large)]
+    plans += [plan_ranks(model, x, "svd", Fixed(4), decompositions=kept) for x in (small, large)]
     assert len(sizes) == passes
     assert plans[0] == plans[2]
-    assert plans[1] == plans[3] == plan_ranks(model, large, "svd", "fixed", ranks=4)
+    assert plans[1] == plans[3] == plan_ranks(model, large, "svd", Fixed(4))
 
 
 def test_tracing_leaves_the_network_alone() -> None:

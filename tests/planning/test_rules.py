@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.planning.rules import energy_rank, entropy_rank
+from common.planning.rules.energy import energy_rank
+from common.planning.rules.entropy import entropy_rank
 
 # (4, 2, 1, 1) with exponent 1: p = 1/2, 1/4, 1/8, 1/8; in bits the terms are 0.5, 0.5, 0.375, 0.375 and H = 1.75.
 BY_HAND_1 = [(0.0, 1), (0.25, 1), (0.5 / 1.75, 1), (0.3, 2), (1 / 1.75, 2), (0.6, 3), (0.78, 3), (0.8, 4), (1.0, 4)]

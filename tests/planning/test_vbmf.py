@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.decomposition import SpatialSVD
-from common.planning import plan_ranks
-from common.planning.vbmf import least_outlier, vbmf_rank
+from common.planning import VBMF, plan_ranks
+from common.planning.rules.vbmf import least_outlier, vbmf_rank
 from tests.networks import tiny_cnn
 
 
@@ -78,7 +78,7 @@ def test_the_rule_plans_a_network(method: str) -> None:
     with torch.no_grad():  # a clear rank of 3 among small noise
         left, right = torch.randn(32, 3), torch.randn(3, 16 * 9)
         model.conv.weight.copy_((left @ right).reshape(32, 16, 3, 3) + 0.01 * torch.randn(32, 16, 3, 3))
-    plan = plan_ranks(model, torch.randn(1, 3, 12, 12), method, "vbmf", only_if_smaller=False)
+    plan = plan_ranks(model, torch.randn(1, 3, 12, 12), method, VBMF(only_if_smaller=False))
     if method == "svd":
         assert plan.layers["conv"].ranks == (3,)
     if method == "tucker2":

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from common.reporting.comparisons import budgets_table, methods_table, searches_table, sweeps_table
 from common.reporting.frame import Trials
-from common.reporting.networks import latency_table, layers_table, runs_table
 from common.reporting.runs import Log
-from common.reporting.summary import summary_table
 from common.reporting.tables import all_tables
+from common.reporting.tables.comparisons import budgets_table, methods_table, searches_table, sweeps_table
+from common.reporting.tables.networks import latency_table, layers_table, runs_table
+from common.reporting.tables.summary import summary_table
 from tests.make_logs import NETWORKS, write_logs
 from tests.records import make_baseline, make_record
 

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from common.reporting import figures
+from common.reporting.figures.gallery import gallery
+from common.reporting.figures.style import method_looks, palette
 from common.reporting.frame import Trials
-from common.reporting.gallery import gallery
-from common.reporting.report import SECTIONS
+from common.reporting.html.report import SECTIONS
 from common.reporting.runs import Log
-from common.reporting.style import method_looks, palette
 from tests.make_logs import write_logs
 from tests.records import make_baseline, make_record
 

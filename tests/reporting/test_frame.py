@@ -9,9 +9,9 @@ import pytest
 from common.reporting.facts import conditions, latencies, macs_ratio, method_name, method_order, setting_text
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import Log
-from common.selection import choose_best
-from common.selection import is_accepted as record_is_accepted
 from common.trials import TrialRecord, TrialWriter, read_log, study_of
+from common.trials.best import choose_best
+from common.trials.best import is_accepted as record_is_accepted
 from tests.records import make_baseline, make_record
 
 

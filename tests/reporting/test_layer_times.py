@@ -28,5 +28,5 @@ def test_layers_that_nothing_is_known_of() -> None:
 
 
 def test_no_torch_is_needed() -> None:
-    code = "import sys, common.reporting.layer_times; sys.exit('torch' in sys.modules)"
+    code = "import sys, common.reporting.figures.layer_times; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 from common.reporting import figures
+from common.reporting.figures.style import render
 from common.reporting.frame import Trials
-from common.reporting.report import report_page
-from common.reporting.style import render
-from common.reporting.table import Table
+from common.reporting.html.report import report_page
 from common.reporting.tables import all_tables
+from common.reporting.tables.table import Table
 from tests.records import make_baseline, make_record
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from common.reporting.frame import Trials
-from common.reporting.summary import COLUMNS, summary, summary_notes
-from common.reporting.table import human_count, milliseconds
 from common.reporting.tables import format_summary, summary_table
+from common.reporting.tables.summary import COLUMNS, summary, summary_notes
+from common.reporting.tables.table import human_count, milliseconds
 from tests.records import DENSE_MACS, DENSE_PARAMS, make_baseline, make_record
 
 SMALL = make_record(trial=4)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from common.search import SearchSettings, search_ranks, worker
+from common.search import SearchSettings, search_ranks
+from common.search.study import worker
 from common.trials import read_log
 from tests.networks import tiny_cnn, tiny_digits
 

@@ -11,7 +11,7 @@ import torch
 from optuna.storages._heartbeat import HeartbeatThread
 
 from common.search import SearchSettings, search_ranks
-from common.search.interrupts import Interrupts
+from common.search.study.interrupts import Interrupts
 from common.trials import read_log
 from tests.networks import tiny_cnn, tiny_digits
 

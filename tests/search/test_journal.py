@@ -13,11 +13,11 @@ import optuna
 import pytest
 from matplotlib.figure import Figure
 
-from common.config import ClassifierConfig, SegmentationConfig
+from common.notebook.config import ClassifierConfig, SegmentationConfig
 from common.search import search_ranks
 from common.search.settings import SearchSettings
-from common.search.storage import check_run, journal_path, open_storage, open_study
-from common.search.worker import main
+from common.search.study.storage import check_run, journal_path, open_storage, open_study
+from common.search.study.worker import main
 from tests.networks import tiny_cnn, tiny_digits
 
 SETTINGS = SearchSettings(method="svd", trials=1, finetune_top=0, sensitivity_images=8)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from common.network.shapes import trace_layers
 from common.planning import LayerPlan
-from common.planning.layers import Decompositions, trace_layers
+from common.planning.decompositions import Decompositions
 from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
 from common.search.policy import Policy, elite_of, sensitivity_logits
 from common.search.sensitivity import REFERENCE_LEVEL, layer_sensitivities
@@ -68,11 +69,11 @@ def test_logits_by_hand() -> None:
         "b": (*filler, candidate(0.3, 0.2), candidate(1.0, 0.0)),
     }
     rows = Policy(sensitivity_logits(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5)).probabilities
-    harms = torch.tensor([4 / 2, 1 / 2, 0.0]).log1p()
-    expected = (0.5 * harms + 2 * torch.tensor([0.1, 0.3, 1.0])).div(-0.5).softmax(0).tolist()
+    divergences = torch.tensor([4 / 2, 1 / 2, 0.0]).log1p()
+    expected = (0.5 * divergences + 2 * torch.tensor([0.1, 0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["a"] if probability] == pytest.approx(expected)
-    harms = torch.tensor([3 / 2, 0.0]).log1p()
-    expected = (0.5 * harms + 2 * torch.tensor([0.3, 1.0])).div(-0.5).softmax(0).tolist()
+    divergences = torch.tensor([3 / 2, 0.0]).log1p()
+    expected = (0.5 * divergences + 2 * torch.tensor([0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["b"] if probability] == pytest.approx(expected)
 
 

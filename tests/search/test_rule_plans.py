@@ -16,10 +16,12 @@ from torch import nn
 
 from common.calibration import calibrate
 from common.data import load_data
-from common.experiment import arsvd_within
-from common.planning import Budget, RankPlan, plan_ranks
-from common.planning.layers import Decompositions, plan_cost, trace_layers
-from common.profiling import profile
+from common.network import profile
+from common.network.shapes import trace_layers
+from common.notebook.steps import arsvd_within
+from common.planning import VBMF, Budget, Energy, Entropy, Fixed, RankPlan, plan_ranks
+from common.planning.costs import plan_cost
+from common.planning.decompositions import Decompositions
 from common.search import SearchSettings, search_ranks
 from common.search.rules import largest_within, rule_plan
 from common.search.space import Space
@@ -71,9 +73,8 @@ def space(method: str, data_aware: bool) -> Space:
 
 def planned(rule: str, method: str, share: float, data_aware: bool) -> RankPlan:
     """The rule's plan by the planner itself."""
-    how: dict[str, Any] = {"threshold": share} if rule == "energy" else {"ranks": share}
-    kind = "energy" if rule == "energy" else "fixed"
-    return plan_ranks(network(), X[:1], method, kind, decompositions=decompositions(data_aware), **how)
+    how = Energy(share) if rule == "energy" else Fixed(share)
+    return plan_ranks(network(), X[:1], method, how, decompositions=decompositions(data_aware))
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def test_no_larger_multiple_of_the_vbmf_ranks_fits(method: str, budget: Budget) 
     asked.budget = budget
     plan = rule_plan("vbmf", network(), X[:1], decompositions(False), asked)
     assert budget.allows(asked.cost(plan), dense())
-    found = plan_ranks(network(), X[:1], method, "vbmf", only_if_smaller=False, decompositions=decompositions(False))
+    found = plan_ranks(network(), X[:1], method, VBMF(only_if_smaller=False), decompositions=decompositions(False))
     best = 0.0
     for factor in np.geomspace(0.02, 50, 2000):
         ranks = {}
@@ -151,7 +152,9 @@ def test_arsvd_at_a_share_of_the_parameters_fills_it(share: float, data_aware: b
     taus = [*np.linspace(0, 1, 500).tolist(), *(1 - np.logspace(-12, -1, 500)).tolist()]
     every = [
         plan_cost(
-            shapes, dense(), plan_ranks(network(), X[:1], "arsvd", tau=tau, decompositions=decompositions(data_aware))
+            shapes,
+            dense(),
+            plan_ranks(network(), X[:1], "arsvd", Entropy(tau), decompositions=decompositions(data_aware)),
         )[0]
         for tau in taus
     ]
@@ -175,7 +178,7 @@ def test_layers_whose_thresholds_coincide_change_together() -> None:
     shapes, cost = trace_layers(model, x), profile(model, x)
 
     def candidates(share: float) -> list[RankPlan]:
-        return [plan_ranks(model, x, "svd", "energy", threshold=share, only_if_smaller=False)]
+        return [plan_ranks(model, x, "svd", Energy(share, only_if_smaller=False))]
 
     for rank in range(1, 8):
         exact = 2 * (rank * 32 + 16)

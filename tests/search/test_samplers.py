@@ -8,12 +8,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from common.planning.layers import Decompositions
+from common.planning.decompositions import Decompositions
 from common.search.policy import Policy, elite_of, even_logits
 from common.search.samplers import PolicySampler, make_sampler, policies, tried_trials
 from common.search.settings import SearchSettings
-from common.search.slots import OUTCOME, SET_ASIDE, Attempts
 from common.search.space import Space
+from common.search.study.attempts import OUTCOME, SET_ASIDE, Attempts
 from tests.networks import tiny_cnn
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

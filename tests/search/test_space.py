@@ -9,10 +9,11 @@ import torch
 
 from common.calibration import calibrate
 from common.compression import compress
-from common.planning import Budget, plan_ranks
-from common.planning.layers import Decompositions, trace_layers
+from common.network import profile
+from common.network.shapes import trace_layers
+from common.planning import Budget, Fixed, plan_ranks
+from common.planning.decompositions import Decompositions
 from common.planning.options import layer_options
-from common.profiling import profile
 from common.search.candidates import LEVELS, option_candidates
 from common.search.policy import Policy, budget_logits, static_logits
 from common.search.rules import rule_plan
@@ -20,7 +21,12 @@ from common.search.space import Space, _price
 from tests.networks import TinyCNN, tiny_cnn, tiny_digits
 
 X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-HARMS = {"stem.0": [(0.5, 1.0)], "conv": [(0.1, 0.02), (0.5, 0.5)], "shortcut": [(0.5, 0.3)], "head": [(0.5, 2.0)]}
+DIVERGENCES = {
+    "stem.0": [(0.5, 1.0)],
+    "conv": [(0.1, 0.02), (0.5, 0.5)],
+    "shortcut": [(0.5, 0.3)],
+    "head": [(0.5, 2.0)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def decompositions(model: TinyCNN) -> Decompositions:
 
 
 def make_space(model: TinyCNN, decompositions: Decompositions, **budget: Any) -> Space:
-    return Space(model, X, decompositions, "svd", Budget(**budget), HARMS)
+    return Space(model, X, decompositions, "svd", Budget(**budget), DIVERGENCES)
 
 
 @pytest.mark.parametrize("budget", [{"params": 0.4}, {"macs": 0.3}, {"params": 0.5, "macs": 0.4}])
@@ -59,7 +65,7 @@ def test_every_choice_of_levels_becomes_a_plan_that_fills_the_budget(
 
 def test_the_first_plan_is_the_budgets_own_allocation(model: TinyCNN, decompositions: Decompositions) -> None:
     space = make_space(model, decompositions, macs=0.3)
-    plan = plan_ranks(model, X, "svd", "budget", budget=Budget(macs=0.3), harms=HARMS, decompositions=decompositions)
+    plan = plan_ranks(model, X, "svd", Budget(macs=0.3), divergences=DIVERGENCES, decompositions=decompositions)
     assert space.allocation is not None
     assert space.allocation.layers == plan.layers
     for other in (
@@ -67,7 +73,7 @@ def test_the_first_plan_is_the_budgets_own_allocation(model: TinyCNN, decomposit
         {"stem.0": 6, "conv": 9, "shortcut": 5, "head": 6},
     ):
         levels = {name: max(level, space.distributions()[name].low) for name, level in other.items()}
-        assert space.predicted_harm(space.plan(levels, "")) >= space.predicted_harm(plan) * (1 - 1e-9)
+        assert space.predicted_loss(space.plan(levels, "")) >= space.predicted_loss(plan) * (1 - 1e-9)
 
 
 def test_a_layer_that_is_lowered_alone_shrinks_and_the_others_gain(
@@ -87,33 +93,33 @@ def test_a_layer_that_is_lowered_alone_shrinks_and_the_others_gain(
 
 
 def test_prices_by_hand() -> None:
-    """Sizes 1, 2, 4 with harms 7, 3, 1: the slopes are 4 and 1."""
-    sizes, harms = [1.0, 2.0, 4.0], [7.0, 3.0, 1.0]
-    assert [_price(sizes, harms, index) for index in range(3)] == pytest.approx([8.0, 2.0, 0.5])
+    """Sizes 1, 2, 4 with divergences 7, 3, 1: the slopes are 4 and 1."""
+    sizes, divergences = [1.0, 2.0, 4.0], [7.0, 3.0, 1.0]
+    assert [_price(sizes, divergences, index) for index in range(3)] == pytest.approx([8.0, 2.0, 0.5])
     assert _price(sizes, [1.0, 1.0, 1.0], 1) == 0
 
 
 def test_the_price_of_what_is_larger_and_worse_is_that_of_what_beats_it() -> None:
     """Levels are cut by parameters, so that under a budget of MACs alone their sizes need not ascend."""
-    sizes, harms = [1.0, 3.0, 2.0, 4.0], [7.0, 5.0, 3.0, 1.0]
-    assert _price(sizes, harms, 1) == _price(sizes, harms, 2) == pytest.approx(2.0)
-    assert [_price(sizes, harms, index) for index in (0, 3)] == pytest.approx([8.0, 0.5])
+    sizes, divergences = [1.0, 3.0, 2.0, 4.0], [7.0, 5.0, 3.0, 1.0]
+    assert _price(sizes, divergences, 1) == _price(sizes, divergences, 2) == pytest.approx(2.0)
+    assert [_price(sizes, divergences, index) for index in (0, 3)] == pytest.approx([8.0, 0.5])
 
 
 def test_candidates_of_a_budget_are_the_least_harmful_of_their_size(
     model: TinyCNN, decompositions: Decompositions
 ) -> None:
     options = {
-        name: layer_options(name, shape, decompositions, ("svd",), harms=HARMS)
+        name: layer_options(name, shape, decompositions, ("svd",), divergences=DIVERGENCES)
         for name, shape in trace_layers(model, X).items()
     }
     for name, choices in option_candidates(options).items():
         dense = max(options[name].params)
         for level, choice in zip(LEVELS, choices, strict=True):
-            fitting = options[name].harm[options[name].params <= level * dense]
+            fitting = options[name].loss[options[name].params <= level * dense]
             assert (choice is None) == (len(fitting) == 0)
             if choice is not None:
-                assert choice.harm == fitting.min()
+                assert choice.loss == fitting.min()
                 assert choice.params <= level * dense
         assert choices[-1] is not None
         assert choices[-1].plan.method is None
@@ -121,7 +127,7 @@ def test_candidates_of_a_budget_are_the_least_harmful_of_their_size(
 
 def test_levels_of_a_plan_are_the_nearest(model: TinyCNN, decompositions: Decompositions) -> None:
     space = make_space(model, decompositions, params=0.4)
-    plan = plan_ranks(model, X, "svd", "fixed", ranks={"conv": 8}, decompositions=decompositions)
+    plan = plan_ranks(model, X, "svd", Fixed({"conv": 8}), decompositions=decompositions)
     levels = space.levels_of(plan)
     assert all(level == len(LEVELS) - 1 for name, level in levels.items() if name != "conv")
     params = space.shapes["conv"].cost(plan.layers["conv"])[0]
@@ -176,10 +182,10 @@ def test_a_rule_takes_the_largest_of_its_plans_that_fits(
         shares = [
             share / 400
             for share in range(1, 401)
-            if space.cost(plan_ranks(model, X, "svd", "fixed", ranks=share / 400, decompositions=decompositions))[1]
+            if space.cost(plan_ranks(model, X, "svd", Fixed(share / 400), decompositions=decompositions))[1]
             <= macs * space.dense[1]
         ]
-        best = plan_ranks(model, X, "svd", "fixed", ranks=max(shares), decompositions=decompositions)
+        best = plan_ranks(model, X, "svd", Fixed(max(shares)), decompositions=decompositions)
         assert plan.layers == best.layers
 
 

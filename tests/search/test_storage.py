@@ -6,8 +6,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from common.search import storage as storage_module
-from common.search.storage import journal_path, open_storage, open_study, opened_storage
+from common.search.study import storage as storage_module
+from common.search.study.storage import journal_path, open_storage, open_study, opened_storage
 
 
 def test_a_journal_survives_a_torn_line(tmp_path: Path) -> None:

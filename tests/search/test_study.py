@@ -12,24 +12,22 @@ import torch
 from torch import nn
 
 from common.calibration import recalibrate_bn
-from common.checkpoints import load_compressed
+from common.compression import load_compressed
 from common.data import load_data
-from common.data.normalization import IMAGENET
-from common.inputs import remember_normalization
-from common.metrics import evaluate
+from common.data.normalization import IMAGENET, remember_normalization
 from common.models import build_model
-from common.planning import Budget, plan_ranks
-from common.planning.layers import Decompositions
-from common.profiling import profile
+from common.network import profile
+from common.planning import Budget, Entropy, Fixed, plan_ranks
+from common.planning.decompositions import Decompositions
 from common.search import SearchResult, SearchSettings, search_ranks
-from common.search.finish import best_first
+from common.search.finalists import best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search, measure_sensitivities
 from common.search.space import Space
-from common.search.storage import open_study, opened_storage
-from common.selection import choose_best
-from common.training import TrainingSettings, train
+from common.search.study.storage import open_study, opened_storage
+from common.training import TrainingSettings, evaluate, train
 from common.trials import TrialRecord, read_log
+from common.trials.best import choose_best
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 
@@ -60,8 +58,8 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
     kept = decompose_for_search(dense, tiny_digits(), seed=0)
     plans = [
-        plan_ranks(dense, x, "svd", "fixed", ranks=4, decompositions=kept),
-        plan_ranks(dense, x, "arsvd", tau=0.5, decompositions=kept),
+        plan_ranks(dense, x, "svd", Fixed(4), decompositions=kept),
+        plan_ranks(dense, x, "arsvd", Entropy(0.5), decompositions=kept),
     ]
     result, seen = search(dense, tmp_path, plans=plans)
     assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
@@ -186,7 +184,7 @@ def test_a_finetuning_that_diverges_does_not_end_the_search(
     def diverge(*_: Any, **__: Any) -> None:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("common.search.finish.train", diverge)
+    monkeypatch.setattr("common.search.finalists.train", diverge)
     result, _ = search(dense, tmp_path)
     assert not any("finetuned" in record.metrics for record in result.records)
     assert result.best
@@ -261,7 +259,7 @@ def test_an_interrupted_finetuning_goes_on_without_the_ones_that_are_done(
             raise KeyboardInterrupt
         return train(*arguments, **keywords)
 
-    monkeypatch.setattr("common.search.finish.train", spy)
+    monkeypatch.setattr("common.search.finalists.train", spy)
     first, _ = search(dense, tmp_path, "tuned")
     assert (first.remaining, first.networks) == (0, {})
     last, _ = search(dense, tmp_path, "tuned")
@@ -312,9 +310,9 @@ def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(den
     for record in result.records:
         assert 0.37 < record.macs / record.baseline["macs"] <= 0.4
     decompositions = decompose_for_search(dense, tiny_digits(), settings.seed)
-    _, harms = measure_sensitivities(dense, tiny_digits(), decompositions, settings)
+    _, divergences = measure_sensitivities(dense, tiny_digits(), decompositions, settings)
     x = tiny_digits().example()
-    plan = plan_ranks(dense, x, "svd", "budget", budget=budget, harms=harms, decompositions=decompositions)
+    plan = plan_ranks(dense, x, "svd", budget, divergences=divergences, decompositions=decompositions)
     assert result.records[0].plan == plan.layers_as_json()
     assert len({json.dumps(record.plan) for record in result.records}) > 2
 
@@ -323,7 +321,7 @@ def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN,
     x = tiny_digits().example()
     kept = decompose_for_search(dense, tiny_digits(), seed=0)
     large, small = (  # one is more accurate than any at the budget
-        plan_ranks(dense, x, "svd", "budget", budget=Budget(macs=macs), decompositions=kept) for macs in (0.9, 0.25)
+        plan_ranks(dense, x, "svd", Budget(macs=macs), decompositions=kept) for macs in (0.9, 0.25)
     )
     settings = SearchSettings(
         method="svd", trials=2, budget=Budget(macs=0.3), finetune_top=3, keep=0.1, finetune=SETTINGS.finetune
@@ -395,7 +393,7 @@ def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under
             found = {**found, "accuracy": found["accuracy"] - lost, "loss": found["loss"] + loss}
         return found
 
-    monkeypatch.setattr("common.search.finish.train", tune)
+    monkeypatch.setattr("common.search.finalists.train", tune)
     monkeypatch.setattr(Objective, "evaluate", evaluate_tuned)
     settings = SearchSettings(method="svd", trials=2, budget=budget, finetune_top=1)
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
@@ -530,8 +528,8 @@ def test_logs_that_cannot_be_written_are_found_before_any_work(
     below: str, dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("precious")
-    monkeypatch.setattr("common.search.study.decompose_for_search", pytest.fail)
-    monkeypatch.setattr("common.search.study.check_runtime", pytest.fail)
+    monkeypatch.setattr("common.search.search.decompose_for_search", pytest.fail)
+    monkeypatch.setattr("common.search.search.check_runtime", pytest.fail)
     for run, storage in ((None, None), ("run", None), ("run", f"sqlite:///{tmp_path}/studies.db")):
         with pytest.raises(ValueError, match=rf"^logs='{tmp_path}/{below}'.* (a file of that name|Not a directory)$"):
             search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path / below, run=run, storage=storage)

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from common.checkpoints import load_compressed, save_compressed
+from common.compression import load_compressed, save_compressed
 from common.models import build_model
-from common.search import SearchSettings, search_ranks, worker
-from common.search.slots import WORKER, Attempts
-from common.search.storage import open_study, opened_storage
+from common.search import SearchSettings, search_ranks
+from common.search.study import worker
+from common.search.study.attempts import WORKER, Attempts
+from common.search.study.storage import open_study, opened_storage
 from common.trials import read_log
 from tests.networks import tiny_digits
 from tests.search.processes import KILLS, SETTINGS, logged, search, start, take_part

@@ -1,0 +1,183 @@
+"""Networks on disk: one safetensors file with the weights, the builder's arguments and the plan; no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from common.compression.compress import factored_layer, planned_layers
+from common.files import replacing
+from common.models import build_model
+from common.network.copies import independent_copy
+from common.network.held import replace_module
+from common.network.lowrank import LowRank
+from common.network.provenance import Provenance, get_provenance, set_provenance
+from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
+from common.planning import RankPlan, plan_of
+
+SCHEMA_VERSION = "1"
+
+
+def save_compressed(model: nn.Module, path: str | Path) -> Path:
+    """Write a network, dense or compressed, so that :func:`load_compressed` can build it again.
+
+    Args:
+        model: made by ``build_model`` or ``compress``; of one that ``DataParallel``, ``DistributedDataParallel`` or
+            ``torch.compile`` wraps, the network inside is written, unless it was compressed as it is wrapped.
+        path: the file, by custom ``*.safetensors``; its folder is made when it is not there.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    model = _unwrapped(model)
+    provenance = get_provenance(model) or Provenance()
+    values, own = encoded_state(model)
+    plan = _plan_inside(model)
+    metadata = {
+        "schema": SCHEMA_VERSION,
+        "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
+        "plan": json.dumps(plan.to_json() if plan else None),
+        "inputs": json.dumps(dict(provenance.inputs)),
+        "state": json.dumps(values),
+    }
+    tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()} | own
+    with replacing(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata)
+    return path
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
+    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # the latter of what torch.compile returns
+    named_by_it = get_provenance(model) is not None
+    return _unwrapped(inner) if isinstance(inner, nn.Module) and not named_by_it else model
+
+
+def _plan_inside(model: nn.Module) -> RankPlan | None:
+    """The plan of a network, or of the compressed networks that a module of somebody else holds, with their prefix."""
+    if (whole := plan_of(model)) is not None:
+        return whole
+    factored = {name: layer.planned for name, layer in model.named_modules() if isinstance(layer, LowRank)}
+    if not factored:
+        return None
+    plans = [plan for module in model.modules() if (plan := plan_of(module))]
+    methods, rules = {plan.method for plan in plans}, {plan.rule for plan in plans}
+    return RankPlan(
+        factored,
+        methods.pop() if len(methods) == 1 else "mixed",
+        rules.pop() if len(rules) == 1 else "several",
+        plans[0].settings if len(plans) == 1 else {},
+    )
+
+
+def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Build the network that :func:`save_compressed` wrote.
+
+    Args:
+        path: the file.
+        model: a dense network of the architecture that the file must be of; it is left as it was, a copy is filled.
+            None builds the architecture that the file names, which then has to be one of ``build_model``'s.
+
+    Returns:
+        The network, in evaluation mode, on the CPU or on ``model``'s device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a file of this kind, of an unknown schema version, or of another architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights={str(path)!r}: there is no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"weights={str(path)!r} is not a safetensors file: {error}") from error
+    if metadata.get("schema") != SCHEMA_VERSION:
+        version = metadata.get("schema", "none")
+        raise ValueError(
+            f"weights={str(path)!r} has schema version {version}; this code reads version {SCHEMA_VERSION}"
+        )
+    try:
+        builder: Mapping[str, Any] = json.loads(metadata["builder"])
+        name, arguments = builder["name"], dict(builder["arguments"])
+        stored = json.loads(metadata["plan"])
+        plan = RankPlan.from_json(stored) if stored is not None else None
+        inputs = dict(json.loads(metadata.get("inputs", "{}")))
+        values = {key: decoded(value, tensors) for key, value in json.loads(metadata.get("state", "{}")).items()}
+        tensors = {key: tensor for key, tensor in tensors.items() if "#" not in key}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
+    if model is not None:
+        _require_same_builder(path, builder, model)
+        same_names = any(key in tensors for key in model.state_dict())
+        model = independent_copy(model if same_names else _unwrapped(model))
+    elif name is None:
+        raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
+    elif arguments.get("weights") is not None:
+        raise ValueError(f"weights={str(path)!r} asks for other weights to be fetched; no file of this suite does")
+    else:
+        try:
+            model = build_model(name, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
+    _fill(path, model, plan, tensors, values)
+    set_provenance(model, Provenance(name, arguments, plan, inputs))
+    return model.eval()
+
+
+def _fill(
+    path: Path, model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Put factors in the place of the plan's layers, and fill all in."""
+    try:
+        for name, (layer, effective) in planned_layers(model, plan).items() if plan else ():
+            assert plan is not None
+            replace_module(model, layer, factored_layer(layer, effective, plan.layers[name]))
+        _check_fit(path, model, tensors, values)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"weights={str(path)!r} does not fit the network: {error}") from None
+    own = distinct_tensors(model, copies=False)
+    for name, tensor in tensors.items():
+        if own[name].dtype != tensor.dtype:
+            own[name].data = own[name].data.to(tensor.dtype)
+    state: OrderedDict[str, Any] = OrderedDict({**tensors, **values})
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # each module's version, which some ask for
+    model.load_state_dict(state, strict=False)  # a second name of a shared tensor is not in the file
+
+
+def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Module) -> None:
+    expected = get_provenance(model)
+    if expected is None or builder["name"] is None:
+        return  # the tensors' names and shapes will tell
+    if (builder["name"], builder["arguments"]) != (expected.builder, dict(expected.arguments)):
+        held = f"{builder['name']} with {builder['arguments']}"
+        wanted = f"{expected.builder} with {dict(expected.arguments)}"
+        raise ValueError(f"weights={str(path)!r} holds a {held}; a {wanted} is wanted")
+
+
+def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    own = distinct_tensors(model, copies=False)
+    expected = own.keys() | other_entries(model)
+    held = tensors.keys() | values.keys()
+    for problem, names in (("lacks", expected - held), ("has besides", held - expected)):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(f"weights={str(path)!r} does not fit the network: it {problem} {shown}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)}, the network needs {tuple(own[name].shape)}"
+            raise ValueError(f"weights={str(path)!r} does not fit the network: {name} has shape {shapes}")

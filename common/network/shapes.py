@@ -1,0 +1,192 @@
+"""The layers of a network that could be factored: their shapes, and what they cost dense and factored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from common.decomposition import DECOMPOSITIONS, Floats, Ranks
+from common.network.effective import EffectiveLayer
+from common.network.layers import FactorableLayer, effective_layers, factorable_layers, layer_input
+from common.network.modes import hooked
+from common.network.passes import example_batch, run
+
+Size = tuple[int, int]
+
+
+class Planned(Protocol):
+    """What becomes of one layer, as far as its cost depends on it; ``LayerPlan`` of ``common.planning`` is one."""
+
+    @property
+    def method(self) -> str | None:
+        """Name of the decomposition; None for a layer that stays dense."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The method's ranks."""
+
+    @property
+    def shift(self) -> bool:
+        """Whether the last factor has a bias where the layer has none."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """All that the cost of a layer depends on.
+
+    Attributes:
+        channels: ``(in, out)``.
+        kernel: ``(kh, kw)``; ``(1, 1)`` for a Linear.
+        groups: as in ``Conv2d``.
+        bias: whether the layer has one.
+        transposed: whether it is a transposed convolution.
+        calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
+            A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
+            Frames or patches that are folded into the batch stand as so many times the height; where inputs share a
+            row (a mean over the batch), each has a fraction of it.
+        linear: whether it is a Linear.
+        reason: why it has to stay dense whatever the ranks; empty for one that need not.
+        unused: parameters of the layer as it is that its factors do not have, such as the gains of a standardized
+            weight.
+    """
+
+    channels: tuple[int, int]
+    kernel: Size
+    groups: int
+    bias: bool
+    transposed: bool
+    calls: tuple[tuple[Size, Size], ...]
+    linear: bool = False
+    reason: str = ""
+    unused: int = 0
+
+    @property
+    def dense_cost(self) -> tuple[int, int]:
+        """Parameters and MACs of the layer as it is."""
+        params, macs = self._cost((), ((True, True),), self.bias)
+        return params + self.unused, macs
+
+    def cost(self, plan: Planned) -> tuple[int, int]:
+        """Parameters and MACs of what the plan makes of the layer; biases are parameters but no MACs."""
+        if plan.method is None:
+            return self.dense_cost
+        return self._cost(plan.ranks, DECOMPOSITIONS[plan.method].axes, self.bias or plan.shift)
+
+    def costs(self, method: str, ranks: Floats, shift: bool) -> tuple[Floats, Floats]:
+        """Parameters and MACs of many ranks ``(K, modes)`` at once, ``(K,)`` each."""
+        columns = tuple(ranks[:, mode] for mode in range(ranks.shape[1]))
+        params, macs = self._cost(columns, DECOMPOSITIONS[method].axes, self.bias or shift)
+        return params, macs
+
+    def _cost(self, ranks: tuple[Any, ...], axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[Any, Any]:
+        widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
+        weights = [
+            outputs
+            * (inputs // self.groups)
+            * math.prod(k for k, taken in zip(self.kernel, axis, strict=True) if taken)
+            for (inputs, outputs), axis in zip(pairwise(widths), axes, strict=True)
+        ]
+        macs: Any = 0
+        for before, after in self.calls:
+            rows, columns = before
+            for weight, (height, width) in zip(weights, axes, strict=True):
+                old = rows * columns
+                rows, columns = after[0] if height else rows, after[1] if width else columns
+                # A transposed convolution multiplies once for each input position, any other for each output position.
+                macs += weight * (old if self.transposed and (height or width) else rows * columns)
+        return sum(weights) + bias * self.channels[1], macs
+
+
+def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
+    """Shapes of every layer that could be factored and that ``x`` passes, in the order of ``model.named_modules()``.
+
+    Args:
+        model: left as it was, its training mode included.
+        x: example input ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: the network does not take ``x``.
+    """
+    x = example_batch(x, model)
+    if any(isinstance(m, LazyModuleMixin) and m.has_uninitialized_params() for m in model.modules()):
+        run(model, x)
+    layers = factorable_layers(model)
+    served, reasons = effective_layers(model)
+    calls: dict[str, list[tuple[Size, Size]]] = {}
+
+    def record(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        found = calls.setdefault(name, [])
+        if name not in served and not isinstance(layer_input(given, named), Tensor):
+            return  # a class of others may take and put out what it likes
+        if len(given) + len(named) > 1:
+            reasons.setdefault(name, "it is called with an output size, which its factors would not take")
+        inputs = layer_input(given, named)
+        effective = served.get(name)
+        if effective is not None and effective.layer is not layers[name]:
+            if not effective.computes(inputs, output):
+                reasons.setdefault(name, f"a {type(layers[name]).__name__} computes something of its own")
+            inputs = effective.input(inputs)
+        if isinstance(output, Tensor):
+            found.append(_call_sizes(layers[name], inputs, output, len(x)))
+
+    handles = [
+        module.register_forward_hook(
+            lambda _, i, k, o, name=name: record(name, i, k, o), with_kwargs=True, prepend=True
+        )
+        for name, module in layers.items()
+    ]
+    with hooked(handles):
+        run(model, x)
+    return {
+        name: _shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""))
+        for name, layer in layers.items()
+        if name in calls
+    }
+
+
+def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: int) -> tuple[Size, Size]:
+    """Sizes before and after one call, for one input of the batch."""
+    linear = isinstance(layer, nn.Linear)
+    if not linear and inputs.dim() == 3:
+        inputs, output = inputs[None], output[None]
+    rows = max(1, inputs[..., 0].numel() if linear else inputs.shape[0])
+    share: Any = rows / batch if rows % batch else rows // batch
+    if linear:
+        return ((share, 1), (share, 1))
+    return ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
+
+
+def _shape(
+    layer: FactorableLayer, effective: EffectiveLayer | None, calls: tuple[tuple[Size, Size], ...], reason: str
+) -> LayerShape:
+    """The layer's shape, read off its weight: its attributes may say something else."""
+    plain = layer if effective is None else effective.layer
+    weight, transposed = plain.weight, isinstance(plain, nn.ConvTranspose2d)
+    groups = 1 if isinstance(plain, nn.Linear) else plain.groups
+    first, second = weight.shape[:2]
+    unused = sum(parameter.numel() for parameter in layer.parameters()) - weight.numel()
+    unused -= 0 if plain.bias is None else plain.bias.numel()
+    return LayerShape(
+        channels=(first, second * groups) if transposed else (second * groups, first),
+        kernel=(int(weight.shape[2]), int(weight.shape[3])) if weight.dim() == 4 else (1, 1),
+        groups=groups,
+        bias=plain.bias is not None,
+        transposed=transposed,
+        calls=calls,
+        linear=isinstance(plain, nn.Linear),
+        reason=reason,
+        unused=unused,
+    )
+
+
+def dense_reason(shape: LayerShape) -> str:
+    """Why a layer has to stay dense whatever the ranks; empty for one that need not."""
+    if shape.reason:
+        return shape.reason
+    depthwise = shape.groups > 1 and shape.groups == shape.channels[0]
+    return "a depthwise convolution has no channels to factor" if depthwise else ""

@@ -1,0 +1,1 @@
+"""What the notebooks share: their parameters, their steps, Colab, live pictures."""

@@ -1,0 +1,248 @@
+"""The parameters of a notebook, validated at once: one dataclass a notebook."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from common.files import check_writable
+from common.latency import RUNTIMES
+from common.notebook.colab import fetch_run, say_if_not_kept
+from common.search.settings import BUDGET_RULES
+from common.trials import log_path
+from common.validation import sentence
+
+Config = TypeVar("Config", bound="NotebookConfig")
+Value = TypeVar("Value", int, float, str)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+_IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython"}
+_PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple, dict)
+_ACCEPTED = "_accepted_parameters"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class NotebookConfig:
+    """What every notebook is told; the comments in its parameters cell say what each parameter is.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range, a folder or file is not there, or the run has a log
+            and cannot go on.
+    """
+
+    dataset: str
+    data_root: str | None = None
+    download: bool = False
+    image_size: Annotated[int, Field(ge=8)] = 32
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    limit: Annotated[int, Field(ge=2)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    logs: str = "logs"
+    run: str | None = None
+    storage: str | None = Field(default=None, repr=False)  # it may hold a password
+
+    def __post_init__(self) -> None:
+        if self.data_root is not None and not self.download and not Path(self.data_root).is_dir():
+            raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
+        if self.run is not None and log_path(self.logs, self.run, new=False).exists():
+            from common.search.study.storage import check_run  # Optuna is loaded for this question alone
+
+            check_run(self.logs, self.run, self.storage)
+        elif self.storage is not None or (self.run and Path(self.logs, f"{self.run}.journal").exists()):
+            from common.search.study.storage import journal_path, opened_storage
+
+            with opened_storage(self.storage or journal_path(self.logs, str(self.run))):
+                pass
+
+    @classmethod
+    def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
+        """The configuration that the parameters cell of a notebook, and papermill after it, have set.
+
+        Args:
+            namespace: the notebook's ``globals()``. Every plain value in it (number, text, list, None) whose name has
+                no underscore in front is a parameter. When the cell is run again later in the same kernel, names that
+                are no parameters are passed over: they are the notebook's own variables by then.
+
+        Raises:
+            ValueError: a parameter is unknown, of the wrong type or out of range; one sentence names it, its value
+                and what is allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        found: dict[str, Any] = {
+            name: value
+            for name, value in namespace.items()
+            if name in known
+            or (isinstance(value, _PLAIN_TYPES) and not name.startswith("_") and name not in _IPYTHON_NAMES)
+        }
+        unknown = sorted(found.keys() - set(known))
+        if unknown and _ACCEPTED not in namespace:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            allowed = ", ".join(known)
+            raise ValueError(
+                f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
+            )
+        if found.get("run"):  # on Colab, what an earlier session left on the Drive
+            logs, run = str(found.get("logs", "logs")), str(found["run"])
+            log_path(logs, run, new=False)
+            check_writable(logs)
+            say_if_not_kept(logs, run)
+            fetch_run(logs, run)
+        try:
+            config = cls(**{name: value for name, value in found.items() if name in known})
+        except ValidationError as error:
+            raise ValueError(sentence(error)) from None
+        namespace[_ACCEPTED] = tuple(found)
+        return config
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class ExperimentConfig(NotebookConfig):
+    """Parameters of the notebooks that train a network and compress it."""
+
+    weights: str | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes weights as they are
+    dense_learning_rate: Positive = 0.1
+    method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
+    data_aware: bool = True
+    policy: Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"] = "adaptive"
+    budget_params: Share | None = None
+    budget_macs: Share | None = None
+    trials: Count = 30
+    keep: Share = 0.99
+    size_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    finetune_top: Annotated[int, Field(ge=0)] = 3
+    finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
+    finetune_learning_rate: Positive = 0.02
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    distill_features: str = ""
+    latency_batch: Count = 1
+    runtimes: str = "eager"
+    svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
+    arsvd_taus: str | float = "0.3,0.5,0.7"
+    compare_at: Share | None = None
+
+    def __post_init__(self) -> None:
+        check_writable(self.logs)
+        super().__post_init__()
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"weights={self.weights!r}: there is no such file")
+        _ = self.rank_list, self.tau_list, self.feature_list
+        if self.policy in BUDGET_RULES and self.budget_params is self.budget_macs is None:
+            raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
+        if self.runtime_list != ("eager",):
+            from common.environment import default_device  # torch is loaded for this question alone
+            from common.latency import check_runtime
+
+            for runtime in self.runtime_list:
+                try:
+                    check_runtime(runtime, default_device())
+                except ValueError as error:
+                    raise ValueError(f"runtimes={self.runtimes!r}: {error}; or leave {runtime} out") from None
+
+    def command(self, notebook: str) -> str:
+        """The command that runs a notebook with these parameters; those that are None are its defaults."""
+        optional = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: v for name, v in optional.items() if v is not None or name == "compare_at"}
+        given = [text for name, value in values.items() for text in ("-p", name, str(value))]
+        return shlex.join(
+            ["papermill", f"notebooks/{notebook}.ipynb", f"results/{self.run or notebook}.ipynb", *given]
+        )
+
+    @property
+    def rank_list(self) -> list[int]:
+        """The whole numbers in ``svd_ranks``."""
+        return _listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
+
+    @property
+    def feature_list(self) -> tuple[str, ...]:
+        """The names in ``distill_features``."""
+        return tuple(_listed("distill_features", self.distill_features, str, "names of modules", bool))
+
+    @property
+    def runtime_list(self) -> tuple[str, ...]:
+        """The names in ``runtimes``."""
+        allowed = f"one or more of {', '.join(RUNTIMES)}"
+        names = _listed("runtimes", self.runtimes, str, allowed, lambda name: name in RUNTIMES)
+        if not names:
+            raise ValueError(f"runtimes={self.runtimes!r}: it must be {allowed}, with commas between")
+        return tuple(names)
+
+    @property
+    def tau_list(self) -> list[float]:
+        """The numbers in ``arsvd_taus``."""
+        return _listed("arsvd_taus", str(self.arsvd_taus), float, "numbers in [0, 1]", lambda tau: 0 <= tau <= 1)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class ClassifierConfig(ExperimentConfig):
+    """Parameters of the notebooks that compress a classifier; ``model`` names a relative of the notebook's own."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "imagefolder"] = "digits"
+    model: str | None = None
+    pretrained: str | None = None
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class SegmentationConfig(ExperimentConfig):
+    """Parameters of the notebook that compresses the U-Net."""
+
+    dataset: Literal["phantoms", "coco"] = "phantoms"
+    image_size: Annotated[int, Field(ge=8)] = 64
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    augment: bool = True
+    unannotated: Literal["keep", "drop"] = "keep"
+    width: Count = 32
+    depth: Count = 4
+    upsampling: Literal["transposed", "bilinear"] = "transposed"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    dense_learning_rate: Positive = 0.002
+    finetune_learning_rate: Positive = 0.001
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class CompareConfig(NotebookConfig):
+    """Parameters of the notebook that compares runs, or saved networks on one data set."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "imagefolder", "phantoms", "coco"] = "digits"
+    models: str = ""
+    keep: Share = 0.99
+    pretrained: bool = False
+    unannotated: Literal["keep", "drop"] = "keep"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for file in self.files:
+            if not Path(file).is_file():
+                raise ValueError(f"models={self.models!r}: there is no file {file!r}")
+
+    @property
+    def files(self) -> list[str]:
+        """The paths in ``models``."""
+        return _listed("models", self.models, str, "paths", bool)
+
+
+def _listed(
+    name: str, text: str, kind: Callable[[str], Value], allowed: str, accept: Callable[[Value], bool]
+) -> list[Value]:
+    """The values of a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
+    try:
+        values: list[Value] | None = [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = None
+    if values is None or not all(map(accept, values)):
+        raise ValueError(f"{name}={text!r}: it must be {allowed}, with commas between")
+    return values

@@ -1,0 +1,142 @@
+"""What a notebook shows of networks beside the logs: layer by layer, mask by mask, file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from common.compression import load_compressed
+from common.data import DataBundle
+from common.data.normalization import check_normalization
+from common.environment import default_device
+from common.latency import measure_latency
+from common.network import profile
+from common.network.inputs import to_network
+from common.network.modes import evaluating
+from common.network.provenance import get_provenance
+from common.network.shapes import trace_layers
+from common.planning import RankPlan, plan_of
+from common.planning.decompositions import Decompositions
+from common.training import evaluate
+
+
+def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
+    """Layer -> the first of its ranks, in the last of ``plans``; empty where there is none."""
+    return {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()}
+
+
+def layer_table(
+    model: nn.Module, data: DataBundle, plans: Sequence[RankPlan], decompositions: Decompositions
+) -> pd.DataFrame:
+    """What the last of ``plans`` makes of each layer: method, ranks, relative error, shares removed, or why dense.
+
+    Args:
+        model: the dense network.
+        data: what it is for.
+        plans: for this network.
+        decompositions: of ``model``; the errors are of outputs on data where they have moments, else of weights.
+    """
+    columns = ["Layer", "Parameters", "Method", "Ranks", "Error", "Params Red.", "MACs Red.", "Why dense"]
+    if not plans:
+        return pd.DataFrame(columns=columns)
+    plan, x = plans[-1], data.example().to(next(model.parameters()).device)
+    rows: list[dict[str, Any]] = []
+    for name, shape in trace_layers(model, x).items():
+        layer = plan.layers[name]
+        params, macs = shape.dense_cost
+        row = {"Layer": name, "Parameters": params, "Method": layer.method or "dense", "Why dense": layer.reason}
+        if layer.method is not None:
+            kept_params, kept_macs = shape.cost(layer)
+            row |= {
+                "Ranks": "x".join(map(str, layer.ranks)),
+                "Error": decompositions.get(name, layer.method).relative_error(layer.ranks),
+                "Params Red.": 1 - kept_params / params,
+                "MACs Red.": 1 - kept_macs / macs,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
+
+
+@torch.no_grad()
+def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: int = 4) -> dict[str, NDArray[Any]]:
+    """The first test images that have something to find, and what each network finds there.
+
+    Args:
+        networks: title or number of a trial -> network.
+        data: of a segmentation; only its first class is shown.
+        count: how many images at most.
+
+    Returns:
+        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``; no image where
+        there is nothing to find in any.
+    """
+    pairs = [
+        (image, mask[0])
+        for inputs, masks in data.test
+        for image, mask in zip(inputs, masks, strict=True)
+        if mask[0].any()
+    ]
+    if not pairs:
+        nothing = np.zeros((0, data.image_size, data.image_size), dtype=np.float32)
+        return dict.fromkeys(("image", "truth", *map(_title, networks)), nothing)
+    inputs = torch.stack([image for image, _ in pairs[:count]])
+    found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
+    for title, network in networks.items():
+        with evaluating(network):
+            masks = network(to_network(inputs, network))[:, 0] > 0
+        found[_title(title)] = masks.float().cpu()
+    return {title: tensor.numpy() for title, tensor in found.items()}
+
+
+def _title(network: Any) -> str:
+    return network if isinstance(network, str) else f"trial {network}"
+
+
+def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:
+    """Saved networks, dense or compressed, on one data set: quality on test, cost, and time in turn with the first.
+
+    Args:
+        files: of :func:`common.compression.save_compressed`; the others' reductions and speedups are over the first.
+        data: its test split is read.
+
+    Raises:
+        ValueError: a file is of another kind, or its network does not fit the data.
+    """
+    rows: list[dict[str, Any]] = []
+    x = data.example().to(default_device())
+    first: nn.Module | None = None
+    for file in files:
+        network = load_compressed(file).to(default_device())
+        provenance = get_provenance(network)
+        classes = provenance.arguments.get("num_classes") if provenance else None
+        task = "segmentation" if provenance and provenance.builder == "unet" else "classification"
+        if provenance is None or (task, classes) != (data.task, data.num_classes):
+            wanted = f"{data.task} of {data.num_classes} classes, which {data.name} is"
+            raise ValueError(f"models: {file} is for {task} of {classes} classes, not for {wanted}")
+        try:
+            check_normalization(network, data.normalization)
+        except ValueError as error:
+            raise ValueError(f"models: {file}: {error}") from None
+        first = first or network
+        cost, latency = profile(network, x), measure_latency(network, x, baseline=first)
+        rows.append(
+            {
+                "File": Path(file).name,
+                "Model": provenance.builder,
+                "Method": plan.method if (plan := plan_of(network)) else "dense",
+                data.metric: evaluate(network, data.test)[data.metric],
+                "Parameters": cost.params,
+                "MACs": cost.macs,
+                "Size (MB)": cost.size_bytes / 1e6,
+                "Latency (ms)": latency.median_s * 1e3,
+                "Speedup": latency.speedup,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,107 @@
+"""Rank rule ``budget``: the least predicted loss within fractions of the dense network."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.planning.accounting import in_the_way, nothing_to_factor, used_parameters
+from common.planning.allocation import Limits, UnreachableBudget, allocate
+from common.planning.options import dense_layer_seconds, layer_options
+from common.planning.plan import RankPlan
+from common.planning.rules.base import RULES, Network, Rule, check_round_to
+
+
+@RULES.add
+@dataclass(frozen=True)
+class Budget(Limits, Rule):
+    """Fractions of the dense network to keep, each in (0, 1]; at least one is given, and none is ever exceeded.
+
+    Args:
+        params: of its parameters.
+        macs: of its multiply-accumulates.
+        latency: of its time in ``runtime`` on this machine, as measured times predict it.
+        runtime: in which the time is meant, see ``common.latency``; read with ``latency`` alone.
+        round_to: ranks are multiples of it, or a mode's maximum.
+
+    Raises:
+        ValueError: none is given, or one is out of range.
+    """
+
+    name = "budget"
+    round_to: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_round_to(self.round_to)
+
+    __str__ = Limits.__str__
+
+    def plan(self, network: Network) -> RankPlan:
+        """The ranks with the least predicted loss within the budget, which counts the whole network.
+
+        Raises:
+            ValueError: the budget cannot be met, or it limits the latency and none was measured in its runtime.
+        """
+        if not network.shapes:
+            raise ValueError(f"{self} cannot be met: {nothing_to_factor(network.model, network.untouched)}")
+        self._check_latencies(network)
+        latencies = network.latencies
+        options = {
+            name: layer_options(
+                name,
+                shape,
+                network.decompositions,
+                network.methods,
+                divergences=network.divergences,
+                round_to=self.round_to,
+                latencies=latencies,
+            )
+            for name, shape in network.shapes.items()
+        }
+        operations = network.operations
+        if self.macs is not None and operations.uncounted:
+            named = ", ".join(operations.uncounted)
+            warnings.warn(f"the budget of MACs leaves out operators whose MACs are not known: {named}", stacklevel=3)
+        dense: list[float] = [used_parameters(network.model, operations), operations.macs]
+        own = np.sum([(0, 0), *(shape.dense_cost for shape in network.shapes.values())], axis=0).tolist()
+        if latencies is not None:
+            own.append(sum(dense_layer_seconds(shape, latencies) for shape in network.shapes.values()))
+            dense.append(latencies.dense_seconds)
+        rest = [of_all - part for of_all, part in zip(dense, own, strict=True)]
+        try:
+            layers = allocate(options, self, dense, rest)
+        except UnreachableBudget as error:
+            obstacles = in_the_way(network.model, network.shapes, network.untouched)
+            raise UnreachableBudget(f"{error}; {obstacles}" if obstacles else str(error)) from None
+        settings = self._settings(network)
+        if latencies is not None:
+            settings |= {"latency": self.latency, **latencies.conditions, "dense_s": latencies.dense_seconds}
+            settings["predicted_s"] = latencies.network_seconds(layers)
+        return RankPlan(layers, network.method, self.name, settings, network.untouched)
+
+    def _check_latencies(self, network: Network) -> None:
+        latencies = network.latencies
+        if self.latency is None:
+            if latencies is not None:
+                raise ValueError(f"latencies with {self}: only a Budget(latency=...) takes them")
+            return
+        if latencies is None:
+            raise ValueError(
+                f"{self}: the latency has to be measured first; give "
+                f"latencies=common.latency.measured_latencies(model, x, {self.runtime!r}, {network.method!r})"
+            )
+        if latencies.runtime != self.runtime:
+            raise ValueError(f"{self} with latencies of the runtime {latencies.runtime!r}")
+        latencies.check(network.model, network.x)
+
+    def _settings(self, network: Network) -> dict[str, Any]:
+        return {
+            "params": self.params,
+            "macs": self.macs,
+            "round_to": self.round_to,
+            "harms": network.divergences is not None,
+        }

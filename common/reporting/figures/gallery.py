@@ -1,0 +1,132 @@
+"""Every picture of a report, each made when it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from common.reporting import figures
+from common.reporting.facts import number
+from common.reporting.figures.pareto import thin
+from common.reporting.frame import Trials, is_accepted
+from common.trials import TrialRecord
+
+TOGETHER = 6
+"""So many blocks share a picture that has a row of panels for each."""
+HEATMAP_TRIALS = 400
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture: the name of its files, what is to be seen, and the function that draws it."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
+    """The pictures that these trials can fill; the radar and the Pareto front always, be it with a sentence."""
+    frame = trials.frame
+    yield Entry(
+        "radar",
+        "Each model's accepted network with the fewest parameters, on validation: each axis runs from the first value "
+        "at the centre to the second at the rim, the speedup on a logarithmic scale.",
+        partial(figures.radar, trials, keep),
+    )
+    yield Entry(
+        "pareto", "Every measured trial after its last stage, and the Pareto fronts.", partial(figures.pareto, trials)
+    )
+    labels = list(frame["label"].unique())
+    pages = [labels[start : start + TOGETHER] for start in range(0, len(labels), TOGETHER)]
+    for place, page in enumerate(pages, start=1):
+        some, end = trials.only(label=page), f"-{place}" if len(pages) > 1 else ""
+        rows = some.frame
+        if rows["final"].notna().any():
+            caption = "The methods: every trial after its last stage, and each method's Pareto front."
+            yield Entry(f"methods{end}", caption, partial(figures.methods, some))
+        if rows["finetuned"].notna().any():
+            caption = "Before and after: every trial that was fine-tuned, stage by stage."
+            yield Entry(f"stages{end}", caption, partial(figures.stages, some, keep))
+        if is_accepted(rows, keep).any():
+            caption = "How the searches went, by the trials made and by the time spent in them."
+            yield Entry(f"progress{end}", caption, partial(figures.progress, some, keep))
+    if frame["speedup"].notna().any():
+        caption = "The speedup that was measured against the MACs that were saved."
+        yield Entry("speedups", caption, partial(figures.speedups, trials))
+    taken: set[str] = set()
+    for label, rows in trials.blocks():
+        slug = _slug(label, taken)
+        planned = rows[rows["params"] > 0]
+        if not planned.empty:
+            caption = f"{label}: the rank that each trial gave each layer."
+            yield Entry(
+                f"ranks-{slug}", caption, partial(_ranks, trials, list(thin(planned, HEATMAP_TRIALS).index), label)
+            )
+        holders = rows.index[rows["spectra"] == 1]
+        best = trials.best(rows, keep).get("params")
+        if len(holders):
+            caption = f"{label}: the singular values of each layer" + (
+                f", and the ranks of trial {best.trial} of {best.run}." if best else "."
+            )
+            yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
+        timed = trials.best(rows, keep).get("speedup")
+        if timed and _has_times(timed.details.get("layer_times")):
+            caption = f"{label}: where the time of one pass goes, each layer timed by itself, dense and in "
+            caption += f"trial {timed.trial} of {timed.run}."
+            yield Entry(f"times-{slug}", caption, partial(_times, timed))
+
+
+def _slug(label: str, taken: set[str]) -> str:
+    """``label`` as a part of a file's name that no other one has."""
+    base = re.sub(r"[^\w.]+", "-", label).strip("-.")[:60] or "model"
+    slug, number = base, 2
+    while slug in taken:
+        slug, number = f"{base}-{number}", number + 1
+    taken.add(slug)
+    return slug
+
+
+def _ranks(trials: Trials, rows: list[int], label: str) -> Figure:
+    return figures.rank_heatmap([trials.record(row) for row in rows], label)
+
+
+def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
+    """The spectra that a search logged with its first trial; the rank of a layer's output is its last one."""
+    held = holder.details.get("spectra")
+    values = {
+        str(layer): [float(value) for value in spectrum if isinstance(value, (int, float))]
+        for layer, spectrum in (held.items() if isinstance(held, dict) else ())
+        if isinstance(spectrum, list)
+    }
+    ranks = {
+        layer: made["ranks"][-1]
+        for layer, made in (best.plan.items() if best else ())
+        if isinstance(made, dict) and isinstance(made.get("ranks"), list) and made["ranks"]
+    }
+    chosen = {
+        layer: rank
+        for layer, rank in ranks.items()
+        if isinstance(rank, int) and 1 <= rank <= len(values.get(layer, ()))
+    }
+    return figures.spectra({layer: spectrum for layer, spectrum in values.items() if spectrum}, chosen)
+
+
+def _has_times(held: object) -> bool:
+    return isinstance(held, dict) and all(isinstance(held.get(when), dict) for when in ("before", "after"))
+
+
+def _times(timed: TrialRecord) -> Figure:
+    """The layers' times that a search logged with a network that it chose."""
+    held = timed.details["layer_times"]
+    before, after = (
+        {str(layer): number(seconds) for layer, seconds in times.items() if number(seconds) >= 0}
+        for times in (held["before"], held["after"])
+    )
+    return figures.layer_times(
+        before, {layer: after[layer] for layer in before if layer in after}, held.get("runtime")
+    )

@@ -1,0 +1,207 @@
+"""The deciding metric against what a network costs: over models with the Pareto fronts, and by method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from common.reporting.facts import method_title
+from common.reporting.figures.style import WIDE, message, method_looks, palette, picture, styled
+from common.reporting.frame import Trials, is_measured
+from common.reporting.tables.summary import baseline_row
+from common.trials import STAGES, TrialRecord
+
+STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "finetuned": "^", "pruned": "x"}
+STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned", "pruned": "pruned"}
+STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
+PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+DRAWN = 1500
+"""So many trials of a block are drawn at most, evenly spread over all; the fronts are those of all."""
+COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
+
+
+def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
+    """The deciding metric after a trial's last stage against the parameters and against the MACs it kept.
+
+    A point's marker is the last stage its trial reached; with one model its colour is the stage as well, with
+    several it is the model. The line is the Pareto front of each model's trials (no other one is both smaller and
+    better), the star its dense network. Failed and unmeasured trials are left out; pruned ones are crosses and not
+    on the front.
+    """
+    groups = {label: measured(rows) for label, rows in Trials.of(trials).blocks()}
+    if all(rows.empty for rows in groups.values()):
+        return message("No trial was measured.")
+    several = len(groups) > 1
+    with styled():
+        figure = picture(WIDE, 3.2 + (0.16 * max(len(groups), 5) if several else 0))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (name, title) in zip(panels, COSTS.items(), strict=True):
+            for index, rows in enumerate(groups.values()):
+                if not rows.empty:
+                    _draw_stages(axes, rows, name, palette(10)[index % 10] if several else None)
+            axes.set_xlabel(title)
+            axes.set_xlim(left=0)
+        every = pd.concat(list(groups.values()))
+        fit_height(panels[0], 100 * every["final"], [dense_metric(rows) for rows in groups.values() if not rows.empty])
+        metrics = " or ".join(sorted(set(every["metric"])))
+        panels[0].set_ylabel(f"{metrics.capitalize()} on validation (%)")
+        reached = set(every["reached"])
+        handles = _pareto_legend(list(groups), [stage for stage in STAGE_MARKERS if stage in reached])
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(len(handles), 2 if several else 5),
+            frameon=False,
+        )
+    return figure
+
+
+def measured(rows: pd.DataFrame) -> pd.DataFrame:
+    """The trials that were measured, with the last stage that each reached (or ``pruned``) in ``reached``."""
+    rows = rows[is_measured(rows)]
+    reached = np.select([rows[stage].notna() for stage in reversed(STAGES)], list(reversed(STAGES)), STAGES[0])
+    return rows.assign(reached=np.where(rows["status"] == "pruned", "pruned", reached))
+
+
+def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
+    """Neither may a few hundredths of a percent look like a cliff, nor a few failed trials flatten all the others.
+
+    Args:
+        axes: their marks are drawn; how many of ``values`` lie below the lower edge is said there.
+        values: the metric of each trial, in percent.
+        stars: that of the dense networks, which stay inside; NaN where it is not known.
+    """
+    low, high = axes.get_ylim()
+    top, tenth = axes.dataLim.ymax, float(np.quantile(values, 0.1))
+    bottom = min([tenth - (top - tenth) / 2, *(star - 0.02 * (top - star) for star in stars if not np.isnan(star))])
+    below = sum(value < bottom for value in values)
+    if below and bottom - low > top - bottom:
+        low, high = bottom, top + 0.05 * (top - bottom)
+        note = f"{below} of {len(values)} trials lie below"
+        axes.text(
+            0.5, 0.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="0.35", bbox=PLATE
+        )
+    if high - low < 2:
+        low, high = low - (2 - high + low) / 2, high + (2 - high + low) / 2
+    axes.set_ylim(low, high)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, value) pairs that no other one beats with a cost and a value at least as good, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def front_of(rows: pd.DataFrame, cost: str) -> list[tuple[float, float]]:
+    """The Pareto front of the trials that were not pruned, in percent."""
+    kept = rows.loc[rows["status"] != "pruned", [cost, "final"]].dropna() * 100
+    return pareto_front(list(zip(kept[cost].tolist(), kept["final"].tolist(), strict=True)))
+
+
+def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:
+    """At most ``limit`` rows, evenly spread."""
+    if len(rows) <= limit:
+        return rows
+    return rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+
+
+def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
+    drawn = thin(rows)
+    size, alpha, width = (16, 0.65, 0.8) if len(drawn) < 200 else (8, 0.3, 0.6)
+    for position, (stage, marker) in enumerate(STAGE_MARKERS.items()):
+        at = drawn[drawn["reached"] == stage]
+        if not at.empty:
+            tint = color or STAGE_COLORS[position]
+            x, y = 100 * at[cost], 100 * at["final"]
+            axes.scatter(x, y, s=size, color=tint, marker=marker, alpha=alpha, linewidths=width)
+    front = front_of(rows, cost)
+    if front:
+        axes.plot(*zip(*front, strict=True), color=color or "0.2", drawstyle="steps-post", zorder=3)
+    draw_dense(axes, rows, color or "0.2")
+
+
+def dense_metric(rows: pd.DataFrame) -> float:
+    """The metric of the dense network of these trials, in percent; NaN where it is not known."""
+    return float(100 * rows["dense"][baseline_row(rows)])
+
+
+def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
+    """A star where the dense network of these trials stands."""
+    dense = dense_metric(rows)
+    if not np.isnan(dense):
+        axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
+
+
+def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]:
+    several = len(labels) > 1
+    tints = {stage: "0.4" if several else STAGE_COLORS[i] for i, stage in enumerate(STAGE_MARKERS)}
+    models = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
+    marks = [
+        Line2D([], [], linestyle="none", marker=STAGE_MARKERS[stage], color=tints[stage], label=STAGE_NAMES[stage])
+        for stage in stages
+    ]
+    front = Line2D([], [], color="0.2", label="Pareto front")
+    dense = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")
+    shared = [*marks, front, dense]
+    if not several:
+        return shared
+    # A legend is filled column by column: empty entries keep the models in one and the marks in the other.
+    blank = [Line2D([], [], linestyle="none", label=" ")] * abs(len(models) - len(shared))
+    return [*models, *blank, *shared] if len(models) < len(shared) else [*models, *shared, *blank]
+
+
+def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
+    """One row of panels a model: the deciding metric against parameters, MACs and latency, the methods by colour.
+
+    A point is a trial in its last stage, pruned ones left out, a line the Pareto front of a method's trials. Latency
+    is that of ``record.latency``, as a share of the dense network's; trials that were not timed are left out there.
+    """
+    groups = {
+        label: rows
+        for label, block in Trials.of(trials).blocks()
+        if not (rows := measured(block[block["status"] == "ok"])).empty
+    }
+    if not groups:
+        return message("No trial was measured.")
+    looks = method_looks(name for rows in groups.values() for name in rows["method"].unique())
+    costs = {**COSTS, "latency_kept": "Latency kept (% of dense)"}
+    with styled():
+        figure = picture(WIDE, 0.6 + 1.6 * len(groups))
+        grid = figure.subplots(len(groups), len(costs), sharey="row", squeeze=False)
+        for row, (label, rows) in zip(grid, groups.items(), strict=True):
+            timed = rows.assign(latency_kept=1 / rows["speedup"].where(rows["speedup"] > 0))
+            for axes, cost in zip(row, costs, strict=True):
+                for name, part in timed.groupby("method", observed=True):
+                    color, marker = looks[str(name)]
+                    drawn = thin(part, DRAWN // len(looks))
+                    x, y = 100 * drawn[cost], 100 * drawn["final"]
+                    axes.scatter(x, y, s=8, color=color, marker=marker, alpha=0.4, linewidths=0)
+                    if front := front_of(part, cost):
+                        axes.plot(
+                            *zip(*front, strict=True), color=color, marker=marker, ms=2.5, drawstyle="steps-post"
+                        )
+                draw_dense(axes, rows, "0.2")
+                axes.set_xlim(left=0)
+            fit_height(row[0], 100 * rows["final"], [dense_metric(rows)])
+            row[0].set_title(label, loc="left", fontweight="bold")
+            row[0].set_ylabel(f"{rows['metric'].iloc[0].capitalize()} (%)")
+        for axes, title in zip(grid[-1], costs.values(), strict=True):
+            axes.set_xlabel(title)
+        handles = [
+            Line2D([], [], color=color, marker=marker, label=method_title(name))
+            for name, (color, marker) in looks.items()
+        ]
+        star = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")
+        figure.legend(
+            handles=[*handles, star], loc="outside lower center", ncols=min(len(handles) + 1, 6), frameon=False
+        )
+    return figure

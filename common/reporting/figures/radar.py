@@ -1,0 +1,159 @@
+"""The radar: what each model's most compressed accepted network kept, shed and gained, on five axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from common.reporting.facts import method_name, method_title
+from common.reporting.figures.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
+from common.reporting.frame import Trials
+from common.reporting.runs import check_keep
+from common.trials import TrialRecord
+from common.trials.best import final_metric, reductions
+
+TITLES = {
+    "metric": "Metric over dense",
+    "params": "Params\nremoved",
+    "macs": "MACs\nremoved",
+    "speedup": "Speedup (log)",
+    "size": "File size\nremoved",
+}
+
+
+def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
+    """One polygon per model: its accepted trial with the fewest parameters on five axes, further out is better.
+
+    The axes are the deciding metric over the dense network's, the fractions of parameters, MACs and file size that
+    were removed, and the speedup on a log scale, where 2x slower and 2x faster lie equally far from the ring at 1x.
+    Each axis names its values at the centre and at the rim; a value below the centre's is drawn at the centre, and
+    one that was not measured leaves a gap.
+
+    Args:
+        trials: of any number of models.
+        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+
+    Raises:
+        ValueError: ``keep`` is not in [0, 1].
+    """
+    check_keep(keep)
+    trials = Trials.of(trials)
+    best = {label: trials.best(rows, keep).get("params") for label, rows in trials.blocks()}
+    chosen = {label: record for label, record in best.items() if record is not None}
+    without = [label for label, record in best.items() if record is None]
+    if not chosen:
+        return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
+    values = {label: _gains(record) for label, record in chosen.items()}
+    ranges = _radar_ranges(list(values.values()), keep)
+    with styled():
+        long = sum(len(label) > 34 for label in best)
+        figure = picture(NARROW, 3.1 + 0.16 * (len(best) + long))
+        axes = figure.add_subplot(projection="polar")
+        _draw_radar_grid(axes, ranges)
+        angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
+        for index, (label, gains) in enumerate(values.items()):
+            made = f"trial {chosen[label].trial}, {method_title(method_name(chosen[label]))}{_missing(gains)}"
+            radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
+            axes.plot(
+                [*angles, angles[0]],
+                [*radii, radii[0]],
+                color=palette(10)[index % 10],
+                marker=MARKERS[index % len(MARKERS)],
+                linestyle=DASHES[index // 10 % len(DASHES)],
+                label=fill(f"{label}: {made}", 58),
+                clip_on=False,
+                zorder=3,
+            )
+            if len(values) == 1 and not np.isnan(radii).any():  # several fills would mix into a colour of nobody
+                axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
+        tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
+        heading = f"Fewest parameters of {tested}trials with ≥ {percent(keep)} of the dense metric"
+        lines, names = axes.get_legend_handles_labels()
+        lines += [Line2D([], [], linestyle="none")] * len(without)
+        names += [fill(f"{label}: no accepted trial", 58) for label in without]
+        figure.legend(lines, names, loc="outside lower center", title=heading, title_fontsize=7, frameon=False)
+    return figure
+
+
+def _gains(record: TrialRecord) -> dict[str, float]:
+    """What the polygon shows of one trial, NaN where it was not measured."""
+    found = reductions(record)
+    dense = record.baseline.get("metrics", {}).get("validation", {}).get(record.metric)
+    value, size = final_metric(record), record.baseline.get("size_bytes")
+    return {
+        "metric": value / dense if value is not None and dense else math.nan,
+        "params": found.get("params", math.nan),
+        "macs": found.get("macs", math.nan),
+        "speedup": found.get("speedup", math.nan),
+        "size": 1 - record.size_bytes / size if size else math.nan,
+    }
+
+
+def _missing(gains: Mapping[str, float]) -> str:
+    names = [
+        TITLES[name].split(" (")[0].replace("\n", " ").lower() for name, value in gains.items() if math.isnan(value)
+    ]
+    return f" ({', '.join(names)} not measured)" if names else ""
+
+
+def _radar_ranges(gains: Sequence[Mapping[str, float]], keep: float) -> dict[str, tuple[float, float]]:
+    """The values at the centre and at the rim of each axis, wide enough for every polygon and round."""
+    metrics = [g["metric"] for g in gains if not math.isnan(g["metric"])]
+    speedups = [g["speedup"] for g in gains if g["speedup"] > 0]
+    rim = math.ceil(max([1.0, *metrics]) * 20 - 1e-9) / 20
+    slow = math.floor(math.log2(min([0.5, *speedups])))
+    fast = math.ceil(math.log2(max([2.0, *speedups])))
+    return {
+        "metric": (max(0.0, min(0.9, math.floor(keep * 20 - 1e-9) / 20)), rim),
+        "params": (0.0, 1.0),
+        "macs": (0.0, 1.0),
+        "speedup": (2.0**slow, 2.0**fast),
+        "size": (0.0, 1.0),
+    }
+
+
+def _radius(value: float, low: float, high: float, name: str) -> float:
+    """``value`` as a distance from the centre in [0, 1]; NaN stays NaN."""
+    if math.isnan(value) or (name == "speedup" and value <= 0):
+        return math.nan
+    if name == "speedup":
+        value, low, high = math.log2(value), math.log2(low), math.log2(high)
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def _draw_radar_grid(axes: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
+    shown = {name: (lambda v: f"{v:g}×") if name == "speedup" else percent for name in ranges}
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], labels=[])
+    axes.spines["polar"].set_visible(False)
+    axes.set_xticks(
+        angles, labels=[f"{TITLES[n]}\n{shown[n](low)} → {shown[n](high)}" for n, (low, high) in ranges.items()]
+    )
+    axes.tick_params(axis="x", labelsize=7, pad=4)
+    for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
+        side = round(float(np.sin(angle)), 6)
+        text.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
+    for angle, (name, (low, high)) in zip(angles, ranges.items(), strict=True):
+        middle = 1.0 if name == "speedup" else (low + high) / 2
+        radius = _radius(middle, low, high, name)
+        axes.plot(angle, radius, marker="o", color="0.35", markersize=2.5, linestyle="none", zorder=4)
+        axes.annotate(
+            shown[name](middle),
+            (angle, radius),
+            (4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color="0.35",
+            va="center",
+            zorder=2,  # never over the data
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
+        )

@@ -1,0 +1,38 @@
+"""Every table of a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.reporting.frame import Trials
+from common.reporting.tables.comparisons import budgets_table, searches_table, sweeps_table
+from common.reporting.tables.comparisons import methods_table as methods_table
+from common.reporting.tables.networks import latency_table, layers_table, runs_table
+from common.reporting.tables.summary import format_summary as format_summary
+from common.reporting.tables.summary import summary
+from common.reporting.tables.summary import summary_table as summary_table
+from common.reporting.tables.table import Table
+
+
+def all_tables(trials: Trials, keep: float = 0.99, folder: Path = Path()) -> list[Table]:
+    """The tables in the order in which a reader wants them, those without a row left out.
+
+    Args:
+        trials: of any number of runs and models.
+        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+        folder: where they will lie; the links to the logs start there.
+
+    Raises:
+        ValueError: ``keep`` is not in [0, 1].
+    """
+    made = [
+        summary(trials, keep),
+        budgets_table(trials),
+        methods_table(trials, keep),
+        searches_table(trials, keep),
+        sweeps_table(trials, keep),
+        latency_table(trials, keep),
+        layers_table(trials, keep),
+        runs_table(trials, folder),
+    ]
+    return [table for table in made if not table.raw.empty]

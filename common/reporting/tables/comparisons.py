@@ -1,0 +1,251 @@
+"""Methods, rank rules and searches compared, with mean and spread over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.reporting.frame import Trials, is_accepted, is_measured
+from common.reporting.tables.table import Table, as_text, change, percentage, times
+from common.trials import TrialRecord
+
+BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+"""Shares of the dense parameters at which the methods are compared."""
+STAGE_HEADS = {"raw": "Raw", "recalibrated": "Recalibrated", "finetuned": "Fine-tuned"}
+
+
+def _spread(values: pd.Series[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of what was measured; the latter NaN for fewer than two."""
+    known = values.dropna()
+    return (known.mean() if len(known) else math.nan), (known.std(ddof=1) if len(known) > 1 else math.nan)
+
+
+def _mean(name: str, values: pd.Series[float]) -> dict[str, float]:
+    """The cells of a mean: itself, its standard deviation and the number of values that it is of."""
+    mean, std = _spread(values)
+    return {name: mean, f"{name} std": std, f"{name} n": int(values.notna().sum())}
+
+
+def _averages(rows: pd.DataFrame, columns: dict[str, pd.Series[float]]) -> dict[str, float]:
+    return {key: cell for name, values in columns.items() for key, cell in _mean(name, values.loc[rows.index]).items()}
+
+
+def _with_means(names: Iterable[str]) -> list[str]:
+    return [column for name in names for column in (name, f"{name} std", f"{name} n")]
+
+
+def _fewer(text: pd.DataFrame) -> list[str]:
+    """What the brackets behind a mean say, where there are any."""
+    behind = text.map(lambda cell: bool(re.search(r"\(\d+ of \d+\)$", cell)))
+    found = "Brackets behind a mean: of how many seeds or trials it is, where not all of them have a value."
+    return [found] if behind.to_numpy().any() else []
+
+
+def _seeds(rows: pd.DataFrame) -> int:
+    return int(rows["seed"].nunique(dropna=False))
+
+
+def _measures(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
+    """The columns that both comparisons show, by heading."""
+    lost = frame["dense"] - frame["raw"]
+    lost = lost.where(lost >= 0.01 * frame["dense"])  # of less than that, noise would be the greater part
+    return {
+        "Params Red.": 1 - frame["params_kept"],
+        "MACs Red.": 1 - frame["macs_kept"],
+        **{head: frame[stage] for stage, head in STAGE_HEADS.items()},
+        "Regained": (frame["final"] - frame["raw"]) / lost,
+        "Recovery": frame["metric_kept"],
+        "Speedup": frame["speedup"],
+    }
+
+
+SHAPES: dict[str, Any] = {
+    "Params Red.": change,
+    "MACs Red.": change,
+    "Raw": percentage,
+    "Recalibrated": percentage,
+    "Fine-tuned": percentage,
+    "Regained": "{:.0%}".format,
+    "Recovery": percentage,
+    "Speedup": times,
+}
+MEANING = [
+    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Regained: the share of "
+    "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost "
+    "1% or more. Recovery: last over dense.",
+    "mean ± standard deviation, where there are several.",
+]
+
+
+def best_at_budgets(trials: Trials) -> pd.DataFrame:
+    """The best trial of each method and seed at most as large as each budget, one row each.
+
+    Returns:
+        Rows of the trials' frame with the columns ``budget`` and ``group`` in front; the best is the one with the
+        greatest metric on validation. A budget under which no method has more than under the one below is left out.
+    """
+    frame = trials.frame[is_measured(trials.frame) & (trials.frame["status"] == "ok")]
+    picked = []
+    for _, rows in frame.groupby("group", observed=True):
+        below = 0.0
+        for budget in BUDGETS:
+            within = rows[rows["params_kept"] <= budget]
+            if ((within["params_kept"] > below) & (within["params_kept"] <= budget)).any():
+                best = within.sort_values("final", ascending=False, kind="stable")
+                best = best.groupby(["method", "seed"], observed=True, sort=False, dropna=False).head(1)
+                picked.append(best.assign(budget=budget))
+            below = budget
+    return pd.concat(picked) if picked else frame.assign(budget=pd.Series(dtype=float)).iloc[:0]
+
+
+def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
+    """Each method's best network at equal budgets of parameters, stage by stage."""
+    trials = Trials.of(trials)
+    tried = {pair: _seeds(part) for pair, part in trials.frame.groupby(["group", "method"], observed=True)}
+    best = best_at_budgets(trials)
+    best = best.reset_index(drop=True)
+    measures, accepted = _measures(best), is_accepted(best, keep)
+    rows = []
+    for (group, budget, method), part in best.groupby(["group", "budget", "method"], observed=True):
+        rows.append(
+            {
+                "Model": group,
+                "Params ≤": budget,
+                "Method": method,
+                "Metric": part["metric"].iloc[0],
+                **_averages(part, measures),
+                "Accepted": int(accepted.loc[part.index].sum()),
+                "Seeds": len(part),
+                "Of Seeds": tried[group, method],
+            }
+        )
+    names = ["Model", "Params ≤", "Method", "Metric"]
+    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Seeds", "Of Seeds"])
+    text = _with_counts(raw, dict.fromkeys(names, str) | {"Params ≤": "{:.0%}".format}, "Seeds")
+    notes = [
+        "The best network of each method that keeps at most that share of the dense parameters, chosen on validation.",
+        *MEANING,
+        *_fewer(text),
+        *_without_any(trials, best),
+    ]
+    return Table("methods", "Methods at equal budgets", raw, text, notes, _keys(text, raw))
+
+
+def _without_any(trials: Trials, best: pd.DataFrame) -> list[str]:
+    """A sentence for each method that has no network under any budget."""
+    there = set(zip(best["group"], best["method"], strict=True))
+    pairs = trials.frame[["group", "method"]].drop_duplicates().itertuples(index=False, name=None)
+    most = f"{BUDGETS[-1]:.0%}"
+    return [
+        f"{group}, {method}: no trial that was measured to the end keeps at most {most} of the parameters."
+        for group, method in pairs
+        if (group, method) not in there
+    ]
+
+
+def budgets_table(trials: Trials) -> Table:
+    """One row a method: the metric of its best network at each budget."""
+    best = best_at_budgets(trials)
+    budgets = sorted(best["budget"].unique())
+    rows = []
+    for (group, method), every in trials.frame.groupby(["group", "method"], observed=True) if budgets else ():
+        row: dict[str, Any] = {"Model": group, "Method": method, "Metric": every["metric"].iloc[0]}
+        row["Dense"], row["Dense std"] = _spread(_one_a_seed(every)["dense"])
+        part = best[(best["group"] == group) & (best["method"] == method)]
+        for budget in budgets:
+            row |= _mean(f"≤ {budget:.0%}", part.loc[part["budget"] == budget, "final"])
+        rows.append(row | {"Seeds": _seeds(every)})
+    heads = [f"≤ {budget:.0%}" for budget in budgets]
+    names = ["Model", "Method", "Metric"]
+    raw = pd.DataFrame(rows, columns=[*names, "Dense", "Dense std", *_with_means(heads), "Seeds"])
+    shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(["Dense", *heads], percentage)}
+    text = as_text(raw, shapes | {"Seeds": str}, "Seeds")
+    note = "The metric on validation of each method's best network that keeps at most that share of the parameters"
+    notes = [f"{note}; {MEANING[1]}", *_fewer(text)]
+    return Table("budgets", "Methods by budget", raw, text, notes, _keys(text, raw), ("Metric", "Dense", "Seeds"))
+
+
+def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each dense network that was trained; one that several seeds share is one."""
+    return rows.drop_duplicates("network" if rows["network"].nunique() == 1 else ["network", "seed"])
+
+
+def sweeps_table(trials: Trials, keep: float) -> Table:
+    """What each setting of a rank rule led to: the sweeps over ranks, taus, thresholds and budgets."""
+    frame = trials.frame[trials.frame["setting"] != ""].reset_index(drop=True)
+    measures, accepted, measured = _measures(frame), is_accepted(frame, keep), is_measured(frame)
+    rows = []
+    for (group, method, rule, setting), every in frame.groupby(
+        ["group", "method", "rule", "setting"], observed=True, sort=False
+    ):
+        part = every[measured.loc[every.index]]
+        row = {"Model": group, "Method": method, "Rule": rule, "Setting": setting, "Metric": every["metric"].iloc[0]}
+        row |= _averages(part, measures) | {"Accepted": int(accepted.loc[part.index].sum())}
+        rows.append(row | {"Trials": len(part), "Of Trials": len(every)})
+    order = {group: place for place, group in enumerate(frame["group"].cat.categories)}
+    rows.sort(key=lambda row: (order[row["Model"]], row["Method"], row["Rule"], _natural(str(row["Setting"]))))
+    names = ["Model", "Method", "Rule", "Setting", "Metric"]
+    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Trials", "Of Trials"])
+    text = _with_counts(raw, dict.fromkeys(names, str), "Trials")
+    notes = [*MEANING, *_fewer(text)]
+    return Table("sweeps", "Rank rules and their settings", raw, text, notes, _keys(text, raw))
+
+
+def _natural(text: str) -> tuple[str, list[float]]:
+    """``tau=0.5`` before ``tau=0.7``, and 5 before 16."""
+    number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.sub(number, "", text), [float(found) for found in re.findall(number, text)]
+
+
+def _with_counts(raw: pd.DataFrame, names: dict[str, Any], what: str) -> pd.DataFrame:
+    """As text, with how many of the seeds or trials (``what``) were accepted and how many of them a row is of."""
+    totals = raw[f"Of {what}"]
+    text = as_text(raw, names | SHAPES, f"Of {what}")
+    text["Accepted"] = [f"{n} of {total}" for n, total in zip(raw["Accepted"], totals, strict=True)]
+    text[what] = [f"{n} of {total}" if n < total else str(n) for n, total in zip(raw[what], totals, strict=True)]
+    return text
+
+
+def _keys(text: pd.DataFrame, raw: pd.DataFrame) -> dict[str, str]:
+    return {name: name for name in text.columns if name in raw and pd.api.types.is_numeric_dtype(raw[name])}
+
+
+def searches_table(trials: Trials, keep: float) -> Table:
+    """Rank rules and samplers side by side: how many trials, how many accepted, and what the best of them reached."""
+    frame = trials.frame
+    accepted, rows = is_accepted(frame, keep), []
+    samplers = sorted(frame["sampler"].cat.categories, key=str.casefold)
+    frame = frame.assign(sampler=frame["sampler"].cat.reorder_categories(samplers))
+    for (group, method, sampler), part in frame.groupby(["group", "method", "sampler"], observed=True):
+        states = part["status"].value_counts()
+        good = part[accepted.loc[part.index]]
+        by_seed = good.groupby("seed", dropna=False)
+        seeds = _seeds(part)
+        row = {"Model": group, "Method": method, "Rule or sampler": sampler, "Seeds": seeds}
+        row |= {"Trials": len(part), "Pruned": int(states.get("pruned", 0)), "Failed": int(states.get("failed", 0))}
+        row |= {"Accepted": len(good), "Accepted Seeds": f"{by_seed.ngroups} of {seeds}"}
+        row |= _mean("Params Red.", 1 - by_seed["params_kept"].min())
+        row |= _mean("MACs Red.", 1 - by_seed["macs_kept"].min())
+        row |= _mean("Speedup", by_seed["speedup"].max())
+        row["Seconds a Trial"] = part["seconds"].median()
+        row["Hours"] = np.nansum(part["seconds"]) / 3600
+        rows.append(row)
+    names = ["Model", "Method", "Rule or sampler"]
+    counts = ["Seeds", "Trials", "Pruned", "Failed", "Accepted"]
+    best = {"Params Red.": change, "MACs Red.": change, "Speedup": times}
+    columns = [*names, *counts, "Accepted Seeds", *_with_means(best), "Seconds a Trial", "Hours"]
+    raw = pd.DataFrame(rows, columns=columns)
+    shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(counts, "{:,}".format)}
+    shapes |= {"Accepted Seeds": str, **best, "Seconds a Trial": "{:.1f}".format, "Hours": "{:.2f}".format}
+    text = as_text(raw, shapes, "Seeds")
+    notes = [
+        "Params Red., MACs Red. and Speedup: the best accepted trial by each; mean ± standard deviation over seeds.",
+        *_fewer(text),
+        "Seconds a Trial: the median, fine-tuning included; Hours: all trials together.",
+    ]
+    return Table("searches", "Rank rules and samplers", raw, text, notes, _keys(text, raw))

@@ -1,0 +1,220 @@
+"""The end of a search: the best few are fine-tuned, and the test split is read once for those that were chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from torch import nn
+
+from common.compression import compress, load_compressed, save_compressed
+from common.data import DataBundle
+from common.search.objective import Objective
+from common.search.settings import SearchSettings
+from common.search.study.records import plan_of_record
+from common.training import evaluate, train
+from common.trials import TrialRecord, TrialWriter
+from common.trials.best import choose_best, final_metric
+
+FINETUNED = "finetuned trial {}"
+"""A study's attribute: the file and figures of a trial that was fine-tuned; empty when that made it worse."""
+
+
+class Finish:
+    """Fine-tunes and tests the best trials of a study; what is done stays done when it is stopped and begun again.
+
+    Args:
+        study: all of whose trials are done.
+        objective: to measure with.
+        settings: of the study.
+        records: every trial by number; changed in place.
+        writer: of the run's log.
+        write: takes every record that has changed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        objective: Objective,
+        settings: SearchSettings,
+        records: dict[int, TrialRecord],
+        writer: TrialWriter,
+        write: Callable[[TrialRecord], None],
+    ) -> None:
+        self.study, self.objective, self.settings, self.records = study, objective, settings, records
+        self.writer, self._write_record = writer, write
+        self.data: DataBundle = objective.data
+        self.networks: dict[int, nn.Module] = {}
+        self._done = study.user_attrs
+        self._images = self.data.validation_images()
+
+    def _write(self, record: TrialRecord) -> None:
+        self.records[record.trial] = record
+        self._write_record(record)
+
+    def _file(self, number: int) -> Path:
+        return self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors")
+
+    def finetune_best(self, given: int) -> None:
+        """Fine-tune the best trials, the dense network as their teacher, and log them again.
+
+        The best by score; under a budget the best by :func:`best_first` that keep to it, which the given plans need
+        not do. Where the settings ask for it, so are the first ``given``, which were planned by others.
+        """
+        best = self._ranked()[: self.settings.finetune_top]
+        measured = [record for record in self.records.values() if record.status == "ok"]
+        others = [record for record in measured if record.trial < given and record not in best]
+        for record in [*best, *(others if self.settings.finetune_given else [])]:
+            done: dict[str, Any] | None = self._done.get(FINETUNED.format(record.trial))
+            if done is None or (done and not self._file(record.trial).exists()):
+                done = self._finetune(record)
+                self.study.set_user_attr(FINETUNED.format(record.trial), done)
+            elif done:
+                self.networks[record.trial] = load_compressed(self._file(record.trial), self.objective.model)
+            if done:
+                self.records[record.trial] = dataclasses.replace(record, **done)
+
+    def _ranked(self) -> list[TrialRecord]:
+        """The trials that were measured in full and keep to the budget, the best first.
+
+        Under a budget by what they reached last, else by their score, which fine-tuning does not change.
+        """
+        measured = [record for record in self.records.values() if record.status == "ok"]
+        if self.settings.budget is None:
+            return sorted(measured, key=lambda record: record.details["score"], reverse=True)
+        return best_first(filter(self._keeps_to_budget, measured), self._images)
+
+    def _keeps_to_budget(self, record: TrialRecord) -> bool:
+        budget, dense = self.settings.budget, self.objective.dense_cost
+        idle = dense.params - dense.params_in_use
+        kept, whole = (record.params - idle, record.macs), (dense.params_in_use, dense.macs)
+        return budget is None or budget.allows(kept, whole)
+
+    def _finetune(self, record: TrialRecord) -> dict[str, Any]:
+        start = time.perf_counter()
+        network = self.objective.build(plan_of_record(record))
+        description = f"fine-tuning trial {record.trial}"
+        try:
+            history = train(
+                network, self.data, self.settings.finetune, teacher=self.objective.model, description=description
+            )
+        except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
+            self.writer.note(f"{description} failed: {error}")
+            return {}
+        tuned, metric = self.objective.evaluate(network), self.data.metric
+        after = dataclasses.replace(record, metrics={**record.metrics, "finetuned": tuned})
+        if self._worse(after, record):
+            self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
+            return {}
+        self.networks[record.trial] = network
+        save_compressed(network, self._file(record.trial))
+        done: dict[str, Any] = {
+            "metrics": after.metrics,
+            "seconds": record.seconds + time.perf_counter() - start,
+            "details": {**record.details, "rung": "finetuned", "finetuning": history},
+        }
+        self._write(dataclasses.replace(record, **done))
+        return done
+
+    def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
+        if self.settings.budget is None:
+            return (final_metric(after) or 0.0) < (final_metric(before) or 0.0)
+        return best_first([after, before], self._images)[0] is before
+
+    def test_chosen(self, given: int) -> dict[str, TrialRecord]:
+        """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
+
+        Chosen are the best of all trials by each criterion and, where the first ``given`` plans beat those of the
+        policy, the policy's best as well; under a budget also the first by :func:`best_first`, whether it is accepted
+        or not; and all given plans where they are to be compared.
+        """
+        every = list(self.records.values())
+        sampled = [record for record in every if record.trial >= given]
+        best = choose_best(every, self.settings.keep)
+        chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
+        if top := self._best_within_budget():
+            chosen.add(top.trial)
+        if self.settings.finetune_given:
+            chosen |= {record.trial for record in every if record.trial < given and record.status == "ok"}
+        model = self.objective.model
+        for number in sorted(chosen):
+            if number not in self.networks:
+                self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
+        test = evaluate(model, self.data.test)
+        for number in sorted(chosen):
+            network, record = self.networks[number], self.records[number]
+            file = save_compressed(network, self._file(number))
+            metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
+            dense = {**record.baseline, "metrics": {**record.baseline["metrics"], "test": test}}
+            times = []
+            for runtime in self.settings.runtimes:
+                ratio = self.objective.macs_ratio(network, runtime)
+                times.append({**self.objective.time(network, 31, runtime).to_json(), "macs_ratio": ratio})
+            layers = self.objective.layer_times(network, plan_of_record(record))
+            details = {**record.details, "weights": file.name, "latencies": times, "layer_times": layers}
+            self._write(
+                dataclasses.replace(record, metrics=metrics, latency=times[0], baseline=dense, details=details)
+            )
+        self.networks = {number: self.networks[number] for number in sorted(chosen)}
+        return self.best()
+
+    def best(self) -> dict[str, TrialRecord]:
+        """Criterion -> the best trial; under a budget ``metric`` is one of them."""
+        best, top = choose_best(list(self.records.values()), self.settings.keep), self._best_within_budget()
+        return {**best, "metric": self.records[top.trial]} if top else best
+
+    def stored_networks(self) -> dict[int, nn.Module]:
+        """Number of a chosen trial -> its network, from the files beside the log that are still there."""
+        files = {number: self._file(number) for number, record in self.records.items() if "weights" in record.details}
+        return {
+            number: load_compressed(file, self.objective.model)
+            for number, file in sorted(files.items())
+            if file.exists()
+        }
+
+    def _best_within_budget(self) -> TrialRecord | None:
+        """Under a budget, the best that keeps to it, by what it reached last."""
+        return next(iter(self._ranked()), None) if self.settings.budget is not None else None
+
+    def _raw(self, record: TrialRecord) -> dict[str, float]:
+        """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""
+        if "raw" in record.metrics:
+            return record.metrics["raw"]
+        plan = plan_of_record(record)
+        return self.objective.evaluate(
+            compress(self.objective.model, plan, decompositions=self.objective.decompositions)
+        )
+
+
+def best_first(records: Iterable[TrialRecord], images: int) -> list[TrialRecord]:
+    """Trials of one size in the order in which they are worth fine-tuning, by what they reached on validation.
+
+    The first has the least loss of those whose metric lies within a standard error of the best, and so on for the rest
+    (the rule of one standard error, Breiman et al. 1984): the best of many on few images is so by luck in part, and
+    the loss tells more of those that differ by luck. By the loss alone, networks that say nothing would come before
+    those that say something wrong at times.
+
+    Args:
+        records: measured in full.
+        images: of validation, N; the standard error of a metric m is sqrt(m (1 - m) / N).
+    """
+    left = [record for record in records if final_metric(record) is not None]
+    ranked: list[TrialRecord] = []
+    while left:
+        best = max(final_metric(record) or 0.0 for record in left)
+        error = math.sqrt(max(best * (1 - best), 0.0) / images)
+        close = [record for record in left if (final_metric(record) or 0.0) >= best - error]
+        first = min(close, key=_final_loss)
+        ranked.append(first)
+        left.remove(first)
+    return ranked
+
+
+def _final_loss(record: TrialRecord) -> float:
+    loss = final_metric(record, "loss")
+    return math.inf if loss is None else loss

@@ -1,0 +1,1 @@
+"""What makes a search resume and spread over processes and machines."""

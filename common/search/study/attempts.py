@@ -1,0 +1,249 @@
+"""Which of a study's trials count: every slot is run once, and once more when its process died.
+
+A slot is one of the trials that were asked for, 0 to n - 1. Optuna gives every attempt a number of its own; an attempt
+that is made again for a slot is marked with the number of the first, as Optuna's own retries are. The slot of a first
+attempt is the number of first attempts before it, so all processes agree on it without talking to each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+WORKER, OUTCOME, SET_ASIDE = "worker", "outcome", "set_aside"
+"""Attributes of a trial: the process that runs it, what came out, why an attempt does not count."""
+MAIN = "main"
+"""A study's attribute: the process that ends it, None when there is none now."""
+MOST_DEATHS = 2
+JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
+UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
+PATIENCE_S, PATIENCE_TRIALS = 600.0, 5.0
+"""A trial of a machine that cannot be asked is given up after so long, and so many times the longest one so far; where
+none has ended yet, that counts as so long."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def slots_of(study: optuna.Study) -> dict[int, int]:
+    """Trial number -> slot."""
+    return number_slots(study.get_trials(deepcopy=False))
+
+
+def number_slots(trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """The same, for the trials of a study in the order of their numbers."""
+    found: dict[int, int] = {}
+    first_attempts = 0
+    for trial in trials:
+        origin = trial.system_attrs.get("failed_trial")
+        if origin is None:
+            found[trial.number] = first_attempts
+            first_attempts += 1
+        else:
+            found[trial.number] = found[origin]
+    return found
+
+
+class Attempts:
+    """The trials of a study by slot, as they are now.
+
+    Attributes:
+        judged: slot -> the trial that counts, measured, pruned or failed.
+        lost: slots whose process died twice.
+        begun: how many slots have been begun.
+    """
+
+    def __init__(self, study: optuna.Study, slots: int) -> None:
+        self.study, self.slots = study, slots
+        self.trials = study.get_trials(deepcopy=False)
+        self.slot = number_slots(self.trials)
+        self.begun = 1 + max(self.slot.values(), default=-1)
+        self._by_slot: dict[int, list[FrozenTrial]] = {}
+        for trial in self.trials:
+            if self.slot[trial.number] < slots:
+                self._by_slot.setdefault(self.slot[trial.number], []).append(trial)
+        self.judged: dict[int, FrozenTrial] = {}
+        self.lost: set[int] = set()
+        for slot, attempts in self._by_slot.items():
+            counting = [trial for trial in attempts if trial.state in JUDGED or _failed(trial)]
+            if counting:
+                self.judged[slot] = counting[0]
+            elif not any(t.state in UNDER_WAY for t in attempts) and len(_deaths(attempts)) >= MOST_DEATHS:
+                self.lost.add(slot)
+
+    @property
+    def finished(self) -> int:
+        """How many slots are done with."""
+        return len(self.judged) + len(self.lost)
+
+    def in_state(self, state: TrialState) -> list[FrozenTrial]:
+        """The trials in ``state``."""
+        return [trial for trial in self.trials if trial.state == state]
+
+    def retry(self, worker: dict[str, Any]) -> bool:
+        """Queue what has to be run again, in the name of this process; returns whether there was any."""
+        again = [
+            attempts[-1]
+            for slot, attempts in sorted(self._by_slot.items())
+            if slot not in self.judged
+            and slot not in self.lost
+            and not any(trial.state in UNDER_WAY for trial in attempts)
+        ]
+        for trial in again:
+            _queue_again(self.study, trial, worker)
+        return bool(again)
+
+    def set_aside(self, trial: FrozenTrial | optuna.Trial) -> str:
+        """Why this attempt must not count; empty for one that does.
+
+        Two processes may begin the last slot, or queue a slot again, at the same time.
+        """
+        slot = self.slot[trial.number]
+        if slot >= self.slots:
+            return "all trials are under way already"
+        others = (other for other in self._by_slot[slot] if other.number < trial.number)
+        if any(other.state in (*UNDER_WAY, *JUDGED) or _failed(other) for other in others):
+            return "another attempt at this trial was there first"
+        return ""
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    """Whether the trial failed by itself; trying again would not help."""
+    return trial.state == TrialState.FAIL and trial.user_attrs.get(OUTCOME, {}).get("rung") == -1
+
+
+def _deaths(attempts: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in attempts if t.state == TrialState.FAIL and not _failed(t) and SET_ASIDE not in t.user_attrs]
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial, worker: dict[str, Any]) -> None:
+    trial = copy.deepcopy(trial)
+    trial.user_attrs = {WORKER: worker}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def claim(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Make this process the one that ends the study; there is one at a time, all others are workers.
+
+    The process that was it before is presumed dead when it was on another machine, or on this one before its start,
+    and so is the trial that it ran: a session that goes on elsewhere does not wait for it.
+
+    Raises:
+        ValueError: the process that was it before is at work on this machine.
+    """
+    before: dict[str, Any] = study.user_attrs.get(MAIN) or {}
+    if before and before != worker and before["host"] == worker["host"] and _exists(before):
+        raise ValueError(
+            f"run={study.study_name!r} is being searched by process {before['pid']} of this machine; wait for it, or "
+            "help it with python -m common.search.study.worker"
+        )
+    study.set_user_attr(MAIN, worker)
+    check_claim(study, worker)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if before and trial.user_attrs.get(WORKER) == before:
+            fail(study, trial.number)
+
+
+def check_claim(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Do nothing where ``worker`` is the process that ends the study.
+
+    Raises:
+        ValueError: another has taken its place.
+    """
+    now: dict[str, Any] = study.user_attrs.get(MAIN) or {}
+    if now != worker:
+        place = f"process {now['pid']} on {now['host'].split()[0]}" if now else "another process"
+        raise ValueError(f"run={study.study_name!r} was taken over by {place}, which ends it")
+
+
+def release(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Let another process be the one that ends the study, if ``worker`` is that now."""
+    if study.user_attrs.get(MAIN) == worker:
+        study.set_user_attr(MAIN, None)
+
+
+def begin(study: optuna.Study, worker: dict[str, Any]) -> None:
+    """Queue the next slot. It bears this process's name from its birth, so that no death leaves it without one."""
+    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={WORKER: worker}))
+
+
+def this_worker(name: str) -> dict[str, Any]:
+    """What identifies this process among all workers of a study."""
+    pid = os.getpid()
+    return {"name": name, "host": _host(), "pid": pid, "started": _started(pid)}
+
+
+def _host() -> str:
+    """The machine since it was started, or the container: process numbers mean nothing outside it."""
+    try:
+        inside = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not a Linux
+        inside = ""
+    return f"{socket.gethostname()} {inside}".strip()
+
+
+def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]) -> None:
+    """Fail the running trials whose process is gone.
+
+    Args:
+        attempts: of the study.
+        worker: this process, which runs none now.
+        seen: number of a running trial -> when this process saw it first, by its own clock: those of other machines
+            may stand in another time zone. Completed here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(attempts.study)  # in a database, those whose worker has fallen silent
+    longest = max(
+        (t.duration.total_seconds() for t in attempts.trials if t.state in JUDGED and t.duration is not None),
+        default=PATIENCE_S,
+    )
+    for trial in attempts.in_state(TrialState.RUNNING):
+        runner = trial.user_attrs.get(WORKER, {})
+        running_s = time.monotonic() - seen.setdefault(trial.number, time.monotonic())
+        if runner.get("host") == worker["host"]:
+            dead = runner == worker or not _exists(runner)
+        else:
+            dead = running_s > max(PATIENCE_S, PATIENCE_TRIALS * longest)
+        if dead:
+            fail(attempts.study, trial.number)
+
+
+def fail(study: optuna.Study, number: int) -> None:
+    """Fail a trial, unless another process has finished it meanwhile."""
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError):
+        if not study.get_trials(deepcopy=False)[number].state.is_finished():
+            raise
+
+
+def _exists(worker: dict[str, Any]) -> bool:
+    started = _started(worker["pid"])
+    return started is not None and abs(started - worker["started"]) < 1.0
+
+
+def _started(pid: int) -> float | None:
+    """When a process was started; None where it is gone, or dead and not yet waited for by its parent."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if not psutil.LINUX:
+            return process.create_time()
+        # Field 22 of proc_pid_stat(5), in ticks since the machine was started: create_time() moves with its clock.
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,131 @@
+"""Trial records of a study: made where the trial runs, kept in the study, read back by any of its processes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from common.data import DataBundle
+from common.environment import describe_environment, git_commit, hide_passwords
+from common.planning.decompositions import Decompositions
+from common.planning.plan import RankPlan
+from common.search.objective import RUNGS, Measured, four_digits
+from common.search.study.attempts import OUTCOME, Attempts
+from common.search.study.specification import Blueprint
+from common.trials import TrialRecord, read_log
+
+Values = dict[str, Any]
+"""The fields of a record that differ from trial to trial; a study keeps only these."""
+DIED_TWICE = "the process that ran it died, and so did the one that ran it again"
+
+
+class Recorder:
+    """Makes the records of a study.
+
+    Args:
+        study: its name.
+        run: whose log the records are for.
+        data: the data set.
+        blueprint: of the study.
+        decompositions: of the dense network; their spectra stand in the record of trial 0.
+        command: what started the search; None for this process's own command line.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        run: str,
+        data: DataBundle,
+        blueprint: Blueprint,
+        decompositions: Decompositions,
+        command: str | None = None,
+    ) -> None:
+        self.study, self._settings = study, blueprint.settings
+        self._decompositions = decompositions
+        self._common: Values = {
+            "run": run,
+            "model": blueprint.architecture,
+            "dataset": data.name,
+            "metric": data.metric,
+            "seed": blueprint.settings.seed,
+            "baseline": blueprint.baseline,
+            "environment": describe_environment()
+            | {"command": hide_passwords(command or shlex.join(["python", *sys.argv]))},
+            "git_commit": git_commit(Path(__file__).parent),
+        }
+
+    def record(self, number: int, values: Values) -> TrialRecord:
+        """The whole record of a trial."""
+        details = values["details"] | ({"spectra": self._spectra} if number == 0 else {})
+        return TrialRecord(**{**self._common, "trial": number, **values, "details": details})
+
+    @cached_property
+    def _spectra(self) -> dict[str, list[float]]:
+        spectra = self._decompositions.spectra()
+        return {name: [four_digits(value) for value in values] for name, values in spectra.items()}
+
+    def measured(self, plan: RankPlan, found: Measured, seconds: float, details: Values) -> Values:
+        """What to keep of a trial that was measured, on whatever rung it stayed."""
+        full = found.cost is not None
+        described = {"score": found.score, "rung": RUNGS[found.rung], "rule_settings": dict(plan.settings)}
+        return self._values(plan) | {
+            "status": "ok" if full else "pruned",
+            "metrics": found.metrics,
+            "params": found.params,
+            "macs": found.macs,
+            "size_bytes": found.cost.size_bytes if found.cost else 0,
+            "latency": found.latency.to_json() if found.latency else None,
+            "seconds": seconds,
+            "details": {**described, "part": found.part, "layers": found.layers, "study": self.study, **details},
+        }
+
+    def failed(
+        self, plan: RankPlan | None, error: Exception | str, seconds: float = 0.0, sampler: str | None = None
+    ) -> Values:
+        """What to keep of a trial that could not be measured; ``plan`` is None when it did not get that far."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        return self._values(plan or RankPlan({}, self._settings.method, self._settings.proposer)) | {
+            "status": "failed",
+            "metrics": {},
+            "params": 0,
+            "macs": 0,
+            "size_bytes": 0,
+            "latency": None,
+            "seconds": seconds,
+            "error": text,
+            "details": {"study": self.study, "sampler": sampler or self._settings.policy}
+            | ({"rule_settings": dict(plan.settings)} if plan else {}),
+        }
+
+    def _values(self, plan: RankPlan) -> Values:
+        return {"method": plan.method, "rule": plan.rule, "plan": plan.layers_as_json()}
+
+    def of_attempts(self, attempts: Attempts, given: int) -> dict[int, TrialRecord]:
+        """The records of all slots that are done with; the numbers begin after ``given`` plans."""
+        found = {
+            given + slot: self.record(given + slot, trial.user_attrs[OUTCOME]["record"])
+            for slot, trial in attempts.judged.items()
+        }
+        lost = {given + slot: self.record(given + slot, self.failed(None, DIED_TWICE)) for slot in attempts.lost}
+        return dict(sorted((found | lost).items()))
+
+
+def logged_trials(logs: str | Path, run: str, study: str) -> set[int]:
+    """Numbers of the study's trials that a log of the run, or of a worker on it, holds."""
+    logs = Path(logs)
+    found: set[int] = set()
+    for path in (logs / f"{run}.log", *sorted(logs.glob(f"{run}-*.log"))):
+        if path.exists():
+            found |= {record.trial for record in read_log(path)[0] if record.details.get("study") == study}
+    return found
+
+
+def plan_of_record(record: TrialRecord) -> RankPlan:
+    """The plan that a record holds."""
+    settings = record.details.get("rule_settings", {})
+    return RankPlan.from_json(
+        {"method": record.method, "rule": record.rule, "layers": record.plan, "settings": settings}
+    )

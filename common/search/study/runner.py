@@ -1,0 +1,214 @@
+"""One process's part in a study: it takes trials, measures them and logs them until all are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from common.planning.plan import RankPlan
+from common.progress import track
+from common.search.preparation import Prepared
+from common.search.samplers import first_logits, make_sampler
+from common.search.study.attempts import OUTCOME, SET_ASIDE, WORKER, Attempts, begin, bury_dead, this_worker
+from common.search.study.interrupts import Interrupts
+from common.search.study.records import Recorder, Values
+from common.search.study.specification import Blueprint
+from common.trials import TrialRecord, TrialWriter, summary_line
+
+POLL_S = 0.2
+"""Between looks at what the others are doing, when there is nothing left to begin."""
+PREDICTION_OFFSET = 3.0
+"""What is taken off a prediction when it is reported: Optuna's pruner compares a trial's best value over all rungs."""
+
+
+class SetAside(Exception):
+    """This attempt at a trial does not count."""
+
+
+def print_trial(record: TrialRecord) -> None:
+    """Print a trial's line, past the progress bar."""
+    with tqdm.external_write_mode():
+        print(summary_line(record), flush=True)
+
+
+def make_pruner(blueprint: Blueprint) -> optuna.pruners.BasePruner:
+    """Optuna's pruner that decides who climbs the ladder."""
+    settings = blueprint.settings
+    if not settings.prunes:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.PercentilePruner(100 * settings.climb, n_startup_trials=settings.startup)
+
+
+class Runner:
+    """Takes part in a study.
+
+    Args:
+        study: opened, without a sampler of its own yet.
+        prepared: to measure with.
+        recorder: makes the records.
+        writer: of this process's log.
+        show: is called with every record as it is written.
+        name: of this process among the study's workers.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        prepared: Prepared,
+        recorder: Recorder,
+        writer: TrialWriter,
+        show: Callable[[TrialRecord], None],
+        name: str,
+    ) -> None:
+        self.study, self.prepared, self.recorder = study, prepared, recorder
+        self.writer, self.show, self.worker = writer, show, this_worker(name)
+        blueprint, space = prepared.blueprint, prepared.space
+        self.settings, self.given = blueprint.settings, len(blueprint.plans)
+        self.logits = first_logits(space, self.settings, blueprint.sensitivities)
+        rule_levels = space.levels_of(prepared.rule_plan) if prepared.rule_plan else None
+        study.sampler = make_sampler(space, self.settings, self.logits, rule_levels)
+        study.pruner = make_pruner(blueprint)
+        self._distributions = space.distributions()
+        self._interrupts = Interrupts()
+        self._seen: dict[int, float] = {}
+        self._waiting = False
+
+    def run(self) -> Attempts:
+        """Run trials until every slot of the study is done with, by this process or another; returns them all.
+
+        A KeyboardInterrupt ends it after the trial under way was handed back; it is raised again.
+        """
+        with self._interrupts:
+            return self._run()
+
+    def _run(self) -> Attempts:
+        attempts = self._look()
+        start, before = time.perf_counter(), attempts.finished
+        bar: tqdm[None] = track((), "search", unit="trial", total=self.settings.slots)
+        bar.initial = bar.n = before
+        try:
+            while attempts.finished < self.settings.slots or attempts.in_state(TrialState.WAITING):
+                self._interrupts.check()
+                if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
+                    if attempts.begun < self.settings.slots:
+                        begin(self.study, self.worker)
+                    else:
+                        attempts = self._wait(attempts)
+                        bar.update(attempts.finished - bar.n)
+                        continue
+                self._run_one()
+                attempts = self._look()
+                minutes = (time.perf_counter() - start) / 60
+                scores = [
+                    t.user_attrs[OUTCOME]["score"] for t in attempts.judged.values() if t.state == TrialState.COMPLETE
+                ]
+                bar.set_postfix(
+                    best=f"{max(scores):.4f}" if scores else "-",
+                    per_minute=f"{(attempts.finished - before) / minutes:.1f}",
+                    refresh=False,
+                )
+                bar.update(attempts.finished - bar.n)
+        finally:
+            bar.close()
+        return attempts
+
+    def _wait(self, attempts: Attempts) -> Attempts:
+        """Look again a little later; say once whom there is to wait for."""
+        others = {t.user_attrs.get(WORKER, {}).get("name", "?") for t in attempts.in_state(TrialState.RUNNING)}
+        if others and not self._waiting:
+            self.writer.note(f"{self.worker['name']} waits for the last trials of {', '.join(sorted(others))}")
+            self._waiting = True
+        time.sleep(POLL_S)
+        return self._look()
+
+    def _look(self) -> Attempts:
+        attempts = Attempts(self.study, self.settings.slots)
+        if attempts.in_state(TrialState.RUNNING):
+            bury_dead(attempts, self.worker, self._seen)
+            attempts = Attempts(self.study, self.settings.slots)
+        return attempts
+
+    def _run_one(self) -> None:
+        try:
+            self.study.optimize(self._measure, n_trials=1, catch=(Exception,), callbacks=[self._log])
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and "Cannot tell a" not in str(error):
+                raise
+            self.writer.note(f"{self.worker['name']} was taken for dead, and its trial given to another")
+
+    def _measure(self, trial: optuna.Trial) -> float | tuple[float, ...]:
+        """Measure one trial and leave its outcome in the study."""
+        start = time.perf_counter()
+        if trial.user_attrs.get(WORKER) != self.worker:
+            trial.set_user_attr(WORKER, self.worker)
+        attempts = Attempts(self.study, self.settings.slots)
+        if reason := attempts.set_aside(trial):
+            trial.set_user_attr(SET_ASIDE, reason)
+            raise SetAside(reason)
+        plan: RankPlan | None = None
+        try:
+            levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in self._distributions.items()}
+            plan = self._plan(attempts.slot[trial.number], levels)
+            with self._interrupts.allowed():
+                found = self.prepared.objective.measure(plan, self._climb(trial))
+        except KeyboardInterrupt:
+            trial.set_user_attr(SET_ASIDE, "interrupted")
+            raise
+        except UpdateFinishedTrialError:  # another process has given this one up and taken the trial over
+            raise
+        except Exception as error:  # one network that cannot be measured must not end the search
+            values = self.recorder.failed(plan, error, time.perf_counter() - start)
+            trial.set_user_attr(OUTCOME, {"rung": -1, "score": None, "levels": {}, "record": values})
+            raise
+        details: Values = {
+            "sampler": self.settings.policy,
+            "optuna_trial": trial.number,
+            "worker": self.worker["name"],
+        }
+        if "failed_trial" in attempts.trials[trial.number].system_attrs:
+            details["run_again"] = True
+        values = self.recorder.measured(plan, found, time.perf_counter() - start, details)
+        levels = self.prepared.space.levels_of(plan)
+        outcome = {"rung": found.rung, "score": found.score, "merit": found.merit, "levels": levels, "record": values}
+        trial.set_user_attr(OUTCOME, outcome)
+        if values["status"] == "pruned":
+            raise optuna.TrialPruned
+        if self.settings.objective == "score":
+            return found.score
+        latency = found.latency.median_s if found.latency else 0.0
+        return found.metrics["recalibrated"][self.prepared.objective.data.metric], found.params, found.macs, latency
+
+    def _plan(self, slot: int, levels: Mapping[str, int]) -> RankPlan:
+        fixed = self.prepared.rule_plan
+        if fixed is None and slot == 0 and self.settings.policy == "adaptive":
+            fixed = self.prepared.space.allocation
+        if fixed is not None:
+            return RankPlan(fixed.layers, fixed.method, self.settings.proposer, fixed.settings)
+        return self.prepared.space.plan(levels, self.settings.proposer)
+
+    def _climb(self, trial: optuna.Trial) -> Callable[[int, float], bool] | None:
+        if not self.settings.prunes:
+            return None
+
+        def climb(rung: int, score: float) -> bool:
+            trial.report(score - PREDICTION_OFFSET * (self.settings.size_weight + 1) * (rung == 0), rung)
+            return not trial.should_prune()
+
+        return climb
+
+    def _log(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        outcome: dict[str, Any] | None = trial.user_attrs.get(OUTCOME)
+        if outcome is not None:
+            number = self.given + Attempts(study, self.settings.slots).slot[trial.number]
+            self.write(self.recorder.record(number, outcome["record"]))
+
+    def write(self, record: TrialRecord) -> None:
+        """Put a record into this process's log and show it."""
+        self.writer.write(record)
+        self.show(record)

@@ -1,0 +1,114 @@
+"""Where a study lives: a journal file beside the logs, or any storage that Optuna has a URL for."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from common.search.study.journal import open_journal
+from common.trials import log_path
+
+FINISHED = "finished"
+"""A study's attribute: its best were tested, and it is not to be continued."""
+HEARTBEAT_S = 15
+GRACE_S = 60
+"""A database's trial is given up when its worker was silent for so long."""
+LOCK_GRACE_S = 5
+"""The journal's lock is held for one write; one that lasts longer was left by a process that was killed."""
+
+
+def journal_path(logs: str | Path, run: str) -> Path:
+    """The journal of a run, which is there when no other storage was asked for."""
+    return Path(logs) / f"{run}.journal"
+
+
+def open_storage(storage: str | Path) -> BaseStorage:
+    """A storage by its URL (``postgresql+psycopg://...``, ``sqlite:///...``) or, without ``://``, a journal file.
+
+    In a database a worker tells that it is alive every ``HEARTBEAT_S`` seconds.
+
+    Raises:
+        ValueError: the database's driver is not installed, or it cannot be reached; or the file is no journal (it is
+            left as it is), or a damaged one.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials have their own lines
+    if re.match(r"\w[\w+]+:/(?!/)", str(storage)):
+        raise ValueError(f"storage={storage!s} is a URL with too few slashes; give it as text, not as a Path")
+    if "://" not in str(storage):
+        return open_journal(Path(storage), LOCK_GRACE_S)
+    try:
+        url = make_url(str(storage))
+    except ArgumentError:
+        raise ValueError(f"storage={storage!s} is no URL of a database and no journal file") from None
+    shown = url.render_as_string(hide_password=True)
+    try:
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(str(storage), heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
+    except ImportError as error:
+        driver = 'pip install "psycopg[binary]" serves postgresql+psycopg://'
+        raise ValueError(f"storage={shown}: its driver is not installed ({error}); {driver}") from error
+    except Exception as error:  # whatever the driver raises; its first line says what is wrong
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"storage={shown} cannot be opened: {reason}") from error
+
+
+@contextmanager
+def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
+    """The same for the length of a ``with`` block, at whose end a database's connections are closed.
+
+    A study that was opened inside can be read afterwards: it connects again.
+    """
+    found = open_storage(storage)
+    try:
+        yield found
+    finally:
+        if isinstance(found, RDBStorage):
+            found.scoped_session.remove()
+            found.engine.dispose()
+
+
+def open_study(name: str, storage: BaseStorage, directions: list[str] | None) -> optuna.Study:
+    """The study ``name``, made when it is not there; with ``directions=None`` it has to be.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    try:
+        if directions is None:
+            return optuna.load_study(study_name=name, storage=storage)
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=directions,  # type: ignore[arg-type]  # Optuna wants the two literals
+            load_if_exists=True,
+        )
+    except KeyError:
+        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        raise ValueError(f"study={name!r} is not in this storage; it holds: {known}") from None
+
+
+def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
+    """Do nothing when the log of ``run`` is new, or belongs to a study in this storage.
+
+    Raises:
+        ValueError: there is a log, and nothing to go on with.
+    """
+    if not log_path(logs, run, new=False).exists():
+        return
+    if storage is None and not journal_path(logs, run).exists():
+        log_path(logs, run)
+    with opened_storage(storage or journal_path(logs, run)) as opened:
+        if run not in optuna.get_all_study_names(opened):
+            log_path(logs, run)

@@ -1,0 +1,130 @@
+"""A further process on a study: ``python -m common.search.study.worker --study NAME --storage URL``.
+
+It may be started any number of times, on any machine that reaches the storage and the data. It takes trials until all
+are done; the process that called :func:`common.search.search_ranks` fine-tunes and tests the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import optuna
+from torch import nn
+
+from common.compression import load_compressed
+from common.data import DataBundle, load_data
+from common.environment import default_device
+from common.files import check_writable
+from common.search.preparation import decompose_for_search, prepare
+from common.search.study.records import Recorder
+from common.search.study.runner import Runner, print_trial
+from common.search.study.specification import KEY, Blueprint, data_digest, network_digest
+from common.search.study.storage import open_study, opened_storage
+from common.trials import TrialWriter
+
+TOLERANCE = 0.02
+"""By how much the dense network's metric may differ from the study's: processors round differently."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m common.search.study.worker", description=summary, epilog=rest)
+    parser.add_argument("--study", required=True, help="name of the study, which is that of the run")
+    parser.add_argument("--storage", required=True, help="URL of the storage, or a journal file")
+    parser.add_argument("--data-root", help="folder that holds the data set here; default: where it was for the study")
+    parser.add_argument("--weights", help="the dense network's file; default: where the study says it is")
+    parser.add_argument("--logs", default="logs", help="folder for this worker's log; default: %(default)s")
+    parser.add_argument(
+        "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="of this worker; default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+def load_network(blueprint: Blueprint, weights: str | None) -> nn.Module:
+    """The study's dense network.
+
+    Raises:
+        FileNotFoundError: its file is not here.
+        ValueError: the file holds another network, or one that only the code that made it can build.
+    """
+    path = Path(weights or blueprint.weights)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights={str(path)!r}: there is no such file; copy it here and name it with --weights"
+        )
+    model = load_compressed(path).to(default_device())
+    if network_digest(model) != blueprint.network:
+        raise ValueError(f"weights={str(path)!r} holds other weights than the study was begun with")
+    return model
+
+
+def load_data_for(blueprint: Blueprint, root: str | None) -> DataBundle:
+    """The study's data.
+
+    Raises:
+        ValueError: the data did not come from ``load_data``, or what lies here is not the same.
+    """
+    if not blueprint.dataset:
+        raise ValueError("the study's data did not come from load_data, so only the process that began it has them")
+    data = load_data(**{**blueprint.dataset, **({"root": root} if root else {})})
+    if data_digest(data) != blueprint.data:
+        raise ValueError(
+            f"data_root={root or blueprint.dataset['root']!r} holds other data than the study was begun with"
+        )
+    return data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Take part in the study until all of its trials are done; returns the exit status, 130 when it was stopped.
+
+    Raises:
+        ValueError: the logs' folder cannot be written; the storage cannot be opened or holds no such study; or the
+            network or the data are not those of the study.
+    """
+    options = parse_arguments(arguments)
+    check_writable(options.logs)
+    with opened_storage(options.storage) as storage:
+        return _take_part(options, open_study(options.study, storage, None))
+
+
+def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
+    if KEY not in study.user_attrs:
+        raise ValueError(f"study={options.study!r} is not ready for workers; search_ranks is to begin it")
+    blueprint = Blueprint.from_json(study.user_attrs[KEY])
+    data = load_data_for(blueprint, options.data_root)
+    model = load_network(blueprint, options.weights)
+    decompositions = decompose_for_search(model, data, blueprint.settings.seed, blueprint.data_aware, blueprint.sweeps)
+    prepared = prepare(model, data, blueprint, decompositions)
+    here, there = prepared.objective.dense_metrics, blueprint.baseline["metrics"]["validation"]
+    if abs(here[data.metric] - there[data.metric]) > TOLERANCE:
+        figures = f"{here[data.metric]:.4f} here and {there[data.metric]:.4f} where the study was begun"
+        raise ValueError(f"the dense network's {data.metric} on validation is {figures}; its data must differ")
+    signal.signal(signal.SIGTERM, _stop)
+    run = f"{options.study}-{options.name}"
+    with TrialWriter(options.logs, run) as writer:
+        recorder = Recorder(options.study, run, data, blueprint, prepared.objective.decompositions)
+        try:
+            Runner(study, prepared, recorder, writer, print_trial, options.name).run()
+        except KeyboardInterrupt:
+            writer.note("stopped; the trial under way is left to the others")
+            return 130
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """A batch system's SIGTERM ends the worker as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"worker: {error}")

@@ -1,0 +1,85 @@
+"""Whether a network and its data fit each other, seen before any work starts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from common.data.bundle import DataBundle
+from common.network.inputs import to_network
+from common.network.modes import evaluating
+from common.network.outputs import single_tensor, training_tensor
+from common.training.losses import check_targets
+
+
+def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) -> None:
+    """Do nothing where ``model`` returns one tensor of logits that fits the data's targets.
+
+    Two images of validation pass the network; its modes, weights and buffers, and the global random numbers, are left
+    as they were.
+
+    Args:
+        model: the network.
+        data: that it is to be trained or evaluated on.
+        training: also let the images pass in training mode, in which auxiliary heads may return more.
+
+    Raises:
+        ValueError: it returns anything else, or has fewer outputs than there are classes.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = next((batch for batch in data.validation if len(batch[0])), None)
+        if batch is None:
+            raise ValueError("the validation split gives no image")
+        inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # two, also of one
+        inputs = to_network(inputs, model)
+        with torch.no_grad(), evaluating(model):
+            _check_logits(single_tensor(model(inputs), "the network"), targets, data)
+            if training:
+                model.train()
+                with _other_buffers(model):
+                    _check_logits(training_tensor(model(inputs), "the network"), targets, data)
+
+
+@contextmanager
+def _other_buffers(model: nn.Module) -> Iterator[None]:
+    """Copies in the place of the buffers inside the ``with`` block; afterwards the buffers are back, as they were."""
+    held = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in held if buffer is not None}  # one of a shared buffer
+    try:
+        for module, name, buffer in held:
+            module._buffers[name] = copies.get(id(buffer))
+        yield
+    finally:
+        for module, name, buffer in held:
+            module._buffers[name] = buffer
+
+
+def _check_logits(logits: Tensor, targets: Tensor, data: DataBundle) -> None:
+    if not logits.is_floating_point():
+        raise ValueError(f"the network must return logits in floating point, it returns {logits.dtype}")
+    masks, classes = data.task == "segmentation", data.num_classes
+    if logits.dim() == (4 if masks else 2):
+        outputs = logits.shape[1]
+        if outputs < classes or (masks and outputs > classes):
+            raise ValueError(
+                f"the network has outputs for {outputs} classes and the data {data.name!r} has {classes}; build it "
+                f"for {classes} classes or name the classes that the data has"
+            )
+        if outputs > classes:
+            _note_more_outputs(outputs, classes, data.name)
+    check_targets(logits, targets.to(logits.device))
+
+
+@cache
+def _note_more_outputs(outputs: int, classes: int, name: str) -> None:
+    print(
+        f"the network has outputs for {outputs} classes and the data {name!r} has {classes}: its first {classes} "
+        "outputs are taken for them",
+        file=sys.stderr,
+    )

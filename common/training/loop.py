@@ -1,0 +1,310 @@
+"""The one training loop; fine-tuning is training with other settings."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from common.calibration import recalibrate_bn
+from common.data.bundle import DataBundle
+from common.data.normalization import remember_normalization
+from common.environment import has_bfloat16
+from common.files import replacing
+from common.network.inputs import to_network
+from common.network.outputs import training_tensor
+from common.network.provenance import get_provenance
+from common.planning import plan_of
+from common.progress import track
+from common.training import distributed
+from common.training.distillation import Teacher
+from common.training.first_pass import check_network
+from common.training.losses import task_loss
+from common.training.metrics import evaluate
+
+EpochLog = dict[str, float]
+SAME_DATA = ("batch_size", "split_seed", "limit", "augment", "normalize", "unannotated")
+"""Arguments of ``load_data`` that a training which goes on must have as before, beside those that name the set."""
+EPOCH_STRIDE, RANK_STRIDE = 1_000_003, 7_919
+"""Between the seeds of two epochs and of two processes: what they draw depends on nothing that came before."""
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class TrainingSettings:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training split; a fraction stops inside one.
+        optimizer: ``sgd`` (with Nesterov's momentum) or ``adamw``.
+        learning_rate: the peak of the one-cycle schedule, or where ``plateau`` starts.
+        schedule: ``one-cycle`` over all steps, or ``plateau``: a tenth of the rate after each ``plateau_patience``
+            epochs without a better validation metric.
+        momentum: of SGD.
+        weight_decay: of either optimizer.
+        label_smoothing: mass spread over all classes, in [0, 1), see :func:`common.training.losses.task_loss`.
+        distillation: weight in [0, 1] of the teacher against the targets, when there is a teacher.
+        temperature: that softens both networks' logits for distillation.
+        features: names of modules whose outputs are to approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
+        patience: stop after so many epochs without a better validation metric; None never stops early.
+        recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. The moving
+            averages of a short training lag behind its weights.
+        amp: bfloat16 autocast; ``auto`` uses it where the processor or GPU has bfloat16 arithmetic.
+        seed: of the order of the images and of dropout.
+    """
+
+    epochs: Annotated[float, Field(gt=0)] = 2.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    schedule: Literal["one-cycle", "plateau"] = "one-cycle"
+    plateau_patience: Annotated[int, Field(ge=1)] = 3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    features: tuple[str, ...] = ()
+    patience: Annotated[int, Field(ge=1)] | None = None
+    recalibrate: bool = True
+    amp: Literal["auto", "on", "off"] = "auto"
+    seed: int = 0
+
+
+def train(
+    model: nn.Module,
+    data: DataBundle,
+    settings: TrainingSettings | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    description: str = "training",
+    on_epoch: Callable[[EpochLog], None] | None = None,
+) -> list[EpochLog]:
+    """Train ``model`` in place and leave it with the weights of its best epoch by the data's metric on validation.
+
+    Under ``torchrun`` (see :func:`common.training.distributed.processes`) every process takes its part of each batch,
+    and the result is that of one process, except for BatchNorm, the Dice term, dropout and augmentation, which each
+    process has of its own part.
+
+    Args:
+        model: the network, on the device it is to be trained on.
+        data: its ``train`` and ``validation`` splits are used.
+        settings: how; None for the defaults.
+        teacher: a network that ``model`` is to approach, see :class:`common.training.distillation.Teacher`.
+        checkpoint: file that is written after every epoch. When it is there already, training goes on from it, to
+            the same result as without the interruption.
+        description: what the progress bar says.
+        on_epoch: is called with each epoch's entry of the history as it ends.
+
+    Returns:
+        An entry an epoch: ``epoch`` (in passes over the data), ``train_loss``, ``learning_rate``, the metrics of
+        :func:`common.training.evaluate` on validation, and the ``seconds`` it took.
+
+    Raises:
+        ValueError: the checkpoint is one of other settings, data or another network, the training split gives no
+            batch, or the network or its teacher does not return one tensor that fits the targets.
+        FloatingPointError: the loss is no longer finite, in training or after every epoch.
+    """
+    settings = settings or TrainingSettings()
+    if not len(data.train):
+        raise ValueError("the training split gives no batch; use a smaller batch_size or a larger limit")
+    check_network(model, data)
+    run = _Run(model, teacher, settings, data)
+    path = Path(checkpoint) if checkpoint else None
+    if path and path.exists():
+        run.restore(path)
+    try:
+        while run.step < run.steps and not run.out_of_patience():
+            data.shuffle(settings.seed + len(run.history))
+            torch.manual_seed(settings.seed + EPOCH_STRIDE * len(run.history) + RANK_STRIDE * distributed.rank())
+            start = time.perf_counter()
+            entry = {**run.train_epoch(description), **run.validate()}
+            run.log({**entry, "seconds": time.perf_counter() - start})
+            if path and distributed.rank() == 0:
+                run.save(path)
+            if on_epoch:
+                on_epoch(run.history[-1])
+    finally:
+        run.close()
+    if not any(math.isfinite(entry["loss"]) for entry in run.history):
+        raise FloatingPointError(
+            f"the loss on validation is not finite; learning_rate={settings.learning_rate} is too high"
+        )
+    model.load_state_dict(run.best_weights)
+    remember_normalization(model, data.normalization)
+    return run.history
+
+
+class _Run:
+    """A training under way: all that its checkpoint has to hold."""
+
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module | None, settings: TrainingSettings, data: DataBundle
+    ) -> None:
+        self.model, self.settings, self.data = model, settings, data
+        self.batches = data.train_part(distributed.rank(), distributed.world_size())
+        self.steps = max(1, round(settings.epochs * len(self.batches)))
+        self.conditions = {
+            **dataclasses.asdict(settings),
+            "features": list(settings.features),
+            "dataset": data.name,
+            "image_size": data.image_size,
+            "batches": len(self.batches),
+            "processes": distributed.world_size(),
+            **{name: data.source[name] for name in SAME_DATA if name in data.source},
+            **_described(model),
+        }
+        self.device = next(model.parameters()).device
+        self.optimizer = _optimizer(model, settings)
+        self.schedule = _schedule(self.optimizer, settings, self.steps)
+        self.teacher = Teacher(teacher, model, settings.temperature, settings.features) if teacher else None
+        self.parallel = distributed.parallel(model)
+        self.step = 0
+        self.history: list[EpochLog] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def train_epoch(self, description: str) -> EpochLog:
+        """One pass over the batches, or what is left of the steps."""
+        self.parallel.train()
+        count = min(self.steps - self.step, len(self.batches))
+        rate = self.optimizer.param_groups[0]["lr"]
+        total, done = 0.0, 0
+        bar = track(itertools.islice(self.batches, count), description, unit="batch", total=count)
+        for done, (inputs, targets) in enumerate(bar, start=1):
+            rate = self.optimizer.param_groups[0]["lr"]
+            loss = self._loss(to_network(inputs, self.model), targets.to(self.device))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            if isinstance(self.schedule, OneCycleLR):
+                self.schedule.step()
+            self.step += 1
+            total += loss.item()
+            if not math.isfinite(total):
+                peak = self.settings.learning_rate
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {self.step}; learning_rate={peak} is too high"
+                )
+            bar.set_postfix(loss=f"{total / done:.3f}", refresh=False)
+        if not done:
+            raise ValueError("the training split gives no batch any more; its loader must be readable again and again")
+        return {"epoch": self.step / len(self.batches), "train_loss": total / done, "learning_rate": float(rate)}
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        settings = self.settings
+        amp = uses_bfloat16(settings.amp, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            logits = training_tensor(self.parallel(inputs), "the network").float()
+            taught = self.teacher.loss(inputs, logits) if self.teacher else None
+        loss = task_loss(logits, targets, settings.label_smoothing)
+        if taught is None:
+            return loss
+        return (1 - settings.distillation) * loss + settings.distillation * taught
+
+    def validate(self) -> EpochLog:
+        """The metrics on validation, measured by the first process alone."""
+        if self.settings.recalibrate and distributed.rank() == 0:
+            with suppress(FloatingPointError):  # the last step was one too far: the metrics will say so
+                recalibrate_bn(self.model, self.data.calibration)
+        distributed.share_buffers(self.model)
+        metrics = evaluate(self.model, self.data.validation) if distributed.rank() == 0 else {}
+        return distributed.from_first(metrics)
+
+    def log(self, entry: EpochLog) -> None:
+        """Add an epoch to the history, and keep the weights when they are the best so far."""
+        value = self._value(entry)
+        if not self.best_weights or value > max(map(self._value, self.history)):
+            self.best_weights = copy.deepcopy(self.model.state_dict())
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(value)
+        self.history.append(entry)
+
+    def _value(self, entry: EpochLog) -> float:
+        """The deciding metric; less than any where what the network puts out is not finite."""
+        return entry[self.data.metric] if math.isfinite(entry["loss"]) else -math.inf
+
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs passed without a better metric that training is to stop."""
+        values = [self._value(entry) for entry in self.history]
+        if self.settings.patience is None or not values:
+            return False
+        return len(values) - 1 - values.index(max(values)) >= self.settings.patience
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        if self.teacher:
+            self.teacher.close()
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; a kill while writing leaves the one before it."""
+        values = {
+            "conditions": self.conditions,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best_weights": self.best_weights,
+        }
+        with replacing(path) as partial:
+            torch.save(values, partial)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it was written under other settings.
+        """
+        values = torch.load(path, map_location=self.device, weights_only=True)
+        if values["conditions"] != self.conditions:
+            changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
+            raise ValueError(f"{path} was written under other settings ({changed}); delete it to start anew")
+        self.model.load_state_dict(values["model"])
+        self.optimizer.load_state_dict(values["optimizer"])
+        self.schedule.load_state_dict(values["schedule"])
+        self.step, self.history, self.best_weights = values["step"], values["history"], values["best_weights"]
+
+
+def _described(model: nn.Module) -> dict[str, str]:
+    provenance = get_provenance(model)
+    if provenance is None:
+        return {"network": type(model).__name__}
+    made = plan_of(model)
+    plan = "" if made is None else json.dumps(made.to_json())
+    return {"network": f"{provenance.builder} {dict(provenance.arguments)}", "ranks": plan}
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    # Fused: one pass over the memory instead of ten, which is most of a step of VGG16's 134 M parameters on a CPU.
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay, fused=True)
+    momentum = settings.momentum
+    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
+) -> OneCycleLR | ReduceLROnPlateau:
+    if settings.schedule == "plateau":
+        # ReduceLROnPlateau acts one epoch after its patience is over.
+        patience = settings.plateau_patience - 1
+        return ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=patience, threshold=0.0, eps=0.0)
+    return OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2), cycle_momentum=False)
+
+
+def uses_bfloat16(amp: str, device: torch.device) -> bool:
+    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
+    return has_bfloat16(device) if amp == "auto" else amp == "on"

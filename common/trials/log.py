@@ -1,0 +1,214 @@
+"""Logs: one run, one file ``logs/<run>.log``, its writer and its reader.
+
+A log holds lines that a person reads as they come (``tail -f``), and one line a trial with the whole record as
+JSON behind the word ``TRIAL``. A record that is written again under the same trial number (a finalist that was
+fine-tuned later) replaces the earlier one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from common.trials.record import STAGES, TrialRecord
+
+TRIAL_MARK = "TRIAL "
+
+
+def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
+    """The log of a run.
+
+    Args:
+        folder: where the logs lie.
+        run: name of the run.
+        new: whether it must not have a log yet.
+
+    Raises:
+        ValueError: ``run`` cannot name a file, or has a log although it is to be new.
+    """
+    if not run or run != Path(run).name or run in {".", ".."}:
+        raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
+    path = Path(folder) / f"{run}.log"
+    if new and path.exists():
+        raise ValueError(f"run={run!r} has a log in {folder} already; give the run another name")
+    return path
+
+
+class TrialWriter:
+    """Appends to ``logs/<run>.log``; what it has returned from is on the disk, whatever happens next.
+
+    Args:
+        folder: where the logs lie; made when it is not there.
+        run: name of the run; becomes the file's name, so it holds no path separator.
+
+    Raises:
+        ValueError: ``run`` is empty or holds a path separator.
+    """
+
+    def __init__(self, folder: str | Path, run: str) -> None:
+        self.run = run
+        self.path = log_path(folder, run, new=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        if self._file.tell() and not _ends_with_newline(self.path):
+            self._append("\n")  # the last writer was killed inside a line: ours must not continue it
+
+    def note(self, text: str) -> None:
+        """Append ``text`` as a line for people, with the time in front."""
+        self._append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {' '.join(text.split())}\n")
+
+    def write(self, record: TrialRecord) -> None:
+        """Append the line for people and the record, and wait until both are on the disk.
+
+        Raises:
+            ValueError: the record belongs to another run.
+        """
+        if record.run != self.run:
+            raise ValueError(f"a record of run {record.run!r} does not belong into {self.path.name}")
+        self.note(summary_line(record))
+        self._append(f"{TRIAL_MARK}{record.to_json()}\n")
+        os.fsync(self._file.fileno())
+
+    def _append(self, text: str) -> None:
+        # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
+        self._file.write(text.encode(errors="backslashreplace"))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the writer cannot be used afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> TrialWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def summary_line(record: TrialRecord) -> str:
+    """One line for people, e.g. ``trial 12 ok  params -85.1%  MACs -80.2%  accuracy 97.9% -> 98.9%  1.9x  4.2 s``."""
+    if record.status == "failed":
+        return f"trial {record.trial} failed: {record.error}"
+    stages = [record.metrics[stage].get(record.metric) for stage in STAGES if stage in record.metrics]
+    shown = " -> ".join("nan" if value is None or math.isnan(value) else f"{value:.2%}" for value in stages)
+    speedup = (record.latency or {}).get("speedup")
+    parts = [
+        f"trial {record.trial} {record.status}",
+        f"params {_change(record.params, record.baseline.get('params'))}",
+        f"MACs {_change(record.macs, record.baseline.get('macs'))}",
+        f"{record.metric} {shown or 'not measured'}",
+        *([f"{speedup:.2f}x"] if speedup else []),
+        f"{record.seconds:.1f} s",
+    ]
+    return "  ".join(parts)
+
+
+def _change(value: int, reference: int | None) -> str:
+    return f"{value / reference - 1:+.1%}" if reference else f"{value:,}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A line that held no usable record: where it stands and why it was passed over."""
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, line {self.line}: {self.reason}"
+
+
+class Entry(NamedTuple):
+    """A whole record and where it stands in its log.
+
+    Attributes:
+        record: the trial.
+        time: when it was logged, local time as the number YYYYMMDDhhmmss; 0 when no line for people says so.
+        offset: of the record's JSON in the file, in bytes.
+        size: of the record's JSON, in bytes.
+    """
+
+    record: TrialRecord
+    time: int
+    offset: int
+    size: int
+
+
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities of foreign writers
+
+
+def parse_record(text: bytes) -> TrialRecord:
+    """The record whose JSON is ``text``; NaN and infinities become None.
+
+    Raises:
+        ValueError: the text is no valid record.
+    """
+    try:
+        values = _DECODER.decode(text.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("torn: the record is not whole") from None
+    return TrialRecord.from_dict(values)
+
+
+def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
+    """Every whole record of one log in the order of its lines, later versions of a trial included.
+
+    Args:
+        path: the log; it may be growing while it is read, and is never held in memory.
+        skipped: receives one entry for each line that is torn or holds no valid record.
+    """
+    path, mark = Path(path), TRIAL_MARK.encode()
+    offset = time = 0
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            skipped.append(Skipped(path, 1, "the file is UTF-16, and nothing of it was read; save it as UTF-8"))
+            return
+        file.seek(0)
+        for number, raw in enumerate(file, start=1):
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                offset, raw = len(codecs.BOM_UTF8), raw.removeprefix(codecs.BOM_UTF8)
+            start, offset = offset, offset + len(raw)
+            if not raw.startswith(mark):
+                time = time_number(raw)
+                continue
+            text = raw[len(mark) :].strip()
+            try:
+                yield Entry(parse_record(text), time, start + raw.index(text), len(text))
+            except ValueError as error:
+                skipped.append(Skipped(path, number, str(error)))
+            time = 0
+
+
+def time_number(line: bytes) -> int:
+    """YYYYMMDDhhmmss of a text that begins with a date and a time, as a line for people does; else 0."""
+    digits = line[:19].translate(None, b"-: T")
+    return int(digits) if len(digits) == 14 and digits.isdigit() else 0
+
+
+def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecord]:
+    """The records of `iter_entries`."""
+    return (entry.record for entry in iter_entries(path, skipped))
+
+
+def read_log(path: str | Path) -> tuple[list[TrialRecord], list[Skipped]]:
+    """The trials of one log, each in its latest version, by number; and what was passed over."""
+    skipped: list[Skipped] = []
+    latest = {record.trial: record for record in iter_trials(path, skipped)}
+    return [latest[number] for number in sorted(latest)], skipped

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.latency import Latency, measure_latencies, measure_latency
+from common.latency import measuring as latency
+from tests.networks import same_weights, tiny_cnn
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *series: Sequence[float]) -> None:
+    """A clock that shows for each network its own seconds, round by round."""
+    clocks = iter(series)
+
+    class Clock:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.warm, self.seconds = False, iter(next(clocks))
+
+        def timeit(self, count: int) -> SimpleNamespace:
+            if not self.warm:
+                self.warm = True
+                return SimpleNamespace(median=1.0)
+            return SimpleNamespace(median=next(self.seconds))
+
+    monkeypatch.setattr(latency, "Timer", Clock)
+
+
+def test_it_states_its_conditions() -> None:
+    alone = measure_latency(tiny_cnn(), X, rounds=4, round_s=0.001)
+    assert alone.median_s > 0
+    assert alone.iqr_s >= 0
+    assert (alone.speedup, alone.baseline_median_s, alone.note) == (None, None, "")
+    assert (alone.runtime, alone.threads, alone.batch_size) == ("PyTorch eager", torch.get_num_threads(), 2)
+    assert alone.memory_format == "contiguous"
+    grey = measure_latency(nn.Conv2d(1, 2, 3), torch.randn(2, 1, 8, 8), rounds=3, round_s=0.001)
+    assert grey.memory_format == "contiguous"
+    assert Latency(**alone.to_json()) == alone
+
+
+def test_medians_and_quartiles_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1, 2, 3 the quartiles (exclusive method) are 1 and 3; ratios 4, 4.5, 4."""
+    scripted(monkeypatch, [1.0, 2.0, 3.0], [4.0, 9.0, 12.0])
+    found = measure_latency(tiny_cnn(), X, baseline=tiny_cnn(), rounds=3)
+    assert (found.median_s, found.iqr_s) == (2.0, 2.0)
+    assert (found.baseline_median_s, found.baseline_iqr_s) == (9.0, 8.0)
+    assert found.speedup == 4.5
+    assert found.spread == 0.125
+    assert found.note == ""
+
+
+def test_a_ratio_that_means_nothing_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios 1, 2, 3: quartiles 1 and 3, over a median of 2."""
+    scripted(monkeypatch, [1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    found = measure_latency(tiny_cnn(), X, baseline=tiny_cnn(), rounds=3)
+    assert found.speedup is None
+    assert (found.median_s, found.baseline_median_s, found.spread) == (1.0, 2.0, 1.0)
+    assert "in 3 rounds the middle half of the ratios spans 100% of their median 2.00, over 25%" in found.note
+
+
+def test_a_drift_of_the_machine_harms_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [1.0, 2.0, 4.0, 8.0], [3.0, 6.0, 12.0, 24.0])
+    found = measure_latency(tiny_cnn(), X, baseline=tiny_cnn(), rounds=4)
+    assert (found.speedup, found.spread) == (3.0, 0.0)
+
+
+def test_several_networks_share_one_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [1.0] * 3, [2.0] * 3, [8.0] * 3)
+    found = measure_latencies([tiny_cnn(), tiny_cnn()], X, baseline=tiny_cnn(), rounds=3)
+    assert [one.speedup for one in found] == [8.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "memory_format"),
+    [
+        ("eager", "PyTorch eager", "contiguous"),
+        ("channels_last", "PyTorch channels_last", "channels_last"),
+        ("onnxruntime", "ONNX Runtime", "contiguous"),
+    ],
+)
+def test_every_runtime_leaves_the_network_alone(runtime: str, name: str, memory_format: str) -> None:
+    model = tiny_cnn().train()
+    before = copy.deepcopy(model)
+    found = measure_latency(model, X, baseline=tiny_cnn(), runtime=runtime, rounds=3, round_s=0.001)
+    assert (found.runtime, found.memory_format) == (name, memory_format)
+    assert 0 < found.median_s < 1
+    assert found.speedup is not None or found.note
+    assert model.training
+    assert same_weights(model, before)
+    assert model.conv.weight.stride() == before.conv.weight.stride()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    found = measure_latency(model, torch.randn(2, 4), baseline=model, runtime="compile", rounds=3, round_s=0.001)
+    assert found.runtime == "torch.compile"
+    assert 0 < found.median_s < 1
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(RuntimeError, match=r"runtime='compile': torch\.compile needs a C"):
+        measure_latency(tiny_cnn(), X, runtime="compile")
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_the_peak_holds_what_a_pass_makes(runtime: str) -> None:
+    """The output alone has 32 x 254 x 254 values of 4 bytes."""
+    found = measure_latency(nn.Conv2d(1, 32, 3), torch.randn(1, 1, 256, 256), runtime=runtime, rounds=3, round_s=0.001)
+    if found.peak_bytes is None:
+        pytest.skip("this system does not tell the peak of a process's memory")
+    output = 32 * 254 * 254 * 4
+    assert 0.9 * output < found.peak_bytes < 5 * output
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="rounds=2: it must be at least 3"):
+        measure_latency(tiny_cnn(), X, rounds=2)
+    with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
+        measure_latency(tiny_cnn(), X, runtime="onnx")
+
+
+class Named(nn.Module):
+    """Returns a dict, as networks for segmentation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny_cnn()
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.body(images)
+        return {"out": logits, "aux": logits / 2}
+
+
+@pytest.mark.parametrize("runtime", ["eager", "channels_last"])
+def test_pytorch_serves_any_output(runtime: str) -> None:
+    assert measure_latency(Named(), X, baseline=Named(), runtime=runtime, rounds=3, round_s=0.001).median_s > 0
+
+
+def test_what_cannot_be_exported_is_said_before_any_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", None)
+    with pytest.raises(ValueError, match=r"must return one tensor, it returns a dict \(keys out, aux\)"):
+        measure_latency(tiny_cnn(), X, baseline=Named(), runtime="onnxruntime", rounds=3)
+    with pytest.raises(ValueError, match="the network is float16"):
+        measure_latency(tiny_cnn(), X, baseline=tiny_cnn().half(), runtime="onnxruntime", rounds=3)
+
+
+def test_onnx_runtime_times_whole_numbers_and_single_images() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = tiny_cnn()
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.body(pixels.float() / 255)
+
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert measure_latency(Scales(), pixels, runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 2
+    assert measure_latency(tiny_cnn(), X[0], runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 1
+
+
+def test_channels_last_takes_images() -> None:
+    with pytest.raises(ValueError, match=r"runtime='channels_last': x has shape \(2, 4\); it takes \(N, C, H, W\)"):
+        measure_latency(nn.Linear(4, 3), torch.randn(2, 4), runtime="channels_last")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.models import CLASSIFIERS, build_model
+from common.network.provenance import get_provenance
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_heads_fit_the_classes(name: str) -> None:
+    model = build_model(name, 7).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    provenance = get_provenance(model)
+    assert provenance is not None
+    assert (provenance.builder, provenance.arguments, provenance.plan) == (name, {"num_classes": 7}, None)
+
+
+def test_resnet18_has_torchvisions_parameters() -> None:
+    assert sum(parameter.numel() for parameter in build_model("resnet18", 1000).parameters()) == 11_689_512
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"model='resnet' is unknown .*; allowed: resnet18, resnet34, vgg16, alexnet, resnet20, resnet56, unet",
+    ):
+        build_model("resnet", 10)
+    with pytest.raises(ValueError, match="num_classes=1: it must be at least 2"):
+        build_model("resnet18", 1)
+    with pytest.raises(ValueError, match=r"weights='IMAGENET' is unknown .*; allowed: DEFAULT, IMAGENET1K_V1"):
+        build_model("resnet18", 10, weights="IMAGENET")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
+    model = build_model(name, 10, stem="cifar").eval()
+    seen: list[torch.Size] = []
+    model.get_submodule("layer1").register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 64, 32, 32)]
+    provenance = get_provenance(model)
+    assert provenance is not None
+    assert provenance.arguments == {"num_classes": 10, "stem": "cifar"}
+    with pytest.raises(ValueError, match="weights='DEFAULT' with stem='cifar': there are none"):
+        build_model(name, 10, stem="cifar", weights="DEFAULT")
+    with pytest.raises(ValueError, match=r"stem='cifar' is unknown.*allowed: imagenet"):
+        build_model("vgg16", 10, stem="cifar")
+
+
+@pytest.mark.parametrize(("name", "params"), [("resnet20", 269_722), ("resnet56", 853_018)])
+def test_the_cifar_resnets_have_their_papers_size(name: str, params: int) -> None:
+    """0.27 M and 0.85 M (He et al. 2016, table 6)."""
+    model = build_model(name, 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == params
+    with pytest.raises(ValueError, match="weights='DEFAULT' is unknown"):
+        build_model(name, 10, weights="DEFAULT")
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+@pytest.mark.parametrize(("size", "classes"), [((32, 32), 1), ((37, 51), 1), ((16, 47), 3)])
+def test_the_unet_keeps_the_images_size(size: tuple[int, int], classes: int, upsampling: str) -> None:
+    model = build_model("unet", classes, width=4, depth=3, upsampling=upsampling).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, *size)).shape == (2, classes, *size)
+    with pytest.raises(ValueError, match="upsampling='nearest' is unknown"):
+        build_model("unet", 1, upsampling="nearest")
+
+
+def test_the_unet_has_its_papers_size() -> None:
+    """31.0 M parameters at 64 channels and depth 4; BatchNorm takes the place of the biases."""
+    assert sum(parameter.numel() for parameter in build_model("unet", 1).parameters()) == 31_037_633
+
+
+def test_weights_without_a_network_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(ConnectionError, match="weights='DEFAULT' of resnet18 are not on this machine"):
+        build_model("resnet18", 10, weights="DEFAULT")
+
+
+def test_provenance_is_none_for_other_networks() -> None:
+    assert get_provenance(nn.Linear(2, 2)) is None

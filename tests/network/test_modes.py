@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.network import profile
+from common.network.modes import evaluating
+from tests.networks import lived_in, tiny_cnn
+
+
+class Adapted(nn.Linear):
+    """Merges its low-rank update into the weight in evaluation mode, as loralib does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Self:
+        if self.merged == mode:
+            self.weight.data += (self.up.data @ self.down.data) * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        return output if self.merged else output + input @ self.down.T @ self.up.T
+
+
+class MergesInEval(Adapted):
+    """Merges in ``eval`` alone, and takes it back in ``train``."""
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.merged:
+            super().train(True)
+        return nn.Module.train(self, mode)
+
+    def eval(self) -> Self:
+        return Adapted.train(self, False)
+
+
+class FrozenNorms(nn.Sequential):
+    """Its BatchNorms stay in evaluation mode whatever mode it is put into."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class Switches(nn.Sequential):
+    """Keeps its mode by itself and tells nobody: neither its flag nor its children follow."""
+
+    mode = True
+
+    def train(self, mode: bool = True) -> Self:
+        self.mode = mode
+        return self
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("kind", [Adapted, MergesInEval])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: FrozenNorms(nn.Sequential(layer))])
+def test_an_update_is_taken_out_of_the_weight_again(
+    kind: Callable[[int, int], Adapted], wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    layer = kind(4, 3)
+    model, x = nn.Sequential(wrap(layer), nn.ReLU()).train(), torch.randn(2, 4)
+    weight, expected = layer.weight.detach().clone(), model(x)
+    with evaluating(model):
+        torch.testing.assert_close(model(x), expected)
+        assert not any(modes(model))
+    assert layer.training
+    assert not layer.merged
+    torch.testing.assert_close(layer.weight.detach(), weight)
+    model(x).sum().backward()
+    assert layer.up.grad is not None
+
+
+@pytest.mark.parametrize("kind", [Adapted, MergesInEval])
+def test_a_frozen_module_inside_a_training_one_stays_merged(kind: Callable[[int, int], Adapted]) -> None:
+    layer = kind(4, 3)
+    model = nn.Sequential(FrozenNorms(layer, nn.ReLU()), nn.Linear(3, 2)).train()
+    layer.eval()
+    before = modes(model)
+    with evaluating(model):
+        assert layer.merged
+    assert layer.merged
+    assert modes(model) == before == [True, True, False, True, True]
+
+
+def test_a_frozen_module_that_two_hold_stays_merged() -> None:
+    """The second holder's ``train`` comes after the first's, and calls the module that both hold."""
+    layer = Adapted(4, 4)
+    model = nn.Sequential(FrozenNorms(layer), FrozenNorms(nn.ReLU(), layer)).train()
+    layer.eval()
+    with evaluating(model):
+        pass
+    assert layer.merged
+    assert [layer.training, *(holder.training for holder in model)] == [False, True, True]
+
+
+def test_profile_leaves_an_adapted_layer_in_training() -> None:
+    layer = Adapted(48, 16)
+    model = nn.Sequential(nn.Flatten(), layer).train()
+    profile(model, torch.randn(2, 3, 4, 4))
+    assert layer.training
+    assert not layer.merged
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, FrozenNorms])
+@pytest.mark.parametrize("thawed", [True, False])
+def test_every_module_has_the_mode_it_had(kind: Callable[..., nn.Sequential], thawed: bool) -> None:
+    model = kind(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Dropout(), nn.BatchNorm2d(4))).train()
+    model[0].eval()
+    model[1].training = thawed  # also where the network's own train would freeze it
+    before = modes(model)
+    with evaluating(model):
+        assert not any(modes(model))
+    assert modes(model) == before
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        _ = 1 / 0
+    assert modes(model) == before
+
+
+def test_a_train_method_that_tells_nobody() -> None:
+    norm = nn.BatchNorm2d(3)
+    switch = Switches(norm)
+    model = nn.Sequential(switch, nn.ReLU()).train()
+    before, statistics = modes(model), norm.state_dict()["running_mean"].clone()
+    with evaluating(model):
+        assert [switch.mode] == [False]
+        assert not any(modes(model))
+        model(torch.randn(2, 3, 4, 4))
+    assert switch.mode
+    assert modes(model) == before
+    assert torch.equal(norm.state_dict()["running_mean"], statistics)
+
+
+def test_a_network_in_evaluation_mode_is_not_touched() -> None:
+    """As one of torch.export, whose modes cannot be changed."""
+    x = torch.randn(2, 3, 8, 8)
+    model: Any = torch.export.export(lived_in(tiny_cnn()), (x,)).module()
+    for module in model.modules():
+        module.training = False
+    with pytest.raises(NotImplementedError):
+        model.eval()
+    with evaluating(model):
+        model(x)
+    assert not any(modes(model))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_change_inside_are_put_back(training: bool) -> None:
+    layer, norm = Adapted(4, 3), nn.BatchNorm1d(3)
+    model = nn.Sequential(layer, norm).train(training)
+    with evaluating(model):
+        layer.train()
+        norm.train()
+    assert modes(model) == [training] * 3
+    assert layer.merged != training
+
+
+def test_several_networks_that_share_a_module() -> None:
+    layer = Adapted(4, 4)
+    inner = nn.Sequential(layer).train()
+    outer = nn.Sequential(inner, nn.ReLU()).eval()
+    inner.train()
+    with evaluating(inner, outer):
+        assert [layer.merged] == [True]
+    assert not layer.merged
+    assert modes(outer) == [False, True, True, False]

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from importlib import metadata
+from pathlib import Path
+
+import jupytext
+import pytest
+
+from common.notebook import colab
+from common.notebook.colab import RunKeeper, fetch_run, keep_on_drive, keep_run, missing_requirements
+from common.notebook.config import ClassifierConfig
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def test_only_what_is_missing_is_installed_and_never_torch() -> None:
+    lines = [
+        "# comment",
+        "",
+        "torch==0.1",
+        "torchvision==0.1",
+        "numpy==0.1",
+        "pytest==0.1",
+        "no-such-package==1.0  # why",
+    ]
+    assert missing_requirements(lines) == ["no-such-package==1.0"]
+
+
+def set_up_cell(notebook: Path) -> str:
+    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
+    return str(cells[0].source)
+
+
+def run_cell(cell: str, folder: Path, **environment: str) -> str:
+    """Run the cell as a fresh kernel in ``folder`` would, and say where it ended and what it can import."""
+    after = (
+        "\nimport common.notebook.config\nprint('AT', os.getcwd(), Path(common.notebook.config.__file__).resolve())"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", environment.pop("before", "") + cell + after],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("start", [".", "notebooks"])
+def test_elsewhere_the_cell_only_steps_to_the_suite(notebook: Path, start: str) -> None:
+    assert run_cell(set_up_cell(notebook), ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outside_the_suite_the_cell_says_where_to_start(notebook: Path, tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()  # of somebody else
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_cell(set_up_cell(notebook), tmp_path)
+    assert f"AssertionError: {tmp_path} is not inside the suite" in error.value.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on this machine")
+def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", source)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "a copy"]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    content = tmp_path / "content"
+    content.mkdir()
+    stand_in = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+    clone = content / "low-rank-cnn"
+    for _ in range(2):  # a kernel that starts again finds the clone and does not fetch it anew
+        shown = run_cell(set_up_cell(notebook), content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
+        assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'notebook' / 'config.py'}\n"
+        shutil.rmtree(source, ignore_errors=True)
+
+
+def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
+    log, drive = tmp_path / "run.log", tmp_path / "drive" / "MyDrive" / "low-rank-cnn"
+    log.write_text("first")
+    assert keep_on_drive([log], drive) == []
+    drive.parent.mkdir(parents=True)
+    for text in ("first", "second"):
+        log.write_text(text)
+        assert keep_on_drive([log, tmp_path / "not there.log"], drive) == [drive / "run.log"]
+        assert (drive / "run.log").read_text() == text
+    assert [path.name for path in drive.iterdir()] == ["run.log"]
+
+
+def test_a_copy_that_is_as_new_is_left_alone(tmp_path: Path) -> None:
+    file, drive = tmp_path / "a.safetensors", tmp_path / "drive"
+    file.write_bytes(b"weights")
+    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
+    assert keep_on_drive([file], drive) == []
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
+
+
+def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, drive = tmp_path / "logs", tmp_path / "drive"
+    logs.mkdir()
+    for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "run-b.log"):
+        (logs / name).write_text(name)
+    (logs / "run-node-7.log").write_text('TRIAL {"details": {"study": "run"}}\n')
+    (logs / "run-c.log").write_text('TRIAL {"details": {"study": "run-c"}}\n')
+    now = 0.0
+    monkeypatch.setattr("common.notebook.colab.time.monotonic", lambda: now)
+    keeper = RunKeeper(logs, drive)
+    keeper.keep("run")
+    kept = ["run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
+    assert sorted(path.name for path in drive.iterdir()) == kept
+    (logs / "run.log").write_text("more and more")
+    for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
+        keeper.keep("run")
+        assert (drive / "run.log").read_text() == text
+    keeper.forget(logs / "run-dense.safetensors")
+    assert not any((folder / "run-dense.safetensors").exists() for folder in (logs, drive))
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "run.log").write_text("its own")
+    assert [path.name for path in fetch_run(later, "run", drive)] == ["run-node-7.log", "run.journal"]
+    assert (later / "run.log").read_text() == "its own"
+
+
+@pytest.fixture
+def on_colab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(colab, "_told", set())
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
+    for logs, run in ((tmp_path, "a"), (tmp_path, "b"), (tmp_path / "other", "a")):
+        for _ in range(2):  # the training has a keeper, and so has the search
+            keeper = RunKeeper(logs, drive)
+            for now in (True, False, True):
+                keeper.keep(run, now)
+        assert keep_run(logs, run, drive) == []  # the last cell of a notebook
+        told = capsys.readouterr()
+        assert told.err == ""
+        (line,) = told.out.splitlines()
+        assert line.startswith(f"run {run!r} is not kept when this Colab session ends: there is no Drive at ")
+        assert f"{drive.parent} (none is mounted); drive.mount('{drive.parents[1]}')" in line
+
+
+@pytest.mark.usefixtures("on_colab")
+@pytest.mark.parametrize("place", ["content/gdrive/MyDrive", "content/drive/My Drive", "gdrive/MyDrive"])
+def test_a_drive_that_is_mounted_elsewhere_is_named(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "content" / "sample_data").mkdir(parents=True)
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    assert f"(the one at {tmp_path / place} is not used)" in capsys.readouterr().out
+    assert not list((tmp_path / place).iterdir())
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ClassifierConfig.from_notebook({"run": "mine", "logs": str(tmp_path)})
+    assert capsys.readouterr().out.count("run 'mine' is not kept") == 1
+    RunKeeper(tmp_path).keep("mine")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("on_colab")
+def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
+    drive.parent.mkdir(parents=True)
+    (tmp_path / "run.log").write_text("a trial\n")
+    RunKeeper(tmp_path, drive).keep("run")
+    assert (drive / "run.log").read_text() == "a trial\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "")
+
+
+def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    drive.write_text("no folder")
+    (tmp_path / "run.log").write_text("")
+    with pytest.warns(UserWarning, match=r"^run 'run' could not be kept on Drive: .*File exists"):
+        assert keep_run(tmp_path, "run", drive) == []
+
+
+def test_pip_is_told_to_leave_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pip(command: list[str], check: bool) -> None:
+        asked.extend(command)
+        constraints = Path(command[command.index("-c") + 1]).read_text().split()
+        assert f"torch=={metadata.version('torch')}" in constraints
+        assert f"numpy=={metadata.version('numpy')}" in constraints
+
+    monkeypatch.setattr("common.notebook.colab.missing_requirements", lambda _: ["no-such-package==1.0"])
+    monkeypatch.setattr("common.notebook.colab.subprocess.run", pip)
+    colab.main()
+    assert asked[-1] == "no-such-package==1.0"

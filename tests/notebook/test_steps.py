@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.compression import save_compressed
+from common.data.normalization import IMAGENET, remember_normalization
+from common.models import build_model
+from common.network.provenance import get_provenance
+from common.notebook.colab import RunKeeper
+from common.notebook.config import ClassifierConfig, CompareConfig
+from common.notebook.evidence import compare_networks
+from common.notebook.steps import decompose, dense_network, load_data_of, search, search_settings
+from tests.networks import same_weights
+
+
+def config(model: str | None) -> ClassifierConfig:
+    return ClassifierConfig(limit=16, batch_size=8, dense_epochs=1.0, dense_learning_rate=0.001, model=model)
+
+
+@pytest.mark.parametrize(("asked", "built"), [(None, "resnet18"), ("resnet18", "resnet18"), ("resnet34", "resnet34")])
+def test_the_notebook_on_resnet18_serves_its_relative(asked: str | None, built: str) -> None:
+    data = load_data_of(config(asked))
+    model, history = dense_network(config(asked), "resnet18", data)
+    provenance = get_provenance(model)
+    assert provenance is not None
+    assert (provenance.builder, len(history)) == (built, 1)
+
+
+def test_another_model_is_refused() -> None:
+    data = load_data_of(config(None))
+    with pytest.raises(ValueError, match=r"model='vgg16' is unknown.*allowed: resnet18, resnet34"):
+        dense_network(config("vgg16"), "resnet18", data)
+    with pytest.raises(ValueError, match=r"model='resnet34' is unknown.*allowed: alexnet"):
+        dense_network(config("resnet34"), "alexnet", data)
+
+
+def test_weights_may_be_taken_as_they_are(tmp_path: Path) -> None:
+    dense = build_model("resnet18", 10)
+    saved = str(save_compressed(dense, tmp_path / "dense.safetensors"))
+    given = dataclasses.replace(config(None), dense_epochs=0.0, weights=saved)
+    model, history = dense_network(given, "resnet18", load_data_of(given))
+    assert history == []
+    assert same_weights(model, dense)
+
+
+def test_a_network_that_nobody_trained_is_refused() -> None:
+    untrained = dataclasses.replace(config(None), dense_epochs=0.0)
+    with pytest.raises(ValueError, match=r"^dense_epochs=0\.0 takes a network as it is, and this one would be random"):
+        dense_network(untrained, "resnet18", load_data_of(untrained))
+
+
+def test_weights_of_another_scale_are_refused(tmp_path: Path) -> None:
+    dense = build_model("resnet18", 10)
+    remember_normalization(dense, IMAGENET)
+    saved = str(save_compressed(dense, tmp_path / "dense.safetensors"))
+    given = dataclasses.replace(config(None), weights=saved)
+    with pytest.raises(ValueError, match=r"^the network was trained on pixels normalised by \{'mean': \[0\.485, "):
+        dense_network(given, "resnet18", load_data_of(given))
+    with pytest.raises(ValueError, match=r"^models: .*dense\.safetensors: the network was trained on pixels"):
+        compare_networks([saved], load_data_of(given))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_size": 32}, "image_size=32: alexnet needs at least 63 pixels"),
+        ({"image_size": 64, "distill_features": "features.0,featurs.3"}, "distill_features='featurs.3' is unknown"),
+        ({"image_size": 64, "svd_ranks": "16,5000"}, r"^svd_ranks='16,5000': ranks=5000 for .* number in 1\.\.4096"),
+        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd at rank 1 keeps 0.0008"),
+        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd at rank 1 keeps 0.00"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: Any, sentence: str) -> None:
+    wrong = dataclasses.replace(config(None), **changes)
+    with pytest.raises(ValueError, match=sentence):
+        dense_network(wrong, "alexnet", load_data_of(wrong))
+
+
+@pytest.mark.filterwarnings("ignore:too few calibration patches")  # of 16 images
+def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.replace(config(None), logs=str(tmp_path), run="mine", trials=1, finetune_top=0, keep=0.01)
+    data = load_data_of(mine)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.training.loop.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dense_network(mine, "resnet18", data)
+    model, history = dense_network(mine, "resnet18", data)
+    assert len(history) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-dense.checkpoint", "mine-dense.safetensors"]
+    with monkeypatch.context() as patch:  # a stop before the first line of the log: nothing is trained again
+        patch.setattr("common.training.loop._Run.train_epoch", stop)
+        again, known = dense_network(mine, "resnet18", data)
+    assert known == history
+    assert same_weights(again, model)
+    with monkeypatch.context() as patch:
+        patch.setattr("common.search.search._Search._measure_given", stop)
+        search(mine, model, data, [], decompose(mine, model, data))
+    again, history = dense_network(mine, "resnet18", data)
+    assert history == []
+    assert same_weights(again, model)
+    assert search(mine, again, data, [], decompose(mine, again, data)).remaining == 0
+    assert not (tmp_path / "mine-dense.checkpoint").exists()
+
+
+def test_settings_of_the_distillation_reach_the_training() -> None:
+    asked = dataclasses.replace(config(None), distillation=0.25, distill_features="layer1, layer4")
+    settings = search_settings(asked).finetune
+    assert (settings.distillation, settings.features) == (0.25, ("layer1", "layer4"))
+
+
+def test_networks_that_started_from_imagenet_are_compared_on_its_scale() -> None:
+    one, other = (load_data_of(CompareConfig(limit=16, batch_size=8, pretrained=p)) for p in (False, True))
+    assert other.normalization == IMAGENET != one.normalization
+
+
+def test_on_colab_a_training_is_kept_as_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = tmp_path / "drive"
+    monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
+    mine = dataclasses.replace(config(None), logs=str(tmp_path / "logs"), run="mine", dense_epochs=2.0)
+    kept: list[str] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        kept.extend(sorted(path.name for path in drive.iterdir()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.notebook.steps.save_compressed", stop)
+        dense_network(mine, "resnet18", load_data_of(mine))
+    assert kept == ["mine-dense.checkpoint"]

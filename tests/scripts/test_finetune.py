@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.compression import load_compressed
+from common.training import train
+from finetuned import finetune
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--model", "resnet18", "--dataset", "digits", "--image-size", "16", "--limit", "64", "--batch-size", "32"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", str(ROOT / "finetuned" / "finetune.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_weights_and_how_they_were_made(tmp_path: Path) -> None:
+    result = run(*TINY, "--epochs", "2", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "resnet18-digits-training.pdf",
+        "resnet18-digits-training.png",
+        "resnet18-digits.json",
+        "resnet18-digits.safetensors",
+    ]
+    made = json.loads((tmp_path / "resnet18-digits.json").read_text())
+    assert [entry["epoch"] for entry in made["history"]] == [1, 2]
+    assert made["options"]["limit"] == 64
+    assert made["params"] == 11_181_642
+    assert 0 <= made["test"]["accuracy"] <= 1
+    assert f"test accuracy {made['test']['accuracy']:.2%}" in result.stdout
+    model = load_compressed(tmp_path / "resnet18-digits.safetensors")
+    assert sum(parameter.numel() for parameter in model.parameters()) == made["params"]
+
+
+def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) -> None:
+    common = (*TINY, "--epochs", "0.5", "--out", str(tmp_path))
+    assert run(*common).returncode == 0
+    dense = tmp_path / "resnet18-digits.safetensors"
+    for start in (["--dense", str(dense)], []):
+        result = run(*common, "--method", "svd", "--ranks", "4", *start)
+        assert result.returncode == 0, result.stderr
+        small = load_compressed(tmp_path / "resnet18-digits-svd-4.safetensors")
+        factors = small.get_submodule("layer1.0.conv1")
+        assert [tuple(parameter.shape) for parameter in factors.parameters()] == [(4, 64, 3, 3), (64, 4, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "resnet", "--dataset", "digits"], "model='resnet' is unknown"),
+        (
+            ["--model", "unet", "--dataset", "digits"],
+            "model='unet' cannot learn classification, which dataset='digits'",
+        ),
+        ([*TINY, "--method", "svd", "--ranks", "9999"], "ranks=9999 for layer 'conv1'"),
+        (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
+        (["--model", "resnet18", "--dataset", "mnist"], "data_root=None: mnist needs the folder"),
+        (["--model", "resnet18", "--dataset", "mnist", "--data-root", "/nowhere"], "does not hold MNIST"),
+        (["--model", "alexnet", "--dataset", "digits"], "image_size=32: alexnet needs at least 63 pixels"),
+        ([*TINY, "--learning-rate", "-1"], "learning_rate=-1.0: input should be greater than 0"),
+        ([*TINY, "--learning-rate", "1e9"], "learning_rate=1000000000.0 is too high"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    result = run(*arguments, "--out", str(tmp_path))
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("finetune.py: ")
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--method", "svd", "--ranks", "abc"], "'abc' is neither a whole number nor a fraction such as 0.25"),
+        (["--method", "svd"], "--method and --ranks go together"),
+        (["--dense", "a.safetensors"], "--dense goes with --method and --ranks"),
+        (["--method", "mixed", "--ranks", "4"], "invalid choice: 'mixed'"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments([*TINY, *arguments])
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_interrupted_training_of_the_unet_goes_on_and_has_the_name_it_was_given(tmp_path: Path) -> None:
+    tiny = ["--model", "unet", "--dataset", "phantoms", "--data-root", str(tmp_path / "data"), "--image-size", "16"]
+    tiny += ["--limit", "16", "--batch-size", "8", "--width", "2", "--depth", "2", "--epochs", "3"]
+    tiny += ["--name", "mine", "--out", str(tmp_path / "out")]
+
+    def stop(*arguments: Any, on_epoch: Any, **keywords: Any) -> Any:
+        def once(entry: dict[str, float]) -> None:
+            on_epoch(entry)
+            raise KeyboardInterrupt
+
+        return train(*arguments, on_epoch=once, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(tiny)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.checkpoint"]
+    assert finetune.main(tiny) == tmp_path / "out" / "mine.safetensors"
+    made = json.loads((tmp_path / "out" / "mine.json").read_text())
+    assert [entry["epoch"] for entry in made["history"]] == [1, 2, 3]
+    assert not (tmp_path / "out" / "mine.checkpoint").exists()
+
+
+@pytest.mark.parametrize(("out", "said"), [("file", "a file of that name"), ("file/out", "Not a directory")])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(
+    out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(finetune, "load_data", pytest.fail)
+    with pytest.raises(ValueError, match=rf"^out='{tmp_path}/{out}'.* {said}$"):
+        finetune.main([*TINY, "--out", str(tmp_path / out)])
