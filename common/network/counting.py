@@ -33,7 +33,7 @@ class Operations:
     Attributes:
         macs: multiply-accumulates.
         by_module: module -> its own, those of its children included.
-        used: names of the parameters that an operation read.
+        used: names of the parameters that an operation read, every name of a parameter that has several.
         uncounted: operators whose multiply-accumulates are not known -> how often a pass runs them.
     """
 
@@ -78,7 +78,9 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
     return Operations(
         macs=counter.get_total_flops() // 2 // len(x),
         by_module={name: of_module[id(module)] // 2 // len(x) for name, module in model.named_modules()},
-        used=frozenset(name for name, p in model.named_parameters() if id(p) in reading.tensors),
+        used=frozenset(
+            name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in reading.tensors
+        ),
         uncounted=dict(sorted(uncounted.items())),
     )
 

@@ -10,8 +10,12 @@ from common.compression import load_compressed
 from common.planning import RULES, method_names
 from tests.networks import same_weights, tiny_cnn
 
-ROOT = Path(__file__).parents[2]
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "README.md").exists())
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+METHODS = method_names()
+RULE_NAMES = [rule.__name__ for rule in RULES.values()]
 
 
 def test_the_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,15 +30,36 @@ def test_the_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_method_and_rule_is_named() -> None:
-    assert all(f"`{name}`" in README for name in (*method_names(), *RULES))
+    assert all(f"`{name}`" in README for name in METHODS)
+    assert all(f"`{name}(" in README for name in RULE_NAMES)
 
 
-def test_every_link_leads_somewhere() -> None:
-    local = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
-    assert len(local) >= 4
-    assert not [target for target in local if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_import_of_a_page_exists(page: Path) -> None:
+    for line in re.findall(r"^from common.*$", page.read_text(), re.MULTILINE):
+        exec(line, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in target]
+    for path, _, anchor in (target.partition("#") for target in targets):
+        linked = page.parent / path if path else page
+        assert linked.exists(), path
+        assert not anchor or anchor in anchors(linked.read_text()), f"{path}#{anchor}"
+
+
+def test_the_front_page_is_one_page() -> None:
+    assert len(README.splitlines()) <= 120
+    assert len((ROOT / "benchmarks" / "README.md").read_text().split()) < 1500
 
 
 def test_no_figure_is_still_to_be_filled_in() -> None:
-    for page in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+    for page in PAGES:
         assert not re.findall(r"@[A-Z_]+@", page.read_text())
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
