@@ -156,3 +156,20 @@ def test_a_network_with_nothing_to_factor_is_told_so_at_once(make: Callable[[], 
     assert not plan.layers
     with pytest.raises(ValueError, match=rf"cannot be met: {sentence}"):
         plan_ranks(model, X, "svd", Budget(params=0.5))
+
+
+def test_a_second_holder_of_what_runs_is_not_a_part_that_never_runs() -> None:
+    """MONAI's DynUNet keeps its layers in lists, and once more in a nested module that it calls in part."""
+
+    class TwiceHeld(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv1d(32, 8, 1)
+            self.again = nn.ModuleDict({"one": nn.Sequential(self.first), "two": self.second})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).flatten(2))
+
+    plan = plan_ranks(TwiceHeld().eval(), X, "svd", Fixed(4))
+    assert list(plan.factored) == ["first"]
+    assert [(group.kind, group.names) for group in plan.untouched] == [("Conv1d", ("second",))]
