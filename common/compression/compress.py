@@ -151,10 +151,13 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[Factorab
 
 
 def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
-    """The decompositions that a layer can have: a Linear has no kernel, and no method splits a transposed one."""
-    if isinstance(layer, nn.Linear):
-        return ("svd",)
-    return ("svd", "tucker2") if isinstance(layer, nn.ConvTranspose2d) else tuple(DECOMPOSITIONS)
+    """The decompositions that a layer can have."""
+    linear, transposed = isinstance(layer, nn.Linear), isinstance(layer, nn.ConvTranspose2d)
+    return tuple(
+        name
+        for name, kind in DECOMPOSITIONS.items()
+        if not (linear and kind.needs_kernel) and not (transposed and not kind.serves_transposed)
+    )
 
 
 def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan) -> LowRank:

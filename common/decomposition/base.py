@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d
 
 from common.decomposition.metric import DataMetric, Metric, pooled_spectrum
 from common.decomposition.moments import LayerMoments
+from common.validation import Registry
 
 Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -69,19 +70,31 @@ class Decomposition(ABC):
     Nothing is computed before it is asked for. Bases for all ranks are computed in float64, sweeps at given ranks in
     the weight's own dtype, float32 at least; factors come back in that.
 
-    Attributes:
-        grouped: the weight as ``(G, O/G, I/G, kh, kw)``.
-        metric: the norm in which it is best; other methods for the same weight can share it.
+    What a subclass says of itself:
+        method: its name, by which it is registered.
+        title: its name in reports.
+        rank_names: of its ranks.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
             dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
             ``ranks[i] * groups`` channels.
         has_sweeps: whether sweeps change anything.
+        needs_kernel: whether it has nothing to split in a Linear or a 1x1 convolution.
+        serves_transposed: whether it factors transposed convolutions.
+        otherwise: the method that serves the layers which this one does not.
+
+    Attributes:
+        grouped: the weight as ``(G, O/G, I/G, kh, kw)``.
+        metric: the norm in which it is best; other methods for the same weight can share it.
     """
 
     method: str
+    title: str
     rank_names: tuple[str, ...]
     axes: tuple[tuple[bool, bool], ...]
     has_sweeps: bool = False
+    needs_kernel: bool = True
+    serves_transposed: bool = False
+    otherwise: str = "svd"
 
     def __init__(
         self,
@@ -214,6 +227,27 @@ class Decomposition(ABC):
                 f"ranks={ranks} for a weight of shape {self.shape}: at most {self.fit(ranks)} can be used"
             )
         return ranks
+
+
+DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("method", lambda kind: kind.method)
+"""Every decomposition by name."""
+
+
+def serving_method(method: str, kernel: tuple[int, int], transposed: bool) -> str:
+    """The method that serves a layer where ``method`` is asked for: itself, or the first ``otherwise`` that does.
+
+    A Linear or a 1x1 convolution has no kernel to split, so it takes SVD. A transposed convolution's kernel is not
+    split between its axes: it takes Tucker-2 for ``htd`` and SVD for ``spatial_svd``.
+
+    Args:
+        method: name of a decomposition.
+        kernel: ``(kh, kw)`` of the layer; ``(1, 1)`` for a Linear.
+        transposed: whether the layer is a transposed convolution.
+    """
+    kind = DECOMPOSITIONS[method]
+    while (kind.needs_kernel and kernel == (1, 1)) or (transposed and not kind.serves_transposed):
+        kind = DECOMPOSITIONS[kind.otherwise]
+    return kind.method
 
 
 class OneRank(Decomposition):

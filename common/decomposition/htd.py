@@ -7,7 +7,15 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, rank_ladder
+from common.decomposition.base import (
+    DECOMPOSITIONS,
+    Decomposition,
+    Floats,
+    Ranks,
+    RankSelector,
+    RankSteps,
+    rank_ladder,
+)
 from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
@@ -16,6 +24,7 @@ KEPT_ROOTS = 12
 """Split cores that are kept at a time, as many as a policy has candidates for a layer and a few more."""
 
 
+@DECOMPOSITIONS.add
 class HTD(Decomposition):
     """Dimension tree ``{I, kh} | {O, kw}`` with no leaf matrices for the spatial modes (Gabor and Zdunek 2022).
 
@@ -27,6 +36,8 @@ class HTD(Decomposition):
     """
 
     method = "htd"
+    title = "HTD"
+    otherwise = "tucker2"
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
     has_sweeps = True

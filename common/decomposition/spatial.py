@@ -7,10 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common.decomposition.base import OneRank, Ranks
+from common.decomposition.base import DECOMPOSITIONS, OneRank, Ranks
 from common.decomposition.metric import leading_basis
 
 
+@DECOMPOSITIONS.add
 class SpatialSVD(OneRank):
     """Truncated SVD of W reshaped ``(I*kh, kw*O)`` (Jaderberg, Vedaldi and Zisserman 2014, scheme 2).
 
@@ -19,6 +20,7 @@ class SpatialSVD(OneRank):
     """
 
     method = "spatial_svd"
+    title = "Spatial SVD"
     axes = ((True, False), (False, True))
 
     @property

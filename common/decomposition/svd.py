@@ -6,9 +6,10 @@ import math
 
 from torch import Tensor
 
-from common.decomposition.base import OneRank, Ranks
+from common.decomposition.base import DECOMPOSITIONS, OneRank, Ranks
 
 
+@DECOMPOSITIONS.add
 class SVD(OneRank):
     """``M = W reshaped (O, I*kh*kw) ~ B_r (B_r^T M)``, the best rank-r approximation.
 
@@ -18,6 +19,9 @@ class SVD(OneRank):
     """
 
     method = "svd"
+    title = "SVD"
+    needs_kernel = False
+    serves_transposed = True
     axes = ((True, True), (False, False))
 
     @property

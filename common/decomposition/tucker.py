@@ -8,13 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
+from common.decomposition.base import DECOMPOSITIONS, Decomposition, Floats, Ranks, RankSelector, RankSteps
 from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.subspace import leading_subspace
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
 
+@DECOMPOSITIONS.add
 class Tucker2(Decomposition):
     """``W ~ core x_O U_O x_I U_I``: HOSVD (De Lathauwer 2000; Kim 2016 for CNNs), or HOOI sweeps when asked.
 
@@ -28,6 +29,8 @@ class Tucker2(Decomposition):
     """
 
     method = "tucker2"
+    title = "Tucker-2"
+    serves_transposed = True
     rank_names = ("r_in", "r_out")
     axes = ((False, False), (True, True), (False, False))
     has_sweeps = True

@@ -78,9 +78,7 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
     return Operations(
         macs=counter.get_total_flops() // 2 // len(x),
         by_module={name: of_module[id(module)] // 2 // len(x) for name, module in model.named_modules()},
-        used=frozenset(
-            name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in reading.tensors
-        ),
+        used=frozenset(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in reading.tensors),
         uncounted=dict(sorted(uncounted.items())),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, decompose
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, decompose, serving_method
 from common.network.layers import FactorableLayer, effective_layers, factorable_layers
 from common.network.shapes import LayerShape
 from common.network.weights import convolution_weight
@@ -19,14 +19,8 @@ Kept = TypeVar("Kept")
 
 
 def layer_method(method: str, shape: LayerShape) -> str:
-    """The method that really serves a layer.
-
-    A Linear or a 1x1 convolution has no kernel to split, so it takes SVD. A transposed convolution's kernel is not
-    split between its axes: it takes Tucker-2 for ``htd`` and SVD for ``spatial_svd``.
-    """
-    if shape.kernel == (1, 1):
-        return "svd"
-    return {"htd": "tucker2", "spatial_svd": "svd"}.get(method, method) if shape.transposed else method
+    """The method that serves a layer, see :func:`common.decomposition.serving_method`."""
+    return serving_method(method, shape.kernel, shape.transposed)
 
 
 class Decompositions:
