@@ -11,6 +11,7 @@ from torch import Tensor
 from common.decomposition.base import DECOMPOSITIONS, Decomposition, Floats, Ranks, RankSelector, RankSteps
 from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.subspace import leading_subspace
+from common.decomposition.unfolding import by_input, by_output
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
@@ -182,13 +183,3 @@ class Tucker2(Decomposition):
         elements = math.prod(self.kernel)
         r_in = select(pooled_spectrum(by_input(self._core)), max(inputs, outputs * elements))
         return self.fit((r_in, select(self.spectrum, max(outputs, inputs * elements))))
-
-
-def by_output(tensor: Tensor) -> Tensor:
-    """The unfolding ``(G, O, I*kh*kw)`` of ``(G, O, I, kh, kw)``."""
-    return tensor.flatten(2)
-
-
-def by_input(tensor: Tensor) -> Tensor:
-    """The unfolding ``(G, I, O*kh*kw)`` of ``(G, O, I, kh, kw)``."""
-    return tensor.transpose(1, 2).flatten(2)
