@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -38,6 +39,15 @@ class Registry(Mapping[str, Entry]):
             raise ValueError(f"{self.parameter}={name!r} is taken by {known!r}")
         self._entries[name] = entry
         return entry
+
+    @contextmanager
+    def including(self, entry: Entry) -> Iterator[Entry]:
+        """Have ``entry`` registered inside the ``with`` block alone."""
+        self.add(entry)
+        try:
+            yield entry
+        finally:
+            del self._entries[self._name_of(entry)]
 
     def check(self, name: object) -> None:
         """Raise a ValueError that lists what is allowed unless ``name`` is registered."""
