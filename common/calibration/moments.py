@@ -25,16 +25,14 @@ HELD_OUT = 512
 def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
     """Gather the moments of every layer's input and output in one pass over ``batches``.
 
-    Outputs are summed over all positions, input patches over a random sample of them where they are many. Every
-    eighth image, and every second of the first sixteen, is kept apart: of what a layer sees of those, ``HELD_OUT``
-    random patches are stored, on which :mod:`common.decomposition.choice` measures whether factors err less for having
-    seen the others.
+    Outputs are summed over all positions, input patches over a random sample where there are many. Every eighth
+    image, and every second of the first sixteen, is held out: ``HELD_OUT`` random patches of these are stored, and
+    :mod:`common.decomposition.choice` measures on them whether the moments help.
 
-    Memory, beside the network's own activations: for each layer O^2 + I^2 numbers in float64, for a Linear O^2 alone
-    (134 MB for VGG16's first, the largest of the suite), and its patches of held-out images in float32 (9 MB for a 3x3
-    layer with 512 channels, 51 MB for VGG16's first Linear); and for one layer at a time a copy of its input and of
-    its output and ``positions`` patches in float32 (75 MB for a 3x3 layer with 512 channels at the default). Smaller
-    batches make the copies smaller. No Gram matrix of whole patches is ever formed.
+    Memory, beside the network's own activations: each layer takes O^2 + I^2 numbers in float64, a Linear O^2 alone
+    (134 MB for VGG16's first), and its held-out patches in float32 (9 MB for a 3x3 layer with 512 channels, 51 MB for
+    VGG16's first Linear). One layer at a time takes a copy of its input and output and ``positions`` patches in
+    float32 (75 MB for a 3x3 layer with 512 channels). No Gram matrix of whole patches is ever formed.
 
     Args:
         model: the dense network, run in evaluation mode; its training mode is left as it was.

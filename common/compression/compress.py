@@ -68,25 +68,8 @@ def compress(
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     layers = planned_layers(model, plan)  # of the dense network: two weights in one memory are apart in a copy
     small = independent_copy(model)
-    copies = dict(small.named_modules())
-    without_mean = []
     with torch.no_grad():
-        for name, (_, effective) in layers.items():
-            planned = plan.layers[name]
-            decomposition = decompositions.get(name, str(planned.method))
-            try:
-                decomposition.check(planned.ranks)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r} of the plan: {error}") from None
-            if mode == "reconstruct":
-                last = _reconstruct(small, copies[name], effective, decomposition.reconstruct(planned.ranks))
-            else:
-                last = _factorize(small, copies[name], effective, planned, decomposition)
-            shift = decomposition.bias_shift(planned.ranks)
-            if shift is not None and last.bias is not None:
-                last.bias.add_(shift)
-            elif shift is not None and mode == "factorized":
-                without_mean.append(name)
+        without_mean = _replace_layers(small, plan, layers, decompositions, mode)
     if without_mean:
         shown = ", ".join(without_mean[:3]) + (", ..." if len(without_mean) > 3 else "")
         warnings.warn(
@@ -97,6 +80,35 @@ def compress(
     if mode == "factorized":
         set_provenance(small, dataclasses.replace(provenance, plan=plan))
     return small
+
+
+def _replace_layers(
+    small: nn.Module,
+    plan: RankPlan,
+    layers: Mapping[str, tuple[FactorableLayer, EffectiveLayer]],
+    decompositions: Decompositions,
+    mode: str,
+) -> list[str]:
+    """Replace the planned layers in ``small``; returns those whose outputs lose their mean."""
+    copies = dict(small.named_modules())
+    without_mean = []
+    for name, (_, effective) in layers.items():
+        planned = plan.layers[name]
+        decomposition = decompositions.get(name, str(planned.method))
+        try:
+            decomposition.check(planned.ranks)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} of the plan: {error}") from None
+        if mode == "reconstruct":
+            last = _reconstruct(small, copies[name], effective, decomposition.reconstruct(planned.ranks))
+        else:
+            last = _factorize(small, copies[name], effective, planned, decomposition)
+        shift = decomposition.bias_shift(planned.ranks)
+        if shift is not None and last.bias is not None:
+            last.bias.add_(shift)
+        elif shift is not None and mode == "factorized":
+            without_mean.append(name)
+    return without_mean
 
 
 def _factorize(
