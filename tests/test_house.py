@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: how long functions and modules may be, how many parameters a function takes."""
+"""The house rules that no linter knows: lengths of functions and modules, numbers of parameters."""
 
 from __future__ import annotations
 

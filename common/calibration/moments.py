@@ -26,8 +26,8 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     """Gather the moments of every layer's input and output in one pass over ``batches``.
 
     Outputs are summed over all positions, input patches over a random sample where there are many. Every eighth
-    image, and every second of the first sixteen, is held out: ``HELD_OUT`` random patches of these are stored, and
-    :mod:`common.decomposition.choice` measures on them whether the moments help.
+    image, and every second of the first sixteen, is held out: :mod:`common.decomposition.choice` measures on
+    ``HELD_OUT`` random patches of these whether the moments help.
 
     Memory, beside the network's own activations: each layer takes O^2 + I^2 numbers in float64, a Linear O^2 alone
     (134 MB for VGG16's first), and its held-out patches in float32 (9 MB for a 3x3 layer with 512 channels, 51 MB for

@@ -102,7 +102,7 @@ def test_it_is_planned_and_compressed_with_data(rule: Budget | Energy | Fixed, t
 def test_it_is_one_of_the_mixed_and_is_named_where_a_method_is_unknown() -> None:
     assert "input_svd" in method_names()
     model = tiny_cnn(width=32)
-    with pytest.raises(ValueError, match="method='input' is unknown .*allowed: svd, .*input_svd"):
+    with pytest.raises(ValueError, match=r"method='input' is unknown .*allowed: svd, .*input_svd"):
         plan_ranks(model, X, "input")
     plan = plan_ranks(model, X, "mixed", Budget(macs=0.5))
     assert {layer.method for layer in plan.factored.values()} <= set(DECOMPOSITIONS)
