@@ -12,8 +12,8 @@ from tests.records import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = """
-from common.reporting import live
-from common.reporting.style import message
+from common.notebook import live
+from common.reporting.figures.style import message
 from tests.records import make_record
 
 drawn = []

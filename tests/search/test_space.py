@@ -197,5 +197,5 @@ def test_a_budget_that_a_rule_cannot_meet_is_refused(model: TinyCNN, decompositi
 
 
 def test_a_latency_is_refused(model: TinyCNN, decompositions: Decompositions) -> None:
-    with pytest.raises(ValueError, match="the latency was not measured here"):
+    with pytest.raises(ValueError, match="the latency was not measured"):
         make_space(model, decompositions, latency=0.5)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 import safetensors.torch
-from common import distributed
+from common.training import distributed
 from tests.test_distributed import trained
 
 with distributed.processes():
