@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 import safetensors.torch
 from common.training import distributed
-from tests.test_distributed import trained
+from tests.training.test_distributed import trained
 
 with distributed.processes():
     file = f"{sys.argv[1]}/{distributed.rank()}-of-{distributed.world_size()}"
