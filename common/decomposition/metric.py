@@ -1,4 +1,4 @@
-"""In which norm a decomposition is best: of the weight alone, or of what the layer puts out on data."""
+"""The norm that a decomposition minimises: of the weight itself, or of the layer's output on data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from common.decomposition.moments import RIDGE, LayerMoments
 
 
 class Metric:
-    """The weight in coordinates in which the plain Frobenius norm is the error that is to be small.
+    """A weight in coordinates whose Frobenius norm is the error to minimise.
 
-    This one is for a weight without data: the norm is that of the weight itself, and only its rows are turned, into
-    their leading basis. Nothing is computed before it is asked for.
+    This class serves a weight without data. Its norm is that of the weight; only the output channels are rotated, into
+    their leading basis. Everything is computed lazily.
 
     Args:
-        weight: ``(G, O, I, kh, kw)``, O and I those of one group.
-        dtype: of all that is computed.
+        weight: ``(G, O, I, kh, kw)``, with O and I the channels of one group.
+        dtype: the dtype of all results.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float64) -> None:
@@ -31,50 +31,54 @@ class Metric:
 
     @cached_property
     def output_basis(self) -> Tensor:
-        """``(G, O, R)``, orthonormal, leading first; it spans the weight's rows."""
+        """Orthonormal basis ``(G, O, R)`` of the weight's output space, leading direction first."""
         return leading_basis(self.weight.flatten(2))
 
     @cached_property
     def projected(self) -> Tensor:
-        """The weight in that basis, ``(G, R, I, kh, kw)``."""
+        """The weight in the output basis, ``(G, R, I, kh, kw)``."""
         return torch.einsum("gor,goihw->grihw", self.output_basis, self.weight)
 
     @property
     def weighted(self) -> Tensor:
-        """``projected`` in the coordinates of the norm, of the same shape."""
+        """``projected`` in the coordinates of the norm, ``(G, R, I, kh, kw)``."""
         return self.projected
 
     def restore(self, tensor: Tensor, equation: str, mode: str) -> Tensor:
-        """``tensor`` with one of its modes back in the weight's own coordinates.
+        """Return one mode of ``tensor`` to the weight's own coordinates.
 
         Args:
             tensor: a factor in the coordinates of the norm.
-            equation: of ``torch.einsum``, whose second operand is the inverse root, ``(G, I, I)`` for ``input``,
-                ``(kh, kh)`` for ``height`` and ``(kw, kw)`` for ``width``.
+            equation: a ``torch.einsum`` equation. Its second operand is the inverse root: ``(G, I, I)`` for
+                ``input``, ``(kh, kh)`` for ``height``, ``(kw, kw)`` for ``width``.
             mode: ``input``, ``height`` or ``width``.
         """
         return tensor
 
     def leading_rows(self, count: int) -> Tensor:
-        """What turns the first ``count`` weighted rows back into channels of the output, ``(G, O, count)``."""
+        """The map ``(G, O, count)`` from the first ``count`` weighted rows to the output channels."""
         return self.output_basis[:, :, :count]
 
     def restore_rows(self, core: Tensor) -> Tensor:
-        """``(G, r, a, b, c)`` with its rows, the first r of the output basis, back in their own scale."""
+        """Return the rows of ``core`` to their own scale.
+
+        Args:
+            core: ``(G, r, a, b, c)``; its rows belong to the first r directions of the output basis.
+        """
         return core
 
 
 class DataMetric(Metric):
-    """The norm is ``E||(W - W')p||^2`` over centred patches p of the layer's data.
+    """The metric whose norm is ``E||(W - W')p||^2`` over centred patches p of the layer's data.
 
-    Output rows lie in the eigenbasis of the covariance of the outputs, each scaled to the variance that was measured
-    along it (for the SVD this alone is optimal, Zhang et al. 2015, section 3.1), and the other modes are multiplied
-    by the roots of their covariances. The fewer patches were seen, the more the covariances of outputs and input
-    channels are shrunk toward those of isotropic inputs, under which the norm is that of the weight.
+    The output rows lie in the eigenbasis of the output covariance. Each is scaled to the variance measured along it;
+    for the SVD this alone is optimal (Zhang et al. 2015, section 3.1). The other modes are multiplied by the roots of
+    their covariances. The covariances of outputs and input channels are shrunk toward those of isotropic inputs, under
+    which the norm is that of the weight; fewer patches mean more shrinkage.
 
     Args:
-        weight: ``(G, O, I, kh, kw)``, O and I those of one group.
-        moments: of the layer.
+        weight: ``(G, O, I, kh, kw)``, with O and I the channels of one group.
+        moments: the layer's moments.
     """
 
     def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
@@ -83,23 +87,28 @@ class DataMetric(Metric):
 
     @cached_property
     def _output(self) -> tuple[Tensor, Tensor]:
-        return _output_basis(self.weight, self._moments.output_covariance, self._moments.shrinkage)
+        """See :func:`_output_eigenbasis`."""
+        return _output_eigenbasis(self.weight, self._moments.output_covariance, self._moments.shrinkage)
 
     @cached_property
     def output_basis(self) -> Tensor:
-        """``(G, O, R)``, orthonormal, leading first; it spans the weight's rows."""
+        """See :attr:`Metric.output_basis`."""
         return self._output[0]
 
     @cached_property
     def _roots(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mode -> the root of its covariance and the root's inverse."""
+        """Mode -> the root of its covariance, and the inverse of that root."""
         moments = self._moments
         covariances = {
             "input": (moments.input_covariance, moments.shrinkage),
             "height": (moments.height_covariance, RIDGE),
             "width": (moments.width_covariance, RIDGE),
         }
-        return {mode: _root(found, share) for mode, (found, share) in covariances.items() if found is not None}
+        return {
+            mode: _root_and_inverse(covariance, share)
+            for mode, (covariance, share) in covariances.items()
+            if covariance is not None
+        }
 
     @cached_property
     def _scaled(self) -> tuple[Tensor, Tensor]:
@@ -114,7 +123,7 @@ class DataMetric(Metric):
 
     @property
     def weighted(self) -> Tensor:
-        """``projected`` in the coordinates of the norm, of the same shape."""
+        """See :attr:`Metric.weighted`."""
         return self._scaled[0]
 
     def restore(self, tensor: Tensor, equation: str, mode: str) -> Tensor:
@@ -130,34 +139,38 @@ class DataMetric(Metric):
         return core / self._scaled[1][:, : core.shape[1]]
 
 
-def _output_basis(weight: Tensor, covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors ``(G, O, R)`` of the outputs' covariance, and the variances along them ``(G, R)``.
+def _output_eigenbasis(weight: Tensor, covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors ``(G, O, R)`` of the output covariance, and the variances along them ``(G, R)``.
 
-    They are looked for in the span of the weight's rows, which holds all outputs. A share of the weight's own Gram
-    matrix, the covariance of the outputs of isotropic inputs, is mixed in: where there are many samples it only orders
-    the directions in which the data does not vary (dead channels, constant inputs).
+    They span the weight's output space, which holds all outputs. The Gram matrix of the weight is mixed in at
+    ``share``; it is the output covariance for isotropic inputs. With many samples, it only orders the directions in
+    which the data does not vary (dead channels, constant inputs).
     """
     matrix = weight.flatten(2)
-    total = _trace(covariance)
+    total = _total_trace(covariance)
     if matrix.shape[1] > matrix.shape[2]:
         span = leading_basis(matrix)
-        basis, variances = _output_basis((span.mT @ matrix)[:, :, :, None, None], span.mT @ covariance @ span, share)
+        projected = (span.mT @ matrix)[:, :, :, None, None]
+        basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share)
         return span @ basis, variances
-    single = matrix.float()  # enough for a trace of it
+    single = matrix.float()  # precise enough for the mixed-in Gram matrix
     gram = (single @ single.mT).double()
-    variances, vectors = torch.linalg.eigh((1 - share) * covariance / total + share * gram / _trace(gram))
-    # Rounding can turn what is nothing negative; it must stay small beside the rest, or its rows would count as much.
+    variances, vectors = torch.linalg.eigh((1 - share) * covariance / total + share * gram / _total_trace(gram))
+    # Rounding can make a zero variance negative. The floor must stay small, or such rows would count like the others.
     return vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 
 
-def _trace(matrices: Tensor) -> Tensor:
-    """That of all groups together, or 1 where it is 0."""
+def _total_trace(matrices: Tensor) -> Tensor:
+    """Sum of the traces of all groups; 1 if the sum is 0."""
     trace = matrices.diagonal(dim1=1, dim2=2).sum()
     return torch.where(trace > 0, trace, 1.0)
 
 
-def _root(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The symmetric root of a covariance, of unit mean variance and with a share of the identity, and its inverse."""
+def _root_and_inverse(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Symmetric root of a covariance, and the inverse of that root.
+
+    The covariance is first scaled to a mean variance of 1, then mixed with the identity at ``share``.
+    """
     variances, vectors = torch.linalg.eigh(covariance)
     mean = variances.clamp(min=0).mean(-1, keepdim=True)
     relative = torch.where(mean > 0, variances.clamp(min=0) / mean.clamp(min=1e-300), 1.0)
@@ -168,15 +181,16 @@ def _root(covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 def leading_basis(unfolding: Tensor) -> Tensor:
-    """Left singular vectors of a batch of matrices, leading first.
+    """Left singular vectors of a batch of matrices, leading vector first.
+
+    They come from the Gram matrix, which is many times cheaper than a full SVD. If n > m, a QR factorization comes
+    first, because the eigenvectors of a rank-deficient n x n Gram matrix would lose the smallest singular directions.
 
     Args:
         unfolding: ``(G, n, m)``.
 
     Returns:
-        ``(G, n, min(n, m))`` with orthonormal columns that span the matrix's columns to machine precision. They come
-        from the Gram matrix, many times cheaper than a full SVD; where n > m a QR comes first, because the
-        eigenvectors of a rank-deficient n x n Gram matrix would lose the smallest singular directions.
+        ``(G, n, min(n, m))``, with orthonormal columns that span the matrix's columns to machine precision.
     """
     rows, columns = unfolding.shape[-2:]
     if rows > columns:
@@ -186,12 +200,12 @@ def leading_basis(unfolding: Tensor) -> Tensor:
 
 
 def pooled_spectrum(projected: Tensor) -> Tensor:
-    """Singular values from ``basis.T @ matrix``: the norms of its rows, pooled over groups.
+    """Singular values, pooled over groups, from the row norms of ``basis.T @ matrix``.
 
     Args:
         projected: ``(G, R, m)``.
 
     Returns:
-        ``(R,)``, made descending: eigenvectors of values that are equal to rounding may come in any order.
+        ``(R,)``, made descending, because eigenvectors whose values differ only by rounding come in any order.
     """
     return projected.square().sum(dim=(0, 2)).sqrt().cummin(0).values

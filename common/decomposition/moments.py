@@ -1,4 +1,4 @@
-"""What a layer sees and puts out on calibration data, as far as a decomposition needs to know."""
+"""Statistics of a layer's inputs and outputs on calibration data, as a decomposition needs them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-6
-"""The least share of a covariance's mean variance that is added to every variance, so that directions the data never
-takes stay exact."""
+"""The least ridge on a covariance, as a fraction of its mean variance. It keeps directions exact that the data never
+takes."""
 FEWEST_HELD_OUT = 8
-"""Held-out patches: fewer cannot tell which of two decompositions is better."""
-FEWEST = 32
-"""Patches: fewer cannot tell what a layer's data is like, unless it has fewer channels."""
+"""The fewest held-out patches that can tell which of two decompositions is better."""
+FEWEST_PATCHES = 32
+"""The fewest patches that can describe a layer's data; a layer with fewer channels needs fewer."""
 
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """What a layer sees and puts out on calibration data; covariances are centred, all in float64, for G groups.
+    """Moments of a layer's inputs and outputs on calibration data, for G groups, in float64. Covariances are centred.
 
-    The covariance of an input patch is taken as the product of those of its channels, rows and columns: the joint one
-    of a 3x3 layer with 512 channels would be 4608 x 4608, and only the product lets every factor keep its shape.
+    The covariance of an input patch is modelled as the product of the covariances of its channels, rows and columns.
+    The joint covariance of a 3x3 layer with 512 channels would be 4608 x 4608. Only the product lets every factor keep
+    its shape.
 
     Attributes:
         output_covariance: ``(G, O/G, O/G)``.
-        patch_mean: ``(G, I/G, kh, kw)``, mean of the input that each element of the kernel meets.
-        input_covariance: ``(G, I/G, I/G)`` of the channels; None for a layer without a kernel, whose SVD needs none.
-        height_covariance: ``(kh, kh)`` of a patch's rows, up to a factor, or None.
-        width_covariance: ``(kw, kw)`` of its columns, up to a factor, or None.
-        held_out: ``(N, I, kh, kw)``, float32, what the kernel meets at N output positions of images that nothing else
-            here was learnt from; not centred. None where there are none: then nothing can be measured.
-        patches: how many different patches the moments were learnt from, an estimate; None where nobody counted.
+        patch_mean: ``(G, I/G, kh, kw)``, the mean input at each element of the kernel.
+        input_covariance: ``(G, I/G, I/G)``, of the channels; None for a layer without a kernel, whose SVD needs none.
+        height_covariance: ``(kh, kh)``, of the rows of a patch, up to a factor; or None.
+        width_covariance: ``(kw, kw)``, of the columns of a patch, up to a factor; or None.
+        held_out: ``(N, I, kh, kw)``, float32, not centred: input patches at N output positions of images that
+            contribute to no other moment. None if there are none; then no error can be measured.
+        patches: estimated number of different patches behind the moments; None if they were not counted.
     """
 
     output_covariance: Tensor
@@ -46,19 +47,19 @@ class LayerMoments:
     patches: int | None = None
 
     def to(self, device: torch.device) -> LayerMoments:
-        """The same on ``device``."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)}
+        """Copy the moments to ``device``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
     @property
     def needed(self) -> int:
-        """The fewest different patches that tell anything of this layer's data."""
-        return min(self.output_covariance.shape[1], math.prod(self.patch_mean.shape[1:]), FEWEST)
+        """The fewest different patches that can describe this layer's data."""
+        return min(self.output_covariance.shape[1], math.prod(self.patch_mean.shape[1:]), FEWEST_PATCHES)
 
     @property
     def too_few(self) -> bool:
-        """Whether the patches are too few to learn from, or those held out too few to judge by."""
+        """Whether the patches are too few to learn from, or the held-out patches too few to measure on."""
         if self.patches is None:
             return False
         held_out = 0 if self.held_out is None else len(self.held_out)
@@ -66,17 +67,17 @@ class LayerMoments:
 
     @cached_property
     def shrinkage(self) -> float:
-        """The share of the isotropic covariance that is best mixed into the sample's own, at least ``RIDGE``.
+        """Share of the isotropic covariance that is mixed into the sample covariance, from ``RIDGE`` to 1.
 
-        That of the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar and Hero 2010): it falls with the
-        number of patches, and is 1 where they tell nothing beyond their mean variance.
+        It is that of the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar and Hero 2010). It falls as the
+        number of patches grows. It is 1 if the patches tell nothing beyond their mean variance.
         """
         if self.patches is None:
             return RIDGE
         covariance = self.output_covariance if self.input_covariance is None else self.input_covariance
         size = covariance.shape[1]
-        trace = float(covariance.diagonal(dim1=1, dim2=2).sum(1).square().mean())  # its square
-        square = float(covariance.square().sum((1, 2)).mean())  # the trace of the square
-        spread = (self.patches + 1 - 2 / size) * (square - trace / size)
-        share = ((1 - 2 / size) * square + trace) / spread if spread > 0 else 1.0
+        squared_trace = float(covariance.diagonal(dim1=1, dim2=2).sum(1).square().mean())
+        trace_of_square = float(covariance.square().sum((1, 2)).mean())
+        spread = (self.patches + 1 - 2 / size) * (trace_of_square - squared_trace / size)
+        share = ((1 - 2 / size) * trace_of_square + squared_trace) / spread if spread > 0 else 1.0
         return min(1.0, max(RIDGE, share))

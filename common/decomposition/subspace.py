@@ -1,4 +1,4 @@
-"""The leading subspace of a matrix when only a given rank of it is wanted."""
+"""Find the leading subspace of a matrix at one given rank."""
 
 from __future__ import annotations
 
@@ -10,65 +10,69 @@ from torch import Tensor
 from common.decomposition.metric import leading_basis
 from common.environment import has_bfloat16
 
-EXACT = 128
-"""Up to so many rows all eigenvectors cost less than looking for some of them."""
-FLAT = 2.0
-"""A spectrum is flat when the mean square of its eigenvalues is at most this many times their squared mean."""
-WEAKEST = 0.05
-"""Of the mean eigenvalue: a subspace that reaches below it is no matter of flat spectra (filters that died, say), and
-the polynomial would grow beyond what single precision holds."""
+EXACT_ROWS = 128
+"""Up to this many rows, a full eigendecomposition is cheaper."""
+MAX_FLATNESS = 2.0
+"""A spectrum is flat if the mean square of its eigenvalues is at most this many times their squared mean."""
+MIN_EIGENVALUE = 0.05
+"""The least eigenvalue allowed in a subspace that is iterated, as a fraction of the mean eigenvalue. A subspace that
+reaches below it has no flat spectrum (dead filters, say), and the polynomial would overflow single precision."""
 DEGREE = 8
-"""Of the polynomial: each more costs one product with the Gram matrix."""
+"""Degree of the polynomial. Each degree costs one product with the Gram matrix."""
 
 
 def leading_subspace(
     tensor: Tensor, unfold: Callable[[Tensor], Tensor], rank: int, start: Tensor | None = None
 ) -> Tensor:
-    """An orthonormal basis ``(G, n, rank)`` of the directions in which a batch of matrices has most of its energy.
+    """Find an orthonormal basis of the directions that hold most of the energy of a batch of matrices.
 
-    Weights of wide layers have flat spectra: thousands of directions of nearly the same energy. Telling each from the
-    next is most of the work of an eigensolver and gains nothing, so for these the subspace alone is iterated, by
-    Chebyshev polynomials of the Gram matrix that damp what lies below (Zhou, Saad, Tiago and
-    Chelikowsky 2006); as all eigenvalues are of one order, bfloat16 serves for the matrix and its Gram matrix where
-    there is arithmetic for it: each entry is a sum of so many products that their rounding averages out. Any other
-    matrix, and any in double precision, gets its exact singular vectors.
+    The weights of wide layers have flat spectra: thousands of directions have nearly the same energy. An eigensolver
+    spends most of its work on telling these apart, which gains nothing. For flat spectra only the subspace is
+    iterated, by Chebyshev polynomials of the Gram matrix that damp the smaller eigenvalues (Zhou, Saad, Tiago and
+    Chelikowsky 2006). All eigenvalues then have one order of magnitude, so bfloat16 is precise enough for the matrix
+    and its Gram matrix, where the device computes in it: each entry sums so many products that their rounding errors
+    average out. A matrix with any other spectrum, and any matrix in double precision, gets its exact singular vectors.
 
     Args:
-        tensor: what the matrices come from.
-        unfold: makes them, ``(G, n, m)``, of the tensor or of its rounding to bfloat16, in the same precision.
+        tensor: the tensor that is unfolded.
+        unfold: returns the matrices ``(G, n, m)`` of ``tensor``, or of its copy in bfloat16, in the dtype it gets.
         rank: at most ``min(n, m)``.
-        start: a basis ``(G, n, rank)`` near the one that is looked for.
+        start: a basis ``(G, n, rank)`` near the result.
+
+    Returns:
+        ``(G, n, rank)``.
     """
     if tensor.dtype == torch.float32:
-        rough = unfold(tensor.bfloat16() if has_bfloat16(tensor.device) else tensor)
-        rows, columns = rough.shape[-2:]
-        if EXACT < rows <= columns and rank < rows:
-            gram = (rough @ rough.mT).float()
+        matrices = unfold(tensor.bfloat16() if has_bfloat16(tensor.device) else tensor)
+        rows, columns = matrices.shape[-2:]
+        if EXACT_ROWS < rows <= columns and rank < rows:
+            gram = (matrices @ matrices.mT).float()
             trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-            flat = (trace > 0) & (rows * gram.square().sum((-2, -1)) <= FLAT * trace.square())
-            if bool(flat.all()):  # of nothing, or of what single precision takes for nothing, no spectrum is flat
+            flat = (trace > 0) & (rows * gram.square().sum((-2, -1)) <= MAX_FLATNESS * trace.square())
+            if bool(flat.all()):  # a matrix that is zero, or zero in single precision, has no flat spectrum
                 if start is None:
                     draw = torch.randn(rows, rank, generator=torch.Generator().manual_seed(0)).to(gram)
                     start = torch.linalg.qr(gram @ draw).Q
-                found = _filtered(gram, start, WEAKEST * trace / rows)
-                if found is not None:
-                    return found
+                basis = _filtered_basis(gram, start, MIN_EIGENVALUE * trace / rows)
+                if basis is not None:
+                    return basis
     return leading_basis(unfold(tensor))[:, :, :rank]
 
 
-def _filtered(gram: Tensor, basis: Tensor, weakest: Tensor) -> Tensor | None:
-    """The basis after a Chebyshev polynomial that grows fast above the least eigenvalue it has, and is small below.
-
-    None where that eigenvalue is below the weakest that is allowed.
+def _filtered_basis(gram: Tensor, basis: Tensor, min_eigenvalue: Tensor) -> Tensor | None:
+    """Apply a Chebyshev polynomial that grows fast above the basis' least eigenvalue and is small below it.
 
     Args:
         gram: ``(G, n, n)``, symmetric.
         basis: ``(G, n, r)``, orthonormal.
-        weakest: ``(G,)``.
+        min_eigenvalue: ``(G,)``.
+
+    Returns:
+        The new basis ``(G, n, r)``; None if the least eigenvalue is below ``min_eigenvalue``.
     """
     image = gram @ basis
     least = torch.linalg.eigvalsh(basis.mT @ image)[:, 0]  # a Ritz value: at most the r-th greatest eigenvalue
-    if not bool(((least >= weakest) & (least > 0)).all()):
+    if not bool(((least >= min_eigenvalue) & (least > 0)).all()):
         return None
     centre = (least / 2)[:, None, None]
     previous, current = basis, image / centre - basis

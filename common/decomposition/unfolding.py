@@ -1,4 +1,4 @@
-"""Unfoldings of a layer's weight, by TensorLy."""
+"""Unfold a layer's weight with TensorLy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 def by_output(tensor: Tensor) -> Tensor:
-    """The unfolding ``(G, O, I*kh*kw)`` of ``(G, O, I, kh, kw)``."""
-    return _unfolded(tensor, 0)
+    """Unfold ``(G, O, I, kh, kw)`` along the output channels, to ``(G, O, I*kh*kw)``."""
+    return _unfold(tensor, 0)
 
 
 def by_input(tensor: Tensor) -> Tensor:
-    """The unfolding ``(G, I, O*kh*kw)`` of ``(G, O, I, kh, kw)``."""
-    return _unfolded(tensor, 1)
+    """Unfold ``(G, O, I, kh, kw)`` along the input channels, to ``(G, I, O*kh*kw)``."""
+    return _unfold(tensor, 1)
 
 
-def _unfolded(tensor: Tensor, mode: int) -> Tensor:
-    """Each group's unfolding along one mode; TensorLy's own choice of a backend is left as it is."""
+def _unfold(tensor: Tensor, mode: int) -> Tensor:
+    """Unfold each group along one mode, without changing TensorLy's global backend."""
     with backend_context("pytorch", local_threadsafe=True):
         unfolded: Tensor = partial_unfold(tensor, mode, skip_begin=1)
     return unfolded

@@ -1,4 +1,4 @@
-"""Balanced factors: the same product, equal norms on both sides of every channel, the least sum of squares."""
+"""Balanced factors have the same product, equal norms on both sides of every channel, and the least sum of squares."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from common.planning import Fixed, plan_ranks
 
 
 def chain(x: Tensor, factors: tuple[Tensor, ...], groups: int) -> Tensor:
+    """Output of the factors, applied in turn."""
     for factor in factors:
         x = functional.linear(x, factor) if factor.dim() == 2 else functional.conv2d(x, factor, groups=groups)
     return x
 
 
 def norms(before: Tensor, after: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Of every channel between two factors: norm of what makes it, and norm of what takes it; ``(groups * rank,)``."""
-    taking = after.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return before.flatten(1).norm(dim=1), taking.flatten(1).norm(dim=1)
+    """Norms of the weights before and after each channel between two factors, ``(groups * rank,)`` each."""
+    by_channel = after.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return before.flatten(1).norm(dim=1), by_channel.flatten(1).norm(dim=1)
 
 
 @st.composite
 def chains(draw: st.DrawFn) -> tuple[Tensor, tuple[Tensor, ...], int]:
-    """An input and two to four factors whose channels differ by up to ten orders of magnitude in norm."""
+    """An input, two to four factors whose channel norms differ by up to ten orders of magnitude, and their groups."""
     linear = draw(st.booleans())
     groups = 1 if linear else draw(st.integers(1, 3))
     widths = [groups * draw(st.integers(1, 5)) for _ in range(draw(st.integers(3, 5)))]
@@ -52,20 +53,20 @@ def chains(draw: st.DrawFn) -> tuple[Tensor, tuple[Tensor, ...], int]:
 
 @settings(max_examples=150, deadline=None)
 @given(chains())
-def test_the_product_stays_and_the_norms_are_equal(drawn: tuple[Tensor, tuple[Tensor, ...], int]) -> None:
+def test_balancing_keeps_the_product_and_makes_the_norms_equal(drawn: tuple[Tensor, tuple[Tensor, ...], int]) -> None:
     x, factors, groups = drawn
-    kept = [factor.clone() for factor in factors]
+    copies = [factor.clone() for factor in factors]
     balanced = balance(factors, groups)
     expected = chain(x, factors, groups)
     assert (chain(x, balanced, groups) - expected).norm() <= 1e-9 * expected.norm()
-    assert all(torch.equal(factor, copy) for factor, copy in zip(factors, kept, strict=True))
+    assert all(torch.equal(factor, copy) for factor, copy in zip(factors, copies, strict=True))
     for before, after in pairwise(balanced):
-        made, taken = norms(before, after, groups)
-        torch.testing.assert_close(made, taken, rtol=5e-3, atol=0.0)
+        norms_before, norms_after = norms(before, after, groups)
+        torch.testing.assert_close(norms_before, norms_after, rtol=5e-3, atol=0.0)
     assert sum(f.square().sum() for f in balanced) <= (1 + 1e-9) * sum(f.square().sum() for f in factors)
 
 
-def test_two_factors_are_balanced_at_once_and_stay_so() -> None:
+def test_two_factors_are_balanced_in_one_pass_and_stay_balanced() -> None:
     u, s, v = torch.linalg.svd(torch.randn(7, 5, dtype=torch.float64), full_matrices=False)
     first, second = balance((s.diag() @ v, u))
     torch.testing.assert_close(first, s.sqrt().diag() @ v)
@@ -74,7 +75,7 @@ def test_two_factors_are_balanced_at_once_and_stay_so() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_channels_that_are_zero_on_a_side_stay_as_they_are() -> None:
+def test_channels_that_are_zero_on_one_side_are_not_rescaled() -> None:
     first, second = torch.randn(3, 4), torch.randn(5, 3)
     first[1], second[:, 2] = 0, 0
     one, other = balance((first, second))
@@ -84,8 +85,8 @@ def test_channels_that_are_zero_on_a_side_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-20, 1e15])
-def test_channels_that_hardly_are_there_do_no_divergence(size: float) -> None:
-    """As of filters that weight decay has shrunk to nothing: squared they are no float32."""
+def test_channels_of_extreme_norm_stay_finite_and_keep_the_product(size: float) -> None:
+    """Weight decay can shrink a filter until its square underflows float32."""
     first, second, third = torch.randn(3, 4), torch.randn(5, 3), torch.randn(2, 5)
     first[1] *= size
     balanced = balance((first, second, third))
@@ -132,7 +133,7 @@ def test_compressed_layers_are_balanced(method: str, transposed: bool) -> None:
         weights.append(weight)
     for before, after in pairwise(weights):
         torch.testing.assert_close(*norms(before, after, 2), rtol=5e-3, atol=0.0)
-    with torch.no_grad():  # without a bias the rebuilt layer cannot take the mean, which is the same everywhere
+    with torch.no_grad():  # the rebuilt layer has no bias for the shift of the mean, which is the same everywhere
         difference = small(x) - rebuilt(x)
         shift = small.get_parameter(f"0.{len(weights) - 1}.bias").view(-1, 1, 1)
         torch.testing.assert_close(difference, shift.expand_as(difference), rtol=1e-3, atol=1e-3)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.decomposition import LayerMoments
-from common.decomposition.moments import FEWEST, FEWEST_HELD_OUT, RIDGE
+from common.decomposition.moments import FEWEST_HELD_OUT, FEWEST_PATCHES, RIDGE
 
 
 def moments(covariance: Tensor, patches: int | None) -> LayerMoments:
@@ -27,62 +27,61 @@ def sampled(true: Tensor, count: int, seed: int) -> Tensor:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(8, 24), st.sampled_from([4, 8, 16, 32]), st.floats(0, 1), st.integers(0, 1000))
-def test_a_shrunk_covariance_of_few_patches_is_nearer_to_the_true_one(
+def test_shrinkage_brings_the_covariance_of_few_patches_nearer_to_the_true_one(
     size: int, count: int, decay: float, seed: int
 ) -> None:
     true = torch.diag(torch.logspace(0, -decay, size, dtype=torch.float64))
-    losses = []
+    errors = []
     for draw in range(20):
-        found = sampled(true, count, 20 * seed + draw)
-        share = moments(found, count).shrinkage
+        sample = sampled(true, count, 20 * seed + draw)
+        share = moments(sample, count).shrinkage
         assert RIDGE <= share <= 1
-        shrunk = (1 - share) * found + share * torch.eye(size).double() * found.trace() / size
-        losses.append([float((each - true).square().sum()) for each in (shrunk, found)])
-    nearer, own = torch.tensor(losses).mean(0).tolist()
-    assert nearer < own
+        shrunk = (1 - share) * sample + share * torch.eye(size).double() * sample.trace() / size
+        errors.append([float((covariance - true).square().sum()) for covariance in (shrunk, sample)])
+    shrunk_error, sample_error = torch.tensor(errors).mean(0).tolist()
+    assert shrunk_error < sample_error
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_it_falls_as_patches_are_seen(groups: int) -> None:
+def test_shrinkage_falls_as_the_number_of_patches_grows(groups: int) -> None:
     true = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25, 0.1], dtype=torch.float64))
     shares = []
     for count in (2, 10, 100, 1000, 100_000):
-        found = torch.stack([sampled(true, count, seed) for seed in range(groups)])
-        given = replace(moments(true, count), input_covariance=found)
-        shares.append(given.shrinkage)
+        covariance = torch.stack([sampled(true, count, seed) for seed in range(groups)])
+        shares.append(replace(moments(true, count), input_covariance=covariance).shrinkage)
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.2
     assert shares[-1] < 1e-4
 
 
-def test_equal_variances_tell_nothing_beyond_their_mean() -> None:
+def test_shrinkage_is_full_for_equal_variances_and_least_for_uncounted_patches() -> None:
     assert moments(torch.eye(5).double(), 1000).shrinkage == 1
     assert moments(torch.zeros(5, 5).double(), 1000).shrinkage == 1
     assert moments(torch.eye(5).double(), None).shrinkage == RIDGE
 
 
-def test_the_outputs_covariance_speaks_where_a_layer_has_no_kernel() -> None:
-    found = sampled(torch.diag(torch.tensor([3.0, 1.0, 0.1], dtype=torch.float64)), 20, 0)
-    layer = LayerMoments(found[None], torch.zeros(1, 7, 1, 1), patches=20)
-    assert layer.shrinkage == moments(found, 20).shrinkage
+def test_shrinkage_follows_the_output_covariance_without_an_input_covariance() -> None:
+    covariance = sampled(torch.diag(torch.tensor([3.0, 1.0, 0.1], dtype=torch.float64)), 20, 0)
+    layer = LayerMoments(covariance[None], torch.zeros(1, 7, 1, 1), patches=20)
+    assert layer.shrinkage == moments(covariance, 20).shrinkage
 
 
 @pytest.mark.parametrize(
     ("outputs", "inputs", "kernel", "needed"),
-    [(100, 100, 3, FEWEST), (10, 500, 1, 10), (500, 3, 3, 27), (500, 3, 1, 3), (1, 64, 3, 1)],
+    [(100, 100, 3, FEWEST_PATCHES), (10, 500, 1, 10), (500, 3, 3, 27), (500, 3, 1, 3), (1, 64, 3, 1)],
 )
 def test_patches_are_too_few_below_what_a_layer_needs(outputs: int, inputs: int, kernel: int, needed: int) -> None:
     held_out = torch.zeros(FEWEST_HELD_OUT, inputs, kernel, kernel)
     layer = LayerMoments(torch.eye(outputs)[None], torch.zeros(1, inputs, kernel, kernel), held_out=held_out)
     assert layer.needed == needed
-    assert not layer.too_few  # nobody counted
+    assert not layer.too_few  # its patches were not counted
     assert not replace(layer, patches=needed).too_few
     assert replace(layer, patches=needed - 1).too_few
     assert replace(layer, patches=needed, held_out=held_out[1:]).too_few
     assert replace(layer, patches=needed, held_out=None).too_few
 
 
-def test_moments_move_with_all_they_hold() -> None:
+def test_moments_move_to_a_device_with_all_their_tensors() -> None:
     layer = moments(torch.eye(4).double(), 30)
     moved = replace(layer, held_out=torch.ones(9, 4, 3, 3)).to(torch.device("meta"))
     assert moved.held_out is not None

@@ -9,6 +9,7 @@ from common.decomposition.subspace import leading_subspace
 
 
 def flat(rows: int = 200, columns: int = 900, groups: int = 2) -> Tensor:
+    """Random matrices with a flat spectrum, ``(groups, rows, columns)``."""
     return torch.randn(groups, rows, columns, generator=torch.Generator().manual_seed(1))
 
 
@@ -17,12 +18,13 @@ def leading(matrix: Tensor, rank: int, start: Tensor | None = None) -> Tensor:
 
 
 def captured(matrix: Tensor, basis: Tensor) -> float:
+    """Share of the matrices' energy that lies in the basis."""
     return float((basis.mT @ matrix).double().square().sum() / matrix.double().square().sum())
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("rank", [1, 20, 66, 150, 199])
-def test_a_flat_spectrum_is_captured_almost_as_by_its_singular_vectors(
+def test_a_flat_spectrum_is_captured_almost_as_well_as_by_singular_vectors(
     rank: int, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subspace, "has_bfloat16", lambda device: bfloat16)
@@ -38,7 +40,7 @@ def test_a_flat_spectrum_is_captured_almost_as_by_its_singular_vectors(
 
 @pytest.mark.parametrize("shape", [(200, 900), (900, 200), (100, 400)])
 def test_any_other_spectrum_is_exact(shape: tuple[int, int]) -> None:
-    """Singular values 1, 0.9, 0.81, ...: single precision must tell them apart as far down as the rank goes."""
+    """Single precision must separate the singular values 1, 0.9, 0.81, ... down to the rank."""
     generator = torch.Generator().manual_seed(2)
     q, p = (torch.linalg.qr(torch.randn(side, min(shape), generator=generator)).Q for side in shape)
     matrix = (q * 0.9 ** torch.arange(min(shape))) @ p.mT
@@ -49,8 +51,8 @@ def test_any_other_spectrum_is_exact(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 0.05])
 @pytest.mark.parametrize("rank", [64, 138, 190])
-def test_filters_that_died_make_no_subspace_worse(rank: int, scale: float) -> None:
-    """60 of 200 rows are weak, which the measure of flatness lets pass."""
+def test_dead_filters_do_not_make_a_subspace_worse(rank: int, scale: float) -> None:
+    """60 of 200 rows are weak, and the spectrum still counts as flat."""
     matrix = flat()
     matrix[:, :60] *= scale
     basis = leading(matrix, rank)
