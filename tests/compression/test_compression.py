@@ -163,7 +163,10 @@ def tied_by_data() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "its class Scaled does more than a plain layer"),
+        (
+            nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)),
+            "its class Scaled does more than a plain layer",
+        ),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 32, 3)),
             "its weight is computed from other parameters",
