@@ -1,4 +1,4 @@
-"""A network as the suite sees it: which layers can be factored, their shapes and costs, hooks, modes, provenance."""
+"""Inspect a network: its factorable layers, their shapes and costs, its hooks, training modes and provenance."""
 
 from common.network.profiling import LayerProfile, Profile, profile
 

@@ -1,4 +1,4 @@
-"""Copies of networks that hold what ``copy.deepcopy`` alone refuses or forgets."""
+"""Copy networks that ``copy.deepcopy`` refuses to copy or copies only in part."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Copied = TypeVar("Copied")
 
 
 def independent_copy(model: Module) -> Module:
-    """A deep copy that shares no tensor with ``model``; every module keeps its training mode.
+    """Return a deep copy that shares no tensor with ``model``; every module keeps its training mode.
 
-    Tensors with a history (outputs kept on a module, weights that a hook computes) come without it: in the copy they
-    are constants, as they are for an evaluation. A ``torch.fx.GraphModule`` keeps its modes, hooks and attributes too.
-    A configuration that refuses to be written to, and so to be copied, is the same object in both.
+    A tensor with a gradient history (an output stored on a module, a weight that a hook computes) becomes a constant
+    in the copy, as in an evaluation. A ``torch.fx.GraphModule`` keeps its modes, hooks and attributes. Both networks
+    share a read-only configuration that cannot be copied.
 
     Args:
-        model: left as it was.
+        model: the network to copy. It stays unchanged.
 
     Raises:
         ValueError: a module holds something that cannot be copied, such as an open file or a lock.
@@ -31,28 +31,28 @@ def independent_copy(model: Module) -> Module:
     shared: dict[int, Any] = {}
     while True:
         try:
-            made = _copied(model, dict(shared))
+            copied = _deep_copy(model, dict(shared))
             break
-        except Exception as error:  # whatever a value of any class raises when it is copied
-            culprit = _culprit(model, shared)
-            if culprit is None:
+        except Exception as error:  # copying an object of an unknown class can raise anything
+            uncopyable = _uncopyable_value(model, shared)
+            if uncopyable is None:
                 raise
-            where, value = culprit
-            if id(value) in shared or not _is_configuration(value):
+            where, value = uncopyable
+            if id(value) in shared or not _is_plain_data(value):
                 raise ValueError(
                     f"the network cannot be copied because of {where}: {error}. Set it to None first, or give its "
                     "class a __deepcopy__"
                 ) from error
             shared[id(value)] = value
     originals = dict(model.named_modules())
-    for name, module in made.named_modules():
-        if name in originals and module.training != originals[name].training:  # a __deepcopy__ that makes it anew
+    for name, module in copied.named_modules():
+        if name in originals and module.training != originals[name].training:  # its __deepcopy__ builds a new module
             module.training = originals[name].training
-    return made
+    return copied
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Inside, ``copy.deepcopy`` copies tensors that have a history, without it."""
+    """Let ``copy.deepcopy`` copy tensors that have a gradient history; the copies have none."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -65,21 +65,22 @@ class _WithoutHistory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _copied(value: Copied, memo: dict[int, Any]) -> Copied:
+def _deep_copy(value: Copied, memo: dict[int, Any]) -> Copied:
+    """Copy ``value``; objects whose ``id`` is in ``memo`` are replaced by the entry of ``memo``."""
     graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
     if not graphs:
-        with suppress(RuntimeError):  # of a tensor with a history; the faster way where there is none
+        with suppress(RuntimeError):  # a tensor has a gradient history; without one, this is faster
             return copy.deepcopy(value, dict(memo))
     with _WithoutHistory():
         for key, graph in graphs.items():
             memo[key] = type(graph).__new__(type(graph))
         for key, graph in graphs.items():
-            _fill(memo[key], graph, memo)
+            _fill_graph_module(memo[key], graph, memo)
         return copy.deepcopy(value, memo)
 
 
 def _graph_modules(value: object, seen: set[int]) -> Iterator[fx.GraphModule]:
-    """The ``GraphModule``s in ``value``, also those that a module holds in plain lists, tuples and dicts."""
+    """Yield the ``GraphModule``s in ``value``, including those in plain lists, tuples, sets and mappings."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -94,27 +95,30 @@ def _graph_modules(value: object, seen: set[int]) -> Iterator[fx.GraphModule]:
             yield from _graph_modules(each, seen)
 
 
-def _fill(made: fx.GraphModule, original: fx.GraphModule, memo: dict[int, Any]) -> None:
-    """Copy all that ``original`` holds. Its own ``__deepcopy__`` keeps only what its graph calls, in training mode."""
-    type(made).__name__ = type(original).__name__
-    vars(made).update(copy.deepcopy(vars(original), memo))
-    made.graph = vars(made)["_graph"]  # which also compiles the forward of the new class
+def _fill_graph_module(copied: fx.GraphModule, original: fx.GraphModule, memo: dict[int, Any]) -> None:
+    """Copy every attribute of ``original`` into ``copied``.
+
+    ``GraphModule.__deepcopy__`` keeps only what its graph calls, and puts it in training mode.
+    """
+    type(copied).__name__ = type(original).__name__
+    vars(copied).update(copy.deepcopy(vars(original), memo))
+    copied.graph = vars(copied)["_graph"]  # this also compiles the forward of the new class
     for hook in vars(original).get("_deepcopy_hooks", ()):
-        hook(made)
+        hook(copied)
 
 
-def _is_configuration(value: object) -> bool:
-    """Whether it is a mapping or a sequence of plain values, which two networks may share."""
+def _is_plain_data(value: object) -> bool:
+    """Whether ``value`` holds only plain values, in mappings and sequences, so that two networks may share it."""
     plain = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
     if isinstance(value, Mapping):
-        return all(isinstance(key, plain) and _is_configuration(held) for key, held in value.items())
-    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(map(_is_configuration, value)))
+        return all(isinstance(key, plain) and _is_plain_data(held) for key, held in value.items())
+    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(map(_is_plain_data, value)))
 
 
-def _culprit(model: nn.Module, shared: Mapping[int, Any]) -> tuple[str, object] | None:
-    """What cannot be copied, in words and itself; None where each module can by itself."""
+def _uncopyable_value(model: nn.Module, shared: Mapping[int, Any]) -> tuple[str, object] | None:
+    """Describe and return the value that cannot be copied; None if each module can be copied on its own."""
     modules = dict(model.named_modules())
-    for name, module in reversed(modules.items()):  # the inner ones first
+    for name, module in reversed(modules.items()):  # inner modules first
         which = f"the network ({type(module).__name__})" if module is model else f"module {name!r}"
         if _can_be_copied(module, [*shared.values(), *(other for other in modules.values() if other is not module)]):
             continue
@@ -126,6 +130,7 @@ def _culprit(model: nn.Module, shared: Mapping[int, Any]) -> tuple[str, object] 
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield name and value of every attribute, parameter, buffer and child of ``module``."""
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules"):
             yield from value.items()
@@ -133,10 +138,10 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _can_be_copied(value: Any, kept: Iterable[object]) -> bool:
-    """Whether ``value`` can be copied while the objects ``kept`` stay the ones that they are."""
+def _can_be_copied(value: Any, shared: Iterable[object]) -> bool:
+    """Whether ``value`` can be copied when the copy shares the objects in ``shared``."""
     try:
-        _copied(value, {id(each): each for each in kept})
-    except Exception:  # as above
+        _deep_copy(value, {id(each): each for each in shared})
+    except Exception:  # copying an object of an unknown class can raise anything
         return False
     return True

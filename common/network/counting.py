@@ -1,4 +1,4 @@
-"""What one pass through a network multiplies, and which of its parameters it uses."""
+"""Count the multiply-accumulates (MACs) of one forward pass, and find the parameters that it uses."""
 
 from __future__ import annotations
 
@@ -20,21 +20,31 @@ from common.network.modes import evaluating
 from common.network.passes import explained
 
 Shape = tuple[int, ...]
-_FREE = ("aten", "prim", "prims", "profiler", "torchvision::nms")
-"""Operators, by namespace or name, that count as what is registered for them, or as nothing."""
-_PRODUCTS = ("fft_", "linalg_", "cdist", "quantized_", "_cslt", "_weight_int", "_int_mm", "_wrapped_", "mkldnn_rnn")
-"""Parts of the names of PyTorch's operators that multiply, and for which nothing is registered."""
+_FREE_OPERATORS = ("aten", "prim", "prims", "profiler", "torchvision::nms")
+"""Namespaces and names of operators that cost nothing unless the FLOP counter has an entry for them."""
+_MULTIPLYING_NAMES = (
+    "fft_",
+    "linalg_",
+    "cdist",
+    "quantized_",
+    "_cslt",
+    "_weight_int",
+    "_int_mm",
+    "_wrapped_",
+    "mkldnn_rnn",
+)
+"""Parts of the names of PyTorch operators that multiply although the FLOP counter has no entry for them."""
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What one pass does, for one input of the batch.
+    """Operations of one forward pass.
 
     Attributes:
-        macs: multiply-accumulates.
-        by_module: module -> its own, those of its children included.
-        used: names of the parameters that an operation read, every name of a parameter that has several.
-        uncounted: operators whose multiply-accumulates are not known -> how often a pass runs them.
+        macs: multiply-accumulates for one input of the batch.
+        by_module: module name -> multiply-accumulates for one input, including those of its children.
+        used: names of the parameters that an operation reads. A shared parameter appears under all of its names.
+        uncounted: operator with unknown multiply-accumulates -> number of times that a pass runs it.
     """
 
     macs: int
@@ -44,85 +54,94 @@ class Operations:
 
 
 def count_operations(model: nn.Module, x: Tensor) -> Operations:
-    """Run ``x`` once in evaluation mode, and count.
+    """Run ``x`` once in evaluation mode and count the operations.
 
     Args:
-        model: left as it was.
-        x: example batch ``(N, C, H, W)``; operations are divided by N.
+        model: the network to count. It stays unchanged.
+        x: example batch ``(N, C, H, W)``. The counts are divided by N.
 
     Raises:
-        ValueError: the network does not take ``x``.
+        ValueError: the network does not accept ``x``.
     """
-    reading = _Reading()
+    recorder = _OperatorRecorder()
     with (
-        _separate_operations(model),
+        _unfused_operations(model),
         evaluating(model),
         torch.no_grad(),
-        FlopCounterMode(display=False, custom_mapping=_products()) as counter,
-        reading,
+        FlopCounterMode(display=False, custom_mapping=_extra_flop_formulas()) as counter,
+        recorder,
         explained(x),
     ):
         model(x.detach())
     root = type(model).__name__
     counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    of_module: dict[int, int] = {}
-    for name, module in model.named_modules(remove_duplicate=False):  # a module of two names is counted under one
+    flops_of_module: dict[int, int] = {}
+    for name, module in model.named_modules(remove_duplicate=False):  # the counter uses one name of a shared module
         found = counts.get(f"{root}.{name}" if name else root, 0)
-        of_module[id(module)] = of_module.get(id(module), 0) + found
+        flops_of_module[id(module)] = flops_of_module.get(id(module), 0) + found
     known = counter.flop_registry
     uncounted = {
         str(packet): count
-        for packet, count in reading.operators.items()
+        for packet, count in recorder.operators.items()
         if packet not in known and _multiplies(packet)
     }
     return Operations(
         macs=counter.get_total_flops() // 2 // len(x),
-        by_module={name: of_module[id(module)] // 2 // len(x) for name, module in model.named_modules()},
-        used=frozenset(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in reading.tensors),
+        by_module={name: flops_of_module[id(module)] // 2 // len(x) for name, module in model.named_modules()},
+        used=frozenset(
+            name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in recorder.parameters
+        ),
         uncounted=dict(sorted(uncounted.items())),
     )
 
 
-class _Reading(TorchDispatchMode):
-    """Notes which tensors operators are handed, and which operators run."""
+class _OperatorRecorder(TorchDispatchMode):
+    """Record the parameters that operators read, and count the calls of each operator."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tensors: set[int] = set()
+        self.parameters: set[int] = set()
         self.operators: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        self.tensors.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
+        self.parameters.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         self.operators[func._overloadpacket] += 1
         return func(*args, **(kwargs or {}))
 
 
 def _multiplies(packet: Any) -> bool:
+    """Whether an operator without an entry in the FLOP counter may multiply."""
     name = str(packet).replace(".", "::")
-    if name.split("::")[0] in _FREE or name in _FREE:
-        return any(part in name for part in _PRODUCTS)
+    if name.split("::")[0] in _FREE_OPERATORS or name in _FREE_OPERATORS:
+        return any(part in name for part in _MULTIPLYING_NAMES)
     return True
 
 
 @contextmanager
-def _separate_operations(model: nn.Module) -> Iterator[None]:
-    """No fused attention, whose products no counter sees, and no gradients, with which a shared view is refused."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+def _unfused_operations(model: nn.Module) -> Iterator[None]:
+    """Turn off fused attention and gradients inside the ``with`` block.
+
+    The counter does not see the products of fused attention. With gradients, PyTorch refuses some shared views.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _products() -> dict[Any, Callable[..., int]]:
-    """FLOPs of operators that PyTorch's counter does not know, two for a multiply-accumulate; arguments are shapes."""
+def _extra_flop_formulas() -> dict[Any, Callable[..., int]]:
+    """Return FLOP formulas for operators that PyTorch's counter does not know.
+
+    Each formula takes the shapes of the operator's arguments. A multiply-accumulate is two FLOPs.
+    """
 
     def recurrent(inputs: Shape, of_inputs: Shape, of_state: Shape, *_: Any, **__: Any) -> int:
         steps = inputs[0] * inputs[1]

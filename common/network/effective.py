@@ -1,4 +1,4 @@
-"""What a layer with a forward of its own really computes: a convolution of padded input, or something else."""
+"""Find what a layer with a custom ``forward`` computes: a convolution of its padded input, or something else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-_ARGUMENTS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
+_SIGNATURES: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
     nn.Conv2d: (torch.conv2d, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     nn.ConvTranspose2d: (
         torch.conv_transpose2d,
@@ -26,36 +26,37 @@ _ARGUMENTS: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = 
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 _PAD_MODES = ("constant", "circular", "reflect", "replicate")
 _EXTRA_PIXELS = ((0, 0), (1, 2), (2, 1), (3, 3), (5, 4))
-"""Added to the least input of a layer, in height and width: paddings that depend on the size differ between these."""
+"""Added to a layer's smallest input, as (height, width) in pixels. Size-dependent padding differs between them."""
 
 
 @dataclass(frozen=True)
 class EffectiveLayer:
-    """What a layer computes, as a layer of PyTorch's own class.
+    """What a layer computes, expressed as a plain PyTorch layer.
 
     Attributes:
-        layer: the layer itself where it computes what its class does; else a new one with the weight that it applies.
-        front: what pads the input before; None where nothing does.
+        layer: the layer itself if it acts like a plain one; otherwise a new plain layer with the weight that the
+            original applies.
+        front: module that pads the input first; None if there is no such padding.
     """
 
     layer: Layer
     front: nn.Module | None = None
 
     def input(self, given: Tensor) -> Tensor:
-        """What ``layer`` is given when the original gets ``given``."""
+        """Return the input of ``layer`` when the original layer receives ``given``."""
         return given if self.front is None else self.front(given)
 
     def computes(self, given: Tensor, output: object) -> bool:
-        """Whether ``output`` is what this makes of ``given``, up to rounding."""
+        """Whether this layer maps ``given`` to ``output``, up to rounding."""
         return isinstance(output, Tensor) and _close(self.layer(self.input(given)), output)
 
 
 class FixedPadding(nn.Module):
-    """Pads by the same number of pixels whatever the input's size.
+    """Pad by a fixed number of pixels.
 
     Args:
         amounts: left, right, top, bottom.
-        mode: of ``torch.nn.functional.pad``.
+        mode: padding mode, as in ``torch.nn.functional.pad``.
     """
 
     def __init__(self, amounts: tuple[int, int, int, int], mode: str = "constant") -> None:
@@ -63,21 +64,23 @@ class FixedPadding(nn.Module):
         self.amounts, self.mode = amounts, mode
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input`` with its borders."""
+        """Return the padded input."""
         return functional.pad(input, self.amounts, mode=self.mode)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the settings that ``print`` shows."""
         return f"{self.amounts}, mode={self.mode!r}"
 
 
 class SamePadding(nn.Module):
-    """Pads with zeros so that a convolution puts out ceil(size / stride): TensorFlow's "same", odd pixels at the end.
+    """Pad with zeros so that a convolution's output has ceil(size / stride) pixels.
+
+    This is TensorFlow's "same" padding: an odd pixel goes to the end.
 
     Args:
-        kernel: ``(height, width)``, as the next two.
-        stride: of the convolution behind.
-        dilation: of it.
+        kernel: kernel size of the convolution that follows, ``(height, width)``.
+        stride: its stride, ``(height, width)``.
+        dilation: its dilation, ``(height, width)``.
     """
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
@@ -85,7 +88,7 @@ class SamePadding(nn.Module):
         self.kernel, self.stride, self.dilation = kernel, stride, dilation
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input`` with its borders."""
+        """Return the padded input."""
         amounts: list[int] = []
         for axis in (1, 0):
             size, stride = input.shape[axis - 2], self.stride[axis]
@@ -95,16 +98,16 @@ class SamePadding(nn.Module):
         return functional.pad(input, amounts)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the settings that ``print`` shows."""
         return f"kernel={self.kernel}, stride={self.stride}, dilation={self.dilation}"
 
 
-class _Calls(TorchFunctionMode):
-    """Notes the arguments of every call of one function."""
+class _CallRecorder(TorchFunctionMode):
+    """Record the arguments of every call of one function."""
 
     def __init__(self, base: type[nn.Module]) -> None:
         super().__init__()
-        self._function, self._names = _ARGUMENTS[base]
+        self._function, self._names = _SIGNATURES[base]
         self.found: list[dict[str, Any]] = []
 
     def __torch_function__(
@@ -118,20 +121,24 @@ class _Calls(TorchFunctionMode):
 
 @torch.no_grad()
 def effective_layer(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
-    """What ``layer``, of a class that changes ``base``, computes; None where that is not one convolution or product.
+    """Find what ``layer`` computes, whose class overrides parts of ``base``.
 
-    A copy is run on random inputs of several sizes, in training and in evaluation mode. It must apply ``base``'s
-    function once, with the same weight and bias every time, to its input or to its padded input, and put out the
-    result: a weight that is standardized first and TensorFlow's padding are found this way.
+    This runs a copy of the layer on random inputs of several sizes, in training and in evaluation mode. In every run
+    the copy must call ``base``'s function once, with the same weight and bias, on its input or padded input, and must
+    return the result. The check accepts, for example, standardized weights and TensorFlow's "same" padding.
+
+    Returns:
+        The equivalent plain layer; None if the layer is not one convolution or matrix product.
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            return _observed(layer, base)
-        except Exception:  # a class of others may fail in any way on such inputs
+            return _probed(layer, base)
+        except Exception:  # a custom class can raise anything on these inputs
             return None
 
 
-def _observed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+def _probed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+    """Run a copy of ``layer`` on random inputs and describe it as a plain layer, if it acts like one."""
     probe = copy.deepcopy(layer).requires_grad_(False)
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
         hooks.clear()
@@ -141,7 +148,7 @@ def _observed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
     for training in (False, True):
         probe.train(training)
         for example in examples:
-            with _Calls(base) as calls:
+            with _CallRecorder(base) as calls:
                 output = probe(example.clone())
             if len(calls.found) != 1 or not isinstance(output, Tensor):
                 return None
@@ -151,17 +158,18 @@ def _observed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
         if any(not _equal(call[name], value) for name, value in first.items() if name != "input"):
             return None
     found = EffectiveLayer(
-        _plain(base, first, layer),
-        None if base is nn.Linear else _front(layer, first, [(example, call["input"]) for example, _, call in seen]),
+        _plain_layer(base, first, layer),
+        None if base is nn.Linear else _padding(layer, first, [(example, call["input"]) for example, _, call in seen]),
     )
     return found if all(found.computes(example, output) for example, output, _ in seen) else None
 
 
 def _input_shapes(layer: Layer) -> list[tuple[int, ...]]:
+    """Return the shapes of the random inputs: ``(N, C, H, W)``, or ``(..., C)`` for a Linear."""
     if isinstance(layer, nn.Linear):
         return [(2, layer.in_features), (1, 3, layer.in_features)]
-    least = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-    start = [max(size, 2) + stride for size, stride in zip(least, layer.stride, strict=True)]
+    smallest = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    start = [max(size, 2) + stride for size, stride in zip(smallest, layer.stride, strict=True)]
     return [(2, layer.in_channels, start[0] + height, start[1] + width) for height, width in _EXTRA_PIXELS]
 
 
@@ -176,8 +184,8 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and float((one - other).abs().max()) <= 100 * torch.finfo(one.dtype).eps * scale
 
 
-def _plain(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
-    """A layer of the class ``base`` with the arguments of the call."""
+def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
+    """Build a layer of class ``base`` with the arguments of one recorded call."""
     weight, bias = call["weight"], call["bias"]
     place: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
     plain: Layer
@@ -208,11 +216,19 @@ def _plain(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
     return plain.requires_grad_(layer.weight.requires_grad).train(layer.training)
 
 
-def _front(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
-    """The padding that makes the second of each pair of the first; None where nothing is padded or nothing fits.
+def _padding(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
+    """Find the padding that turns the first tensor of each pair into the second.
 
-    TensorFlow's "same" is known by its rule, and so is what a padding module that the layer holds does at one size of
-    image. The caller compares outputs, so that what no padding explains is refused there.
+    The candidates are TensorFlow's "same" padding and, if the layer holds one of PyTorch's padding modules, every
+    fixed padding with the observed total. The caller compares outputs, and so rejects a layer that no candidate fits.
+
+    Args:
+        layer: the custom layer.
+        call: the recorded arguments of one call.
+        pairs: (input of the layer, input of its convolution), one pair a run.
+
+    Returns:
+        The padding module; None if the layer pads nothing or no candidate fits.
     """
     kernel = (int(call["weight"].shape[2]), int(call["weight"].shape[3]))
     stride, dilation = _pair(call["stride"]), _pair(call["dilation"])
@@ -223,25 +239,26 @@ def _front(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Ten
         height, width = (pairs[0][1].shape[axis] - pairs[0][0].shape[axis] for axis in (2, 3))
         candidates += [
             FixedPadding((left, width - left, top, height - top), mode)
-            for left, top in _offsets(width, height)
+            for left, top in _border_splits(width, height)
             for mode in _PAD_MODES
         ]
-    if all(torch.equal(given, taken) for given, taken in pairs):
+    if all(torch.equal(given, padded) for given, padded in pairs):
         return None
-    return next((front for front in candidates if _explains(front, pairs)), None)
+    return next((front for front in candidates if _reproduces(front, pairs)), None)
 
 
-def _offsets(width: int, height: int) -> list[tuple[int, int]]:
-    """Left and top of a border, the middle ones first."""
+def _border_splits(width: int, height: int) -> list[tuple[int, int]]:
+    """Return all (left, top) parts of a border of ``width`` and ``height`` in total, the most even splits first."""
     sides = [(left, top) for left in range(width + 1) for top in range(height + 1)]
     return sorted(sides, key=lambda side: math.dist(side, (width / 2, height / 2)))
 
 
-def _explains(front: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    for given, taken in pairs:
+def _reproduces(front: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether ``front`` turns the first tensor of every pair into the second."""
+    for given, padded in pairs:
         try:
-            if not torch.equal(front(given), taken):
+            if not torch.equal(front(given), padded):
                 return False
-        except RuntimeError:  # a reflection needs more pixels than it adds
+        except RuntimeError:  # reflection cannot add as many pixels as the input has
             return False
     return True

@@ -1,4 +1,4 @@
-"""Batches on their way into a network."""
+"""Move batches to a network's device and memory format."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from common.network.provenance import get_provenance
 
 
 def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
-    """Inputs on the network's device, and on a CPU with their channels last where the network is one of this suite's.
+    """Move inputs to the network's device; on a CPU, use the channels-last format for networks of this suite.
 
-    In that memory format PyTorch's convolutions run up to twice as fast on CPUs, those of compressed networks above
-    all; no value changes but for rounding, and the weights stay as they are. A network from elsewhere gets its inputs
-    as they are: one that flattens with ``view`` would not take them.
+    In channels-last format PyTorch's convolutions run up to twice as fast on CPUs, above all in compressed networks.
+    Outputs differ only by rounding, and the weights keep their format. Networks from elsewhere receive their inputs
+    in the original format, because a network that flattens with ``view`` rejects channels-last inputs.
 
     Args:
-        inputs: ``(N, C, H, W)``; of any other shape they are only moved.
-        network: that they are for; it has parameters.
+        inputs: ``(N, C, H, W)``. Inputs of any other shape keep their memory format.
+        network: the network that receives the inputs. It must have parameters.
     """
     device = next(network.parameters()).device
     provenance = get_provenance(network)

@@ -1,4 +1,4 @@
-"""Which layers of a network can be factored, and why others stay dense."""
+"""Find the layers of a network that can be factored, and say why the others stay dense."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from common.network.held import unreplaceable_holders
 from common.network.lowrank import LowRank
 
 FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-KINDS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-_COMPUTES = (
+LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_FORWARD_ATTRIBUTES = (
     "forward",
     "_conv_forward",
     "_output_padding",
@@ -23,8 +23,8 @@ _COMPUTES = (
     "__getattr__",
     "__getattribute__",
 )
-"""What decides on a layer's outputs, besides its weight, bias and settings."""
-_HOOKS_ON_STATE = (
+"""Attributes that determine a layer's outputs, besides its weight, bias and settings."""
+_STATE_DICT_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
@@ -33,69 +33,75 @@ _HOOKS_ON_STATE = (
 
 
 def factorable_layers(model: nn.Module) -> dict[str, FactorableLayer]:
-    """The layers that a decomposition could replace, by name; a module that is used twice stands once."""
+    """Return the layers that a decomposition could replace, by name. A module that is used twice appears once."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, KINDS) and not isinstance(module, LowRank)
+        if isinstance(module, LAYER_TYPES) and not isinstance(module, LowRank)
     }
 
 
 def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[str, str]]:
-    """What each layer that can be factored computes, and why the others have to stay dense, both by name."""
+    """Return what each factorable layer computes, and why the other layers must stay dense.
+
+    Returns:
+        Layer name -> plain equivalent of a layer that can be factored, and layer name -> reason for the others.
+    """
     owners: dict[Hashable, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(_memory(parameter), []).append(name)
+            owners.setdefault(_memory_key(parameter), []).append(name)
     holders = unreplaceable_holders(model)
     served: dict[str, EffectiveLayer] = {}
     reasons: dict[str, str] = {}
     for name, layer in factorable_layers(model).items():
-        reason = _own_reason(layer)
-        others = [] if reason else [other for other in owners[_memory(layer.weight)] if other != name]
+        reason = _layer_reason(layer)
+        others = [] if reason else [other for other in owners[_memory_key(layer.weight)] if other != name]
         if others:
             reason = f"it shares its weight with {', '.join(others)}"
         elif layer in holders and not reason:
-            reason = f"{holders[layer]} holds it too, where nothing can take its place"
-        found = None if reason else _computed_by(layer)
+            reason = f"{holders[layer]} also refers to it, and nothing can replace it there"
+        found = None if reason else _effective(layer)
         if found is None:
-            reasons[name] = reason or f"a {type(layer).__name__} computes something of its own"
+            reasons[name] = reason or f"its class {type(layer).__name__} does more than a plain layer"
         else:
             served[name] = found
     return served, reasons
 
 
-def _own_reason(layer: FactorableLayer) -> str:
-    """Why the layer, looked at by itself, has to stay dense; empty where nothing speaks for that."""
+def _layer_reason(layer: FactorableLayer) -> str:
+    """Return why this layer on its own must stay dense; empty if it need not."""
     own = dict(layer.named_parameters(recurse=False))
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         return "its weight has no shape yet; run one pass first"
-    if changed := [name for name in _COMPUTES if name in vars(layer)]:
+    if changed := [name for name in _FORWARD_ATTRIBUTES if name in vars(layer)]:
         return f"its {changed[0]} was changed on the instance"
     if "weight" not in own or (layer.bias is not None and "bias" not in own):
         what = "bias" if "weight" in own else "weight"
         return f"its {what} is computed from other parameters; remove the parametrization first"
-    if any(getattr(layer, hooks, None) for hooks in _HOOKS_ON_STATE):
+    if any(getattr(layer, hooks, None) for hooks in _STATE_DICT_HOOKS):
         return "hooks on its state_dict expect a dense weight"
     return _weight_reason(layer)
 
 
 def _weight_reason(layer: FactorableLayer) -> str:
+    """Return why the layer's weight or bias cannot be factored; empty if it can."""
     weight = layer.weight
     if type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.layout != torch.strided:
-        return f"its weight is a {type(weight.data).__name__} of layout {weight.layout}, no plain tensor"
+        return f"its weight is a {type(weight.data).__name__} of layout {weight.layout}; it must be a plain tensor"
     if not weight.is_floating_point():
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}; only real floating point is factored"
     declared = _declared_shape(layer)
     if tuple(weight.shape) != declared:
-        return f"its weight has shape {tuple(weight.shape)}, its attributes say {declared}"
+        return f"its weight has shape {tuple(weight.shape)}, but its attributes give {declared}"
     outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     if layer.bias is not None and (tuple(layer.bias.shape) != (outputs,) or layer.bias.dtype != weight.dtype):
-        return f"its bias has shape {tuple(layer.bias.shape)} and dtype {layer.bias.dtype}, its weight another"
+        return f"its bias has shape {tuple(layer.bias.shape)} and dtype {layer.bias.dtype}, unlike its weight"
     return ""
 
 
 def _declared_shape(layer: FactorableLayer) -> tuple[int, ...]:
+    """Return the weight's shape according to the layer's attributes."""
     if isinstance(layer, nn.Linear):
         return (layer.out_features, layer.in_features)
     first, second = layer.out_channels, layer.in_channels
@@ -104,27 +110,32 @@ def _declared_shape(layer: FactorableLayer) -> tuple[int, ...]:
     return (first, second // layer.groups, *layer.kernel_size)
 
 
-def _computed_by(layer: FactorableLayer) -> EffectiveLayer | None:
-    """The layer itself where its class is PyTorch's or changes nothing of it; else what it is seen to compute."""
-    base = next(kind for kind in KINDS if isinstance(layer, kind))
-    if all(_inherited(type(layer), base, name) for name in (*_COMPUTES, "weight", "bias", "train")):
+def _effective(layer: FactorableLayer) -> EffectiveLayer | None:
+    """Return the layer itself if its class inherits PyTorch's computation; otherwise find what it computes."""
+    base = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+    if all(_inherited(type(layer), base, name) for name in (*_FORWARD_ATTRIBUTES, "weight", "bias", "train")):
         return EffectiveLayer(layer)
     return effective_layer(layer, base)
 
 
 def _inherited(cls: type, base: type, name: str) -> bool:
-    """Whether the class has the attribute as ``base`` has it."""
+    """Whether ``cls`` inherits the attribute from ``base`` unchanged."""
     return getattr(cls, name, None) is getattr(base, name, None)
 
 
-def _memory(parameter: Tensor) -> Hashable:
-    """What two parameters have in common when they are the same memory, seen in the same shape."""
+def _memory_key(parameter: Tensor) -> Hashable:
+    """Return a key that is equal for two parameters if they view the same memory in the same shape."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or parameter.layout != torch.strided:
-        return id(parameter)  # lazy ones and tensors of other kinds may have no memory
+        return id(parameter)  # lazy parameters and other tensor types may have no memory
     return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape, parameter.stride()
 
 
 def layer_input(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """What a layer was called with, as a hook sees it."""
+    """Return the input of a layer from the arguments of its forward hook.
+
+    Args:
+        given: positional arguments of the call.
+        named: keyword arguments of the call.
+    """
     found: Tensor = given[0] if given else named["input"]
     return found

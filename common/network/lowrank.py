@@ -1,4 +1,4 @@
-"""The module that takes a factored layer's place and answers like the layer."""
+"""``LowRank``: the module that replaces a factored layer and has the layer's class, attributes and hooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
-_ATTRIBUTES = (
+_DESCRIPTIVE_ATTRIBUTES = (
     "dtype",
     "device",
     "shape",
@@ -35,17 +35,21 @@ _ATTRIBUTES = (
     "nbytes",
     "itemsize",
 )
-_METHODS = ("dim", "size", "numel", "stride", "is_floating_point", "is_complex", "element_size", "__len__")
-_DESCRIBES = frozenset((*_METHODS, *(f"{name}.__get__" for name in _ATTRIBUTES)))
-"""What a product can be asked without being multiplied out."""
+_DESCRIPTIVE_METHODS = ("dim", "size", "numel", "stride", "is_floating_point", "is_complex", "element_size", "__len__")
+_DESCRIPTIVE_FUNCTIONS = frozenset((*_DESCRIPTIVE_METHODS, *(f"{name}.__get__" for name in _DESCRIPTIVE_ATTRIBUTES)))
+"""Functions of a ``ProductWeight`` that need only its shape, dtype or device, and do not compute the product."""
 
 
 class LowRank(nn.Module):
-    """Mixed into the class of the layer that it stands in for: ``isinstance(m, nn.Conv2d)`` holds for both.
+    """Base of the modules that replace factored layers.
 
-    The factors are its children ``0``, ``1``, ... and run one after the other; ``planned`` is their plan. All that the
-    layer's attributes say (``in_channels``, ``stride``, ...) it says too. ``weight`` is what the factors multiply out
-    to, on request; ``bias`` is that of the last factor. Hooks of the layer are its hooks.
+    The module also inherits from the class of the layer that it replaces, so that ``isinstance(m, nn.Conv2d)`` holds
+    for both. It has the layer's attributes (``in_channels``, ``stride``, ...) and hooks. The factors are its children
+    ``0``, ``1``, ..., which run in this order.
+
+    Attributes:
+        stands_for: class of the replaced layer.
+        planned: plan of the layer, a ``LayerPlan``.
     """
 
     stands_for: ClassVar[type[nn.Module]]
@@ -53,13 +57,13 @@ class LowRank(nn.Module):
 
     @property
     def factors(self) -> tuple[Layer, ...]:
-        """The layers that run, in the order in which the input meets them; a merged one leaves an ``Identity``."""
+        """The layers that run, in order. The ``Identity`` that a merged factor leaves behind is not among them."""
         found = (module for name, module in self._modules.items() if name != "front")
         return tuple(cast(Layer, module) for module in found if not isinstance(module, nn.Identity))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """That of the layer's weight."""
+        """Shape of the replaced layer's weight."""
         first, last = self.factors[0], self.factors[-1]
         if isinstance(first, nn.Linear) or isinstance(last, nn.Linear):
             return (last.weight.shape[0], first.weight.shape[1])
@@ -73,37 +77,38 @@ class LowRank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the factors stand for, in the layer's shape; it is read only."""
+        """Product of the factors in the shape of the replaced layer's weight, computed on request. It is read-only."""
         return ProductWeight(self)
 
     @property
     def bias(self) -> Tensor | None:
-        """That of the last factor."""
+        """Bias of the last factor."""
         return self.factors[-1].bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the layer would put out, by way of its factors."""
+        """Run the padding, if any, and the factors."""
         for module in self.children():
             input = module(input)
         return input
 
     def extra_repr(self) -> str:
-        """The factors are shown below it."""
+        """Return nothing: ``print`` lists the factors as children."""
         return ""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Classes made at run time are found again by the class that they stand in for."""
+        """Pickle by the class of the replaced layer, because the module's own class is created at run time."""
         return _empty, (self.stands_for,), self.__dict__
 
     def __prepare_scriptable__(self) -> nn.Sequential:
-        """What TorchScript compiles."""
+        """Return the module that TorchScript compiles in place of this one."""
         return nn.Sequential(*self.children())
 
 
 _CLASSES: dict[type[nn.Module], type[LowRank]] = {}
 
 
-def _standing_in_for(cls: type[nn.Module]) -> type[LowRank]:
+def _low_rank_class(cls: type[nn.Module]) -> type[LowRank]:
+    """Return the subclass of ``LowRank`` that replaces layers of class ``cls``; create it on first use."""
     if cls not in _CLASSES:
         described = {"__module__": __name__, "__doc__": LowRank.__doc__, "stands_for": cls}
         _CLASSES[cls] = type(f"LowRank{cls.__name__}", (LowRank, cls), described)
@@ -111,20 +116,22 @@ def _standing_in_for(cls: type[nn.Module]) -> type[LowRank]:
 
 
 def _empty(cls: type[nn.Module]) -> LowRank:
-    kind = _standing_in_for(cls)
+    """Create an uninitialised replacement for a layer of class ``cls``. Pickles refer to this function by name."""
+    kind = _low_rank_class(cls)
     return kind.__new__(kind)
 
 
 def stand_in(
     layer: nn.Module, effective: EffectiveLayer, factors: Sequence[nn.Module], planned: object = None
 ) -> LowRank:
-    """A module that takes ``layer``'s place: it runs ``factors`` and answers like the layer.
+    """Create the module that replaces ``layer`` and runs ``factors`` instead.
 
     Args:
-        layer: its attributes and hooks are taken over, its parameters and buffers are not.
-        effective: what the layer computes; its padding runs first.
-        factors: in the order in which the input meets them.
-        planned: the plan of the layer, which is kept for files.
+        layer: the layer to replace. The new module takes over its attributes and hooks, but not its parameters and
+            buffers.
+        effective: what the layer computes. Its padding runs before the factors.
+        factors: the factors, in the order in which they run.
+        planned: plan of the layer, which ``save_compressed`` writes.
     """
     made = _empty(type(layer))
     nn.Module.__init__(made)
@@ -141,13 +148,16 @@ def stand_in(
 
 
 class ProductWeight(Tensor):
-    """The weight of a factored layer: shape, dtype and device are known; any operation multiplies it out first."""
+    """Weight of a factored layer.
+
+    Its shape, dtype and device are known. Any other operation computes the product of the factors first.
+    """
 
     _layer: LowRank
 
     @staticmethod
     def __new__(cls: type[ProductWeight], layer: LowRank) -> ProductWeight:
-        """A tensor without memory of its own."""
+        """Create a tensor that has no memory of its own."""
         first = layer.factors[0].get_parameter("weight")
         made: ProductWeight = Tensor._make_wrapper_subclass(
             cls, layer.weight_shape, dtype=first.dtype, device=first.device, requires_grad=first.requires_grad
@@ -156,38 +166,39 @@ class ProductWeight(Tensor):
         return made
 
     def __init__(self, layer: LowRank) -> None:
-        """Nothing is left to do."""
+        """Do nothing; ``__new__`` sets everything."""
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Descriptions are answered; what would change the weight is refused; all else sees the product."""
+        """Answer questions about shape and type, refuse changes in place, and apply other functions to the product."""
         name = func.__name__
         if name in ("__get__", "__set__"):
             name = f"{getattr(func, '__self__').__name__}.{name}"  # noqa: B009 - the descriptor of an attribute
-        if name in _DESCRIBES:
+        if name in _DESCRIPTIVE_FUNCTIONS:
             return super().__torch_function__(func, types, args, kwargs or {})
         if name == "data.__get__":
-            return args[0]  # what is written into it would be lost
+            return args[0]  # writes to a computed product would be lost
         changes = name.endswith(".__set__") or name == "__setitem__" or (name.endswith("_") and name[-2] != "_")
         if changes and args and isinstance(args[0], ProductWeight):
             raise RuntimeError(
-                "the weight of a factored layer is a product and cannot be changed; change the weights of its factors"
+                "the weight of a factored layer is a product and cannot be changed; change the factors' weights"
             )
-        return func(*_multiplied_out(args), **_multiplied_out(kwargs or {}))
+        return func(*_with_products(args), **_with_products(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override] # torch declares it a plain function
         cls, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """As above, for what reaches the operators past ``__torch_function__``."""
-        return func(*_multiplied_out(args), **_multiplied_out(kwargs or {}))
+        """Compute the product for operators that bypass ``__torch_function__``."""
+        return func(*_with_products(args), **_with_products(kwargs or {}))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """As that of the product."""
-        return repr(_multiplied_out(self))
+        """Return the text of the product."""
+        return repr(_with_products(self))
 
 
-def _multiplied_out(values: Any) -> Any:
+def _with_products(values: Any) -> Any:
+    """Replace every ``ProductWeight`` in nested ``values`` by its product."""
     return tree_map_only(ProductWeight, lambda weight: product(weight._layer.factors), values)

@@ -1,4 +1,4 @@
-"""A network in evaluation mode, or with hooks, for a while; afterwards nothing is left of it."""
+"""Context managers that put a network in evaluation mode, or hold its hooks, and undo both at the end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the ``with`` block; afterwards every module has the mode it had, frozen ones included.
+    """Put networks in evaluation mode inside the ``with`` block, then restore the mode of every module.
 
-    A module with a ``train`` method of its own (which merges an update into its weight, say) is put back by it. Where
-    such a method leaves modules in training mode, they are in evaluation mode inside all the same. A network that is
-    in evaluation mode is not touched.
+    If a module overrides ``train`` (to merge an update into its weight, for example), that method restores it. If
+    such a method leaves modules in training mode, they are put in evaluation mode all the same. A network that is
+    already in evaluation mode stays unchanged.
     """
     modes = {module: module.training for module in _outer_first(networks)}
     switched = any(modes.values())
@@ -23,19 +23,19 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
         if switched:
             for network in networks:
                 network.eval()
-            _write(dict.fromkeys(modes, False))
+            _set_flags(dict.fromkeys(modes, False))
         yield
     finally:
         try:
             for module, mode in modes.items():
                 if switched or module.training != mode:
-                    _call_own(module, mode)
+                    _call_override(module, mode)
         finally:
-            _write(modes)
+            _set_flags(modes)
 
 
 def _outer_first(networks: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules, each behind every module that holds it: whose ``train`` calls its own."""
+    """Return all modules, each after all that hold it, because a holder's ``train`` also sets its children."""
     found: dict[nn.Module, None] = {}
     entered: set[nn.Module] = set()
 
@@ -51,20 +51,22 @@ def _outer_first(networks: Iterable[nn.Module]) -> list[nn.Module]:
     return list(reversed(found))
 
 
-def _call_own(module: nn.Module, mode: bool) -> None:
-    """Put a module whose class has a ``train`` of its own into a mode by it."""
-    if _has_own(module, "train"):
-        if not mode and _has_own(module, "eval"):
+def _call_override(module: nn.Module, mode: bool) -> None:
+    """Set the mode of a module by its own ``train`` or ``eval`` method, if it overrides them."""
+    if _overrides(module, "train"):
+        if not mode and _overrides(module, "eval"):
             module.eval()
         else:
             module.train(mode)
 
 
-def _has_own(module: nn.Module, method: str) -> bool:
+def _overrides(module: nn.Module, method: str) -> bool:
+    """Whether the module or its class overrides a method of ``nn.Module``."""
     return method in vars(module) or getattr(type(module), method) is not getattr(nn.Module, method)
 
 
-def _write(modes: Mapping[nn.Module, bool]) -> None:
+def _set_flags(modes: Mapping[nn.Module, bool]) -> None:
+    """Set the ``training`` flag of each module directly."""
     for module, mode in modes.items():
         if module.training != mode:
             module.training = mode
@@ -72,7 +74,7 @@ def _write(modes: Mapping[nn.Module, bool]) -> None:
 
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks that are there inside the ``with`` block and removed at its end, whatever ends it."""
+    """Remove the hooks at the end of the ``with`` block, even after an error."""
     handles = list(handles)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a network returns: one tensor, or a clear error."""
+"""Read the one tensor that a network returns; raise a clear error for any other output."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-NAMED = 8
-"""Keys or fields that an error names."""
+_MAX_NAMES = 8
+"""Limit on the number of keys or fields in an error message."""
 
 
 def single_tensor(output: object, what: str) -> Tensor:
-    """The one tensor that ``output`` is, or that it holds.
+    """Return the one tensor in ``output``.
 
     Args:
-        output: what a network returned: a tensor, or a mapping, dataclass, tuple or list with one tensor in it.
-        what: who returned it, as the error names it, e.g. ``the network``.
+        output: output of a network: a tensor, or a mapping, dataclass, tuple or list that contains one tensor.
+        what: the name in the error message of what returned it, such as ``the network``.
 
     Raises:
-        ValueError: it is anything else; the sentence says what it is and what to do.
+        ValueError: ``output`` does not contain exactly one tensor. The message describes it and gives advice.
     """
     held = _tensors(output)
     if len(held) == 1:
         return held[0]
-    advice = "wrap it in a module that picks one" if _parts(output) else "give it a forward that returns its output"
-    raise ValueError(f"{what} must return one tensor, it returns {describe(output)}; {advice}")
+    advice = "wrap it in a module that picks one" if _contents(output) else "give it a forward that returns its output"
+    raise ValueError(f"{what} must return one tensor, but it returns {describe(output)}; {advice}")
 
 
 def training_tensor(output: object, what: str) -> Tensor:
-    """As :func:`single_tensor`, for an output in training mode, when auxiliary heads may put out more (GoogLeNet).
+    """Return the main tensor of an output in training mode, when auxiliary heads may add others (GoogLeNet).
 
-    Of several tensors of one shape the first is the network's own; the others are left out of the loss.
+    If all tensors have the same shape, the first is the main one, and the loss leaves out the others. Otherwise this
+    acts like :func:`single_tensor`.
     """
     held = _tensors(output)
     return held[0] if held and len({tensor.shape for tensor in held}) == 1 else single_tensor(output, what)
 
 
 def _tensors(output: object) -> list[Tensor]:
-    """The tensors in nested mappings, dataclasses, tuples and lists, in their order."""
+    """Return the tensors in nested mappings, dataclasses, tuples and lists, in order."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -51,31 +52,33 @@ def _tensors(output: object) -> list[Tensor]:
 
 
 def describe(value: object) -> str:
-    """The kind of a value and what it holds, for an error: ``None``, ``a dict (keys image, label)``."""
+    """Describe a value by type and contents for an error message, e.g. ``a dict (keys image, label)``."""
     if value is None:
         return "None"
-    kind, parts = type(value).__name__, _parts(value)
+    kind, parts = type(value).__name__, _contents(value)
     return f"{_article(kind)} {kind} ({parts})" if parts else f"{_article(kind)} {kind}"
 
 
-def _parts(output: object) -> str:
-    """What a container holds, for the error; nothing where it is none."""
+def _contents(output: object) -> str:
+    """Describe what a container holds; empty for any other value."""
     if isinstance(output, Mapping):
-        return f"keys {_listed([str(key) for key in output])}" if output else "no keys"
+        return f"keys {_joined([str(key) for key in output])}" if output else "no keys"
     if dataclasses.is_dataclass(output):
-        return f"fields {_listed([field.name for field in dataclasses.fields(output)])}"
+        return f"fields {_joined([field.name for field in dataclasses.fields(output)])}"
     if isinstance(output, tuple) and (names := getattr(output, "_fields", ())):
-        return f"fields {_listed([str(name) for name in names])}"
+        return f"fields {_joined([str(name) for name in names])}"
     if isinstance(output, tuple | list):
         kinds = [type(item).__name__ for item in output]
-        return f"of length {len(kinds)}: {_listed(kinds)}" if kinds else "of length 0"
+        return f"of length {len(kinds)}: {_joined(kinds)}" if kinds else "of length 0"
     return ""
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _joined(names: list[str]) -> str:
+    """Join names by commas; name at most ``_MAX_NAMES`` of them."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _article(word: str) -> str:
+    """Return ``a`` or ``an``."""
     return "an" if word[:1].lower() in tuple("aeiou") else "a"

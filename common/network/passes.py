@@ -1,4 +1,4 @@
-"""One pass through somebody's network, checked at the door."""
+"""Check an example input and run one forward pass; turn failures into clear errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from common.network.modes import evaluating
 
 
 def example_batch(x: Tensor, model: nn.Module) -> Tensor:
-    """``x`` as a batch: one image ``(C, H, W)`` for a network with 2-D convolutions becomes ``(1, C, H, W)``.
+    """Return ``x`` as a batch: a single image ``(C, H, W)`` becomes ``(1, C, H, W)``.
+
+    Only networks with 2-D convolutions accept a single image.
 
     Raises:
-        ValueError: it is no tensor, has no batch axis or no input in it.
+        ValueError: ``x`` is not a tensor, has no batch axis or is empty.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"x={type(x).__name__}: it must be one tensor of shape (N, C, H, W)")
@@ -28,10 +30,10 @@ def example_batch(x: Tensor, model: nn.Module) -> Tensor:
 
 
 def run(model: nn.Module, x: Tensor) -> object:
-    """What the network puts out for ``x`` in evaluation mode, without gradients.
+    """Return the network's output for ``x`` in evaluation mode, without gradients.
 
     Raises:
-        ValueError: the network does not take ``x``; the sentence says why.
+        ValueError: the network does not accept ``x``. The message says why.
     """
     with evaluating(model), torch.no_grad(), explained(x):
         return model(x)
@@ -39,10 +41,14 @@ def run(model: nn.Module, x: Tensor) -> object:
 
 @contextmanager
 def explained(x: Tensor) -> Iterator[None]:
-    """Whatever a network's pass ends in becomes one sentence.
+    """Turn any failure of a forward pass into an error of one sentence.
+
+    Args:
+        x: input of the pass, whose shape and dtype the message states.
 
     Raises:
         ValueError: the pass failed.
+        MemoryError: the pass ran out of memory; this error and PyTorch's own pass unchanged.
     """
     try:
         yield
@@ -53,7 +59,7 @@ def explained(x: Tensor) -> Iterator[None]:
         kind = str(x.dtype).removeprefix("torch.")
         advice = ""
         if isinstance(error, TypeError) and "argument" in reason:
-            advice = "; wrap a network of several inputs in a module that takes x alone"
+            advice = "; wrap a network with several inputs in a module that takes x alone"
         raise ValueError(
             f"the network does not take x of shape {tuple(x.shape)} and dtype {kind}: "
             f"{type(error).__name__}: {reason}{advice}"

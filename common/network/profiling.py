@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bytes."""
+"""``profile``: count a network's parameters, multiply-accumulates (MACs) and bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.network.state import distinct_tensors
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One leaf module: its own parameters, and its MACs for one input."""
+    """Cost of one leaf module: its parameters, and its MACs for one input."""
 
     params: int
     macs: int
@@ -26,12 +26,14 @@ class Profile:
     """Cost of a network.
 
     Attributes:
-        params: every parameter, biases and BatchNorm included.
-        macs: multiply-accumulates of one input in convolutions and matrix products; one counts as one.
-        size_bytes: of a safetensors file with its tensors; ``save_compressed`` adds a few for the plan.
-        layers: leaf module -> its share, for the modules that have parameters.
-        params_in_use: those that a pass in evaluation mode reads; a budget is a fraction of these.
-        uncounted: operators whose MACs are not known -> how often a pass runs them.
+        params: number of parameters, including biases and BatchNorm.
+        macs: multiply-accumulates of convolutions and matrix products for one input. A multiply-accumulate counts
+            as one.
+        size_bytes: size of a safetensors file with the network's tensors. ``save_compressed`` adds a few bytes for
+            the plan.
+        layers: leaf module with parameters -> its cost.
+        params_in_use: number of parameters that a pass in evaluation mode reads. Budgets are fractions of this.
+        uncounted: operator with unknown MACs -> number of times that a pass runs it.
     """
 
     params: int
@@ -43,21 +45,22 @@ class Profile:
 
 
 def profile(model: nn.Module, x: Tensor) -> Profile:
-    """Count what one pass of ``x`` costs, an input of the batch.
-
-    What multiplies and cannot be counted is named in a warning and in the result.
+    """Count the cost of a network for one input of the batch ``x``.
 
     Args:
-        model: left as it was.
-        x: example input ``(N, C, H, W)``; MACs are divided by N.
+        model: the network to count. It stays unchanged.
+        x: example input ``(N, C, H, W)``. The MACs are divided by N.
+
+    Warns:
+        UserWarning: the pass runs operators with unknown MACs. The warning and the result name them.
 
     Raises:
-        ValueError: the network does not take ``x``.
+        ValueError: the network does not accept ``x``.
     """
     found = count_operations(model, example_batch(x, model))
     if found.uncounted:
         named = ", ".join(f"{operator} ({count} times)" for operator, count in found.uncounted.items())
-        warnings.warn(f"the MACs of these operators are not known and not counted: {named}", stacklevel=2)
+        warnings.warn(f"the MACs of these operators are unknown and not counted: {named}", stacklevel=2)
     return Profile(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=found.macs,

@@ -1,6 +1,6 @@
-"""How a network came to be: what ``build_model`` was called with, its training's inputs, and its compression's plan.
+"""Record how a network was built, normalised and compressed.
 
-Kept on the network itself, so that it can be saved and built again without the dense weights.
+The record is an attribute of the network. With it, ``load_compressed`` rebuilds the network without the dense weights.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _KEY = "_low_rank_provenance"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of a network.
+    """Origin of a network.
 
     Attributes:
-        builder: name of the architecture.
-        arguments: it was built with.
-        plan: the ``RankPlan`` of a compressed network, see :func:`common.planning.plan_of`; None for a dense one.
-        inputs: ``mean`` and ``deviation`` by which pixels became its inputs in training; empty where nobody knows.
+        builder: name of the architecture, as ``build_model`` takes it; None for a network from elsewhere.
+        arguments: arguments of ``build_model``.
+        plan: ``RankPlan`` of a compressed network (see :func:`common.planning.plan_of`); None for a dense one.
+        inputs: ``mean`` and ``deviation`` that normalised the pixels in training; empty if unknown.
     """
 
     builder: str | None = None
@@ -32,11 +32,11 @@ class Provenance:
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:
-    """Attach ``provenance`` to ``model``; it is carried along by ``copy.deepcopy``."""
+    """Attach ``provenance`` to ``model``. ``copy.deepcopy`` keeps it."""
     model.__dict__[_KEY] = provenance
 
 
 def get_provenance(model: nn.Module) -> Provenance | None:
-    """What was attached to ``model``; None for a network that neither ``build_model`` nor ``compress`` made."""
+    """Return the provenance of ``model``; None if neither ``build_model`` nor ``compress`` made the network."""
     found = model.__dict__.get(_KEY)
     return found if isinstance(found, Provenance) else None

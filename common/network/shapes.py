@@ -1,4 +1,4 @@
-"""The layers of a network that could be factored: their shapes, and what they cost dense and factored."""
+"""Trace the factorable layers of a network: their shapes, and their costs when dense and when factored."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ Size = tuple[int, int]
 
 
 class Planned(Protocol):
-    """What becomes of one layer, as far as its cost depends on it; ``LayerPlan`` of ``common.planning`` is one."""
+    """The parts of a layer's plan that determine its cost. ``LayerPlan`` of ``common.planning`` has them."""
 
     @property
     def method(self) -> str | None:
-        """Name of the decomposition; None for a layer that stays dense."""
+        """Name of the decomposition; None if the layer stays dense."""
 
     @property
     def ranks(self) -> Ranks:
-        """The method's ranks."""
+        """Ranks of the decomposition."""
 
     @property
     def shift(self) -> bool:
-        """Whether the last factor has a bias where the layer has none."""
+        """Whether the last factor has a bias even if the layer has none."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """All that the cost of a layer depends on.
+    """Properties of a layer that determine its cost.
 
     Attributes:
         channels: ``(in, out)``.
         kernel: ``(kh, kw)``; ``(1, 1)`` for a Linear.
-        groups: as in ``Conv2d``.
-        bias: whether the layer has one.
-        transposed: whether it is a transposed convolution.
-        calls: ``(input size, output size)`` of every time one input passes the layer, sizes as ``(h, w)``.
-            A Linear's positions, 1 for a plain one, stand as ``(positions, 1)``.
-            Frames or patches that are folded into the batch stand as so many times the height; where inputs share a
-            row (a mean over the batch), each has a fraction of it.
-        linear: whether it is a Linear.
-        reason: why it has to stay dense whatever the ranks; empty for one that need not.
-        unused: parameters of the layer as it is that its factors do not have, such as the gains of a standardized
+        groups: number of groups, as in ``Conv2d``.
+        bias: whether the layer has a bias.
+        transposed: whether the layer is a transposed convolution.
+        calls: ``(input size, output size)`` of each call of the layer for one input of the batch, sizes as ``(h, w)``.
+            For a Linear the size is ``(positions, 1)``, with one position for a plain Linear.
+            If frames or patches are folded into the batch, their number multiplies the height. If the inputs of a
+            batch share a row (a mean over the batch), each input has a fraction of it.
+        linear: whether the layer is a Linear.
+        reason: why the layer must stay dense at any rank; empty if it need not.
+        unused: number of parameters of the layer that its factors do not have, such as the gains of a standardized
             weight.
     """
 
@@ -67,23 +67,30 @@ class LayerShape:
 
     @property
     def dense_cost(self) -> tuple[int, int]:
-        """Parameters and MACs of the layer as it is."""
+        """Parameters and MACs of the dense layer."""
         params, macs = self._cost((), ((True, True),), self.bias)
         return params + self.unused, macs
 
     def cost(self, plan: Planned) -> tuple[int, int]:
-        """Parameters and MACs of what the plan makes of the layer; biases are parameters but no MACs."""
+        """Return parameters and MACs of the layer under ``plan``. A bias adds parameters but no MACs."""
         if plan.method is None:
             return self.dense_cost
         return self._cost(plan.ranks, DECOMPOSITIONS[plan.method].axes, self.bias or plan.shift)
 
     def costs(self, method: str, ranks: Floats, shift: bool) -> tuple[Floats, Floats]:
-        """Parameters and MACs of many ranks ``(K, modes)`` at once, ``(K,)`` each."""
+        """Return parameters and MACs, ``(K,)`` each, for K sets of ranks, ``(K, modes)``."""
         columns = tuple(ranks[:, mode] for mode in range(ranks.shape[1]))
         params, macs = self._cost(columns, DECOMPOSITIONS[method].axes, self.bias or shift)
         return params, macs
 
     def _cost(self, ranks: tuple[Any, ...], axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[Any, Any]:
+        """Return parameters and MACs of a chain of factors; ``ranks`` holds numbers, or arrays of one shape.
+
+        Args:
+            ranks: the ranks between the factors.
+            axes: for each factor, whether it has the kernel's height and width.
+            bias: whether the last factor has a bias.
+        """
         widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
         weights = [
             outputs
@@ -97,20 +104,23 @@ class LayerShape:
             for weight, (height, width) in zip(weights, axes, strict=True):
                 old = rows * columns
                 rows, columns = after[0] if height else rows, after[1] if width else columns
-                # A transposed convolution multiplies once for each input position, any other for each output position.
+                # A transposed convolution multiplies once per input position, other layers once per output position.
                 macs += weight * (old if self.transposed and (height or width) else rows * columns)
         return sum(weights) + bias * self.channels[1], macs
 
 
 def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
-    """Shapes of every layer that could be factored and that ``x`` passes, in the order of ``model.named_modules()``.
+    """Run ``x`` once and return the shape of each factorable layer that it reaches.
 
     Args:
-        model: left as it was, its training mode included.
+        model: the network to trace. It stays unchanged, including its training mode.
         x: example input ``(N, C, H, W)``.
 
+    Returns:
+        Layer name -> shape, in the order of ``model.named_modules()``.
+
     Raises:
-        ValueError: the network does not take ``x``.
+        ValueError: the network does not accept ``x``.
     """
     x = example_batch(x, model)
     if any(isinstance(m, LazyModuleMixin) and m.has_uninitialized_params() for m in model.modules()):
@@ -122,14 +132,14 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     def record(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         found = calls.setdefault(name, [])
         if name not in served and not isinstance(layer_input(given, named), Tensor):
-            return  # a class of others may take and put out what it likes
+            return  # a custom class may have any input and output
         if len(given) + len(named) > 1:
-            reasons.setdefault(name, "it is called with an output size, which its factors would not take")
+            reasons.setdefault(name, "it is called with an output size, which its factors do not accept")
         inputs = layer_input(given, named)
         effective = served.get(name)
         if effective is not None and effective.layer is not layers[name]:
             if not effective.computes(inputs, output):
-                reasons.setdefault(name, f"a {type(layers[name]).__name__} computes something of its own")
+                reasons.setdefault(name, f"its class {type(layers[name]).__name__} does more than a plain layer")
             inputs = effective.input(inputs)
         if isinstance(output, Tensor):
             found.append(_call_sizes(layers[name], inputs, output, len(x)))
@@ -143,14 +153,14 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     with hooked(handles):
         run(model, x)
     return {
-        name: _shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""))
+        name: _layer_shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""))
         for name, layer in layers.items()
         if name in calls
     }
 
 
 def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: int) -> tuple[Size, Size]:
-    """Sizes before and after one call, for one input of the batch."""
+    """Return the input and output size of one call, for one input of the batch."""
     linear = isinstance(layer, nn.Linear)
     if not linear and inputs.dim() == 3:
         inputs, output = inputs[None], output[None]
@@ -161,10 +171,10 @@ def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: i
     return ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
 
 
-def _shape(
+def _layer_shape(
     layer: FactorableLayer, effective: EffectiveLayer | None, calls: tuple[tuple[Size, Size], ...], reason: str
 ) -> LayerShape:
-    """The layer's shape, read off its weight: its attributes may say something else."""
+    """Return the layer's shape according to its weight; its attributes may differ."""
     plain = layer if effective is None else effective.layer
     weight, transposed = plain.weight, isinstance(plain, nn.ConvTranspose2d)
     groups = 1 if isinstance(plain, nn.Linear) else plain.groups
@@ -185,7 +195,7 @@ def _shape(
 
 
 def dense_reason(shape: LayerShape) -> str:
-    """Why a layer has to stay dense whatever the ranks; empty for one that need not."""
+    """Return why a layer must stay dense at any rank; empty if it need not."""
     if shape.reason:
         return shape.reason
     depthwise = shape.groups > 1 and shape.groups == shape.channels[0]

@@ -1,4 +1,4 @@
-"""A network's state as tensors and plain values, so that files need no pickle."""
+"""Encode a network's state as tensors and plain values, so that files need no pickle."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import torch
 from torch import Tensor, nn
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-_PLAIN = (type(None), bool, int, float, str)
+_JSON_TYPES = (type(None), bool, int, float, str)
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain_tensor(value: object) -> bool:
+    """Whether ``value`` is a strided tensor that is not quantized."""
     return isinstance(value, Tensor) and not value.is_quantized and value.layout == torch.strided
 
 
 def distinct_tensors(model: nn.Module, copies: bool = True) -> dict[str, Tensor]:
-    """The tensors of ``model.state_dict()``; one that stands under several names comes once, by the first.
+    """Return the plain tensors of ``model.state_dict()``, each once, under its first name.
 
-    A module that is used twice has its tensors under both names, and a safetensors file refuses shared memory. Two
-    tensors that are views of one memory are two, the second a copy. What is no plain tensor is left out; see
-    :func:`encoded_state`.
+    A module that is used twice has its tensors under both names, but a safetensors file refuses shared memory. Two
+    tensors that view the same memory both appear, the second as a copy. :func:`encoded_state` returns the entries
+    that are not plain tensors.
 
     Args:
-        model: its tensors are not changed.
-        copies: whether tensors come contiguous and apart in memory, as a file needs them; else the parameters and
-            buffers themselves.
+        model: the network. Its tensors stay unchanged.
+        copies: whether to return contiguous tensors that share no memory, as a file needs; otherwise return the
+            parameters and buffers themselves.
     """
     first: dict[int, str] = {}
     own = model.state_dict(keep_vars=True)
     for name, tensor in own.items():
-        if _is_plain(tensor):
+        if _is_plain_tensor(tensor):
             first.setdefault(id(tensor), name)
     if not copies:
         return {name: own[name] for name in first.values()}
@@ -49,35 +50,38 @@ def distinct_tensors(model: nn.Module, copies: bool = True) -> dict[str, Tensor]
 
 
 def other_entries(model: nn.Module) -> set[str]:
-    """Names of the entries of ``model.state_dict()`` that are no plain tensors."""
-    return {name for name, value in model.state_dict().items() if not _is_plain(value)}
+    """Return the names of the entries of ``model.state_dict()`` that are not plain tensors."""
+    return {name for name, value in model.state_dict().items() if not _is_plain_tensor(value)}
 
 
 def encoded_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What ``model.state_dict()`` holds besides plain tensors: extra state, packed weights of quantized layers.
+    """Encode the entries of ``model.state_dict()`` that are not plain tensors.
+
+    These are extra state and the packed weights of quantized layers.
 
     Returns:
-        Entry -> its value as JSON holds it, and the tensors that the values refer to, by name.
+        Entry name -> value that JSON can hold, and the tensors to which the values refer, by name.
 
     Raises:
-        ValueError: an entry holds an object that only its own class could write; the sentence names its module.
+        ValueError: an entry holds an object that only pickle could write. The message names its module.
     """
     values: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        if not _is_plain(value):
+        if not _is_plain_tensor(value):
             try:
                 values[name] = _encoded(value, name, tensors)
             except TypeError as error:
                 owner = name.rpartition(".")[0] or "the network itself"
                 raise ValueError(
-                    f"module {owner!r} ({type(_module(model, name)).__name__}) has state that is no tensor ({error}), "
-                    "which no file without pickle can hold; save the network before such a module is put in"
+                    f"module {owner!r} ({type(_module(model, name)).__name__}) has state that is not a tensor "
+                    f"({error}), which a file without pickle cannot hold; remove it first"
                 ) from None
     return values, tensors
 
 
 def _module(model: nn.Module, entry: str) -> nn.Module:
+    """Return the module to which an entry of the state belongs."""
     modules, owner = dict(model.named_modules()), entry.rpartition(".")[0]
     while owner not in modules:
         owner = owner.rpartition(".")[0]
@@ -85,24 +89,24 @@ def _module(model: nn.Module, entry: str) -> nn.Module:
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON holds it; its tensors are put into ``tensors``, under names that begin with ``name``."""
+    """Encode ``value`` for JSON; add its tensors to ``tensors``, under names that begin with ``name``."""
 
-    def keep(tensor: Tensor) -> str:
+    def store(tensor: Tensor) -> str:
         key = f"{name}#{len(tensors)}"
         tensors[key] = tensor.detach().cpu().contiguous().clone()
         return key
 
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _JSON_TYPES):
         return value
     if isinstance(value, bytes | bytearray | io.BytesIO):
         held = value.getvalue() if isinstance(value, io.BytesIO) else bytes(value)
         return {"kind": type(value).__name__, "value": base64.b64encode(held).decode()}
     if isinstance(value, torch.dtype):
         return {"kind": "dtype", "value": str(value)}
-    if _is_plain(value):
-        return {"kind": "tensor", "value": keep(value)}
+    if _is_plain_tensor(value):
+        return {"kind": "tensor", "value": store(value)}
     if isinstance(value, Tensor) and value.is_quantized:
-        return _encoded_quantized(value, keep)
+        return _encoded_quantized(value, store)
     if type(value) in (list, tuple):
         return {"kind": type(value).__name__, "value": [_encoded(item, name, tensors) for item in value]}
     if type(value) in (dict, OrderedDict):
@@ -111,23 +115,28 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def _encoded_quantized(tensor: Tensor, keep: Any) -> dict[str, Any]:
-    held = {"kind": "quantized", "dtype": str(tensor.dtype), "value": keep(tensor.int_repr())}
+def _encoded_quantized(tensor: Tensor, store: Any) -> dict[str, Any]:
+    """Encode a quantized tensor. ``store`` takes a plain tensor and returns the name to refer to it."""
+    held = {"kind": "quantized", "dtype": str(tensor.dtype), "value": store(tensor.int_repr())}
     if tensor.qscheme() == torch.per_tensor_affine:
         return held | {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
     if tensor.qscheme() == torch.per_channel_affine:
-        scales, points = keep(tensor.q_per_channel_scales()), keep(tensor.q_per_channel_zero_points())
+        scales, points = store(tensor.q_per_channel_scales()), store(tensor.q_per_channel_zero_points())
         return held | {"scales": scales, "zero_points": points, "axis": tensor.q_per_channel_axis()}
     raise TypeError(f"a tensor quantized by {tensor.qscheme()}")
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`encoded_state` wrote as ``value``.
+    """Decode a value from :func:`encoded_state`.
+
+    Args:
+        value: the encoded value.
+        tensors: the tensors to which encoded values refer, by name.
 
     Raises:
-        ValueError: it is nothing that it writes.
+        ValueError: ``value`` is not one that :func:`encoded_state` writes.
     """
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _JSON_TYPES):
         return value
     try:
         kind, held = value["kind"], value["value"]
@@ -144,11 +153,12 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         if kind == "dict":
             return {decoded(key, tensors): decoded(item, tensors) for key, item in held}
     except (KeyError, TypeError, RuntimeError, IndexError) as error:
-        raise ValueError(f"this is no state of a module: {error!r}") from None
-    raise ValueError(f"this is no state of a module: kind {kind!r}")
+        raise ValueError(f"this is not the state of a module: {error!r}") from None
+    raise ValueError(f"this is not the state of a module: kind {kind!r}")
 
 
 def _decoded_quantized(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Decode a tensor from :func:`_encoded_quantized`."""
     whole = tensors[value["value"]]
     if "axis" not in value:
         return torch._make_per_tensor_quantized_tensor(whole, float(value["scale"]), int(value["zero_point"]))

@@ -1,4 +1,4 @@
-"""A layer's weight in one layout, whatever the layer; what several layers in a row multiply out to."""
+"""Convert layer weights to one common layout, and multiply the weights of consecutive layers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from common.network.effective import Layer
 
 
 def convolution_weight(layer: Layer) -> Tensor:
-    """The weight as that of a convolution, ``(O, I/groups, kh, kw)``, or ``(O, I)`` of a Linear."""
+    """Return the weight in a convolution's layout, ``(O, I/groups, kh, kw)``, or ``(O, I)`` for a Linear."""
     return _swap_channels(layer.weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
 
 
 def set_convolution_weight(layer: Layer, weight: Tensor) -> None:
-    """Write a weight that is laid out as :func:`convolution_weight` gives it."""
+    """Set the weight of ``layer`` from the layout of :func:`convolution_weight`."""
     layer.weight.copy_(_swap_channels(weight, layer.groups) if isinstance(layer, nn.ConvTranspose2d) else weight)
 
 
 def product(factors: Sequence[Layer]) -> Tensor:
-    """The weight of the one layer that ``factors`` in a row stand for, in PyTorch's layout for its class.
+    """Return the weight of the layer that is equivalent to a chain of factors, in PyTorch's layout for its class.
 
     Args:
-        factors: of one decomposition: on each axis of the image one of them has a kernel, the others have 1.
+        factors: factors of one decomposition. On each image axis, one factor has a kernel and the others have size 1.
     """
     weight = blocks(factors[0])
     for factor in factors[1:]:
@@ -37,7 +37,7 @@ def product(factors: Sequence[Layer]) -> Tensor:
 
 
 def blocks(layer: Layer) -> Tensor:
-    """The weight of each group by itself, ``(groups, O/groups, I/groups, kh, kw)``."""
+    """Return the weight split by group, ``(groups, O/groups, I/groups, kh, kw)``."""
     weight = convolution_weight(layer)
     if isinstance(layer, nn.Linear):
         return weight[None, :, :, None, None]
@@ -45,6 +45,6 @@ def blocks(layer: Layer) -> Tensor:
 
 
 def _swap_channels(weight: Tensor, groups: int) -> Tensor:
-    """``(O, I/groups, kh, kw)`` to ``(I, O/groups, kh, kw)`` or back."""
+    """Convert ``(O, I/groups, kh, kw)`` to ``(I, O/groups, kh, kw)``, or back."""
     split = weight.unflatten(0, (groups, -1))
     return split.transpose(1, 2).flatten(0, 1)

@@ -163,7 +163,7 @@ def tied_by_data() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "a Scaled computes something"),
+        (nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "its class Scaled does more"),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 32, 3)),
             "its weight is computed from other parameters",
@@ -206,7 +206,7 @@ def test_unusual_calls_are_counted_and_compressed() -> None:
     cost = profile(model, x)
     assert shapes["conv"].dense_cost[1] == cost.layers["conv"].macs == 2 * 4 * 24 * 9 * 4 * 8
     plan = plan_ranks(model, x, "svd", Fixed(2), moments=moments)
-    assert plan.skipped == {"up": "it is called with an output size, which its factors would not take"}
+    assert plan.skipped == {"up": "it is called with an output size, which its factors do not accept"}
     assert set(plan.factored) == {"conv", "table"}
     assert compress(model, plan, moments=moments)(x).shape == model(x).shape
 

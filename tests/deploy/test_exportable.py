@@ -44,9 +44,9 @@ def exported(model: nn.Module, x: Tensor, folder: Path, **settings: Any) -> np.n
 @pytest.mark.parametrize(
     ("then", "named"),
     [
-        (lambda y: OrderedDict(out=y, aux=y / 2), r"it returns an OrderedDict \(keys out, aux\)"),
-        (lambda y: (y, [y, None]), r"it returns a tuple \(of length 2: Tensor, list\)"),
-        (lambda y: None, "it returns None"),
+        (lambda y: OrderedDict(out=y, aux=y / 2), r"but it returns an OrderedDict \(keys out, aux\)"),
+        (lambda y: (y, [y, None]), r"but it returns a tuple \(of length 2: Tensor, list\)"),
+        (lambda y: None, "but it returns None"),
     ],
 )
 def test_outputs_that_are_not_one_tensor(then: Any, named: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -150,7 +150,7 @@ def test_pytorch_serves_any_output(runtime: str) -> None:
 
 def test_what_cannot_be_exported_is_said_before_any_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.onnx, "export", None)
-    with pytest.raises(ValueError, match=r"must return one tensor, it returns a dict \(keys out, aux\)"):
+    with pytest.raises(ValueError, match=r"must return one tensor, but it returns a dict \(keys out, aux\)"):
         measure_latency(tiny_cnn(), X, baseline=Named(), runtime="onnxruntime", rounds=3)
     with pytest.raises(ValueError, match="the network is float16"):
         measure_latency(tiny_cnn(), X, baseline=tiny_cnn().half(), runtime="onnxruntime", rounds=3)

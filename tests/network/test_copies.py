@@ -21,8 +21,8 @@ from tests.networks import lived_in, same_weights, tiny_cnn
 X = torch.randn(2, 3, 8, 8)
 
 
-class Keeps(nn.Module):
-    """Keeps tensors with a history wherever a module can hold them."""
+class StoresOutputs(nn.Module):
+    """Stores tensors with a gradient history in every place where a module can hold them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,32 +46,32 @@ def feature_extractor(model: nn.Module, nodes: dict[str, str]) -> Any:
     return extraction.create_feature_extractor(model, nodes)
 
 
-def storages(model: nn.Module) -> set[int]:
+def addresses(model: nn.Module) -> set[int]:
     return {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
 
-def test_tensors_with_a_history_come_without_it() -> None:
-    model = Keeps()
+def test_the_copy_has_no_gradient_history() -> None:
+    model = StoresOutputs()
     model(X).sum().backward()
-    made = independent_copy(model)
-    assert not made.features.requires_grad
-    assert torch.equal(made.features, model.features)
-    assert made.seen[0]["both"][1] is made.features  # one tensor stays one
-    assert not made.get_buffer("scaled").requires_grad
+    copied = independent_copy(model)
+    assert not copied.features.requires_grad
+    assert torch.equal(copied.features, model.features)
+    assert copied.seen[0]["both"][1] is copied.features  # a shared tensor stays shared
+    assert not copied.get_buffer("scaled").requires_grad
     assert model.features.grad_fn is not None
     assert model.get_buffer("scaled").grad_fn is not None
-    assert all(parameter.requires_grad for parameter in made.parameters())
-    assert not storages(made) & storages(model)
+    assert all(parameter.requires_grad for parameter in copied.parameters())
+    assert not addresses(copied) & addresses(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.weight_norm])
-def test_weights_that_a_hook_computes(wrap: Any) -> None:
+def test_networks_whose_weights_a_hook_computes_can_be_compressed(wrap: Any) -> None:
     model = nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 8, 3))
     plan = plan_ranks(model, X, "svd", Fixed({"2": 2}))
     model.train()(X).sum().backward()
     small = compress(model, plan)
-    small(X).sum().backward()  # it can still be trained
+    small(X).sum().backward()  # training still works
     model.eval()(X)
     fold_batchnorm(model, X)
 
@@ -84,23 +84,23 @@ def test_a_feature_extractor_keeps_modes_and_attributes(training: bool) -> None:
     model.note = "mine"
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    made = independent_copy(model)
-    assert [module.training for module in made.modules()] == [module.training for module in model.modules()]
-    assert made.note == "mine"
-    assert made.graph is (made.train_graph if training else made.eval_graph)
-    assert made.graph.owning_module is made
-    assert not storages(made) & storages(model)
-    assert torch.equal(run(made)["features"], run(model)["features"])
+    copied = independent_copy(model)
+    assert [module.training for module in copied.modules()] == [module.training for module in model.modules()]
+    assert copied.note == "mine"
+    assert copied.graph is (copied.train_graph if training else copied.eval_graph)
+    assert copied.graph.owning_module is copied
+    assert not addresses(copied) & addresses(model)
+    assert torch.equal(run(copied)["features"], run(model)["features"])
     assert len(calls) == 2
-    assert made.train().graph is made.train_graph
+    assert copied.train().graph is copied.train_graph
 
 
-def test_a_graph_module_in_a_plain_list() -> None:
+def test_a_graph_module_in_a_plain_list_is_copied() -> None:
     teacher = torch.fx.symbolic_trace(lived_in(tiny_cnn())).eval()
     model = tiny_cnn()
     model.__dict__["teachers"] = [{"one": teacher}]
-    made = independent_copy(model)
-    (teachers,) = made.__dict__["teachers"]
+    copied = independent_copy(model)
+    (teachers,) = copied.__dict__["teachers"]
     assert teachers["one"] is not teacher
     assert not any(module.training for module in teachers["one"].modules())
     assert torch.equal(run(teachers["one"]), run(teacher))
@@ -115,23 +115,23 @@ def test_a_compressed_feature_extractor_stays_in_evaluation_mode() -> None:
     assert torch.equal(small.get_buffer("norm.running_mean"), model.get_buffer("norm.running_mean"))
 
 
-class Anew(nn.Module):
-    """Makes its copy anew, and so in training mode."""
+class BuildsCopy(nn.Module):
+    """Copies itself by building a new module, which is in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Anew:
-        return Anew()
+    def __deepcopy__(self, memo: dict[int, Any]) -> BuildsCopy:
+        return BuildsCopy()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
 
 
-def test_a_copy_that_a_class_makes_keeps_the_modes() -> None:
-    made = independent_copy(nn.Sequential(Anew(), nn.Conv2d(3, 3, 1)).eval())
-    assert not any(module.training for module in made.modules())
+def test_modes_are_kept_when_a_class_builds_its_own_copy() -> None:
+    copied = independent_copy(nn.Sequential(BuildsCopy(), nn.Conv2d(3, 3, 1)).eval())
+    assert not any(module.training for module in copied.modules())
 
 
 class Holds(nn.Module):
@@ -151,7 +151,7 @@ class Holds(nn.Module):
         ([{"deep": threading.Lock()}], "list"),
     ],
 )
-def test_what_cannot_be_copied_is_named(value: Any, kind: str) -> None:
+def test_an_attribute_that_cannot_be_copied_is_named(value: Any, kind: str) -> None:
     model = nn.Sequential(nn.ReLU(), Holds(value))
     with pytest.raises(ValueError, match=rf"attribute 'value' of module '1', a {kind}: cannot pickle"):
         independent_copy(model)
@@ -164,24 +164,24 @@ def test_an_open_file_is_named(tmp_path: Path) -> None:
         independent_copy(nn.Sequential(Holds(file)))
 
 
-class Refuses(nn.Module):
-    def __deepcopy__(self, memo: dict[int, Any]) -> Refuses:
+class RefusesCopy(nn.Module):
+    def __deepcopy__(self, memo: dict[int, Any]) -> RefusesCopy:
         raise RuntimeError("there is only one")
 
 
-def test_a_module_that_refuses_is_named() -> None:
-    with pytest.raises(ValueError, match="because of module 'part', a Refuses: there is only one"):
-        independent_copy(nn.Sequential(OrderedDict(part=Refuses())))
+def test_a_module_that_refuses_to_be_copied_is_named() -> None:
+    with pytest.raises(ValueError, match="because of module 'part', a RefusesCopy: there is only one"):
+        independent_copy(nn.Sequential(OrderedDict(part=RefusesCopy())))
 
 
-def test_what_can_be_copied_is_as_before() -> None:
+def test_the_copy_equals_that_of_deepcopy_where_deepcopy_works() -> None:
     model = nn.Sequential(Holds(lambda x: x), Holds(torch.Generator()), nn.LSTM(3, 4), tiny_cnn()).train()
     model[3].eval()
     shared = nn.Conv2d(3, 3, 1)
     model.append(shared).append(shared)
-    made, expected = independent_copy(model), copy.deepcopy(model)
-    assert same_weights(made, expected)
-    assert [module.training for module in made.modules()] == [module.training for module in model.modules()]
-    assert made[4] is made[5]
-    assert made[0].value is model[0].value
-    assert not storages(made) & storages(model)
+    copied, expected = independent_copy(model), copy.deepcopy(model)
+    assert same_weights(copied, expected)
+    assert [module.training for module in copied.modules()] == [module.training for module in model.modules()]
+    assert copied[4] is copied[5]
+    assert copied[0].value is model[0].value
+    assert not addresses(copied) & addresses(model)

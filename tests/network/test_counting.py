@@ -12,8 +12,8 @@ from common.network.counting import count_operations
 from common.planning import Budget, Energy, plan_ranks
 
 
-class Reader(nn.Module):
-    """Text recognition: a convolution, something recurrent, a head."""
+class TextReader(nn.Module):
+    """Text recognition: a convolution, a recurrent layer, a head."""
 
     def __init__(self, recurrent: nn.Module, width: int) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Reader(nn.Module):
     ],
 )
 def test_recurrent_layers_are_counted(recurrent: nn.Module, width: int, macs: int, batch: int) -> None:
-    model = Reader(recurrent, width).eval().to(next(recurrent.parameters()).dtype)
+    model = TextReader(recurrent, width).eval().to(next(recurrent.parameters()).dtype)
     found = profile(model, torch.randn(batch, 1, 8, 20, dtype=next(recurrent.parameters()).dtype))
     assert found.layers["rnn"].macs == 20 * macs
     assert found.macs == 20 * macs + 16 * 9 * 160 + 20 * width * 40
     assert not found.uncounted
 
 
-def test_attention_is_counted_product_by_product() -> None:
+def test_attention_is_counted_fused_or_not() -> None:
     class Attends(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -61,7 +61,7 @@ def test_attention_is_counted_product_by_product() -> None:
     assert count_operations(fused, torch.randn(2, 10, 32)).macs == found.macs + 2 * 10 * 32 * 64
 
 
-class Mapped(nn.Module):
+class AppliesFunction(nn.Module):
     def __init__(self, function: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()
         self.function, self.conv, self.weight = function, nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(6, 5))
@@ -82,7 +82,7 @@ class Mapped(nn.Module):
     ],
 )
 def test_small_products_are_counted(function: Callable[[Tensor, Tensor], object], macs: int) -> None:
-    found = count_operations(Mapped(function), torch.randn(1, 3, 6, 6))
+    found = count_operations(AppliesFunction(function), torch.randn(1, 3, 6, 6))
     assert found.macs == 36 * 12 + macs
     assert not found.uncounted
 
@@ -95,9 +95,9 @@ def test_small_products_are_counted(function: Callable[[Tensor, Tensor], object]
         (lambda weight, x: torch.linalg.svd(x), "linalg"),
     ],
 )
-def test_what_cannot_be_counted_is_named(function: Callable[[Tensor, Tensor], object], named: str) -> None:
-    model, x = Mapped(function), torch.randn(2, 3, 6, 6)
-    with pytest.warns(UserWarning, match=f"the MACs of these operators are not known and not counted: .*{named}"):
+def test_operators_that_cannot_be_counted_are_named(function: Callable[[Tensor, Tensor], object], named: str) -> None:
+    model, x = AppliesFunction(function), torch.randn(2, 3, 6, 6)
+    with pytest.warns(UserWarning, match=f"the MACs of these operators are unknown and not counted: .*{named}"):
         found = profile(model, x)
     assert any(named in operator for operator in found.uncounted)
     with pytest.warns(UserWarning, match=f"leaves out operators whose MACs are not known: .*{named}"):
@@ -105,7 +105,7 @@ def test_what_cannot_be_counted_is_named(function: Callable[[Tensor, Tensor], ob
 
 
 class Expanded(nn.Module):
-    """A token for each image, made of one parameter."""
+    """Expands one parameter into tokens for each image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,13 +117,13 @@ class Expanded(nn.Module):
         return tokens @ self.conv(x).mean((2, 3))[:, :, None]
 
 
-@pytest.mark.parametrize("asking", [True, False])
-def test_expanded_parameters_are_counted_and_those_in_use_known(asking: bool) -> None:
-    model, x = Expanded().eval().requires_grad_(asking), torch.randn(2, 3, 8, 8, requires_grad=asking)
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_expanded_parameters_are_counted_as_in_use(requires_grad: bool) -> None:
+    model, x = Expanded().eval().requires_grad_(requires_grad), torch.randn(2, 3, 8, 8, requires_grad=requires_grad)
     found = profile(model, x)
     assert found.macs == 16 * 27 * 36 + 4 * 16 * 16 + 4 * 16
     assert found.params - found.params_in_use == 7 * 7 + 7
-    assert all(parameter.requires_grad is asking for parameter in model.parameters())
+    assert all(parameter.requires_grad is requires_grad for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan_ranks(model, x, "svd", Budget(macs=0.8, params=0.9))
@@ -136,13 +136,13 @@ def test_one_image_without_a_batch_axis_is_a_batch_of_one() -> None:
     assert plans[0] == plans[1]
 
 
-class Pair(nn.Conv2d):
+class TwoInputs(nn.Conv2d):
     def forward(self, input: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input + other)
 
 
 @pytest.mark.parametrize(
-    ("model", "x", "sentence"),
+    ("model", "x", "message"),
     [
         (nn.Conv2d(3, 4, 1), [torch.zeros(1, 3, 8, 8)], r"^x=list: it must be one tensor of shape \(N, C, H, W\)"),
         (nn.Conv2d(3, 4, 1), torch.zeros(0, 3, 8, 8), r"^x has shape \(0, 3, 8, 8\); it must be \(N, C, H, W\)"),
@@ -150,10 +150,14 @@ class Pair(nn.Conv2d):
         (nn.Conv2d(3, 4, 1), torch.zeros(1, 5, 8, 8), r"does not take x of shape \(1, 5, 8, 8\) and dtype float32: "),
         (nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8).double(), "does not take x of shape .* and dtype float64: "),
         (nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8).int(), "does not take x of shape .* and dtype int32: "),
-        (nn.Sequential(Pair(3, 4, 1)), torch.zeros(1, 3, 8, 8), "wrap a network of several inputs in a module that"),
+        (
+            nn.Sequential(TwoInputs(3, 4, 1)),
+            torch.zeros(1, 3, 8, 8),
+            "wrap a network with several inputs in a module that",
+        ),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_in_a_sentence(model: nn.Module, x: Tensor, sentence: str) -> None:
+def test_inputs_that_do_not_fit_are_refused_with_a_message(model: nn.Module, x: Tensor, message: str) -> None:
     for call in (lambda: profile(model, x), lambda: plan_ranks(nn.Sequential(model), x, "svd", Energy())):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             call()

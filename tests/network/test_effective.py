@@ -18,8 +18,8 @@ from common.planning import Fixed, plan_ranks
 from common.planning.costs import plan_cost
 
 
-class Same(nn.Conv2d):
-    """TensorFlow's "same": ceil(size / stride) outputs, odd pixels at the end."""
+class PadsSame(nn.Conv2d):
+    """TensorFlow's "same" padding: ceil(size / stride) outputs, an odd pixel at the end."""
 
     def forward(self, input: Tensor) -> Tensor:
         amounts: list[int] = []
@@ -32,8 +32,8 @@ class Same(nn.Conv2d):
         return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-class Held(nn.Conv2d):
-    """Pads by a module of its own."""
+class PadsByChild(nn.Conv2d):
+    """Pads by a child module."""
 
     def __init__(self, *settings: Any, **named: Any) -> None:
         super().__init__(*settings, **named)
@@ -44,7 +44,7 @@ class Held(nn.Conv2d):
 
 
 class Standardized(nn.Conv2d):
-    """Its filters have no mean, unit variance and a gain."""
+    """Standardizes its filters to zero mean and unit variance, then scales them by a gain."""
 
     def __init__(self, *settings: Any, **named: Any) -> None:
         super().__init__(*settings, **named)
@@ -56,8 +56,8 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(input, weight, self.bias)
 
 
-class Unbiased(nn.ConvTranspose2d):
-    """Its filters have no mean."""
+class CentredTransposed(nn.ConvTranspose2d):
+    """Subtracts the mean of its filters."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         weight = self.weight - self.weight.mean((2, 3), keepdim=True)
@@ -66,27 +66,27 @@ class Unbiased(nn.ConvTranspose2d):
 
 
 class Cast(nn.Linear):
-    """A forward of its own that changes nothing."""
+    """Overrides ``forward`` without changing the result."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.weight.to(input.dtype), self.bias)
 
 
-SERVED = [
-    (Same(8, 16, 3, 2), SamePadding, 0),
-    (Same(8, 16, (3, 5), (2, 3), dilation=(2, 1), bias=False), SamePadding, 0),
-    (Same(8, 16, 7, 4, groups=2), SamePadding, 0),
-    (Held(8, 16, 3, 2), FixedPadding, 0),
+FACTORABLE = [
+    (PadsSame(8, 16, 3, 2), SamePadding, 0),
+    (PadsSame(8, 16, (3, 5), (2, 3), dilation=(2, 1), bias=False), SamePadding, 0),
+    (PadsSame(8, 16, 7, 4, groups=2), SamePadding, 0),
+    (PadsByChild(8, 16, 3, 2), FixedPadding, 0),
     (Standardized(8, 16, 3, padding=1), type(None), 16),
     (Standardized(8, 16, 3, 2, padding=1, groups=2, bias=False), type(None), 16),
-    (Unbiased(8, 16, 3, 2, padding=1, output_padding=1), type(None), 0),
+    (CentredTransposed(8, 16, 3, 2, padding=1, output_padding=1), type(None), 0),
     (Cast(12, 20), type(None), 0),
 ]
 
 
 @pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "htd"])
-@pytest.mark.parametrize(("layer", "front", "unused"), SERVED)
-def test_layers_that_pad_or_standardize_first_are_served(
+@pytest.mark.parametrize(("layer", "front", "unused"), FACTORABLE)
+def test_layers_that_pad_or_standardize_are_factored(
     layer: nn.Module, front: type, unused: int, method: str, tmp_path: Any
 ) -> None:
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def test_layers_that_pad_or_standardize_first_are_served(
     exact = compress(model, plan_ranks(model, x, method, Fixed("full", only_if_smaller=False)))
     with torch.no_grad():
         torch.testing.assert_close(exact(x), model(x), rtol=1e-4, atol=1e-4)
-        larger = torch.randn(1, 3, 24, 14)  # a border depends on the size
+        larger = torch.randn(1, 3, 24, 14)  # "same" padding depends on the size
         torch.testing.assert_close(exact(larger), model(larger), rtol=1e-4, atol=1e-4)
     moments = calibrate(model, [torch.randn(8, 3, 19, 14)])
     plan = plan_ranks(model, x, method, Fixed(2, only_if_smaller=False), moments=moments)
@@ -128,13 +128,13 @@ class Mirrored(nn.Conv2d):
         return functional.conv2d(functional.pad(input, (1, 1, 0, 0), mode="reflect"), weight, bias)
 
 
-class Centred(nn.Conv2d):
+class CentresInput(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input - input.mean())
 
 
 class Attentive(nn.Conv2d):
-    """Its weight depends on the input."""
+    """Scales its weight by a factor that depends on the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.weight * input.std(), self.bias)
@@ -146,7 +146,7 @@ class Twice(nn.Linear):
 
 
 class Merging(nn.Linear):
-    """Computes something else in training mode."""
+    """Adds its input in training mode."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + (input if self.training else 0)
@@ -154,28 +154,28 @@ class Merging(nn.Linear):
 
 @pytest.mark.parametrize(
     "layer",
-    [kind(8, 8, 3) for kind in (Doubled, Noisy, Mirrored, Centred, Attentive)] + [Twice(8, 8), Merging(8, 8)],
+    [kind(8, 8, 3) for kind in (Doubled, Noisy, Mirrored, CentresInput, Attentive)] + [Twice(8, 8), Merging(8, 8)],
 )
 def test_layers_that_compute_something_else_stay_dense(layer: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     state = torch.random.get_rng_state()
     served, reasons = effective_layers(nn.Sequential(layer))
     assert not served
-    assert reasons == {"0": f"a {type(layer).__name__} computes something of its own"}
+    assert reasons == {"0": f"its class {type(layer).__name__} does more than a plain layer"}
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
 
 
-class Wide(nn.Conv2d):
-    """Does something else with images that the probing inputs are not like."""
+class DiffersWhenWide(nn.Conv2d):
+    """Adds 1 for images that are wider than the probe inputs."""
 
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)
         return output if input.shape[-1] < 16 else output + 1
 
 
-def test_the_example_input_has_the_last_word() -> None:
-    model, x = nn.Sequential(Wide(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(1, 3, 16, 16)
+def test_a_layer_that_differs_on_the_example_input_stays_dense() -> None:
+    model, x = nn.Sequential(DiffersWhenWide(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(1, 3, 16, 16)
     plan = plan_ranks(model, x, "svd", Fixed(2))
-    assert plan.skipped == {"0": "a Wide computes something of its own"}
+    assert plan.skipped == {"0": "its class DiffersWhenWide does more than a plain layer"}
     assert set(plan_ranks(model, x[..., :12], "svd", Fixed(2)).factored) == {"0", "1"}

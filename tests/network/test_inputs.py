@@ -11,7 +11,7 @@ from common.network.inputs import to_network
 from common.planning import Fixed, plan_ranks
 from common.training import evaluate
 
-LAST = torch.channels_last
+CHANNELS_LAST = torch.channels_last
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def ours() -> nn.Module:
 
 
 class Flattening(nn.Module):
-    """Somebody's network, whose ``view`` takes channels first alone."""
+    """A user's network whose ``view`` requires channels-first inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class Flattening(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 3), (2, 3, 4, 5, 6)])
-def test_inputs_keep_their_values(shape: tuple[int, ...], ours: nn.Module) -> None:
+def test_moving_inputs_keeps_their_values(shape: tuple[int, ...], ours: nn.Module) -> None:
     inputs = torch.rand(shape)
     moved = to_network(inputs, ours)
     assert torch.equal(moved, inputs)
-    assert moved.dim() != 4 or moved.is_contiguous(memory_format=LAST)
+    assert moved.dim() != 4 or moved.is_contiguous(memory_format=CHANNELS_LAST)
 
 
-def test_networks_of_the_suite_see_channels_last_and_say_the_same(ours: nn.Module) -> None:
+def test_networks_of_the_suite_get_channels_last_inputs_and_give_the_same_outputs(ours: nn.Module) -> None:
     inputs, targets = torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
     plan = plan_ranks(ours, inputs[:1], "svd", Fixed(0.5))
     for network in (ours, compress(ours, plan).eval()):
@@ -48,7 +48,7 @@ def test_networks_of_the_suite_see_channels_last_and_say_the_same(ours: nn.Modul
             loss = nn.functional.cross_entropy(network(inputs), targets)
         seen: list[bool] = []
         handle = network.register_forward_pre_hook(
-            lambda _, given, seen=seen: seen.append(given[0].is_contiguous(memory_format=LAST))
+            lambda _, given, seen=seen: seen.append(given[0].is_contiguous(memory_format=CHANNELS_LAST))
         )
         assert evaluate(network, [(inputs, targets)])["loss"] == pytest.approx(float(loss), rel=1e-5)
         recalibrate_bn(network, [inputs])
@@ -56,7 +56,7 @@ def test_networks_of_the_suite_see_channels_last_and_say_the_same(ours: nn.Modul
         assert seen == [True, True]
 
 
-def test_somebody_elses_network_gets_its_inputs_as_they_are() -> None:
+def test_other_networks_get_their_inputs_unchanged() -> None:
     network = Flattening()
     inputs, targets = torch.rand(4, 3, 8, 8), torch.randint(10, (4,))
     assert to_network(inputs, network).is_contiguous()

@@ -25,8 +25,8 @@ from tests.networks import same_weights
 X = torch.randn(2, 8, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def exact(model: nn.Module, x: Tensor = X) -> nn.Module:
-    """The network at full ranks; its outputs must be those of the dense one."""
+def compress_at_full_rank(model: nn.Module, x: Tensor = X) -> nn.Module:
+    """Compress at full rank and check that the outputs equal those of the dense network."""
     plan = plan_ranks(model, x, "svd", Fixed("full", only_if_smaller=False))
     small = compress(model, plan)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def exact(model: nn.Module, x: Tensor = X) -> nn.Module:
     return small
 
 
-def chain(**named: Any) -> nn.Sequential:
+def two_convolutions(**named: Any) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Conv2d(8, 16, 3, padding=1, **named), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1, **named)]
     return nn.Sequential(*layers).eval()
@@ -66,7 +66,7 @@ def computed_bias(model: nn.Sequential) -> None:
     nn.utils.parametrize.register_parametrization(model[0], "bias", nn.Tanh())
 
 
-def cut(model: nn.Sequential) -> None:
+def cut_channels(model: nn.Sequential) -> None:
     for layer, weight in ((model[0], lambda w: w[:12]), (model[2], lambda w: w[:, :12])):
         layer.weight = nn.Parameter(weight(layer.get_parameter("weight")).clone())
     model[0].bias = nn.Parameter(model[0].get_parameter("bias")[:12].clone())
@@ -84,17 +84,17 @@ def state_hook(model: nn.Sequential) -> None:
         (pruned, "its weight is computed from other parameters"),
         (spectral, "its weight is computed from other parameters"),
         (computed_bias, "its bias is computed from other parameters"),
-        (cut, r"its weight has shape (12, 8, 3, 3), its attributes say (16, 8, 3, 3)"),
+        (cut_channels, r"its weight has shape (12, 8, 3, 3), but its attributes give (16, 8, 3, 3)"),
         (state_hook, "hooks on its state_dict expect a dense weight"),
     ],
 )
-def test_what_is_not_plain_stays_dense_and_says_why(change: Callable[[nn.Sequential], None], reason: str) -> None:
-    model = chain()
+def test_modified_layers_stay_dense_with_a_reason(change: Callable[[nn.Sequential], None], reason: str) -> None:
+    model = two_convolutions()
     change(model)
     model.eval()
     plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False))
     assert plan.skipped["0"].startswith(reason)
-    exact(model)
+    compress_at_full_rank(model)
     shapes = trace_layers(model, X)
     assert sum(shape.dense_cost[0] for shape in shapes.values()) == profile(model, X).params
     assert "0" not in calibrate(model, [X])
@@ -103,25 +103,25 @@ def test_what_is_not_plain_stays_dense_and_says_why(change: Callable[[nn.Sequent
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "htd"])
 def test_complex_weights_stay_dense(dtype: torch.dtype, method: str) -> None:
-    model, x = chain(dtype=dtype), X.to(dtype)
+    model, x = two_convolutions(dtype=dtype), X.to(dtype)
     plan = plan_ranks(model, x, method, Fixed(0.5))
     assert not plan.factored
     assert plan.skipped["0"] == f"its weight is {str(dtype)[6:]}; only real floating point is factored"
     assert torch.equal(compress(model, plan)(x), model(x))
 
 
-def test_hooks_move_to_the_stand_in() -> None:
-    model = chain()
+def test_hooks_move_to_the_replacement() -> None:
+    model = two_convolutions()
     seen: list[tuple[int, ...]] = []
     model[0].register_forward_hook(lambda layer, given, output: output.clamp(-0.2, 0.2))
     model[2].register_forward_pre_hook(lambda layer, given: (given[0] * 2,))
     model[2].register_forward_hook(lambda layer, given, named, output: seen.append(output.shape), with_kwargs=True)
     model[2].register_full_backward_hook(lambda layer, gradients, outer: seen.append((len(gradients),)))
-    small = exact(model)
+    small = compress_at_full_rank(model)
     seen.clear()
     small(X).sum().backward()
     assert seen == [(2, 16, 12, 12), (1,)]
-    moments = calibrate(model, [X])  # what the layer itself puts out, whatever a hook makes of it
+    moments = calibrate(model, [X])  # moments describe the layer's own output, before hooks change it
     plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False), moments=moments)
     with torch.no_grad():
         torch.testing.assert_close(compress(model, plan, moments=moments)(X), model(X), rtol=1e-4, atol=1e-5)
@@ -142,8 +142,8 @@ class Slotted:
         self.layers = layers
 
 
-class Other(nn.Module):
-    """Registers the layers, and is not registered itself."""
+class Unregistered(nn.Module):
+    """Registers the layers but is not registered itself."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ HOLDERS: dict[str, Callable[[list[nn.Module]], Any]] = {
     "a ReferenceType": lambda layers: [weakref.ref(layer) for layer in layers],
     "the keys of a dict": lambda layers: dict.fromkeys(layers, 1),
     "a OrderedDict": lambda layers: collections.OrderedDict(enumerate(layers)),
-    "a Other that is no part of the network": lambda layers: [Other(layers)],
+    "a Unregistered that is not registered in the network": lambda layers: [Unregistered(layers)],
 }
 
 
@@ -182,7 +182,9 @@ class Holding(nn.Module):
 def test_layers_that_other_objects_hold_stay_dense(kind: str, tmp_path: Path) -> None:
     model = Holding(HOLDERS[kind]).eval()
     plan = plan_ranks(model, X, "svd", Fixed(2))
-    assert plan.skipped == dict.fromkeys(("first", "second"), f"{kind} holds it too, where nothing can take its place")
+    assert plan.skipped == dict.fromkeys(
+        ("first", "second"), f"{kind} also refers to it, and nothing can replace it there"
+    )
     small = compress(model, plan)
     loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), Holding(HOLDERS[kind]))
     with torch.no_grad():
@@ -190,7 +192,7 @@ def test_layers_that_other_objects_hold_stay_dense(kind: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("hold", [list, tuple, lambda layers: {"a": layers[:1], "b": (layers[1],)}])
-def test_lists_dicts_and_tuples_get_the_stand_in(hold: Callable[[list[nn.Module]], Any]) -> None:
+def test_layers_in_lists_dicts_and_tuples_are_replaced(hold: Callable[[list[nn.Module]], Any]) -> None:
     model = Holding(hold).eval()
     assert not unreplaceable_holders(model).keys() & {model.first, model.second}
     small: Any = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
@@ -199,14 +201,14 @@ def test_lists_dicts_and_tuples_get_the_stand_in(hold: Callable[[list[nn.Module]
 
 
 class Frozen(dict[str, Any]):
-    """Refuses to be written to, as configurations do."""
+    """Refuses updates, as read-only configurations do."""
 
     def update(self, *given: Any, **named: Any) -> None:
         raise TypeError("this configuration cannot be changed")
 
 
 class Sealed(dict[str, Any]):
-    """Can be made, and neither be written to nor copied."""
+    """Refuses item assignment, and therefore copying."""
 
     def __setitem__(self, *given: Any) -> None:
         raise TypeError("this configuration cannot be changed")
@@ -217,7 +219,7 @@ class FrozenList(list[int]):
         raise TypeError("this list cannot be changed")
 
 
-def looped() -> dict[str, Any]:
+def self_referring() -> dict[str, Any]:
     held: dict[str, Any] = {"width": 64, "list": []}
     held["itself"] = held
     held["list"].append(held["list"])
@@ -225,17 +227,17 @@ def looped() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Frozen(width=64), lambda: Sealed(width=64), lambda: FrozenList([1, 2]), looped]
+    "make", [lambda: Frozen(width=64), lambda: Sealed(width=64), lambda: FrozenList([1, 2]), self_referring]
 )
 def test_containers_without_a_replaced_layer_are_never_written_to(make: Callable[[], Any]) -> None:
     model = Holding(lambda layers: make()).eval()
-    small: Any = exact(model)
+    small: Any = compress_at_full_rank(model)
     assert type(small.held) is type(model.held)
     assert len(small.held) == len(model.held)
 
 
-class Reader(nn.Module):
-    """Asks its layers what they are, and reads what they say of themselves."""
+class ReadsAttributes(nn.Module):
+    """Checks the classes of its layers and reads their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,11 +262,11 @@ class Reader(nn.Module):
 
 def test_layers_whose_attributes_are_read_can_be_factored() -> None:
     torch.manual_seed(0)
-    model = Reader().eval()
+    model = ReadsAttributes().eval()
     model.layers[0](X)
     plan = plan_ranks(model, X, "svd", Fixed("full", only_if_smaller=False))
-    assert set(plan.factored) == {"layers.2", "head"}  # layer 0 is read, never called
-    small = exact(model)
+    assert set(plan.factored) == {"layers.2", "head"}  # forward reads layer 0 but never calls it
+    small = compress_at_full_rank(model)
     before = {name: parameter.clone() for name, parameter in small.named_parameters()}
     small(X).sum().backward()
     factors = [p for name, p in small.named_parameters() if name.startswith(("layers.2", "head"))]
@@ -273,6 +275,6 @@ def test_layers_whose_attributes_are_read_can_be_factored() -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in small.named_parameters())
 
 
-def test_a_lazy_layer_is_made_before_it_is_judged() -> None:
+def test_a_lazy_layer_is_initialised_before_it_is_inspected() -> None:
     model = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
     assert set(plan_ranks(model, X, "svd", Fixed(2)).factored) == {"0", "2"}

@@ -34,7 +34,7 @@ def factored(layer: nn.Module, x: Tensor, method: str, share: float | str = 0.5)
 @pytest.mark.parametrize(
     ("layer", "shape", "method"), [(layer, shape, method) for layer, shape, methods in LAYERS for method in methods]
 )
-def test_it_answers_like_the_layer(layer: Any, shape: tuple[int, ...], method: str) -> None:
+def test_attributes_weight_and_output_match_the_layer(layer: Any, shape: tuple[int, ...], method: str) -> None:
     x = torch.randn(shape)
     found, exact = factored(layer, x, method), factored(layer, x, method, "full")
     assert isinstance(found, LowRank)
@@ -52,8 +52,8 @@ def test_it_answers_like_the_layer(layer: Any, shape: tuple[int, ...], method: s
         torch.testing.assert_close(found(x), same(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_description_multiplies_nothing_out() -> None:
-    class Asks(nn.Module):
+def test_reading_shape_and_dtype_computes_no_product() -> None:
+    class ReadsShape(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 5)
@@ -64,7 +64,7 @@ def test_a_description_multiplies_nothing_out() -> None:
             y: Tensor = self.head(x) * float(weight.shape[0] == len(weight) and weight.dim() == 4)
             return y
 
-    model, x = Asks().eval(), torch.randn(2, 3, 8, 8)
+    model, x = ReadsShape().eval(), torch.randn(2, 3, 8, 8)
     small = compress(model, plan_ranks(model, x, "svd", Fixed(2)))
     assert profile(small, x).macs == 36 * (27 * 2 + 2 * 32) + 2 * (32 + 5)
 
@@ -95,20 +95,20 @@ def test_gradients_reach_the_factors_through_the_product() -> None:
     assert "ProductWeight" not in repr(layer.weight.detach())
 
 
-class Named(nn.Conv2d):
-    """A subclass that changes nothing but has something to say."""
+class WithMethod(nn.Conv2d):
+    """A subclass with an extra method and an unchanged computation."""
 
     def describe(self) -> str:
         return f"{self.in_channels} to {self.out_channels}"
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_and_pickles(again: Any) -> None:
-    model, x = nn.Sequential(Named(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(2, 3, 9, 9)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_are_independent(duplicate: Any) -> None:
+    model, x = nn.Sequential(WithMethod(3, 16, 3), nn.Conv2d(16, 16, 3)).eval(), torch.randn(2, 3, 9, 9)
     small = compress(model, plan_ranks(model, x, "htd", Fixed(0.3)))
-    found: Any = again(small)
+    found: Any = duplicate(small)
     first: Any = found[0]
-    assert isinstance(first, Named)
+    assert isinstance(first, WithMethod)
     assert first.describe() == "3 to 16"
     assert first.planned == small.get_submodule("0").planned
     assert torch.equal(found(x), small(x))
@@ -117,8 +117,8 @@ def test_copies_and_pickles(again: Any) -> None:
     assert not torch.equal(found(x), small(x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript itself is
-def test_torchscript_takes_a_compressed_network() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated
+def test_torchscript_compiles_a_compressed_network() -> None:
     model, x = tiny_cnn(), torch.randn(2, 3, 8, 8)
     small = compress(model, plan_ranks(model, x, "htd", Fixed(0.3)))
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_torchscript_takes_a_compressed_network() -> None:
         torch.testing.assert_close(torch.jit.trace(small, x)(x), expected)
 
 
-def test_a_merged_stand_in_still_answers() -> None:
+def test_a_merged_layer_keeps_its_shape_and_output() -> None:
     model, x = lived_in(tiny_cnn()), torch.randn(2, 3, 8, 8)
     small = compress(model, RankPlan({"conv": LayerPlan("htd", (15, 40, 30))}, "htd", "fixed"))
     merged: Any = merge_factors(fold_batchnorm(small, x), x)
@@ -158,7 +158,7 @@ def test_pytorchs_fused_encoder_runs_the_factors() -> None:
     small: Any = compress(model, plan_ranks(model, x, "svd", Fixed(4)))
     called: list[int] = []
     small.encoder.layers[0].linear1.factors[0].register_forward_hook(lambda *_: called.append(1))
-    with torch.no_grad():  # where PyTorch would take its fast path
+    with torch.no_grad():  # without gradients, PyTorch takes its fast path
         torch.testing.assert_close(exact(x), model(x), rtol=1e-4, atol=1e-4)
         small(x)
     assert called

@@ -13,7 +13,7 @@ from tests.networks import lived_in, tiny_cnn
 
 
 class Adapted(nn.Linear):
-    """Merges its low-rank update into the weight in evaluation mode, as loralib does."""
+    """Merges its low-rank update into its weight in evaluation mode, as loralib does."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -32,7 +32,7 @@ class Adapted(nn.Linear):
 
 
 class MergesInEval(Adapted):
-    """Merges in ``eval`` alone, and takes it back in ``train``."""
+    """Merges its update in ``eval`` only, and removes it in ``train``."""
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.merged:
@@ -44,7 +44,7 @@ class MergesInEval(Adapted):
 
 
 class FrozenNorms(nn.Sequential):
-    """Its BatchNorms stay in evaluation mode whatever mode it is put into."""
+    """Keeps its BatchNorms in evaluation mode in either mode."""
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -54,8 +54,8 @@ class FrozenNorms(nn.Sequential):
         return self
 
 
-class Switches(nn.Sequential):
-    """Keeps its mode by itself and tells nobody: neither its flag nor its children follow."""
+class PrivateMode(nn.Sequential):
+    """Stores its mode in an attribute of its own; neither its ``training`` flag nor its children follow."""
 
     mode = True
 
@@ -70,7 +70,7 @@ def modes(model: nn.Module) -> list[bool]:
 
 @pytest.mark.parametrize("kind", [Adapted, MergesInEval])
 @pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: FrozenNorms(nn.Sequential(layer))])
-def test_an_update_is_taken_out_of_the_weight_again(
+def test_a_merged_update_is_removed_from_the_weight_at_the_end(
     kind: Callable[[int, int], Adapted], wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
     torch.manual_seed(0)
@@ -99,15 +99,15 @@ def test_a_frozen_module_inside_a_training_one_stays_merged(kind: Callable[[int,
     assert modes(model) == before == [True, True, False, True, True]
 
 
-def test_a_frozen_module_that_two_hold_stays_merged() -> None:
-    """The second holder's ``train`` comes after the first's, and calls the module that both hold."""
+def test_a_frozen_module_with_two_parents_stays_merged() -> None:
+    """The second parent's ``train`` runs after the first's, and sets the mode of the module that both hold."""
     layer = Adapted(4, 4)
     model = nn.Sequential(FrozenNorms(layer), FrozenNorms(nn.ReLU(), layer)).train()
     layer.eval()
     with evaluating(model):
         pass
     assert layer.merged
-    assert [layer.training, *(holder.training for holder in model)] == [False, True, True]
+    assert [layer.training, *(parent.training for parent in model)] == [False, True, True]
 
 
 def test_profile_leaves_an_adapted_layer_in_training() -> None:
@@ -120,10 +120,10 @@ def test_profile_leaves_an_adapted_layer_in_training() -> None:
 
 @pytest.mark.parametrize("kind", [nn.Sequential, FrozenNorms])
 @pytest.mark.parametrize("thawed", [True, False])
-def test_every_module_has_the_mode_it_had(kind: Callable[..., nn.Sequential], thawed: bool) -> None:
+def test_every_module_gets_its_mode_back(kind: Callable[..., nn.Sequential], thawed: bool) -> None:
     model = kind(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Dropout(), nn.BatchNorm2d(4))).train()
     model[0].eval()
-    model[1].training = thawed  # also where the network's own train would freeze it
+    model[1].training = thawed  # FrozenNorms.train would freeze it
     before = modes(model)
     with evaluating(model):
         assert not any(modes(model))
@@ -133,9 +133,9 @@ def test_every_module_has_the_mode_it_had(kind: Callable[..., nn.Sequential], th
     assert modes(model) == before
 
 
-def test_a_train_method_that_tells_nobody() -> None:
+def test_a_train_method_that_sets_no_flags() -> None:
     norm = nn.BatchNorm2d(3)
-    switch = Switches(norm)
+    switch = PrivateMode(norm)
     model = nn.Sequential(switch, nn.ReLU()).train()
     before, statistics = modes(model), norm.state_dict()["running_mean"].clone()
     with evaluating(model):
@@ -147,8 +147,8 @@ def test_a_train_method_that_tells_nobody() -> None:
     assert torch.equal(norm.state_dict()["running_mean"], statistics)
 
 
-def test_a_network_in_evaluation_mode_is_not_touched() -> None:
-    """As one of torch.export, whose modes cannot be changed."""
+def test_a_network_in_evaluation_mode_stays_unchanged() -> None:
+    """An exported network, for example, refuses any change of mode."""
     x = torch.randn(2, 3, 8, 8)
     model: Any = torch.export.export(lived_in(tiny_cnn()), (x,)).module()
     for module in model.modules():
@@ -161,7 +161,7 @@ def test_a_network_in_evaluation_mode_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_modes_that_change_inside_are_put_back(training: bool) -> None:
+def test_modes_that_change_inside_the_block_are_restored(training: bool) -> None:
     layer, norm = Adapted(4, 3), nn.BatchNorm1d(3)
     model = nn.Sequential(layer, norm).train(training)
     with evaluating(model):
@@ -171,7 +171,7 @@ def test_modes_that_change_inside_are_put_back(training: bool) -> None:
     assert layer.merged != training
 
 
-def test_several_networks_that_share_a_module() -> None:
+def test_two_networks_that_share_a_module_are_both_evaluated() -> None:
     layer = Adapted(4, 4)
     inner = nn.Sequential(layer).train()
     outer = nn.Sequential(inner, nn.ReLU()).eval()

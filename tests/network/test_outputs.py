@@ -22,7 +22,7 @@ class Prediction:
 Heads = namedtuple("Heads", ["logits", "auxiliary"])
 
 
-def test_one_tensor_is_returned_as_it_is() -> None:
+def test_a_tensor_is_returned_unchanged() -> None:
     parameter = nn.Parameter(x)
     assert single_tensor(x, "the network") is x
     assert single_tensor(parameter, "the network") is parameter
@@ -36,15 +36,15 @@ def test_the_only_tensor_in_a_container_is_the_output(output: object) -> None:
     assert training_tensor(output, "the network") is x
 
 
-def test_of_auxiliary_heads_in_training_the_first_is_the_networks_own() -> None:
+def test_in_training_the_first_of_several_heads_is_the_main_one() -> None:
     assert training_tensor(Heads(x, x + 1), "the network") is x
     assert training_tensor(OrderedDict(out=x, aux=x + 1), "the network") is x
-    with pytest.raises(ValueError, match=r"the network must return one tensor, it returns a tuple \(of length 2"):
+    with pytest.raises(ValueError, match=r"the network must return one tensor, but it returns a tuple \(of length 2"):
         training_tensor((x, x[0]), "the network")
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "description"),
     [
         (OrderedDict(out=x, aux=x), "an OrderedDict (keys out, aux); wrap it in a module that picks one"),
         ({"logits": [x, x]}, "a dict (keys logits); wrap it in a module that picks one"),
@@ -61,12 +61,12 @@ def test_of_auxiliary_heads_in_training_the_first_is_the_networks_own() -> None:
         ),
     ],
 )
-def test_anything_else_is_named(output: object, said: str) -> None:
-    sentence = re.escape(f"the network must return one tensor, it returns {said}")
-    with pytest.raises(ValueError, match=f"^{sentence}$"):
+def test_any_other_output_is_described(output: object, description: str) -> None:
+    message = re.escape(f"the network must return one tensor, but it returns {description}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
         single_tensor(output, "the network")
 
 
-def test_the_error_says_who_returned_it() -> None:
-    with pytest.raises(ValueError, match="the teacher must return one tensor, it returns a tuple"):
+def test_the_error_names_the_module() -> None:
+    with pytest.raises(ValueError, match="the teacher must return one tensor, but it returns a tuple"):
         single_tensor((x, x), "the teacher")

@@ -19,8 +19,8 @@ from common.planning import Fixed, plan_ranks
 X = torch.randn(2, 3, 8, 8)
 
 
-class Extra(nn.Module):
-    """Keeps state that is no tensor."""
+class WithExtraState(nn.Module):
+    """Holds extra state that need not be a tensor."""
 
     def __init__(self, held: Any = None) -> None:
         super().__init__()
@@ -37,36 +37,36 @@ class Extra(nn.Module):
         return y
 
 
-HELD: list[Callable[[], Any]] = [
+EXTRA_STATES: list[Callable[[], Any]] = [
     lambda: {"passes": 3, "names": ["a", None, 0.5], 7: (1, True)},
     lambda: {"scale": torch.arange(4.0), "inner": {"kind": torch.float16, "raw": b"\x00\xff"}},
     lambda: [torch.zeros(2, dtype=torch.int8), torch.quantize_per_tensor(torch.randn(3, 3), 0.1, 2, torch.qint8)],
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's, about the age of its own quantization
-@pytest.mark.parametrize("make", HELD)
-@pytest.mark.parametrize("small", [True, False])
-def test_extra_state_comes_back(make: Callable[[], Any], small: bool, tmp_path: Path) -> None:
-    held = make()
-    model: nn.Module = Extra(held).eval()
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns that this quantization is deprecated
+@pytest.mark.parametrize("make_state", EXTRA_STATES)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_extra_state_survives_saving(make_state: Callable[[], Any], compressed: bool, tmp_path: Path) -> None:
+    held = make_state()
+    model: nn.Module = WithExtraState(held).eval()
     assert profile(model, X).params == sum(parameter.numel() for parameter in model.parameters())
-    if small:
+    if compressed:
         model = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
-    loaded: Any = load_compressed(save_compressed(model, tmp_path / "model.safetensors"), Extra())
+    loaded: Any = load_compressed(save_compressed(model, tmp_path / "model.safetensors"), WithExtraState())
     assert torch.equal(loaded(X), model(X))
     assert str(loaded.held) == str(held)
 
 
-def test_byte_streams_come_back() -> None:
-    model = Extra(io.BytesIO(b"content"))
+def test_byte_streams_survive_encoding() -> None:
+    model = WithExtraState(io.BytesIO(b"content"))
     values, tensors = encoded_state(model)
     assert decoded(json.loads(json.dumps(values["_extra_state"])), tensors).getvalue() == b"content"
 
 
-@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns that this quantization is deprecated
 @pytest.mark.parametrize("qscheme", ["default", "channel"])
-def test_quantized_layers_come_back(qscheme: str, tmp_path: Path) -> None:
+def test_quantized_layers_survive_saving(qscheme: str, tmp_path: Path) -> None:
     def quantized(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10)).eval()
@@ -88,9 +88,11 @@ class Opaque:
 
 
 @pytest.mark.parametrize("held", [Opaque(), {"deep": [Opaque()]}, {1, 2}])
-def test_what_only_a_pickle_could_hold_is_refused_by_name(held: Any, tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Identity(), Extra(held))
-    with pytest.raises(ValueError, match=r"^module '1' \(Extra\) has state that is no tensor \(a (Opaque|set)\)"):
+def test_state_that_needs_pickle_is_refused_with_the_module_name(held: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Identity(), WithExtraState(held))
+    with pytest.raises(
+        ValueError, match=r"^module '1' \(WithExtraState\) has state that is not a tensor \(a (Opaque|set)\)"
+    ):
         save_compressed(model, tmp_path / "new" / "model.safetensors")
     assert not (tmp_path / "new").exists()
 
@@ -107,10 +109,10 @@ def test_what_only_a_pickle_could_hold_is_refused_by_name(held: Any, tmp_path: P
         "[]",
     ],
 )
-def test_state_that_others_wrote_is_refused_in_a_sentence(state: str, tmp_path: Path) -> None:
-    path = save_compressed(Extra(), tmp_path / "model.safetensors")
+def test_invalid_state_is_refused_with_a_message(state: str, tmp_path: Path) -> None:
+    path = save_compressed(WithExtraState(), tmp_path / "model.safetensors")
     with safetensors.safe_open(path, framework="pt") as file:
         held = file.metadata()
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | {"state": state})
     with pytest.raises(ValueError, match=r"^weights='.*model\.safetensors' does not say what network it holds"):
-        load_compressed(path, Extra())
+        load_compressed(path, WithExtraState())

@@ -79,7 +79,9 @@ def test_a_search_on_loaders_without_a_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["always", "in training"])
 def test_a_network_that_returns_no_tensor_is_refused_before_anything_is_written(tmp_path: Path, mode: str) -> None:
     model = Returning(lambda x, training: OrderedDict(out=x, features=x[:, :5]) if mode == "always" or training else x)
-    with pytest.raises(ValueError, match=r"must return one tensor, it returns an OrderedDict \(keys out, features\)"):
+    with pytest.raises(
+        ValueError, match=r"must return one tensor, but it returns an OrderedDict \(keys out, features\)"
+    ):
         search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
     assert not list((tmp_path / "logs").iterdir())
 

@@ -95,7 +95,7 @@ def test_the_teacher_keeps_its_mode() -> None:
     [
         (
             lambda x, _: {"out": x, "aux": x},
-            r"the teacher must return one tensor, it returns a dict \(keys out, aux\)",
+            r"the teacher must return one tensor, but it returns a dict \(keys out, aux\)",
         ),
         (lambda x, _: x[:, :1], r"outputs: the network's have the shape \(32, 10\) and the teacher's \(32, 1\)"),
         (lambda x, _: torch.cat([x, x], 1), r"the teacher's \(32, 20\); they must be the same"),
@@ -114,7 +114,7 @@ def test_features_that_cannot_be_compared_are_named() -> None:
         train(tiny_cnn(), tiny_digits(), settings, teacher=tiny_cnn(width=8))
     pairs = [nn.Sequential(OrderedDict(body=Returning(lambda x, _: (x, x)), last=First())) for _ in range(2)]
     settings = TrainingSettings(epochs=1.0, features=("body",), amp="off")
-    with pytest.raises(ValueError, match="features='body': the module must return one tensor, it returns a tuple"):
+    with pytest.raises(ValueError, match="features='body': the module must return one tensor, but it returns a tuple"):
         train(pairs[0], tiny_digits(), settings, teacher=pairs[1])
 
 

@@ -50,7 +50,7 @@ def test_a_network_that_fits_is_left_as_it_was() -> None:
     ],
 )
 def test_a_network_must_return_one_tensor(make: Callable[[Tensor, bool], object], said: str) -> None:
-    with pytest.raises(ValueError, match=f"^the network must return one tensor, it returns {said}"):
+    with pytest.raises(ValueError, match=f"^the network must return one tensor, but it returns {said}"):
         check_network(Returning(make), tiny_digits())
 
 

@@ -297,7 +297,7 @@ def test_a_network_that_returns_no_tensor_is_refused_before_the_first_step(
 ) -> None:
     model, before = Returning(make), tiny_cnn()
     epochs: list[EpochLog] = []
-    with pytest.raises(ValueError, match=f"the network must return one tensor, it returns {said}"):
+    with pytest.raises(ValueError, match=f"the network must return one tensor, but it returns {said}"):
         train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"), on_epoch=epochs.append)
     assert not epochs
     assert same_weights(model.body, before)
