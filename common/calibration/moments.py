@@ -253,6 +253,5 @@ class _RunningSums:
 
 
 def _size(images: Tensor) -> tuple[int, int]:
-    """Return height and width of images."""
-    """Height and width of ``(N, C, H, W)``."""
+    """Return height and width of ``(N, C, H, W)``."""
     return images.shape[2], images.shape[3]
