@@ -144,7 +144,7 @@ class Examination:
         try:
             self.outputs: list[Tensor] | None = outputs(self.dense, self.x)
         except Exception:
-            self.outputs = None  # the suite must refuse examination network with a clear message
+            self.outputs = None  # the suite must refuse such a network with a clear message
         # The first pass may have filled buffers.
         self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         self.record: Record = {"params": sum(p.numel() for p in self.dense.parameters())}

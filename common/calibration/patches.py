@@ -19,18 +19,18 @@ def as_images(layer: nn.Module, tensor: Tensor) -> Tensor:
     return rows.reshape(len(rows), math.prod(rows.shape[1:-1]), rows.shape[-1]).movedim(2, 1).unsqueeze(3)
 
 
-def sample_positions(images: Tensor, size: tuple[int, int], most: int, generator: torch.Generator) -> Positions:
-    """Return all positions of the given images, or a random sample of ``most`` if there are more.
+def sample_positions(images: Tensor, size: tuple[int, int], limit: int, generator: torch.Generator) -> Positions:
+    """Return all positions of the given images, or a random sample of ``limit`` if there are more.
 
     Args:
         images: indices of the images, 1-D.
         size: height and width of an image.
-        most: size of the sample, at least 1.
+        limit: size of the sample, at least 1.
         generator: random number generator of the sample.
     """
     sizes = (len(images), *size)
     total = math.prod(sizes)
-    flat = torch.arange(total) if total <= most else torch.randint(total, (most,), generator=generator)
+    flat = torch.arange(total) if total <= limit else torch.randint(total, (limit,), generator=generator)
     image, y, x = torch.unravel_index(flat, sizes)
     return images[image], y, x
 
