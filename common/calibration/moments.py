@@ -47,8 +47,7 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
         UserWarning: a layer saw too few patches. It will be decomposed by its weight alone.
 
     Raises:
-        ValueError: there are no batches, a batch holds no inputs, ``positions`` is below 1, or the inputs or outputs
-            of a layer are not finite.
+        ValueError: ``batches`` is empty, a batch or ``positions`` is invalid, or a layer's data are not finite.
     """
     if positions < 1:
         raise ValueError(f"positions={positions}: it must be at least 1")
