@@ -122,7 +122,7 @@ def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkey
 @pytest.mark.parametrize(
     ("logs", "said"),
     [
-        ("file", "must be a folder, and there is a file of that name$"),
+        ("file", "must be a folder, but there is a file of that name$"),
         ("file/logs", "nothing can be written in this folder: Not a directory$"),
         ("file/far/below", "nothing can be written in this folder: Not a directory$"),
         ("/proc/logs", "nothing can be written in this folder: "),
