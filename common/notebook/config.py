@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from common.files import check_writable
 from common.latency import RUNTIMES
 from common.notebook.colab import fetch_run, say_if_not_kept
-from common.search.settings import BUDGET_RULES
+from common.search.policies import POLICIES
 from common.trials import log_path
 from common.validation import sentence
 
@@ -139,7 +139,7 @@ class ExperimentConfig(NotebookConfig):
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
         _ = self.rank_list, self.tau_list, self.feature_list
-        if self.policy in BUDGET_RULES and self.budget_params is self.budget_macs is None:
+        if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
         if self.runtime_list != ("eager",):
             from common.environment import default_device  # torch is loaded for this question alone

@@ -44,3 +44,13 @@ def method_named(name: str) -> Method:
         "arsvd": Method("svd", ("svd",), Entropy(), only=Entropy),
     }
     return several[name]
+
+
+def decompositions_of(name: str) -> tuple[str, ...]:
+    """The decompositions that a method stands for; ``arsvd``, which names a rule as well, is not allowed.
+
+    Raises:
+        ValueError: ``name`` is no decomposition and not ``mixed``.
+    """
+    check_choice("method", name, (*DECOMPOSITIONS, "mixed"))
+    return method_named(name).decompositions

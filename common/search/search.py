@@ -21,14 +21,14 @@ from common.latency import check_runtime
 from common.network.provenance import get_provenance
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
-from common.search.finalists import Finish
+from common.search.finalists import Finalists
+from common.search.policy import Policy
 from common.search.preparation import Prepared, decompose_for_search, measure_sensitivities, nothing_to_search, prepare
-from common.search.samplers import policies
 from common.search.settings import SearchSettings
 from common.search.study.attempts import MAIN, Attempts, check_claim, claim, release, this_worker
 from common.search.study.records import Recorder, logged_trials
 from common.search.study.runner import Runner, print_trial
-from common.search.study.specification import KEY, Blueprint, data_digest, network_digest, weights_path
+from common.search.study.specification import KEY, StudySpecification, data_digest, network_digest, weights_path
 from common.search.study.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.training.distillation import check_features
 from common.training.first_pass import check_network
@@ -177,7 +177,7 @@ def _check_same(
     """Refuse to go on with a study that was begun with something else."""
     if (known := study.user_attrs.get(KEY)) is None:
         return
-    if differences := Blueprint.from_json(known).differences(settings, model, data, decompositions):
+    if differences := StudySpecification.from_json(known).differences(settings, model, data, decompositions):
         raise ValueError(
             f"run={study.study_name!r} was begun differently: {', '.join(differences)}; make the same call or name "
             "another run"
@@ -199,13 +199,13 @@ def _prepare_study(
         decompositions = decompositions or decompose_for_search(model, data, settings.seed)
         prepared = _begin(model, data, settings, plans, decompositions, weights)
     else:
-        blueprint = Blueprint.from_json(known)
+        specification = StudySpecification.from_json(known)
         decompositions = decompositions or decompose_for_search(
-            model, data, settings.seed, blueprint.data_aware, blueprint.sweeps
+            model, data, settings.seed, specification.data_aware, specification.sweeps
         )
-        prepared = prepare(model, data, dataclasses.replace(blueprint, settings=settings), decompositions)
-    if known is None or prepared.blueprint.settings != Blueprint.from_json(known).settings:
-        study.set_user_attr(KEY, prepared.blueprint.to_json())
+        prepared = prepare(model, data, dataclasses.replace(specification, settings=settings), decompositions)
+    if known is None or prepared.specification.settings != StudySpecification.from_json(known).settings:
+        study.set_user_attr(KEY, prepared.specification.to_json())
     return prepared
 
 
@@ -218,7 +218,7 @@ def _begin(
     weights: Path,
 ) -> Prepared:
     sensitivities, divergences = measure_sensitivities(model, data, decompositions, settings)
-    blueprint = Blueprint(
+    specification = StudySpecification(
         settings=settings,
         architecture=_name(model),
         weights=str(save_compressed(model, weights)),
@@ -232,9 +232,9 @@ def _begin(
         divergences=divergences,
         baseline={},
     )
-    prepared = prepare(model, data, blueprint, decompositions)
-    blueprint = dataclasses.replace(blueprint, baseline=prepared.objective.baseline())
-    return dataclasses.replace(prepared, blueprint=blueprint)
+    prepared = prepare(model, data, specification, decompositions)
+    specification = dataclasses.replace(specification, baseline=prepared.objective.baseline())
+    return dataclasses.replace(prepared, specification=specification)
 
 
 def _name(model: nn.Module) -> str:
@@ -255,9 +255,9 @@ class _Search:
         command: str | None,
     ) -> None:
         self.study, self.prepared, self.writer, self.show = study, prepared, writer, show
-        self.blueprint = prepared.blueprint
+        self.specification = prepared.specification
         decompositions = prepared.objective.decompositions
-        self.recorder = Recorder(study.study_name, writer.run, data, self.blueprint, decompositions, command)
+        self.recorder = Recorder(study.study_name, writer.run, data, self.specification, decompositions, command)
         self.runner = Runner(study, prepared, self.recorder, writer, show, MAIN)
 
     def run(self) -> SearchResult:
@@ -271,33 +271,41 @@ class _Search:
             records = self._records(attempts)
             self._log_what_no_log_holds(records)
             check_claim(self.study, self.runner.worker)
-            finish = Finish(
-                self.study, self.prepared.objective, self.blueprint.settings, records, self.writer, self.runner.write
+            finalists = Finalists(
+                self.study,
+                self.prepared.objective,
+                self.specification.settings,
+                records,
+                self.writer,
+                self.runner.write,
             )
-            finish.finetune_best(self.runner.given)
-            best = finish.test_chosen(self.runner.given)
-            networks = finish.networks
+            finalists.finetune_best(self.runner.given)
+            best = finalists.test_chosen(self.runner.given)
+            networks = finalists.networks
             self.study.set_user_attr(FINISHED, True)
         except KeyboardInterrupt:
-            attempts = Attempts(self.study, self.blueprint.settings.slots)
+            attempts = Attempts(self.study, self.specification.settings.places)
             records = self._records(attempts) | records  # with what was fine-tuned, if it came to that
-            best = choose_best(list(records.values()), self.blueprint.settings.keep)
+            best = choose_best(list(records.values()), self.specification.settings.keep)
             self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
         return self._result(records, best, networks, attempts)
 
     def stored(self) -> SearchResult:
         """What a search that is finished has found, from its log and the files beside it."""
-        attempts = Attempts(self.study, self.blueprint.settings.slots)
-        if attempts.finished < self.blueprint.settings.slots:
+        attempts = Attempts(self.study, self.specification.settings.places)
+        if attempts.finished < self.specification.settings.places:
             raise ValueError(
                 f"run={self.writer.run!r} is finished with {attempts.finished} trials, and "
-                f"{self.blueprint.settings.slots} are asked for; the test split was read, so name another run"
+                f"{self.specification.settings.places} are asked for; the test split was read, so name another run"
             )
         logged = {record.trial: record for record in read_log(self.writer.path)[0]}
         records = self._records(attempts) | logged
-        objective, settings = self.prepared.objective, self.blueprint.settings
-        finish = Finish(self.study, objective, settings, records, self.writer, self.runner.write)
-        return self._result(records, finish.best(), finish.stored_networks(), attempts)
+        finalists = self._finalists(records)
+        return self._result(records, finalists.best(), finalists.stored_networks(), attempts)
+
+    def _finalists(self, records: dict[int, TrialRecord]) -> Finalists:
+        objective, settings = self.prepared.objective, self.specification.settings
+        return Finalists(self.study, objective, settings, records, self.writer, self.runner.write)
 
     def _result(
         self,
@@ -306,18 +314,19 @@ class _Search:
         networks: dict[int, nn.Module],
         attempts: Attempts,
     ) -> SearchResult:
-        first, last = policies(self.study, self.blueprint.settings, self.runner.logits)
+        start = self.runner.start
+        first, last = Policy(start.logits), self.runner.policy.last_distributions(self.study, start)
         return SearchResult(
             records=[records[number] for number in sorted(records)],
             best=best,
             networks=networks,
-            sensitivities=self.blueprint.sensitivities,
+            sensitivities=self.specification.sensitivities,
             layer_sizes={name: shape.dense_cost[0] for name, shape in self.prepared.space.shapes.items()},
             first_policy=first.probabilities,
             last_policy=last.probabilities,
             log=self.writer.path,
             study=self.study,
-            remaining=self.blueprint.settings.slots - attempts.finished,
+            remaining=self.specification.settings.places - attempts.finished,
             finished=FINISHED in self.study.user_attrs,
         )
 
@@ -325,14 +334,14 @@ class _Search:
         objective = self.prepared.objective
         metric = objective.data.metric
         self.writer.note(
-            f"dense {self.blueprint.architecture} on {objective.data.name}: {metric} "
+            f"dense {self.specification.architecture} on {objective.data.name}: {metric} "
             f"{objective.dense_metrics[metric]:.2%} on validation, {objective.dense_cost.params:,} parameters, "
             f"{objective.dense_cost.macs:,} MACs, {objective.dense_latency.median_s * 1000:.2f} ms"
         )
 
     def _measure_given(self) -> None:
         """Measure and log the plans that were given, those that an earlier process has not."""
-        for number, plan in enumerate(self.blueprint.rank_plans()):
+        for number, plan in enumerate(self.specification.rank_plans()):
             if GIVEN.format(number) in self.study.user_attrs:
                 continue
             start = time.perf_counter()
