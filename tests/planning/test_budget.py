@@ -124,7 +124,7 @@ def test_measured_harms_decide_where_to_cut() -> None:
 
 def test_harms_that_are_no_numbers_are_refused() -> None:
     divergences = {"conv": [(0.1, float("nan"))]}
-    with pytest.raises(ValueError, match=r"^divergences=\[\(0.1, nan\)\] of a layer: each must be a finite error"):
+    with pytest.raises(ValueError, match=r"^divergences=\[\(0.1, nan\)\] for a layer: each must be a finite error"):
         plan_ranks(tiny_cnn(), X, "svd", Budget(macs=0.5), divergences=divergences)
 
 
