@@ -50,6 +50,7 @@ class Decompositions:
 
     @cached_property
     def _layers(self) -> dict[str, FactorableLayer]:
+        """Name -> layer with its effective weight."""
         return {name: effective.layer for name, effective in effective_layers(self._model)[0].items()}
 
     def get(self, name: str, method: str) -> Decomposition:
@@ -73,7 +74,7 @@ class Decompositions:
         return self._decompositions[name, method]
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Return the cached value of ``key``; on first use, ``make`` computes it. It holds tables for all plans."""
+        """Return the value cached under ``key``; on first use, ``make`` computes it. For tables that plans share."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]

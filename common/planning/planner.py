@@ -60,13 +60,7 @@ def plan_ranks(
     """
     named = method_named(method)
     rule = rule if rule is not None else named.rule
-    if not isinstance(rule, Rule):
-        raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
-    if named.only is not None and not isinstance(rule, named.only):
-        raise ValueError(f"rule={rule!r} with method={method!r}: it must be {named.only.__name__}(...)")
-    for name, value in (("divergences", divergences), ("latencies", latencies)):
-        if value is not None and not isinstance(rule, Budget):
-            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")
+    _check_rule(rule, method, named.only, {"divergences": divergences, "latencies": latencies})
     x = example_batch(x, model)
     decompositions = decompositions or Decompositions(model, moments)
     shapes = decompositions.cached(("shapes", x.shape), lambda: trace_layers(model, x))
@@ -74,16 +68,23 @@ def plan_ranks(
     untouched = untouched_modules(model, shapes, operations)
     if not shapes and not isinstance(rule, Budget):  # a Budget raises instead
         warnings.warn(nothing_to_factor(model, untouched), stacklevel=2)
-    network = Network(
-        model,
-        x,
-        named.name,
-        named.decompositions,
-        shapes,
-        decompositions,
-        operations,
-        untouched,
-        divergences,
-        latencies,
-    )
-    return rule.plan(network)
+    layers = (shapes, decompositions, operations, untouched)
+    return rule.plan(Network(model, x, named.name, named.decompositions, *layers, divergences, latencies))
+
+
+def _check_rule(rule: Rule, method: str, only: type[Rule] | None, for_budgets: Mapping[str, object]) -> None:
+    """Raise a ValueError unless ``rule`` is a rule that the method allows and that takes the arguments given.
+
+    Args:
+        rule: the rank rule.
+        method: the method's name.
+        only: the only class of rules that the method allows; None for any rule.
+        for_budgets: name -> value of the arguments that only a Budget takes; None if not given.
+    """
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
+    if only is not None and not isinstance(rule, only):
+        raise ValueError(f"rule={rule!r} with method={method!r}: it must be {only.__name__}(...)")
+    for name, value in for_budgets.items():
+        if value is not None and not isinstance(rule, Budget):
+            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")
