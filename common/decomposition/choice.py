@@ -99,6 +99,15 @@ class Chosen(Decomposition):
         self.held_out: HeldOut = like.held_out if isinstance(like, Chosen) else HeldOut(weight, groups, moments)
         self._best: dict[Ranks, Decomposition] = {}
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """Only the method's own class knows them.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("ask the method's own class")
+
     @cached_property
     def _aware(self) -> Decomposition:
         """Best for the moments."""

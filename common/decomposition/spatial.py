@@ -23,6 +23,11 @@ class SpatialSVD(OneRank):
     title = "Spatial SVD"
     axes = ((True, False), (False, True))
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """The lesser side of the matrix."""
+        return (min(inputs * kernel[0], outputs * kernel[1]),)
+
     @property
     def sides(self) -> tuple[int, int]:
         """Input channels times height, output channels times width, of a group."""
