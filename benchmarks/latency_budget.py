@@ -34,10 +34,8 @@ from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
-from common.latency import NetworkLatencies, measure_latencies, measured_latencies
-from common.latency.cache import with_random_factors
-from common.latency.operations import RUNTIMES
-from common.latency.table import reference_plans
+from common.latency import NetworkLatencies, measure_latencies, measured_latencies, operation_runtimes
+from common.latency.references import reference_plans, with_random_factors
 from common.models import build_model
 from common.network import profile
 from common.network.layers import factorable_layers
@@ -213,9 +211,10 @@ def trained_network(options: argparse.Namespace) -> Subject:
 def main() -> None:
     """Measure everything that was asked for and print one table a network and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    runtimes = list(operation_runtimes())
     parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=["resnet18"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
+    parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=runtimes)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs, to keep")
     parser.add_argument("--round-to", type=int, default=16, help="ranks under a budget of MACs; default: %(default)s")

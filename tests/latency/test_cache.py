@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from common.compression import compress
+from common.latency import RUNTIMES, breakdown, layer_times, measured_latencies, operation_runtimes
 from common.latency import cache as latency_cache
-from common.latency import measured_latencies
-from common.latency.cache import current_conditions, layer_times, read_table, table_path
+from common.latency.cache import current_conditions, read_table, table_path
 from common.latency.network import network_fingerprint
-from common.latency.operations import RUNTIMES, Operation
-from common.latency.table import needed_operations
+from common.latency.operations import Operation
+from common.latency.pieces import needed_operations
 from common.latency.timing import time_operations, without_drift
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, plan_ranks
@@ -37,7 +37,8 @@ class FakeTimer:
         self.slower = 1.0
         self.baseline_median_s, self.median_s, self.note = 2 * whole, whole, ""
         monkeypatch.setattr(latency_cache, "time_operations", self.time)
-        monkeypatch.setattr(latency_cache, "measure_latency", self.whole)
+        monkeypatch.setattr(breakdown, "time_operations", self.time)
+        monkeypatch.setattr(breakdown, "measure_latency", self.whole)
         monkeypatch.setattr(latency_cache, "measure_latencies", self.wholes)
 
     def whole(self, *_: Any, **__: Any) -> SimpleNamespace:
@@ -120,7 +121,7 @@ def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pyt
     values["conditions"]["processor"] = "another"
     file.write_text(json.dumps(values))  # a file that was copied over
     timer.timed.clear()
-    with pytest.warns(UserWarning, match="was measured under .*another.*; measured anew"):
+    with pytest.warns(UserWarning, match="was measured under .*another.*; its times are measured again"):
         measured_latencies(model, X, "eager", "svd", folder=tmp_path)
     assert timer.timed
 
@@ -142,7 +143,7 @@ def test_a_broken_file_is_measured_anew_with_a_warning(
     timer = FakeTimer(monkeypatch)
     file = table_path(current_conditions("eager", 2), tmp_path)
     file.write_text(content)
-    with pytest.warns(UserWarning, match="cannot be read .* measured anew"):
+    with pytest.warns(UserWarning, match="cannot be read .* measured again"):
         table = measured_latencies(tiny_cnn(), X, "eager", "svd", folder=tmp_path).table
     assert len(timer.timed) == len(table.seconds) > 0
     with warnings.catch_warnings():
@@ -220,7 +221,7 @@ def test_the_factors_of_a_layer_count_as_that_layer(monkeypatch: pytest.MonkeyPa
     assert times["conv"] == pytest.approx(1e-6 * (16 + 4 + 4 + 5 + 5 + 32))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", operation_runtimes())
 def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
     operations = [
         Operation((3, 16), (3, 3), (9, 9), (5, 5)),
@@ -274,7 +275,7 @@ def test_what_is_always_timed_together_has_the_median_of_its_rounds(order: tuple
     assert without_drift(seconds, np.array([[0, 0], [1, 1], [2, 2], [3, 3]])) == pytest.approx([1.0, 4.0])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", operation_runtimes())
 @pytest.mark.parametrize("cost", [0.0, 1e-3])
 def test_operations_owe_nothing_to_the_moment_they_were_timed_in(
     runtime: str, cost: float, monkeypatch: pytest.MonkeyPatch
@@ -282,17 +283,18 @@ def test_operations_owe_nothing_to_the_moment_they_were_timed_in(
     operations = [Operation((8, width), (1, 1), (4, 4), (4, 4)) for width in range(1, 61)]
     timed: list[tuple[Operation, ...]] = []
 
-    def seconds(part: Sequence[Operation], *_: Any) -> np.ndarray:
+    def seconds(_: object, part: Sequence[Operation], *__: Any) -> np.ndarray:
         timed.append(tuple(part))
         widths = np.array([operation.channels[1] for operation in part])
         slower = 1 + len(timed) % 5 / 10
         return np.tile(slower * (1e-3 * widths + (cost if runtime == "onnxruntime" else 0.0)), (2, 1))
 
     monkeypatch.setattr("common.latency.timing.PART_BYTES", 6 * 1024)
-    monkeypatch.setattr("common.latency.timing._seconds", seconds)
-    monkeypatch.setattr("common.latency.timing._onnx_seconds", seconds)
+    clock = type(RUNTIMES[runtime])
+    monkeypatch.setattr(clock, "operation_seconds", seconds)
     slow_cost = 1.2 * cost  # the profile's, at the middle speed of the machine
-    monkeypatch.setattr("common.latency.timing._profiling_cost", lambda: slow_cost)
+    if runtime == "onnxruntime":
+        monkeypatch.setattr(clock, "clock_cost", lambda _: slow_cost)
     found = time_operations(operations, runtime)
     assert list(found) == operations
     assert len(set(timed)) == len(timed) >= 4 * 5  # parts of other operations in every round

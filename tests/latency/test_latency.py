@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,11 +109,11 @@ def test_compiled() -> None:
     assert 0 < found.median_s < 1
 
 
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_says_so() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(RuntimeError, match=r"runtime='compile': torch\.compile needs a C"):
+    missing = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(RuntimeError, match=r"runtime='compile': torch\.compile needs a C"):
         measure_latency(tiny_cnn(), X, runtime="compile")
 
 
@@ -173,3 +176,8 @@ def test_onnx_runtime_times_whole_numbers_and_single_images() -> None:
 def test_channels_last_takes_images() -> None:
     with pytest.raises(ValueError, match=r"runtime='channels_last': x has shape \(2, 4\); it takes \(N, C, H, W\)"):
         measure_latency(nn.Linear(4, 3), torch.randn(2, 4), runtime="channels_last")
+
+
+def test_onnx_runtime_is_loaded_when_it_is_needed() -> None:
+    code = "import sys, common.latency; sys.exit(bool({'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

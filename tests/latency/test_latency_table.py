@@ -15,17 +15,12 @@ from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency import LatencyTable
+from common.latency.interpolation import bilinear
 from common.latency.network import NetworkLatencies, network_fingerprint
 from common.latency.operations import Operation, layer_operations, with_widths
-from common.latency.table import (
-    Conditions,
-    WholeNetwork,
-    _bilinear,
-    _most_ranks,
-    needed_operations,
-    rank_steps,
-    reference_plans,
-)
+from common.latency.pieces import greatest_ranks, needed_operations, rank_steps
+from common.latency.references import reference_plans
+from common.latency.table import Conditions, WholeNetwork
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, LayerPlan, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
@@ -153,7 +148,7 @@ def test_the_greatest_ranks_are_those_of_the_decomposition(method: str) -> None:
     shapes = trace_layers(model, torch.zeros(1, 4, 12, 12))
     kept = Decompositions(model)
     for name, shape in shapes.items():
-        assert _most_ranks(shape, method) == kept.get(name, method).max_ranks
+        assert greatest_ranks(shape, method) == kept.get(name, method).max_ranks
 
 
 @settings(deadline=None)
@@ -168,7 +163,7 @@ def test_between_its_points_a_time_lies_between_theirs(
     ins: list[int], outs: list[int], i: float, o: float, seed: int
 ) -> None:
     grid = np.random.default_rng(seed).uniform(1, 2, (len(ins), len(outs)))
-    (found,) = _bilinear(grid, (ins, outs), np.array([i]), np.array([o]))
+    (found,) = bilinear(grid, (ins, outs), np.array([i]), np.array([o]))
     near = [
         [k for k, point in enumerate(points) if point == min((p for p in points if p >= value), default=points[-1])]
         + [k for k, point in enumerate(points) if point == max((p for p in points if p <= value), default=points[0])]
@@ -176,7 +171,7 @@ def test_between_its_points_a_time_lies_between_theirs(
     ]
     corners = [grid[a, b] for a, b in itertools.product(*near)]
     assert min(corners) - 1e-12 <= found <= max(corners) + 1e-12
-    exact = _bilinear(grid, (ins, outs), np.array(ins, dtype=float), np.full(len(ins), float(outs[0])))
+    exact = bilinear(grid, (ins, outs), np.array(ins, dtype=float), np.full(len(ins), float(outs[0])))
     assert np.allclose(exact, grid[:, 0])
 
 
