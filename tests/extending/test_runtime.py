@@ -90,6 +90,17 @@ def test_it_is_named_where_a_runtime_is_unknown() -> None:
     assert ClassifierConfig(runtimes="eager,autocast").runtime_list == ("eager", "autocast")
 
 
+def test_a_cell_may_add_it_twice_but_a_name_stands_for_one_runtime() -> None:
+    again = RUNTIMES.add(Autocast())
+    assert RUNTIMES["autocast"] is again
+
+    class Other(Eager):
+        """Another runtime of the same name."""
+
+    with pytest.raises(ValueError, match=r"runtime='eager' is taken by common\.latency\.runtimes\.eager\.Eager\(\)"):
+        RUNTIMES.add(Other())
+
+
 def test_it_is_searched_logged_and_reported(tmp_path: Path) -> None:
     budget = Budget(params=0.6)
     settings = SearchSettings(trials=2, finetune_top=0, budget=budget, runtimes=("eager", "autocast"))
