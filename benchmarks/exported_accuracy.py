@@ -1,10 +1,10 @@
-r"""Networks on the real test split, in PyTorch and as ONNX files in ONNX Runtime: what the export costs in accuracy.
+r"""Accuracy that an ONNX export costs: networks on the real test split, in PyTorch and in ONNX Runtime.
 
     python benchmarks/exported_accuracy.py logs/resnet18-mnist-trial43.safetensors --dataset mnist --data-root DATA \
         --image-size 64
 
-Each file, dense or compressed, is exported as ``export_onnx`` does by default (BatchNorm folded, factors merged, ranks
-filled up) and evaluated on all of the test split. Prints both figures and their difference; asserts nothing.
+Each file, dense or compressed, is exported by the defaults of ``export_onnx`` (BatchNorm folded, factors merged, ranks
+padded) and evaluated on the whole test split. Prints both figures and their difference; asserts nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Exported(nn.Module):
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         super().__init__()
         self.session = session
-        self.place = nn.Parameter(torch.empty(0))  # says on which device the inputs are wanted
+        self.place = nn.Parameter(torch.empty(0))  # its device is that of the inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""

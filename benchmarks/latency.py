@@ -1,22 +1,23 @@
-"""Networks dense and compressed on the clock, in turn, and the share of the saved MACs that becomes time.
+"""Networks, dense and compressed, timed in turn; and the share of the MACs ratio that becomes speedup.
 
     python benchmarks/latency.py
 
-ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs; VGG16 and AlexNet at 224 px with a tenth of the
-parameters and 69% and 53% fewer MACs; the U-Net at 256 px with 75% fewer MACs. ``alexnet-convolutions`` keeps its
-parameters, nearly all of them in the Linear layers, whose time is that of reading weights and not of MACs. Each by
-every method under that budget, and with the convolutions that Tucker-2 factors by TensorLy-Torch's ``FactorizedConv``
-and by TensorLy's ``partial_tucker`` at the same ranks instead. Weights are random, which makes no difference to the
-time.
+The cases are ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs, VGG16 and AlexNet at 224 px with
+a tenth of the parameters and 69% and 53% fewer MACs, and the U-Net at 256 px with 75% fewer MACs.
+``alexnet-convolutions`` keeps its parameters. Nearly all of them are in the Linear layers, whose time goes into
+reading weights and not into MACs. Each network is compressed by every method under its budget. Then two peers factor
+the convolutions that Tucker-2 factors, at the same ranks: TensorLy-Torch's ``FactorizedConv`` and TensorLy's
+``partial_tucker``. Weights are random, which does not change the time.
 
-In ``eager`` the networks run as they are; otherwise all of them, dense and peers too, have BatchNorm folded and
-factors merged, and MACs are counted after that; the peers' are taken to be those of Tucker-2 here at the same ranks,
-though TensorLy-Torch computes more, and keeps the BatchNorm behind its layers. A realised share of 1 means that time
-fell as much as MACs. The spread is that of the single rounds' speedups; where it is over a quarter there is none. The
-dense network is timed against itself too. Prints the figures; asserts nothing.
+In ``eager`` the networks run as they are. In the other runtimes all of them, dense ones and peers too, have BatchNorm
+folded and factors merged, and MACs are counted after that. The peers' MACs are taken to be those of Tucker-2 here at
+the same ranks, although TensorLy-Torch computes more and keeps the BatchNorm behind its layers. A share of 1 means
+that time fell as much as MACs. The spread is that of the single rounds' speedups; if it is over a quarter, there is no
+speedup. The dense network is timed against itself too. Prints the figures; asserts nothing.
 
-Plans count parameters and MACs alone. With ``--latency`` they keep to a share of the dense network's time as well, as
-measured operations foretell it for one image in the first of ``--runtimes``: what a budget of MACs and latency adds.
+Plans count parameters and MACs alone. With ``--latency`` they also keep to a share of the dense network's time, as
+measured operations predict it for one image in the first of ``--runtimes``. This shows what a budget of MACs and
+latency adds.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 
 METHODS = (*DECOMPOSITIONS, "mixed")
+AS_THEY_ARE = ("eager",)
+"""Runtimes in which the networks are timed as they are."""
+BEST_OF = ("channels_last", "compile")
+"""Runtimes whose better time counts as PyTorch's."""
 HEADS = (
     "network",
     "batch",
@@ -62,7 +67,7 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the pixels of its input's sides, and what to keep of it."""
+    """A network, the side of its input in pixels, and what to keep of it."""
 
     model: str
     size: int
@@ -86,12 +91,12 @@ TINY = {
 
 
 def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
-    """``FactorizedConv`` by Tucker, the kernel's modes at full rank, run factor by factor; with random factors."""
+    """A Tucker ``FactorizedConv`` with random factors, the kernel's modes at full rank, run factor by factor."""
     factorized = tltorch.FactorizedConv.from_conv(
         layer,
         rank=[ranks[1], ranks[0], *layer.kernel_size],
         factorization="tucker",
-        implementation="factorized",  # by default it multiplies the dense kernel out at every pass
+        implementation="factorized",  # the default multiplies out the dense kernel in each pass
         decompose_weights=False,
     )
     factorized.weight.normal_(0, 0.02)
@@ -133,7 +138,7 @@ def with_peer(peer: str, dense: nn.Module, small: nn.Module, plan: RankPlan) -> 
 def compressed(
     budget: Budget, dense: nn.Module, x: Tensor, methods: Sequence[str], round_to: int
 ) -> dict[str, nn.Module]:
-    """The network by every method, and by the peers where Tucker-2 is among them."""
+    """The network by every method, and by the peers if Tucker-2 is among them."""
     kept = Decompositions(dense)
     networks: dict[str, nn.Module] = {}
     for method in methods:
@@ -148,7 +153,7 @@ def compressed(
 
 
 class Table:
-    """The rows of one network, and of its best time in PyTorch."""
+    """The rows of one network, and of its better time in PyTorch."""
 
     def __init__(self, name: str, dense: Profile) -> None:
         self.name, self.dense = name, dense
@@ -156,7 +161,7 @@ class Table:
         self.best: dict[tuple[int, str], tuple[list[Any], Latency]] = {}
 
     def add(self, what: str, cost: Profile, latency: Latency) -> None:
-        """One network in one runtime."""
+        """Add one network in one runtime."""
         ratio = self.dense.macs / cost.macs
         size = [what, cost.params / self.dense.params, ratio]
         speedup = latency.speedup
@@ -165,13 +170,13 @@ class Table:
         times = [latency.median_s * 1000, latency.iqr_s * 1000, latency.spread, peak]
         key = (latency.batch_size, what)
         self.rows.append([self.name, latency.batch_size, latency.runtime, *size, *times, speedup, share])
-        if latency.runtime in (RUNTIMES["channels_last"], RUNTIMES["compile"]):
+        if latency.runtime in (RUNTIMES[name].title for name in BEST_OF):
             known = self.best.get(key)
             if known is None or latency.median_s < known[1].median_s:
                 self.best[key] = (size, latency)
 
     def best_rows(self) -> list[list[Any]]:
-        """The better of channels_last and compiled, against the better of the same for the dense network."""
+        """The better time of `BEST_OF`, against the dense network's better time."""
         rows = []
         for (batch, _), (size, latency) in self.best.items():
             dense = self.best[batch, "dense"][1]
@@ -196,7 +201,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any
     for batch in options.batches:
         x = image.expand(batch, -1, -1, -1).contiguous()
         for runtime in options.runtimes:
-            chosen = networks if runtime == "eager" else merged
+            chosen = networks if runtime in AS_THEY_ARE else merged
             costs = {what: profile(network, image) for what, network in chosen.items()}
             costs |= {peer: costs["tucker2"] for peer in PEERS if peer in costs}
             found = measure_latencies(

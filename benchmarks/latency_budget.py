@@ -1,20 +1,23 @@
-r"""Budgets of latency against budgets of MACs, on the clock at equal divergence; and predicted against measured times.
+r"""Budgets of latency against budgets of MACs at equal divergence; and predicted against measured times.
 
     python benchmarks/latency_budget.py
     python benchmarks/latency_budget.py --weights finetuned/resnet18-cifar10.safetensors --dataset cifar10 \
         --data-root DATA --image-size 48
 
-Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20), and
-then under the smallest budget of latency whose plan does no more divergence (the sum of the layers' squared errors).
-Both are timed in turn with the dense network, and predicted from the table of measured operations, which
-is kept in this machine's cache. The weights are random with spectra that decay like those of trained layers, so that
-the methods differ in what they keep; or they are trained ones: then divergences are measured on the calibration
-split, and the accuracy on the test split, BatchNorm recalibrated and nothing fine-tuned, stands beside the times. A
-gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
-1: ``error`` that of the prediction that the plan was made with; ``in turn`` that of one from the same operations with
-the dense network and the table's small ones timed again in turn with the planned ones, so that it does not tell how
-much faster or slower the machine has become since its table was made. MACs are counted before ONNX Runtime's
-factors are merged. Prints the figures; asserts nothing.
+Each network is planned by each method under a budget of MACs, with ranks in multiples of 16 (of 4 in ResNet-20). Then
+it is planned under the smallest budget of latency whose plan has no more divergence (the sum of the layers' squared
+errors). Both networks are timed in turn with the dense one. Their times are also predicted from the table of measured
+operations, which is kept in this machine's cache.
+
+The weights are random, with spectra that decay like those of trained layers, so the methods differ in what they keep.
+Or they are trained: then divergences are measured on the calibration split, and the accuracy on the test split, with
+BatchNorm recalibrated and nothing fine-tuned, stands beside the times.
+
+A gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
+1. ``error`` is that of the prediction with which the plan was made. ``in turn`` is that of a prediction from the same
+operations after the dense network and the table's small ones were timed again, in turn with the planned ones. So it
+leaves out how much faster or slower the machine has become since its table was made. MACs are counted before ONNX
+Runtime's factors are merged. Prints the figures; asserts nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +37,8 @@ from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
-from common.latency import NetworkLatencies, measure_latencies, measured_latencies
-from common.latency.cache import with_random_factors
-from common.latency.operations import RUNTIMES
-from common.latency.table import reference_plans
+from common.latency import NetworkLatencies, measure_latencies, measured_latencies, operation_runtimes
+from common.latency.references import reference_plans, with_random_factors
 from common.models import build_model
 from common.network import profile
 from common.network.layers import factorable_layers
@@ -56,7 +57,7 @@ METHODS = (*DECOMPOSITIONS, "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
 DECAY = 0.6
 LARGEST_BASIS = 10_000
-"""Channels up to which a random basis is made for them, which would take minutes for VGG16's first Linear layer."""
+"""Most channels for which a random basis is made; for VGG16's first Linear layer it would take minutes."""
 BISECTIONS = 10
 HEADS = (
     "network",
@@ -79,7 +80,7 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A dense network, its batch, and what is known of both."""
+    """A dense network, its batch, and what was computed for both."""
 
     name: str
     model: nn.Module
@@ -104,7 +105,7 @@ class Setting:
         )
 
     def divergence(self, plan: RankPlan) -> float:
-        """The sum over the layers of what their errors do: as measured, or the squared relative errors themselves."""
+        """The sum of the layers' divergences as measured; without measurements, of their squared relative errors."""
         total = 0.0
         for name, layer in plan.factored.items():
             error = self.kept.get(name, str(layer.method)).relative_error(layer.ranks)
@@ -112,14 +113,14 @@ class Setting:
         return total
 
     def accuracy(self, network: nn.Module) -> float | None:
-        """In %, of the test split, once BatchNorm is recalibrated; None without data."""
+        """Accuracy on the test split in %, with BatchNorm recalibrated; None without data."""
         if self.data is None:
             return None
         recalibrate_bn(network, self.data.calibration)
         return 100 * evaluate(network, self.data.test)[self.data.metric]
 
     def equal_divergence(self, method: str, divergence: float) -> RankPlan:
-        """The plan under the smallest budget of latency that does at most this divergence."""
+        """The plan under the smallest budget of latency that has at most this divergence."""
         low, high = 0.0, 1.0
         best = self.plan(method, Budget(latency=1.0, runtime=self.latencies.table.conditions.runtime))
         for _ in range(BISECTIONS):
@@ -137,7 +138,7 @@ class Setting:
 
 
 def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
-    """``model``, the i-th direction of its layers' channels scaled by ``i ** -decay``, in random bases."""
+    """Scale the i-th direction of each layer's channels by ``i ** -decay``, in random bases; returns ``model``."""
     with torch.no_grad():
         for layer in factorable_layers(model).values():
             weight = convolution_weight(layer)
@@ -200,7 +201,7 @@ def random_network(name: str, options: argparse.Namespace) -> Subject:
 
 
 def trained_network(options: argparse.Namespace) -> Subject:
-    """The network of ``--weights``, decomposed for what it puts out on its data."""
+    """The network of ``--weights``, decomposed for its outputs on its data."""
     data = load_data(options.dataset, options.data_root, options.image_size, limit=options.limit)
     model = load_compressed(options.weights).eval()
     print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
@@ -213,9 +214,10 @@ def trained_network(options: argparse.Namespace) -> Subject:
 def main() -> None:
     """Measure everything that was asked for and print one table a network and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    runtimes = list(operation_runtimes())
     parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=["resnet18"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
+    parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=runtimes)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs, to keep")
     parser.add_argument("--round-to", type=int, default=16, help="ranks under a budget of MACs; default: %(default)s")

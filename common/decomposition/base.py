@@ -127,6 +127,17 @@ class Decomposition(ABC):
         tensor = self.metric.weight if self.moments is None else self.metric.weighted
         return float(tensor.square().sum())
 
+    @classmethod
+    @abstractmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """The ranks at which the decomposition of any weight of this shape is exact.
+
+        Args:
+            inputs: channels of one group.
+            outputs: channels of one group.
+            kernel: ``(kh, kw)``.
+        """
+
     @property
     @abstractmethod
     def max_ranks(self) -> Ranks:

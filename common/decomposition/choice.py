@@ -102,6 +102,15 @@ class SelectedDecomposition(Decomposition):
         )
         self._best: dict[Ranks, Decomposition] = {}
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """Only the method's own class knows them.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("ask the method's own class")
+
     @cached_property
     def _data_aware(self) -> Decomposition:
         """The variant that is best for the moments."""

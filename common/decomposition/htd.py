@@ -52,6 +52,12 @@ class HTD(Decomposition):
         """Cache of :meth:`_root`, oldest entry first."""
         return {}
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """Those of Tucker-2, and the lesser side of the core unfolded between height and width."""
+        r_in, r_out = Tucker2.greatest_ranks(inputs, outputs, kernel)
+        return r_in, min(r_in * kernel[0], r_out * kernel[1]), r_out
+
     @property
     def max_ranks(self) -> Ranks:
         """The maxima of Tucker-2, and the rank of the core at those."""

@@ -23,6 +23,11 @@ class SpatialSVD(OneRank):
     title = "Spatial SVD"
     axes = ((True, False), (False, True))
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """The lesser side of the matrix."""
+        return (min(inputs * kernel[0], outputs * kernel[1]),)
+
     @property
     def sides(self) -> tuple[int, int]:
         """A group's input channels times the kernel's height, and its output channels times the kernel's width."""

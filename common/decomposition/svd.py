@@ -24,6 +24,11 @@ class SVD(OneRank):
     serves_transposed = True
     axes = ((True, True), (False, False))
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """The lesser side of the matrix."""
+        return (min(outputs, inputs * math.prod(kernel)),)
+
     @property
     def sides(self) -> tuple[int, int]:
         """A group's output channels, and the elements of one of its filters."""

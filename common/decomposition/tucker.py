@@ -37,6 +37,12 @@ class Tucker2(Decomposition):
     has_sweeps = True
     _swept: tuple[Ranks, Parts] | None = None
 
+    @classmethod
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+        """The lesser side of each unfolding."""
+        elements = math.prod(kernel)
+        return min(inputs, outputs * elements), min(outputs, inputs * elements)
+
     @cached_property
     def max_ranks(self) -> Ranks:
         """Each mode's channels, at most the other mode's channels times the elements of the kernel."""

@@ -1,4 +1,4 @@
-"""What can be written to an ONNX file: said in the first second, not after a whole export."""
+"""Checks of whether an ONNX file can hold a network, in the first second and not after a whole export."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from common.deploy.parity import deployed_copy, example, run, same_outputs, tens
 from common.network.outputs import single_tensor
 
 HELD = (torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Numbers that ONNX Runtime can hand back, beside truth values."""
+"""Types that ONNX Runtime can return, besides booleans."""
 
 
 def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy of the network in evaluation mode and the example input as a batch, both on the processor.
+    """A copy of the network in evaluation mode, and the example input as a batch, both on the processor.
 
-    The copy returns one tensor, also where the network returns it in a dict or a tuple that holds nothing else.
+    The copy returns one tensor. If the network returns a dict or tuple with a single tensor in it, the copy returns
+    that tensor.
 
     Args:
         model: left as it was.
@@ -28,8 +29,8 @@ def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: the network is not of float32 or has no weights yet, it does not take ``x``, it returns anything
-            but one tensor, or its outputs hold NaN or differ from pass to pass.
+        ValueError: the network is not of float32 or has no weights yet, it does not take ``x``, it returns more or
+            less than one tensor, or its outputs hold NaN or differ from pass to pass.
     """
     _check_weights(model)
     _check_input(x)
@@ -41,59 +42,63 @@ def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         shown = dataclasses.replace(shown, output=next(tensors(shown.output)))
     output = single_tensor(shown.output, "the network")
     if output.dtype not in (*HELD, torch.bool):
-        raise ValueError(f"the network returns {_name(output.dtype)}, which ONNX Runtime does not hand back")
+        raise ValueError(f"the network returns {_name(output.dtype)}, which ONNX Runtime cannot return")
     if output.isnan().any():
-        raise ValueError("the network's outputs on x hold NaN; nothing could be compared with them")
+        raise ValueError("the network's outputs on x hold NaN, so no export could be compared with them")
     if not all(same_outputs(run(reference, shown.x, seed), shown) for seed in (0, 1)):
         raise ValueError(
-            "the network's outputs differ from pass to pass, since it draws random numbers or keeps a state; an ONNX "
+            "the network's outputs differ from pass to pass, as it draws random numbers or keeps a state; an ONNX "
             "file holds one function of the input"
         )
     return reference, shown.x
 
 
 class OnlyTensor(nn.Module):
-    """A network that returns one tensor in a container, without the container."""
+    """A network that returns the only tensor in what another network returns."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """The only tensor that the network returns.
+        """The only tensor in what the network returns.
 
         Raises:
-            ValueError: it returns more than one, or none.
+            ValueError: it holds no tensor or several.
         """
         (found,) = tensors(self.network(x))
         return found
 
 
 def _check_input(x: Tensor) -> None:
+    """Raise unless ``x`` can be the example input of an export."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
     shape = tuple(x.shape)
     if x.dim() < 2 or not x.numel():
         raise ValueError(f"x has shape {shape}; it must be a batch of one input or more, (N, C, H, W)")
     if x.is_meta:
-        raise ValueError("x is on the device meta, where tensors have no values")
+        raise ValueError("x is on the device meta, so it has no values")
     if x.is_complex():
-        raise ValueError(f"x is {_name(x.dtype)}; ONNX has real numbers")
+        raise ValueError(f"x is {_name(x.dtype)}; ONNX has real numbers only")
     if x.dtype != torch.float32 and x.is_floating_point():
-        raise ValueError(f"x is {_name(x.dtype)}; export takes float32: hand it x.float()")
+        raise ValueError(f"x is {_name(x.dtype)}; export takes float32: give it x.float()")
     if x.is_floating_point() and not x.isfinite().all():
         raise ValueError("x holds values that are not finite")
 
 
 def _check_weights(model: nn.Module) -> None:
+    """Raise unless every parameter has float32 or integer values."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise ValueError(f"parameter {name!r} of the network has no values yet; load weights or run a batch first")
         if parameter.is_complex():
-            raise ValueError(f"parameter {name!r} of the network is {_name(parameter.dtype)}; ONNX has real numbers")
+            raise ValueError(
+                f"parameter {name!r} of the network is {_name(parameter.dtype)}; ONNX has real numbers only"
+            )
         if parameter.dtype != torch.float32 and parameter.is_floating_point():
             raise ValueError(
-                f"the network is {_name(parameter.dtype)} (parameter {name!r}); export takes float32: hand it "
+                f"the network is {_name(parameter.dtype)} (parameter {name!r}); export takes float32: give it "
                 "model.float() and x.float()"
             )
 
@@ -103,11 +108,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What lies at the bottom of an error, in one line."""
+    """The first cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, GuardOnDataDependentSymNode):
-        return "its forward goes another way for other values of the input"
+        return "its forward takes another branch for other values of the input"
     text = str(error).strip()
     if unknown := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         return f"ONNX has no operator for {unknown[1]}"

@@ -20,16 +20,16 @@ from common.network.weights import convolution_weight, set_convolution_weight
 def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
     """A copy in evaluation mode without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
 
-    In evaluation mode such a BatchNorm is a scale and a shift of each channel, which the layer's weight and bias take
-    over; behind a factorized layer it is the last factor that does. An ``Identity`` stays in its place. A BatchNorm
-    anywhere else is left alone, and so is one without running statistics. A pass of ``x`` has to show what follows
-    what (see :func:`common.deploy.links.links`), and the copy's outputs on ``x`` are the network's, but for rounding.
+    In evaluation mode such a BatchNorm scales and shifts each channel. The layer's weight and bias take this over; of
+    a factorized layer, those of the last factor. An ``Identity`` takes the place of the BatchNorm. A BatchNorm
+    anywhere else stays, and so does one without running statistics. A pass of ``x`` must confirm what follows what
+    (see :func:`common.deploy.links.links`). On ``x`` the copy's outputs equal the network's, but for rounding.
 
     Args:
         model: left as it was.
-        x: example input, which also tells whether a Linear puts out rows or sequences, whose axis 1 is another.
-            Without it a made-up image stands in, and the BatchNorm behind a Linear stays; a network that takes no
-            image keeps them all.
+        x: example input. It also shows whether a Linear returns rows or sequences; of sequences, axis 1 is not the
+            channels. Without ``x`` a random image is passed, and every BatchNorm behind a Linear stays. A network that
+            takes no image keeps all BatchNorms.
 
     Raises:
         ValueError: the network does not take ``x``, or cannot be copied.
@@ -46,20 +46,20 @@ def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
 
 
 def _normalizes_outputs(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether ``norm`` is a BatchNorm that scales the layer's outputs, where those are on axis 1, by fixed numbers."""
+    """Whether ``norm`` is a BatchNorm with fixed statistics of the layer's output channels."""
     if not is_plain(layer) or not _is_norm(norm) or norm.running_mean is None or norm.training:
         return False
     return norm.num_features == (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
 def _is_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether it is a BatchNorm as PyTorch makes it: no subclass, parametrization or hook."""
+    """Whether it is PyTorch's own BatchNorm, without a parametrization or hook."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return type(module) in kinds and not is_altered(module)
 
 
 def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
-    """The BatchNorms that meet nothing but rows ``(N, C)`` when ``x`` passes."""
+    """The BatchNorms that get only rows ``(N, C)`` when ``x`` passes."""
     dimensions: dict[nn.Module, set[int]] = {}
 
     def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -72,6 +72,7 @@ def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
 
 
 def _fold(model: nn.Module, pair: tuple[str, str]) -> None:
+    """Fold the second of two modules, a BatchNorm, into the first."""
     layer, norm = map(model.get_submodule, pair)
     assert is_plain(layer)
     assert isinstance(norm, _BatchNorm)
@@ -80,7 +81,10 @@ def _fold(model: nn.Module, pair: tuple[str, str]) -> None:
 
 
 def _take_over(layer: FactorableLayer, norm: _BatchNorm) -> None:
-    """``fuse_conv_bn_eval`` of torch does the same, but neither in float64 nor for transposed groups."""
+    """Multiply the scale of ``norm`` into the layer's weight, and add its shift to the bias, in float64.
+
+    ``fuse_conv_bn_eval`` of torch works neither in float64 nor for transposed groups.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -89,6 +93,8 @@ def _take_over(layer: FactorableLayer, norm: _BatchNorm) -> None:
     bias: Tensor = -norm.running_mean.double() if layer.bias is None else layer.bias - norm.running_mean.double()
     bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
     weight = convolution_weight(layer)
-    layer.weight = nn.Parameter(layer.weight.clone(), layer.weight.requires_grad)  # which another layer may share
+    layer.weight = nn.Parameter(
+        layer.weight.clone(), layer.weight.requires_grad
+    )  # another layer may share the old one
     set_convolution_weight(layer, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
     layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=layer.weight.requires_grad)

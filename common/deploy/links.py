@@ -1,4 +1,4 @@
-"""Which layer feeds which: what has to be known before two of them may become one."""
+"""Which layer feeds which: two layers may become one only if the first feeds the second alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from common.deploy.observing import Link, confirmed, is_altered, is_passive
 from common.network.copies import independent_copy
 from common.network.layers import FactorableLayer
 
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+
 
 def links(
     model: nn.Module, x: Tensor, wanted: Callable[[nn.Module, nn.Module], bool] = lambda first, second: True
 ) -> list[tuple[str, str]]:
-    """Names of pairs of modules: all that the first puts out goes into the second, which takes nothing else.
+    """Names of pairs of modules: the whole output of the first goes into the second, which takes nothing else.
 
-    Two ways of looking have to agree. One is a symbolic trace (``torch.fx``) of the network in evaluation mode, where
-    dropout between the two does not count. Where a ``forward`` cannot be traced, because it branches on sizes or
-    values, its children are traced one by one; pairs that such a ``forward`` itself joins are not found. The other is
-    a pass of ``x``, with gradients and without, since a ``forward`` may go another way while it is traced: the second
-    module has to get the very tensor that the first returned, and nothing else may use it.
+    Two observations must agree. One is a symbolic trace (``torch.fx``) of the network in evaluation mode; dropout
+    between the two does not count. If a ``forward`` cannot be traced, because it branches on sizes or values, its
+    children are traced one by one, and pairs that such a ``forward`` itself joins are not found. The other observation
+    is a pass of ``x``, with gradients and without, since a ``forward`` may take another branch while it is traced. In
+    it the second module must get the very tensor that the first returned, and nothing else may use that tensor.
 
     Args:
         model: in evaluation mode, its parameters without gradients. A pass may change what it holds.
         x: example input.
         wanted: whether a pair is of interest.
     """
-    traced = independent_copy(model)  # a forward that keeps what it computes keeps symbols now
+    traced = independent_copy(model)  # a forward that stores what it computes stores symbols while it is traced
     modules, names = dict(model.named_modules()), {module: name for name, module in traced.named_modules()}
     parts = [[modules[names[part]] for part in (link.first, link.second, link.part)] for link in _traced_links(traced)]
     found = [Link(*each) for each in parts if wanted(each[0], each[1])]
@@ -42,18 +44,19 @@ def links(
 
 
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
-    """Whether it is a Conv2d, ConvTranspose2d or Linear as PyTorch makes it: no subclass, parametrization or hook."""
+    """Whether it is PyTorch's own Conv2d, ConvTranspose2d or Linear, without a parametrization or hook."""
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     return type(module) in kinds and "weight" in module._parameters and not is_altered(module)
 
 
 def _traced_links(model: nn.Module) -> list[Link]:
+    """The links that the graphs of the network's parts show."""
     parts: dict[nn.Module, nn.Module] = {}
     before: dict[nn.Module, set[nn.Module | None]] = {}
     after: dict[nn.Module, set[nn.Module | None]] = {}
     for root, graph in _traced(model):
         for node in graph.nodes:
-            if node.op == "get_attr":  # a tensor that is also used by itself must stay what it is
+            if node.op == "get_attr":  # a weight that is also used by itself must not change
                 after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
             elif (module := _called(root, node)) is not None and not is_passive(module):
                 parts[module] = root
@@ -68,19 +71,19 @@ def _traced_links(model: nn.Module) -> list[Link]:
 
 
 class _Tracer(fx.Tracer):
-    """Knows the default of every argument but the first, and does not look into modules that have none inside."""
+    """A tracer that gives every argument but the first its default, and treats modules without children as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
 
     def create_arg(self, a: Any) -> Any:
-        return None if inspect.isroutine(a) else super().create_arg(a)  # a default that no graph can hold
+        return None if inspect.isroutine(a) else super().create_arg(a)  # no graph can hold a function as a default
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         traced, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        named = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[2:]  # without self and the input
+        named = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())[2:]  # all but self and the input
         defaults: dict[str, Any] = {each.name: each.default for each in named if each.default is not each.empty}
         defaults |= {f"*{each.name}": () for each in named if each.kind is each.VAR_POSITIONAL}
         defaults |= {f"**{each.name}": {} for each in named if each.kind is each.VAR_KEYWORD}
@@ -89,12 +92,12 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    """The largest parts of ``module`` that can be traced, with their graphs."""
+    """The largest parts of ``module`` that can be traced, each with its graph."""
     if not list(module.children()):
         return
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # a forward may fail in any way when it is handed a symbol in place of a tensor
+    except Exception:  # given a symbol in place of a tensor, a forward may raise anything
         for child in module.children():
             yield from _traced(child)
     else:
@@ -102,11 +105,12 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
 
 
 def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls; None if it does something else."""
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that alone takes what ``node`` puts out; None where there is none."""
+    """The module that alone takes the output of ``node``; None if there is none."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = _called(root, node)
@@ -116,7 +120,7 @@ def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def _previous(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module whose output ``node`` takes; None where there is none."""
+    """The module whose output ``node`` takes; None if there is none."""
     while node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         module = _called(root, node)

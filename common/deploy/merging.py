@@ -1,39 +1,42 @@
-"""Adjacent linear layers merged where one is cheaper than both; ranks widened to what the runtime likes."""
+"""Adjacent linear layers, merged where one is cheaper than several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any, TypeGuard
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.deploy.links import is_plain, links
+from common.decomposition import Floats
+from common.deploy.cutting import last_pieces
+from common.deploy.links import Convolution, is_plain, links
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
 from common.network.layers import FactorableLayer
 from common.network.modes import hooked
 from common.network.weights import blocks, convolution_weight, set_convolution_weight
 
-Convolution = nn.Conv2d | nn.ConvTranspose2d
 Calls = Sequence[tuple[int, int]]
-"""Positions before and after, of every time that the example passes a layer."""
+"""Positions before and after a layer, each time that the example passes it."""
 
 
 def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in evaluation mode in which linear layers with nothing between them are one where that costs less.
+    """A copy in evaluation mode in which linear layers with nothing between them are merged where that costs less.
 
-    The factors of one layer are such a chain, longer where another linear layer follows directly. A chain is cut into
-    the pieces that together need the fewest MACs, none with more parameters than it replaces; so a layer whose ranks
-    do not pay is dense again. Layers are merged only where the result is the same at the borders too: on each axis of
-    the image one of the two has a kernel of 1, and no bias meets zero padding. A pass of ``x`` has to show what
-    follows what (see :func:`common.deploy.links.links`), and the copy's outputs on ``x`` are the network's, but for
-    rounding.
+    The factors of one layer are such a chain; a linear layer that follows directly belongs to it too. A chain is cut
+    into the pieces that together need the fewest MACs, none with more parameters than it replaces. So a layer whose
+    ranks do not pay becomes dense again.
+
+    Layers are merged only where the result is the same at the borders too: on each axis of the image one of the two
+    has a kernel of 1, and no bias meets zero padding. A pass of ``x`` must confirm what follows what (see
+    :func:`common.deploy.links.links`). On ``x`` the copy's outputs equal the network's, but for rounding.
 
     Args:
-        model: left as it was; fold its BatchNorm first, which otherwise stands between.
-        x: example input ``(N, C, H, W)``; it tells the layers' spatial sizes.
+        model: left as it was; fold its BatchNorm first, which otherwise stands between the layers.
+        x: example input ``(N, C, H, W)``; it shows the layers' spatial sizes.
 
     Raises:
         ValueError: the network does not take ``x``, or cannot be copied.
@@ -51,82 +54,15 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _merge_piece(model: nn.Module, names: Sequence[str]) -> None:
+    """Put one layer in place of the first of these, and an ``Identity`` in place of each other."""
     layers = [layer for layer in map(model.get_submodule, names) if is_plain(layer)]
     replace_module(model, layers[0], reduce(_merge, layers))
     for layer in layers[1:]:
         replace_module(model, layer, nn.Identity().eval())
 
 
-def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
-    """A copy in evaluation mode whose factors have widths that are multiples of ``multiple``, filled up with zeros.
-
-    The outputs stay the same. ONNX Runtime keeps its blocked layout only between convolutions whose channels fill its
-    blocks (16 with AVX-512, 8 with AVX2); one that does not costs a reordering before and after it.
-
-    Args:
-        model: left as it was.
-        multiple: at least 1.
-        x: example input, a pass of which shows what follows what (:func:`common.deploy.links.links`). Without it a
-            made-up image stands in; a network that takes no image is left as it is.
-
-    Raises:
-        ValueError: ``multiple`` is below 1, or the network does not take ``x`` or cannot be copied.
-    """
-    check_multiple(multiple)
-
-    def find(network: nn.Module, shown: Tensor) -> list[tuple[str, str]]:
-        return links(network, shown, lambda first, second: _can_be_widened(first, second, multiple))
-
-    def widen(network: nn.Module, pair: tuple[str, str]) -> None:
-        first, second = map(network.get_submodule, pair)
-        assert _is_convolution(first)
-        assert _is_convolution(second)
-        missing = -first.out_channels % multiple
-        _widen(first, missing, outputs=True)
-        _widen(second, missing, outputs=False)
-
-    return changed_copy(model, x, find, widen)
-
-
-def _can_be_widened(first: nn.Module, second: nn.Module, multiple: int) -> bool:
-    if not _is_convolution(first) or not _is_convolution(second):
-        return False
-    return first.groups == second.groups == 1 and first.out_channels % multiple > 0
-
-
-def check_multiple(align: int) -> None:
-    """Refuse what cannot be a multiple of ranks.
-
-    Raises:
-        ValueError: it is below 1.
-    """
-    if align < 1:
-        raise ValueError(f"align={align!r}: it must be at least 1")
-
-
-def _is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
-    return is_plain(module) and not isinstance(module, nn.Linear)
-
-
-def _widen(layer: Convolution, channels: int, outputs: bool) -> None:
-    """Add channels whose weights are zero."""
-    weight = convolution_weight(layer)
-    shape = list(weight.shape)
-    shape[0 if outputs else 1] = channels
-    wider = torch.cat([weight, weight.new_zeros(shape)], 0 if outputs else 1)
-    if outputs:
-        layer.out_channels += channels
-        if layer.bias is not None:
-            longer = torch.cat([layer.bias, layer.bias.new_zeros(channels)])
-            layer.bias = nn.Parameter(longer, layer.bias.requires_grad)
-    else:
-        layer.in_channels += channels
-    wider = wider.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else wider
-    layer.weight = nn.Parameter(wider, layer.weight.requires_grad)
-
-
 def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
-    """The runs of two linear layers or more that follow each other directly."""
+    """Every run of two or more linear layers that follow each other directly."""
     modules = dict(model.named_modules())
     pairs = links(model, x, lambda first, second: is_plain(first) and is_plain(second))
     after = dict(pairs)
@@ -141,7 +77,7 @@ def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
 
 
 def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Mapping[FactorableLayer, Calls]:
-    """How many positions each layer has before and after it, every time that ``x`` passes it."""
+    """Positions before and after each layer, each time that ``x`` passes it."""
     calls: dict[FactorableLayer, list[tuple[int, int]]] = {layer: [] for layer in layers}
 
     def note(layer: FactorableLayer, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
@@ -155,26 +91,31 @@ def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Ma
 
 
 def _channels(layer: FactorableLayer) -> tuple[int, int]:
+    """Channels or features, in and out."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 def _cheapest_pieces(chain: Sequence[FactorableLayer], calls: Sequence[Calls]) -> list[Sequence[FactorableLayer]]:
-    """The chain cut so that its pieces, each merged, need the fewest MACs; of equal cuts the one of fewest pieces."""
-    best: list[tuple[int, list[Sequence[FactorableLayer]]]] = [(0, [])]
-    for end in range(1, len(chain) + 1):
-        options = [
-            (before + macs, [*pieces, chain[start:end]])
-            for start, (before, pieces) in enumerate(best)
-            if (macs := _piece_macs(chain[start:end], calls[start:end])) is not None
-        ]
-        best.append(min(options, key=lambda option: (option[0], len(option[1]))))
-    return best[-1][1]
+    """The chain, cut so that its pieces, each merged, need the fewest MACs."""
+
+    def macs(start: int, end: int) -> Floats:
+        found = _piece_macs(chain[start:end], calls[start:end])
+        return np.array([np.inf if found is None else float(found)])
+
+    starts = last_pieces(len(chain), macs)
+    pieces: list[Sequence[FactorableLayer]] = []
+    end = len(chain)
+    while end:
+        start = int(starts[end - 1][0])
+        pieces.insert(0, chain[start:end])
+        end = start
+    return pieces
 
 
 def _piece_macs(piece: Sequence[FactorableLayer], calls: Sequence[Calls]) -> int | None:
-    """MACs of one input when the piece is one layer; None where it cannot be, or would have more parameters."""
+    """MACs of the piece as one layer; None if it cannot be one layer, or that layer would have more parameters."""
     layer: FactorableLayer | None = piece[0]
     for following in piece[1:]:
         layer = None if layer is None else _outline(layer, following)
@@ -189,7 +130,7 @@ def _params(layer: FactorableLayer) -> int:
 
 
 def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer | None:
-    """The layer that does what both do, on the device ``meta``; None where there is no such layer."""
+    """The layer that does what both do, on the device ``meta``; None if there is no such layer."""
     place: dict[str, Any] = {"device": "meta", "dtype": first.weight.dtype}
     bias = first.bias is not None or second.bias is not None
     if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
@@ -226,14 +167,14 @@ def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer
 
 
 def _is_idle(layer: Convolution, axis: int) -> bool:
-    """Whether the layer leaves an axis of the image as it is."""
+    """Whether the layer leaves the size of an axis, and each position on it, as it is."""
     return (
         layer.kernel_size[axis] == layer.stride[axis] == 1 and _padding(layer, axis) == layer.output_padding[axis] == 0
     )
 
 
 def _padding(layer: Convolution, axis: int) -> int | None:
-    """Of both sides of an axis; None where they differ (``padding="same"`` of an even kernel)."""
+    """Padding of both sides of an axis; None if the sides differ (``padding="same"`` with an even kernel)."""
     if layer.padding == "valid":
         return 0
     if layer.padding == "same":

@@ -1,4 +1,4 @@
-"""What a pass shows: which module's output goes into which module, and what else uses it."""
+"""A pass of an example: which module's output goes into which module, and what else uses it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 @dataclass(frozen=True)
 class Link:
-    """Two modules of which the second is thought to take all that the first puts out.
+    """Two modules; the second is supposed to take the whole output of the first.
 
     Attributes:
         first, second: the modules.
-        part: the module inside of which the two are linked; they count as linked only while it runs.
+        part: the module whose graph links the two; they count as linked only while it runs.
     """
 
     first: nn.Module
@@ -32,22 +32,22 @@ class Link:
 
 
 def is_passive(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's own that return their input as it is, in the mode that it is in."""
+    """Whether it is a module of PyTorch that returns its input as it is, in its present mode."""
     return type(module) in _PASSIVE and not module.training and not is_altered(module)
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether hooks or a forward of its own make it compute something else than its class says."""
+    """Whether hooks or a ``forward`` of this instance may change what its class computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
-    """Those of the links that a pass of ``x`` shows: nothing but the second module uses the first one's outputs."""
+    """The links that a pass of ``x`` confirms: only the second module uses the outputs of the first."""
     watch = _Watch(found)
     try:
         with hooked(watch.hooks(model)), watch:
             output = model(x)
-    except Exception:  # a forward may fail in any way, say in its second pass, and then nothing is shown
+    except Exception:  # a forward may raise anything, say in its second pass; then nothing is confirmed
         return []
     watch.end(model, output)
     return [link for link in found if link.first in watch.called and link.first not in watch.refuted]
@@ -55,6 +55,8 @@ def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
 
 @dataclass
 class _Output:
+    """An output of a first module: who made it, its version then, and whether the second module has taken it."""
+
     maker: nn.Module
     tensor: Tensor
     version: int
@@ -71,12 +73,13 @@ class _Watch(TorchFunctionMode):
         self._by_first = {link.first: link for link in found}
         self._by_second = {link.second: link for link in found}
         self._parts = {link.part for link in found}
-        self._outputs: dict[int, _Output] = {}  # by id; the tensors are held, so that no id comes twice
+        self._outputs: dict[int, _Output] = {}  # by id; the tensors are held, so no id is used twice
         self._passive: set[nn.Module] = set()
         self._running: list[nn.Module] = []
-        self._passing: list[int | None] = []  # the output that a module on its way through a link is given
+        self._passing: list[int | None] = []  # id of the output that each running module may use
 
     def hooks(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks on all modules that matter to the links."""
         self._passive = {module for module in model.modules() if is_passive(module)}
         handles = []
         for module in self._passive.union(self._parts, self._by_first, self._by_second):
@@ -85,7 +88,7 @@ class _Watch(TorchFunctionMode):
         return handles
 
     def end(self, model: nn.Module, output: object) -> None:
-        """Refute what was not taken, and what the network returns or keeps."""
+        """Refute each link whose output no second module took, or which the network returns or stores."""
         kept = {id(tensor) for tensor in tensors(output)}
         for module in model.modules():
             kept |= {id(tensor) for tensor in tensors(vars(module))}
@@ -101,6 +104,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a module runs: the second module of a link takes the first one's output."""
         given = args[0] if len(args) == 1 and not kwargs else None
         if (link := self._by_second.get(module)) is not None:
             self._take(link.first, given)
@@ -113,6 +117,7 @@ class _Watch(TorchFunctionMode):
         self._passing.append(id(given) if passes else None)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """After a module has run: the first module of a link has made an output."""
         self._running.pop()
         self._passing.pop()
         if module in self._by_first:
@@ -133,6 +138,6 @@ class _Watch(TorchFunctionMode):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; an inference tensor does not say."""
+    """How often the tensor was written to; 0 for an inference tensor, which does not count."""
     with torch._C.DisableTorchFunction():
         return 0 if tensor.is_inference() else tensor._version

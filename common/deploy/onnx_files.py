@@ -1,31 +1,38 @@
-"""ONNX files that are checked against PyTorch when they are written, and ONNX Runtime sessions for them."""
+"""ONNX files, checked against PyTorch when they are written."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import onnx_ir
-import onnxruntime
 import torch
-from onnx_ir.convenience import get_const_tensor, replace_all_uses_with
 from torch import Tensor, nn
 
+from common.deploy.aligning import align_ranks, check_multiple
 from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
-from common.deploy.merging import align_ranks, check_multiple, merge_factors
+from common.deploy.merging import merge_factors
 from common.deploy.parity import difference, run, tolerance
+from common.deploy.sessions import onnx_session
 from common.files import replacing
 from common.network.outputs import single_tensor
 
+if TYPE_CHECKING:
+    import onnx_ir
+
+# onnx and onnx_ir take seconds to import. The functions that need them import them, so that the whole suite does not
+# wait for them.
+
 INPUT, OUTPUT = "input", "output"
+"""Names of the file's only input and output."""
 OPSETS = range(18, 24)
 TOLERANCE = 1e-4
-LARGEST_FILE = 2**31  # bytes that a protobuf may have
+"""Largest error of a file's outputs, over the largest output."""
+LARGEST_FILE = 2**31
+"""Bytes that one protobuf may have."""
 
 
 def export_onnx(
@@ -33,26 +40,26 @@ def export_onnx(
 ) -> Path:
     """Write a network, dense or compressed, as one ONNX file, its BatchNorms folded and its factors merged.
 
-    The file is there only when ``onnx.checker`` accepts it and ONNX Runtime's outputs are those of PyTorch, to 1e-4 of
-    the largest, on ``x`` and on random inputs (of another batch size too, where it may change).
+    The file is written only if ``onnx.checker`` accepts it and ONNX Runtime's outputs equal PyTorch's, to 1e-4 of the
+    largest. They are compared on ``x`` and on random inputs, with a dynamic batch in another batch size too.
 
     Args:
         model: of float32, with one input and one tensor as output; left as it was.
-        path: the file, by custom ``*.onnx``; its folder is made when it is not there.
+        path: Destination path, conventionally ``*.onnx``; its folder is made if it does not exist.
         x: example input ``(N, C, H, W)``; the file takes this height and width. A single image ``(C, H, W)`` counts
             as a batch of one.
         dynamic_batch: whether the file takes batches of any size instead of N.
         opset: of the ONNX operators, 18 to 23.
-        align: ranks are filled up with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
+        align: ranks are padded with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
 
     Returns:
         The path.
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: ``opset``, ``align`` or ``path`` is not allowed, the weights do not fit into one file, or the
-            network or ``x`` is of a kind that no file holds (see :func:`common.deploy.exportable.exportable`).
-        RuntimeError: the network has operations or a control flow that ONNX does not know, or the outputs differ.
+        ValueError: ``opset``, ``align`` or ``path`` is not allowed, the weights do not fit into one file, or no file
+            can hold this kind of network or ``x`` (see :func:`common.deploy.exportable.exportable`).
+        RuntimeError: ONNX does not know the network's operations or control flow, or the outputs differ.
     """
     path = Path(path)
     if opset not in OPSETS:
@@ -78,9 +85,11 @@ def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset
     Raises:
         RuntimeError: it cannot be exported.
     """
-    try:  # whatever the exporter raises, which runs the network's own code
+    import onnx
+
+    try:  # the exporter runs the network's own code, which may raise anything
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, about itself
+            warnings.simplefilter("ignore")  # the exporter warns about itself
             program = torch.onnx.export(
                 network,
                 (x,),
@@ -101,64 +110,10 @@ def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset
         raise RuntimeError(f"the network cannot be exported to ONNX: {cause(error)}{advice}") from error
 
 
-def onnx_session(
-    path: str | Path, threads: int | None = None, device: torch.device | str | None = None
-) -> onnxruntime.InferenceSession:
-    """A session for one network at a time on this machine.
-
-    Operators run one after the other, each on all threads; graph optimisations are all on. The threads wait actively
-    for work during a run and stop when it ends, so that they do not take the cores from what comes after it.
-
-    Args:
-        path: an ONNX file.
-        threads: of each operator; as many as PyTorch uses when None.
-        device: ``cpu`` or ``cuda``; None takes the GPU where there is one and ``onnxruntime-gpu`` is installed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: ``threads`` is below 1, or ``device`` is ``cuda`` and this ONNX Runtime cannot use it.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads!r}: it must be at least 1")
-    kind = torch.device(device).type if device is not None else "cuda" if _has_cuda() else "cpu"
-    check_provider(kind)
-    providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
-    providers.append("CPUExecutionProvider")
-    return onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
-
-
-def check_provider(device: torch.device | str) -> None:
-    """Do nothing where ONNX Runtime can run networks on ``device``.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if torch.device(device).type == "cuda" and not _has_cuda():
-        raise ValueError(
-            "device='cuda': ONNX Runtime needs a GPU and the package onnxruntime-gpu for it; allowed here: cpu"
-        )
-
-
-def _has_cuda() -> bool:
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
-
-
-def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """The options of every session here, see :func:`onnx_session`."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors; its warnings are about graph optimisations that do not apply
-    return options
-
-
 def _clean(model: onnx_ir.Model) -> None:
-    """Drop padding by nothing, pooling of single pixels and the exporter's notes, which hold this machine's paths."""
+    """Remove padding by nothing, pooling of single pixels, and the exporter's notes with this machine's paths."""
+    from onnx_ir.convenience import replace_all_uses_with
+
     values: list[Any] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
     for node in list(model.graph):
         source = node.inputs[0] if node.inputs else None
@@ -173,6 +128,9 @@ def _clean(model: onnx_ir.Model) -> None:
 
 
 def _is_idle(node: onnx_ir.Node) -> bool:
+    """Whether the node returns its input as it is."""
+    from onnx_ir.convenience import get_const_tensor
+
     if node.outputs[0].is_graph_output():
         return False
     if node.op_type == "Pad":
@@ -187,16 +145,16 @@ def _is_idle(node: onnx_ir.Node) -> bool:
 
 
 def _expected(reference: nn.Module, x: Tensor, dynamic_batch: bool) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and PyTorch's outputs, to compare with.
+    """Inputs and PyTorch's outputs, to compare with ONNX Runtime's.
 
     Raises:
-        ValueError: the network does not take random inputs, or not in a batch of another size where it may change.
+        ValueError: the network does not take random inputs, or with a dynamic batch not in another batch size.
     """
     expected = []
     for inputs in (x, *_noise(x, [len(x), len(x) + 1] if dynamic_batch else [len(x)])):
         try:
             expected.append((inputs, single_tensor(run(reference, inputs), "the network")))
-        except Exception as error:  # whatever the network raises
+        except Exception as error:  # the network may raise anything
             advice = "; dynamic_batch=False fixes the batch size" if len(inputs) != len(x) else ""
             raise ValueError(
                 f"the network takes x, but no random numbers of shape {tuple(inputs.shape)}: {cause(error)}{advice}"
@@ -213,7 +171,7 @@ def _check_parity(path: Path, expected: Sequence[tuple[Tensor, Tensor]]) -> None
     try:
         session = onnx_session(path, device="cpu")
         found = [torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: x.numpy()})[0])) for x, _ in expected]
-    except Exception as error:  # ONNX Runtime has classes of its own, which have nothing in common
+    except Exception as error:  # ONNX Runtime's own exceptions have no common class
         raise RuntimeError(f"ONNX Runtime does not run the exported network: {cause(error)}") from error
     for (inputs, output), ours in zip(expected, found, strict=True):
         gap, allowed = difference(ours, output), max(tolerance(output.dtype), TOLERANCE)
@@ -226,7 +184,7 @@ def _check_parity(path: Path, expected: Sequence[tuple[Tensor, Tensor]]) -> None
 
 
 def _noise(x: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Random inputs of the kind of ``x``, one for each batch size."""
+    """Random inputs of the dtype and range of ``x``, one for each batch size."""
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         if x.is_floating_point():

@@ -1,4 +1,4 @@
-"""Whether a changed network is still the same function, seen on an example."""
+"""Whether a changed network still computes the same function, judged on an example."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from common.network.copies import independent_copy
 from common.network.provenance import Provenance, set_provenance
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of the largest value; rounding alone stays below it."""
+"""Greatest error over the largest value that still counts as rounding, by dtype."""
 UNEQUAL = 1e-2
-"""Share of integers (classes, say, between which rounding decides) that may be unequal."""
+"""Share of integers that may differ; between two classes rounding may decide."""
 SIZES = (32, 64, 28, 224, 299, 16, 8)
-"""Height and width of made-up images, until a network takes one."""
+"""Heights and widths of random images, tried until a network takes one."""
 
 Change = TypeVar("Change")
 
@@ -30,7 +30,7 @@ class Example:
     Attributes:
         x: the batch, on the network's device.
         output: any structure of tensors.
-        allowed: the greatest :func:`difference` that is rounding, by the coarsest numbers that the network holds.
+        allowed: the greatest :func:`difference` that counts as rounding, for the coarsest dtype of the network.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Example:
 
 
 def deployed_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, to be changed; how it came to be is forgotten, since no plan rebuilds it."""
+    """A copy in evaluation mode without provenance, since no plan can rebuild it once it is changed."""
     changed = independent_copy(model).eval()
     set_provenance(changed, Provenance())
     return changed
@@ -55,8 +55,8 @@ def changed_copy(
 
     Args:
         model: left as it was.
-        x: example input; None for a made-up image. Nothing is changed in a network that takes none.
-        find: the changes that are possible, from a copy that may be spoiled and the example.
+        x: example input; None for a random image. A network that takes none is copied without changes.
+        find: finds the possible changes, from a copy that it may spoil and the example.
         apply: makes one change in a copy.
 
     Raises:
@@ -77,7 +77,7 @@ def changed_copy(
 
     def attempt(kept: Sequence[Change]) -> nn.Module | None:
         assert shown is not None
-        try:  # a forward may read what is no longer there, and then fail in any way
+        try:  # a forward may read what is no longer there, and then raise anything
             changed = made(kept)
             same = same_outputs(run(independent_copy(changed), shown.x), shown)
         except Exception:
@@ -90,16 +90,16 @@ def changed_copy(
 
 
 def _without_gradients(model: nn.Module) -> nn.Module:
-    """A copy whose passes record nothing, with gradients switched on or off."""
+    """A copy whose passes record no gradients, even when gradients are switched on."""
     network = deployed_copy(model)
     for parameter in network.parameters():
-        if parameter.is_leaf:  # those that TorchScript copies are not
+        if parameter.is_leaf:  # in copies of TorchScript modules they are not
             parameter.requires_grad_(False)
     return network
 
 
 def _that_hold(changes: Sequence[Change], holds: Callable[[Sequence[Change]], bool]) -> list[Change]:
-    """As many of the changes as hold together, found by halving those that do not."""
+    """As many of the changes as hold together; groups that do not hold are halved."""
     kept: list[Change] = []
 
     def add(group: Sequence[Change]) -> None:
@@ -114,12 +114,12 @@ def _that_hold(changes: Sequence[Change], holds: Callable[[Sequence[Change]], bo
 
 
 def example(model: nn.Module, x: Tensor | None) -> Example | None:
-    """``x`` as a batch on the network's device, with the outputs; a made-up image where it is None.
+    """``x`` as a batch on the network's device, with the network's outputs.
 
-    A single image ``(C, H, W)`` becomes a batch of one.
+    A single image ``(C, H, W)`` becomes a batch of one. If ``x`` is None, a random image stands in.
 
     Returns:
-        None where there is no ``x`` and the network takes no image that can be made up.
+        None if there is no ``x`` and the network takes no random image.
 
     Raises:
         ValueError: the network does not take ``x``.
@@ -139,7 +139,7 @@ def example(model: nn.Module, x: Tensor | None) -> Example | None:
 
 
 def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
-    """The example, or what the network raised; on a copy, since a pass may change what a network holds."""
+    """The example, or what the network raised. A copy runs, since a pass may change what a network holds."""
     network = deployed_copy(model)
     try:
         held = [each.dtype for each in (x, *model.parameters()) if each.is_floating_point()]
@@ -149,7 +149,7 @@ def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
 
 
 def _images(model: nn.Module) -> Iterator[Tensor]:
-    """Random inputs, by what the first layer takes."""
+    """Random inputs of the kind that the first layer takes."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
     layer = next((module for module in model.modules() if isinstance(module, kinds)), None)
     parameter = next(model.parameters(), None)
@@ -162,14 +162,14 @@ def _images(model: nn.Module) -> Iterator[Tensor]:
 
 
 def run(model: nn.Module, x: Tensor, seed: int = 0) -> object:
-    """What the network returns for ``x``; one that draws random numbers draws the same ones every time."""
+    """What the network returns for ``x``; random numbers that it draws depend on ``seed`` alone."""
     with _same_randomness(x, seed), torch.no_grad():
         return model(x)
 
 
 @contextmanager
 def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
-    """Random numbers inside are always the same, and none is taken from those outside."""
+    """Inside, random numbers depend on ``seed`` alone; the generators outside are left as they were."""
     cuda = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(cuda):
         torch.default_generator.manual_seed(seed)
@@ -179,7 +179,7 @@ def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
 
 
 def same_outputs(found: object, expected: Example) -> bool:
-    """Whether the tensors of an output, however deep, are those of the example but for rounding."""
+    """Whether the tensors in an output, at any depth, equal those of the example but for rounding."""
     ours, theirs = list(tensors(found)), list(tensors(expected.output))
     return (
         type(found) is type(expected.output)
@@ -192,16 +192,17 @@ def same_outputs(found: object, expected: Example) -> bool:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """The greatest :func:`difference` that is rounding in numbers of this kind."""
+    """The greatest :func:`difference` that counts as rounding in this dtype."""
     if not dtype.is_floating_point and not dtype.is_complex:
         return UNEQUAL
     return TOLERANCES.get(dtype, TOLERANCES[torch.float32])
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest error over the largest finite value; of integers and truth values, the share that is unequal.
+    """The largest error over the largest finite value; for integers and booleans, the share that differs.
 
-    Infinite where the shapes differ, or only one of the two has a value that is not finite.
+    It is infinite if the shapes or dtypes differ, or if only one of the two tensors has infinite values or NaN at some
+    place.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
@@ -219,7 +220,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in lists, tuples, dicts and data classes, however deep."""
+    """The tensors in lists, tuples, sets, dicts and data classes, at any depth."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

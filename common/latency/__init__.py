@@ -1,8 +1,10 @@
-"""Time on the clock: measured, predicted for any plan, and kept on disk."""
+"""Time on the clock: measured in any runtime, predicted for any plan, and kept on disk."""
 
+from common.latency.breakdown import layer_times
 from common.latency.cache import measured_latencies
-from common.latency.measuring import RUNTIMES, Latency, check_runtime, measure_latencies, measure_latency
+from common.latency.measuring import Latency, measure_latencies, measure_latency
 from common.latency.network import NetworkLatencies
+from common.latency.runtimes import RUNTIMES, OperationRuntime, Runtime, operation_runtimes
 from common.latency.table import LatencyTable
 
 __all__ = [
@@ -10,8 +12,11 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "NetworkLatencies",
-    "check_runtime",
+    "OperationRuntime",
+    "Runtime",
+    "layer_times",
     "measure_latencies",
     "measure_latency",
     "measured_latencies",
+    "operation_runtimes",
 ]

@@ -1,4 +1,4 @@
-"""Measured latencies of one network: what ``plan_ranks`` takes for a budget of latency."""
+"""Measured latencies of one network, as ``plan_ranks`` takes them for a budget of latency."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.decomposition import Floats
-from common.latency.table import LatencyTable, WholeNetwork, rank_steps
+from common.latency.pieces import rank_steps
+from common.latency.table import LatencyTable, WholeNetwork
 from common.network.shapes import LayerShape, trace_layers
 from common.planning.plan import LayerPlan
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkLatencies:
-    """Seconds of a dense network and of all that its layers may become; it fulfils ``Latencies`` of planning.
+    """Seconds of a dense network and of all that its layers may become; a ``Latencies`` of planning.
 
     Attributes:
         table: seconds of single operations.
         whole: what was measured of the dense network as a whole.
-        shapes: of its layers.
+        shapes: of the network's layers.
         fingerprint: of the network and the batch, see :func:`network_fingerprint`.
     """
 
@@ -33,10 +34,10 @@ class NetworkLatencies:
 
     @classmethod
     def of(cls, table: LatencyTable, model: nn.Module, x: Tensor) -> NetworkLatencies:
-        """What ``table`` holds of ``model`` and the batch ``x``.
+        """The latencies that ``table`` holds of ``model`` and the batch ``x``.
 
         Raises:
-            ValueError: the table was not made for this network, or for another batch.
+            ValueError: the table was made for other networks, or for another batch size.
         """
         _check_batch(table, x)
         name = network_fingerprint(model, x)
@@ -46,17 +47,17 @@ class NetworkLatencies:
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime that the times are of."""
+        """Name of the runtime in which the times were measured."""
         return self.table.conditions.runtime
 
     @property
     def dense_seconds(self) -> float:
-        """Of a pass through the dense network."""
+        """Seconds of a pass through the dense network."""
         return self.whole.seconds
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Runtime, version, processor, threads and batch."""
+        """Runtime, its version, processor, threads and batch size."""
         return asdict(self.table.conditions)
 
     def check(self, model: nn.Module, x: Tensor) -> None:
@@ -88,7 +89,7 @@ def _check_batch(table: LatencyTable, x: Tensor) -> None:
 
 
 def network_fingerprint(model: nn.Module, x: Tensor) -> str:
-    """What stands for a network's architecture, its layers' calls in a pass and its input's size."""
+    """A hash of a network's architecture, its layers' calls in a pass and its input's size."""
     calls = {name: shape.calls for name, shape in trace_layers(model, x).items()}
     text = f"{model!r} {tuple(x.shape)} {calls}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""The single operations that a layer becomes, dense or factored: what a runtime's clock is read for."""
+"""The single operations that a layer becomes, dense or factored: each can be timed by itself."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,8 +12,7 @@ from common.decomposition import DECOMPOSITIONS
 from common.network.shapes import LayerShape, Size
 
 DENSE = ((True, True),)
-RUNTIMES = ("eager", "channels_last", "onnxruntime")
-"""Runtimes that run one operation after the other, so that the time of each can be told."""
+"""Kernel axes of a dense layer, as if it were its only factor."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Operation:
     Attributes:
         channels: ``(in, out)``.
         kernel: ``(kh, kw)``.
-        before, after: ``(h, w)`` of the input and of the output; a Linear's stand as ``(positions, 1)``.
+        before, after: ``(h, w)`` of the input and of the output; ``(positions, 1)`` for a Linear.
         groups: as in ``Conv2d``.
         transposed: whether it is a transposed convolution.
         linear: whether it is a Linear.
@@ -39,19 +38,42 @@ class Operation:
 
     @property
     def stride(self) -> Size:
-        """What leads from the input's size to the output's, on each axis at least 1."""
+        """Stride that leads from the input's size to the output's, on each axis at least 1."""
         return self._axes(lambda k, small, large: max(1, round(large / small)))
 
     @property
     def padding(self) -> Size:
-        """Of both sides of each axis, so that the sizes fit."""
+        """Padding of both sides of each axis with which the sizes fit."""
         strides = iter(self.stride)
         return self._axes(lambda k, small, large: max(0, math.ceil(((small - 1) * next(strides) + k - large) / 2)))
 
-    def _axes(self, value: Any) -> Size:
+    @property
+    def output_padding(self) -> Size:
+        """What a transposed convolution lacks to reach its output's size, at most the stride less 1."""
+        strides, padding = iter(self.stride), iter(self.padding)
+
+        def lacking(k: int, small: int, large: int) -> int:
+            step = next(strides)
+            return min(max(0, large - ((small - 1) * step - 2 * next(padding) + k)), step - 1)
+
+        return self._axes(lacking)
+
+    @property
+    def positions(self) -> int:
+        """Positions at which every weight multiplies: of the output, or of a transposed convolution's input."""
+        rows, columns = self.before if self.transposed else self.after
+        return rows * columns
+
+    def _axes(self, value: Callable[[int, int, int], int]) -> Size:
+        """``value`` of the kernel, the smaller and the larger size, on both axes."""
         sizes = (self.after, self.before) if not self.transposed else (self.before, self.after)
         first, second = (value(k, small, large) for k, small, large in zip(self.kernel, *sizes, strict=True))
         return first, second
+
+    def input_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the input of a batch: ``(N, C, H, W)``, or ``(N * positions, C)`` for a Linear."""
+        inputs, (height, width) = self.channels[0], self.before
+        return (batch * height, inputs) if self.linear else (batch, inputs, height, width)
 
     def to_json(self) -> list[Any]:
         """The operation as plain values."""
@@ -71,7 +93,7 @@ class Operation:
 
 
 def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operation]]:
-    """What a layer becomes by ``method`` (None: stays dense): for each of its factors, one operation a call.
+    """The operations that a layer becomes by ``method`` (None: stays dense): for each factor, one for each call.
 
     The ranks are still open: the channels between two factors stand as 0, see :func:`with_widths`.
     """
@@ -89,7 +111,7 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
 
 
 def _whole(size: Size) -> Size:
-    """What inputs share of a row takes the time of a whole one."""
+    """A row that several inputs share takes the time of a whole row."""
     return math.ceil(size[0]), math.ceil(size[1])
 
 
@@ -100,7 +122,7 @@ def with_widths(operation: Operation, inputs: int, outputs: int) -> Operation:
 
 
 def merged(*operations: Operation) -> Operation:
-    """What operations that follow each other are as one; on each axis only one of them has a kernel."""
+    """One operation in place of several that follow each other; on each axis only one of them has a kernel."""
     first, last = operations[0], operations[-1]
     heights, widths = zip(*(operation.kernel for operation in operations), strict=True)
     return replace(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from common.environment import default_device
 from common.files import check_writable
 from common.latency import RUNTIMES
 from common.notebook.colab import fetch_run, say_if_not_kept
@@ -141,15 +142,11 @@ class ExperimentConfig(NotebookConfig):
         _ = self.rank_list, self.tau_list, self.feature_list
         if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
-        if self.runtime_list != ("eager",):
-            from common.environment import default_device  # torch is loaded for this question alone
-            from common.latency import check_runtime
-
-            for runtime in self.runtime_list:
-                try:
-                    check_runtime(runtime, default_device())
-                except ValueError as error:
-                    raise ValueError(f"runtimes={self.runtimes!r}: {error}; or leave {runtime} out") from None
+        for runtime in self.runtime_list:
+            try:
+                RUNTIMES[runtime].check(default_device())
+            except ValueError as error:
+                raise ValueError(f"runtimes={self.runtimes!r}: {error}; or leave {runtime} out") from None
 
     def command(self, notebook: str) -> str:
         """The command that runs a notebook with these parameters; those that are None are its defaults."""

@@ -16,9 +16,7 @@ from common.compression import compress
 from common.data import DataBundle
 from common.data.bundle import Loader
 from common.deploy import fold_batchnorm, merge_factors
-from common.latency import RUNTIMES, Latency, measure_latency
-from common.latency.cache import layer_times
-from common.latency.table import MERGING
+from common.latency import RUNTIMES, Latency, layer_times, measure_latency
 from common.network import Profile, profile
 from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions
@@ -174,7 +172,7 @@ class Objective:
         Of ranks that are filled up to a multiple when a network is exported, the zeros are not counted.
         """
         networks = [self.model, network]
-        if runtime in MERGING:
+        if RUNTIMES[runtime].merges_factors:
             networks = [merge_factors(fold_batchnorm(each, self.x), self.x) for each in networks]
         dense, small = (profile(each, self.x).macs for each in networks)
         return dense / small
@@ -182,7 +180,7 @@ class Objective:
     def layer_times(self, network: nn.Module, plan: RankPlan) -> dict[str, object] | None:
         """Where the time of a pass goes in the dense network and in this one; None on a GPU, where none is measured.
 
-        See :func:`common.latency.cache.layer_times`; both are timed as they are, in PyTorch.
+        See :func:`common.latency.layer_times`; both are timed as they are, in PyTorch.
         """
         if self.timed.is_cuda:
             return None
@@ -190,7 +188,7 @@ class Objective:
         rounded = [
             {name: four_digits(seconds) for name, seconds in times.items()} for times in (self._dense_times, after)
         ]
-        return {"runtime": RUNTIMES["eager"], "before": rounded[0], "after": rounded[1]}
+        return {"runtime": RUNTIMES["eager"].title, "before": rounded[0], "after": rounded[1]}
 
     @cached_property
     def _dense_times(self) -> dict[str, float]:

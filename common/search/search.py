@@ -17,7 +17,7 @@ from common.compression import save_compressed
 from common.data import DataBundle
 from common.data.normalization import check_normalization
 from common.files import check_writable
-from common.latency import check_runtime
+from common.latency import RUNTIMES
 from common.network.provenance import get_provenance
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
@@ -118,7 +118,7 @@ def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSetting
     log_path(logs, run, new=False)  # the run must be able to name a file before its folder is made
     check_writable(logs)
     for runtime in settings.runtimes:
-        check_runtime(runtime, next(model.parameters()).device)
+        RUNTIMES[runtime].check(next(model.parameters()).device)
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)

@@ -15,7 +15,8 @@ from common.data import load_data
 from common.latency import Latency, LatencyTable
 from common.latency.cache import current_conditions
 from common.latency.network import NetworkLatencies, network_fingerprint
-from common.latency.table import WholeNetwork, needed_operations
+from common.latency.pieces import needed_operations
+from common.latency.table import WholeNetwork
 from common.models import build_model
 from common.network.shapes import trace_layers
 from common.planning import Budget

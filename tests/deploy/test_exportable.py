@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Calls(nn.Module):
-    """A convolution, and what a test does with its output."""
+    """A convolution, then whatever a test does with its output."""
 
     def __init__(self, then: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_a_container_of_one_tensor(then: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
-def test_networks_of_other_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_networks_of_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     whole = nn.Conv2d(3, 4, 3, dtype=dtype)
     assert f"the network is {name}" in str(refused(whole, X.to(dtype), tmp_path)).replace("parameter 'weight' of ", "")
@@ -78,7 +78,7 @@ def test_networks_of_other_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("x", "named"),
     [
-        (X.double(), r"x is float64; export takes float32: hand it x.float()"),
+        (X.double(), r"x is float64; export takes float32: give it x.float()"),
         (X.half(), "x is float16; export takes float32"),
         (X.to(torch.complex64), "x is complex64; ONNX has real numbers"),
         (X.long(), "the network does not take x of shape (2, 3, 8, 8), int64"),
@@ -101,7 +101,7 @@ def test_pixels_as_whole_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("then", [lambda y: y.argmax(1), lambda y: y > 0, lambda y: y.double()])
-def test_outputs_of_other_numbers(then: Any, tmp_path: Path) -> None:
+def test_outputs_of_other_dtypes(then: Any, tmp_path: Path) -> None:
     model = Calls(then).eval()
     found = exported(model, X, tmp_path)
     expected = model(X).detach().numpy()
@@ -115,7 +115,7 @@ def test_one_image_counts_as_a_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, model(X[:1]).detach().numpy(), atol=1e-5)
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
+def test_weights_without_values_are_named(tmp_path: Path) -> None:
     for model in (nn.Conv2d(3, 4, 3, device="meta"), nn.LazyConv2d(4, 3)):
         assert "parameter 'weight' of the network has no values yet" in str(refused(model, X, tmp_path))
     nan = nn.Conv2d(3, 4, 3)
@@ -141,7 +141,7 @@ def test_outputs_that_differ_from_pass_to_pass(model: nn.Module, tmp_path: Path)
     [
         (torch.linalg.svdvals, "ONNX has no operator for aten._linalg_svd"),
         (torch.special.bessel_j0, "ONNX has no operator for prims.bessel_j0"),
-        (lambda y: y if y.mean() > 0 else y * 2, "its forward goes another way for other values of the input"),
+        (lambda y: y if y.mean() > 0 else y * 2, "its forward takes another branch for other values of the input"),
         (lambda y: y if len(y) == 2 else y * 2, "dynamic_batch=False fixes the batch size"),
     ],
 )

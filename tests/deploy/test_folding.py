@@ -72,7 +72,7 @@ def test_every_network_keeps_its_outputs(
     assert same_weights(model, before)
 
 
-def test_the_last_factor_takes_it_over() -> None:
+def test_the_last_factor_takes_the_norm() -> None:
     model = lived_in(tiny_cnn())
     small = compress(model, plan_ranks(model, torch.randn(1, 3, 8, 8), "htd", Fixed({"conv": (4, 6, 5)})))
     folded = fold_batchnorm(small)
@@ -106,7 +106,7 @@ def test_a_norm_of_a_linears_positions_is_no_norm_of_its_features() -> None:
 
 
 class Elsewhere(nn.Module):
-    """BatchNorms that no layer can take over, each for a reason of its own."""
+    """BatchNorms that cannot be folded, each for another reason."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Twice(nn.Module):
 
 
 class Tapped(nn.Module):
-    """A forward that cannot be traced, and that takes a part's pieces one by one."""
+    """A forward that cannot be traced, and that calls the layers of a part one by one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def test_a_part_that_is_used_piece_by_piece_stays() -> None:
 
 
 class TappedFactors(nn.Module):
-    """The same with two layers whose width between could be aligned."""
+    """The same, with two layers between which the width could be aligned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ def test_ranks_between_pieces_that_are_used_one_by_one_are_not_aligned() -> None
     check_parity(align_ranks(merge_factors(model, x), 8, x), model, x)
 
 
-def test_what_a_forward_joins_that_cannot_be_traced_stays() -> None:
+def test_pairs_that_an_untraceable_forward_joins_stay() -> None:
     model = lived_in(Twice())
     folded = fold_batchnorm(model)
     assert norms(folded.get_submodule("pair")) == 0

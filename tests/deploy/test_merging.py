@@ -107,7 +107,7 @@ def test_full_ranks_go_back_to_the_dense_network(name: str, settings: dict[str, 
     assert (run(merged, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_ranks_are_filled_up_with_zeros() -> None:
+def test_ranks_are_padded_with_zeros() -> None:
     model = nn.Sequential(
         nn.Conv2d(4, 3, 1),
         nn.Conv2d(3, 5, 3, padding=1, bias=False),

@@ -14,7 +14,7 @@ X = torch.randn(2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_networks_of_other_numbers(dtype: torch.dtype) -> None:
+def test_networks_of_other_dtypes(dtype: torch.dtype) -> None:
     model, x = lived_in(tiny_cnn()).to(dtype), X.to(dtype)
     folded = fold_batchnorm(model, x)
     assert isinstance(folded.get_submodule("norm"), nn.Identity)
@@ -66,7 +66,7 @@ class Draws(nn.Module):
         return self.body(x + torch.rand_like(x))
 
 
-def test_no_random_number_is_taken_from_the_callers() -> None:
+def test_the_callers_random_numbers_are_left_alone() -> None:
     model, state = lived_in(Draws()), torch.get_rng_state()
     align_ranks(merge_factors(fold_batchnorm(model, X), X), 8)
     assert torch.equal(torch.get_rng_state(), state)

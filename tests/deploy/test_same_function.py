@@ -1,4 +1,4 @@
-"""Networks whose forward goes another way while it is traced, or uses more than one sees: none may become another."""
+"""Networks whose forward takes another branch while it is traced, or has hidden uses: none may change its outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Parts(nn.Module):
         self.seen: list[Any] = []
 
     def between(self, features: Any) -> Any:
-        """What stands between two layers."""
+        """The step between two layers."""
         return features
 
     def forward(self, images: Tensor) -> Any:
@@ -96,7 +96,7 @@ class InPlaceOnAView(Parts):
 
 
 class Skips(Parts):
-    """Whose gate is closed, so that the outputs alone do not show it."""
+    """A hidden use whose gate is closed, so the outputs alone do not show it."""
 
     def forward(self, images: Tensor) -> Any:
         wide = self.wide(images)
@@ -140,7 +140,7 @@ class Returns(Parts):
 
 
 class ReadsLayers(Parts):
-    """What it reads is another number, or not there, when the layers have become others."""
+    """Reads an attribute of a layer that a merged layer has otherwise or lacks."""
 
     def forward(self, images: Tensor) -> Any:
         features = self.back(self.wide(images)) * self.wide.out_channels * self.conv.weight.sum()
@@ -148,7 +148,7 @@ class ReadsLayers(Parts):
 
 
 class Counts(Parts):
-    """Keeps a state that every pass changes."""
+    """Holds a state that each pass changes."""
 
     passes = 0
 
@@ -158,7 +158,7 @@ class Counts(Parts):
 
 
 class Remembers(Parts):
-    """Adds what it computed in the pass before."""
+    """Adds the features of the pass before."""
 
     last: Any = 0.0
 
@@ -213,7 +213,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor | None], nn.Module]] = {
 
 
 def outputs(model: nn.Module, gradients: bool) -> list[Tensor]:
-    """Of two passes of a copy, since a pass may change what the network holds."""
+    """The outputs of two passes of a copy, since a pass may change what the network holds."""
     model = independent_copy(model).eval()
     with torch.set_grad_enabled(gradients), torch.random.fork_rng():
         torch.manual_seed(0)
@@ -299,7 +299,7 @@ def test_modules_that_are_not_as_pytorch_makes_them(layers: tuple[nn.Module, ...
 
 
 class StaysInTraining(Parts):
-    """Whose BatchNorm goes by the batch in evaluation mode too."""
+    """Its BatchNorm uses the batch's statistics in evaluation mode too."""
 
     def train(self, mode: bool = True) -> StaysInTraining:
         super().train(mode)

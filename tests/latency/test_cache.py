@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from common.compression import compress
+from common.latency import RUNTIMES, breakdown, layer_times, measured_latencies, operation_runtimes
 from common.latency import cache as latency_cache
-from common.latency import measured_latencies
-from common.latency.cache import current_conditions, layer_times, read_table, table_path
+from common.latency.cache import current_conditions, read_table, table_path
 from common.latency.network import network_fingerprint
-from common.latency.operations import RUNTIMES, Operation
-from common.latency.table import needed_operations
+from common.latency.operations import Operation
+from common.latency.pieces import needed_operations
 from common.latency.timing import time_operations, without_drift
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, plan_ranks
@@ -29,7 +29,7 @@ X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class FakeTimer:
-    """In place of a clock: a microsecond a channel, and the whole network as given."""
+    """Stands in for the clock: one microsecond for each channel, and a given time for the whole network."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, whole: float = 1.0) -> None:
         self.timed: list[Operation] = []
@@ -37,7 +37,8 @@ class FakeTimer:
         self.slower = 1.0
         self.baseline_median_s, self.median_s, self.note = 2 * whole, whole, ""
         monkeypatch.setattr(latency_cache, "time_operations", self.time)
-        monkeypatch.setattr(latency_cache, "measure_latency", self.whole)
+        monkeypatch.setattr(breakdown, "time_operations", self.time)
+        monkeypatch.setattr(breakdown, "measure_latency", self.whole)
         monkeypatch.setattr(latency_cache, "measure_latencies", self.wholes)
 
     def whole(self, *_: Any, **__: Any) -> SimpleNamespace:
@@ -75,7 +76,7 @@ def test_what_was_measured_comes_back_from_the_disk(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("slower", [0.5, 1.0, 3.0])
-def test_what_is_added_on_a_slower_day_is_as_fast_as_the_rest(
+def test_entries_of_a_slower_day_are_rescaled_to_the_existing_ones(
     slower: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timer = FakeTimer(monkeypatch)
@@ -87,9 +88,7 @@ def test_what_is_added_on_a_slower_day_is_as_fast_as_the_rest(
     assert more == pytest.approx({operation: 1e-6 * sum(operation.channels) for operation in more})
 
 
-def test_networks_that_were_fitted_to_former_times_are_timed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_fitted_to_former_times_are_timed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTimer(monkeypatch)
     measured_latencies(tiny_cnn(), X, "eager", "svd", folder=tmp_path)
     two = measured_latencies(tiny_cnn(width=64), X, "eager", "svd", folder=tmp_path).table
@@ -120,7 +119,7 @@ def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pyt
     values["conditions"]["processor"] = "another"
     file.write_text(json.dumps(values))  # a file that was copied over
     timer.timed.clear()
-    with pytest.warns(UserWarning, match="was measured under .*another.*; measured anew"):
+    with pytest.warns(UserWarning, match="was measured under .*another.*; its times are measured again"):
         measured_latencies(model, X, "eager", "svd", folder=tmp_path)
     assert timer.timed
 
@@ -136,13 +135,13 @@ def test_a_table_of_another_machine_is_not_used(tmp_path: Path, monkeypatch: pyt
         '{"format": 4, "seconds": [[1]], "networks": {}}',
     ],
 )
-def test_a_broken_file_is_measured_anew_with_a_warning(
+def test_a_broken_file_is_measured_again_with_a_warning(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timer = FakeTimer(monkeypatch)
     file = table_path(current_conditions("eager", 2), tmp_path)
     file.write_text(content)
-    with pytest.warns(UserWarning, match="cannot be read .* measured anew"):
+    with pytest.warns(UserWarning, match="cannot be read .* measured again"):
         table = measured_latencies(tiny_cnn(), X, "eager", "svd", folder=tmp_path).table
     assert len(timer.timed) == len(table.seconds) > 0
     with warnings.catch_warnings():
@@ -176,7 +175,7 @@ def test_a_budget_of_latency_keeps_to_what_was_measured(tmp_path: Path, monkeypa
     assert list(tmp_path.glob("latency-eager-*.json"))
 
 
-def test_a_time_that_varies_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_vary_raise_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timer = FakeTimer(monkeypatch)
     timer.note = "the ratios vary"
     with pytest.warns(UserWarning, match="other work disturbs the latency table: the ratios vary"):
@@ -220,7 +219,7 @@ def test_the_factors_of_a_layer_count_as_that_layer(monkeypatch: pytest.MonkeyPa
     assert times["conv"] == pytest.approx(1e-6 * (16 + 4 + 4 + 5 + 5 + 32))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", operation_runtimes())
 def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
     operations = [
         Operation((3, 16), (3, 3), (9, 9), (5, 5)),
@@ -240,7 +239,7 @@ def test_every_kind_of_operation_can_be_timed(runtime: str) -> None:
 def timed_on_a_drifting_machine(
     operations: int, part: int, drift: float, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True logarithms of the seconds, what four rounds in parts of this size show, and the numbers of the parts."""
+    """Logarithms of the true seconds, the seconds of four rounds, and the number of each one's part."""
     rng = np.random.default_rng(0)
     logs = rng.normal(-8, 1, operations)
     first = np.arange(4)[:, None] * operations  # parts of different rounds have different numbers
@@ -250,7 +249,7 @@ def timed_on_a_drifting_machine(
 
 
 def spread(seconds: np.ndarray, logs: np.ndarray) -> float:
-    """How far times are from the true ones, a machine that was slower throughout left out of account."""
+    """Deviation of times from the true ones, but for one factor on all of them."""
     return float(np.std(np.log(seconds) - logs))
 
 
@@ -261,7 +260,7 @@ def test_a_machine_that_changes_its_speed_leaves_the_times_alone(operations: int
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.15, 0.5])
-def test_noise_of_single_timings_is_hardly_greater_for_it(drift: float) -> None:
+def test_taking_out_the_drift_hardly_adds_noise(drift: float) -> None:
     logs, still, _ = timed_on_a_drifting_machine(300, 20, 0.0, noise=0.07)
     logs, seconds, parts = timed_on_a_drifting_machine(300, 20, drift, noise=0.07)
     seconds[2, 7] *= 50  # an interruption
@@ -269,30 +268,31 @@ def test_noise_of_single_timings_is_hardly_greater_for_it(drift: float) -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
-def test_what_is_always_timed_together_has_the_median_of_its_rounds(order: tuple[int, ...]) -> None:
+def test_operations_always_timed_together_get_the_median_of_their_rounds(order: tuple[int, ...]) -> None:
     seconds = np.array([[1.0, 4.0], [1.0, 4.0], [1.0, 4.0], [10.0, 40.0]])[list(order)]
     assert without_drift(seconds, np.array([[0, 0], [1, 1], [2, 2], [3, 3]])) == pytest.approx([1.0, 4.0])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", operation_runtimes())
 @pytest.mark.parametrize("cost", [0.0, 1e-3])
-def test_operations_owe_nothing_to_the_moment_they_were_timed_in(
+def test_the_moment_of_timing_does_not_change_an_operations_time(
     runtime: str, cost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = [Operation((8, width), (1, 1), (4, 4), (4, 4)) for width in range(1, 61)]
     timed: list[tuple[Operation, ...]] = []
 
-    def seconds(part: Sequence[Operation], *_: Any) -> np.ndarray:
+    def seconds(_: object, part: Sequence[Operation], *__: Any) -> np.ndarray:
         timed.append(tuple(part))
         widths = np.array([operation.channels[1] for operation in part])
         slower = 1 + len(timed) % 5 / 10
         return np.tile(slower * (1e-3 * widths + (cost if runtime == "onnxruntime" else 0.0)), (2, 1))
 
     monkeypatch.setattr("common.latency.timing.PART_BYTES", 6 * 1024)
-    monkeypatch.setattr("common.latency.timing._seconds", seconds)
-    monkeypatch.setattr("common.latency.timing._onnx_seconds", seconds)
+    clock = type(RUNTIMES[runtime])
+    monkeypatch.setattr(clock, "operation_seconds", seconds)
     slow_cost = 1.2 * cost  # the profile's, at the middle speed of the machine
-    monkeypatch.setattr("common.latency.timing._profiling_cost", lambda: slow_cost)
+    if runtime == "onnxruntime":
+        monkeypatch.setattr(clock, "clock_cost", lambda _: slow_cost)
     found = time_operations(operations, runtime)
     assert list(found) == operations
     assert len(set(timed)) == len(timed) >= 4 * 5  # parts of other operations in every round
@@ -302,7 +302,7 @@ def test_operations_owe_nothing_to_the_moment_they_were_timed_in(
 
 
 class Repeated(torch.nn.Module):
-    """One layer so many times, which its text does not tell."""
+    """One layer called many times; the module's text does not show how often."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -314,7 +314,7 @@ class Repeated(torch.nn.Module):
         return x
 
 
-def test_the_same_modules_called_otherwise_are_another_network() -> None:
+def test_the_same_modules_called_more_often_are_another_network() -> None:
     one, many, same = (network_fingerprint(Repeated(times), X) for times in (1, 50, 50))
     assert one != many == same
 

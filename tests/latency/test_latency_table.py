@@ -15,17 +15,12 @@ from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency import LatencyTable
+from common.latency.interpolation import bilinear
 from common.latency.network import NetworkLatencies, network_fingerprint
 from common.latency.operations import Operation, layer_operations, with_widths
-from common.latency.table import (
-    Conditions,
-    WholeNetwork,
-    _bilinear,
-    _most_ranks,
-    needed_operations,
-    rank_steps,
-    reference_plans,
-)
+from common.latency.pieces import greatest_ranks, needed_operations, rank_steps
+from common.latency.references import reference_plans
+from common.latency.table import Conditions, WholeNetwork
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, LayerPlan, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
@@ -68,17 +63,17 @@ def predicted(model: nn.Module, table: LatencyTable, plan: RankPlan) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_operations_of_a_plan_are_the_layers_of_the_network(method: str) -> None:
-    """The factors that are built, traced, are the operations that were foretold."""
+    """The built factors, when traced, are the predicted operations."""
     model = tiny_cnn()
     plan = plan_ranks(model, X, method, Fixed(4, only_if_smaller=False))
     shapes = trace_layers(model, X)
-    foretold = []
+    expected = []
     for name, layer in plan.layers.items():
         widths = (0, *layer.ranks, 0)
         for place, calls in enumerate(layer_operations(shapes[name], layer.method)):
-            foretold += [with_widths(call, widths[place], widths[place + 1]) for call in calls]
+            expected += [with_widths(call, widths[place], widths[place + 1]) for call in calls]
     built = needed_operations(trace_layers(compress(model, plan), X).values(), ())
-    assert set(foretold) == set(built)
+    assert set(expected) == set(built)
 
 
 @pytest.mark.parametrize(
@@ -86,21 +81,21 @@ def test_the_operations_of_a_plan_are_the_layers_of_the_network(method: str) -> 
     [("htd", (32, 96, 64)), ("htd", (64, 16, 32)), ("tucker2", (64, 16)), ("tucker2", (16, 128)), ("svd", 96)],
 )
 def test_a_prediction_sees_the_factors_as_they_are_deployed(method: str, ranks: tuple[int, ...] | int) -> None:
-    """The time of the network whose factors were merged, operation by operation, is the one that was foretold."""
+    """The predicted time is the sum over the operations of the network with merged factors."""
     model = tiny_cnn(width=64)
     plan = plan_ranks(model, X, method, Fixed({"conv": ranks}, only_if_smaller=False))
     deployed = trace_layers(merge_factors(fold_batchnorm(compress(model, plan)), X), X)
     built = LatencyTable(CONDITIONS, {op: fake_seconds(op) for op in needed_operations(deployed.values(), ())})
     table, shapes = fake_table(model), trace_layers(model, X)
-    foretold = table.network_seconds(shapes, WholeNetwork(table.layers_seconds(shapes)), plan.layers)
-    assert foretold == pytest.approx(built.layers_seconds(deployed))
-    assert table.layers_seconds(shapes, plan.layers) == pytest.approx(foretold)
+    expected = table.network_seconds(shapes, WholeNetwork(table.layers_seconds(shapes)), plan.layers)
+    assert expected == pytest.approx(built.layers_seconds(deployed))
+    assert table.layers_seconds(shapes, plan.layers) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
 @pytest.mark.parametrize("price", [0.0, 1e-9])
-def test_what_networks_tell_beyond_their_operations_holds_for_any_other(price: float, factor: float) -> None:
-    """On a machine that has become faster or slower, and whose weights take longer in a network than by themselves."""
+def test_a_fit_to_reference_networks_predicts_other_networks(price: float, factor: float) -> None:
+    """The machine has become faster or slower, and weights take longer in a network than in isolation."""
     model = tiny_cnn(width=64)
     table, shapes = fake_table(model, runtime="eager"), trace_layers(model, X)
 
@@ -118,8 +113,8 @@ def test_what_networks_tell_beyond_their_operations_holds_for_any_other(price: f
         assert table.network_seconds(shapes, whole, plan.layers) == pytest.approx(seconds(plan.layers), rel=0.05)
 
 
-def test_times_that_contradict_each_other_give_no_gain_for_more_weights() -> None:
-    """Small networks that take longer than their operations would make weights a gain; nothing is below 0."""
+def test_contradicting_times_give_no_gain_for_more_weights() -> None:
+    """Small networks slower than their operations must not make weights a gain: nothing is below 0."""
     model = tiny_cnn(width=64)
     table, shapes = fake_table(model, runtime="eager"), trace_layers(model, X)
     dense = table.layers_seconds(shapes)
@@ -130,7 +125,7 @@ def test_times_that_contradict_each_other_give_no_gain_for_more_weights() -> Non
     assert whole.per_weight >= 0
 
 
-def test_a_network_without_layers_to_replace_has_no_small_ones() -> None:
+def test_a_network_without_layers_to_replace_has_no_references() -> None:
     shapes = trace_layers(nn.Sequential(nn.Conv2d(3, 3, 1, groups=3)), X)
     assert reference_plans(shapes, METHODS) == []
 
@@ -153,7 +148,7 @@ def test_the_greatest_ranks_are_those_of_the_decomposition(method: str) -> None:
     shapes = trace_layers(model, torch.zeros(1, 4, 12, 12))
     kept = Decompositions(model)
     for name, shape in shapes.items():
-        assert _most_ranks(shape, method) == kept.get(name, method).max_ranks
+        assert greatest_ranks(shape, method) == kept.get(name, method).max_ranks
 
 
 @settings(deadline=None)
@@ -164,11 +159,11 @@ def test_the_greatest_ranks_are_those_of_the_decomposition(method: str) -> None:
     st.floats(0, 70),
     st.integers(0, 99),
 )
-def test_between_its_points_a_time_lies_between_theirs(
+def test_an_interpolated_time_lies_between_its_neighbours(
     ins: list[int], outs: list[int], i: float, o: float, seed: int
 ) -> None:
     grid = np.random.default_rng(seed).uniform(1, 2, (len(ins), len(outs)))
-    (found,) = _bilinear(grid, (ins, outs), np.array([i]), np.array([o]))
+    (found,) = bilinear(grid, (ins, outs), np.array([i]), np.array([o]))
     near = [
         [k for k, point in enumerate(points) if point == min((p for p in points if p >= value), default=points[-1])]
         + [k for k, point in enumerate(points) if point == max((p for p in points if p <= value), default=points[0])]
@@ -176,7 +171,7 @@ def test_between_its_points_a_time_lies_between_theirs(
     ]
     corners = [grid[a, b] for a, b in itertools.product(*near)]
     assert min(corners) - 1e-12 <= found <= max(corners) + 1e-12
-    exact = _bilinear(grid, (ins, outs), np.array(ins, dtype=float), np.full(len(ins), float(outs[0])))
+    exact = bilinear(grid, (ins, outs), np.array(ins, dtype=float), np.full(len(ins), float(outs[0])))
     assert np.allclose(exact, grid[:, 0])
 
 
@@ -228,7 +223,7 @@ def test_three_limits_hold_at_once(params: float, macs: float, latency: float) -
 @pytest.mark.parametrize("rest", [-3e-5, 0.0, 1e-3])
 @pytest.mark.parametrize("beyond", [(1.0, 0.0), (1.0, 1e-9), (0.8, 1e-9)])
 def test_the_dense_network_is_predicted_as_measured(rest: float, beyond: tuple[float, float]) -> None:
-    """Also where its layers, one by one, took longer than the whole."""
+    """This holds even if the layers, one by one, took longer than the whole."""
     model = tiny_cnn(width=64)
     table, name = fake_table(model, ("svd",)), network_fingerprint(model, X)
     whole = table.layers_seconds(trace_layers(model, X)) + rest
@@ -254,8 +249,8 @@ def test_an_unreachable_latency_names_the_least() -> None:
 
 
 @pytest.mark.parametrize("block", [16, 32])
-def test_ranks_that_the_machine_does_not_like_fall_away(block: int) -> None:
-    """Where a rank of 24 takes as long as one of 32, nobody wants 24; no step is written down anywhere."""
+def test_ranks_that_are_as_slow_as_greater_ones_are_not_planned(block: int) -> None:
+    """If a rank of 24 takes as long as 32, no plan holds 24; no rule for steps is needed."""
     model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
     x = torch.zeros(2, 64, 16, 16)
     shapes = trace_layers(model, x)
@@ -272,7 +267,7 @@ def test_ranks_that_the_machine_does_not_like_fall_away(block: int) -> None:
 
 
 def test_mixed_takes_the_fastest_method_at_equal_error() -> None:
-    """A machine on which a 3x1 kernel is a thousand times as slow makes the others win.
+    """If a 3x1 kernel is a thousand times as slow, methods without it win.
 
     In PyTorch, where no factors are merged: merged ones have no such kernel.
     """

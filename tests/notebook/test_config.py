@@ -112,8 +112,8 @@ def test_what_is_printed_shows_no_storage(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("common.deploy.onnx_files._has_cuda", lambda: False)
+    monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("common.deploy.sessions._has_cuda", lambda: False)
     with pytest.raises(ValueError, match=r"^runtimes='eager,onnxruntime': device='cuda': ONNX Runtime needs a GPU"):
         ClassifierConfig.from_notebook(notebook(runtimes="eager,onnxruntime"))
 

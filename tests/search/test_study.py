@@ -532,7 +532,7 @@ def test_logs_that_cannot_be_written_are_found_before_any_work(
 ) -> None:
     (tmp_path / "file").write_text("precious")
     monkeypatch.setattr("common.search.search.decompose_for_search", pytest.fail)
-    monkeypatch.setattr("common.search.search.check_runtime", pytest.fail)
+    monkeypatch.setattr("common.latency.runtimes.Eager.check", pytest.fail)
     for run, storage in ((None, None), ("run", None), ("run", f"sqlite:///{tmp_path}/studies.db")):
         with pytest.raises(ValueError, match=rf"^logs='{tmp_path}/{below}'.* (a file of that name|Not a directory)$"):
             search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path / below, run=run, storage=storage)

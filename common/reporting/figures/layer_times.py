@@ -15,7 +15,7 @@ def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: 
 
     Args:
         before: layer -> seconds, in the order of the network; ``rest`` for what is no layer. From
-            :func:`common.latency.cache.layer_times`, or from any other clock.
+            :func:`common.latency.layer_times`, or from any other clock.
         after: the same of the compressed network, whose factors count as their layer.
         title: a line above the bars, such as the runtime and the batch.
 
