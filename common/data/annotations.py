@@ -38,6 +38,16 @@ class LeftOut:
         """The end of an error that names what was passed over; empty where nothing was."""
         return f"; left out {self}" if self.names else ""
 
+    def lines(self) -> list[str]:
+        """Return one line for what was left out and one for images of another size; none where all is well."""
+        lines = [f"left out {self}"] if self.names else []
+        if self.resized:
+            lines.append(
+                f"{len(self.resized)} images are not of the size that their entries tell ({shorten(self.resized)}); "
+                "their regions are scaled along"
+            )
+        return lines
+
     def __str__(self) -> str:
         return "; ".join(f"{kind}: {len(names)} ({shorten(names)})" for kind, names in self.names.items())
 

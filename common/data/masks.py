@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -49,6 +48,8 @@ def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
             raise ValueError("a polygon's coordinates must be numbers in or near the image")
     if not drawn:
         return np.zeros((height, width), dtype=bool)
+    import pycocotools.mask
+
     with warnings.catch_warnings():  # pycocotools 2.0.11 does not know numpy 2's arguments
         warnings.simplefilter("ignore", DeprecationWarning)
         runs = pycocotools.mask.frPyObjects(drawn, height, width)

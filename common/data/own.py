@@ -20,6 +20,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from common.data.batching import batch_size_message
+from common.data.tasks import TASKS, task_of
+from common.data.tasks.base import describe_tensor
 from common.network.batches import Batch, pair_of
 from common.network.outputs import describe
 
@@ -68,7 +71,7 @@ class OwnLoader:
         self._length: int | None = None
         self._images: int | None = None
         inputs, targets = pair_of(self._first(), f"a batch of the {split} loader")
-        self.task = task or ("segmentation" if targets.dim() == 4 else "classification")
+        self.task = task or (task_of(targets) or next(iter(TASKS.values()))).name
         inputs, self.targets = self._checked(inputs, targets)
         if not inputs.isfinite().all():
             raise ValueError(f"the {split} loader: its first batch has inputs that are not finite")
@@ -142,10 +145,7 @@ class OwnLoader:
                 "one of torch's samplers, a sampler with a generator or a DistributedSampler"
             )
         if self.shape[0] < 2 * parts or self.shape[0] % parts:
-            raise ValueError(
-                f"batch_size={self.shape[0]}: {parts} processes share each batch; it must be a multiple of {parts}, "
-                f"at least {2 * parts}"
-            )
+            raise ValueError(batch_size_message(self.shape[0], parts))
         shared = self.share(part, parts)
         shared._least, shared._equal = 2 * parts, True
         return shared
@@ -201,49 +201,9 @@ class OwnLoader:
                 advice = "; give the DataLoader a batch_size"
             elif inputs.dim() == 4 and not inputs.is_complex():
                 advice = "; scale them to what the network is trained on, e.g. inputs.float() / 255"
-            raise ValueError(f"{where}: inputs must be floats (N, C, H, W), they are {_kind(inputs)}{advice}")
-        if self.task == "segmentation":
-            return inputs.float(), _checked_masks(targets, len(inputs), self.classes, where)
-        return inputs.float(), _checked_numbers(targets, len(inputs), self.classes, where)
-
-
-def _checked_numbers(targets: Tensor, count: int, classes: int | None, where: str) -> Tensor:
-    whole = not (targets.is_floating_point() or targets.is_complex())
-    if targets.shape != (count,) or not whole:
-        advice = ""
-        if targets.dim() == 2 and targets.shape[1] == 1:
-            advice = "; take targets.squeeze(1), as whole numbers"
-        elif targets.dim() == 2:
-            advice = "; of one-hot targets take targets.argmax(1)"
-        raise ValueError(
-            f"{where}: targets must be class numbers ({count},) of a whole-number type for {count} inputs, they are "
-            f"{_kind(targets)}{advice}"
-        )
-    if count:
-        low, high = (int(value) for value in targets.long().aminmax())
-        if low < 0 or (classes is not None and high >= classes):
-            allowed = "0 or more" if classes is None else f"in 0..{classes - 1}, for there are {classes} classes"
-            raise ValueError(f"{where}: a target is {low if low < 0 else high}; it must be {allowed}")
-    return targets.long()
-
-
-def _checked_masks(targets: Tensor, count: int, classes: int | None, where: str) -> Tensor:
-    if targets.dim() != 4 or len(targets) != count or targets.is_complex():
-        advice = "; give each class a mask of its own" if targets.dim() == 3 else ""
-        raise ValueError(
-            f"{where}: targets must be masks ({count}, K, H, W) for {count} inputs, they are {_kind(targets)}{advice}"
-        )
-    if classes is not None and targets.shape[1] != classes:
-        raise ValueError(f"{where}: there are {targets.shape[1]} masks an image and {classes} classes")
-    masks = targets.float()
-    if not ((masks >= 0) & (masks <= 1)).all():
-        low, high = (float(value) for value in masks.aminmax())
-        raise ValueError(f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1]")
-    return masks
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            given = describe_tensor(inputs)
+            raise ValueError(f"{where}: inputs must be floats (N, C, H, W), they are {given}{advice}")
+        return inputs.float(), TASKS[self.task].checked_targets(targets, len(inputs), self.classes, where)
 
 
 def seed_order(loader: DataLoader[Any] | OwnLoader, seed: int) -> None:

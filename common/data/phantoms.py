@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.data.batching import Splits
+from common.data.coco import coco_splits
 from common.data.coco_layout import ANNOTATIONS
+from common.data.normalization import CENTRED
+from common.data.registry import DATASETS, DataSet, ReadSettings
 
 SIZE = 96
 """Height and width in pixels."""
@@ -150,3 +154,21 @@ def _texture(generator: Generator, cells: int) -> Slice:
     """Smooth noise in [-1, 1] with so many hills along a side."""
     noise = Image.fromarray(generator.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read the phantoms; generate them first where they are not there."""
+    return coco_splits("phantoms", phantoms_folder(settings.root, settings.split_seed), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "phantoms",
+        "generated slices of heads with lesions and their masks, 96 x 96",
+        read,
+        CENTRED,
+        task="segmentation",
+        image_size=64,
+        augment=True,
+    )
+)

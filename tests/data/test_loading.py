@@ -8,8 +8,8 @@ import torch
 
 from common.data import load_data
 from common.data.bundle import Loader
-from common.data.classification import ImageTensors
 from common.data.digits import load_digits
+from common.data.image_tensors import ImageTensors
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
 
