@@ -79,7 +79,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.notebook.colab import keep_run
+from common.notebook.colab import copy_run
 from common.notebook.evidence import chosen_ranks, layer_table
 from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -136,5 +136,5 @@ figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's para
 figures.radar(result.records, config.keep)
 
 # %%
-keep_run(result.log.parent, result.log.stem)
+copy_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

@@ -76,7 +76,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.notebook.colab import keep_run
+from common.notebook.colab import copy_run
 from common.notebook.evidence import chosen_ranks, layer_table, predict_masks
 from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -145,5 +145,5 @@ figures.sample_masks(predict_masks({"dense": dense, **result.best_networks}, dat
 print(methods_table(result.records, config.keep).console())
 
 # %%
-keep_run(result.log.parent, result.log.stem)
+copy_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

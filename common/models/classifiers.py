@@ -4,9 +4,9 @@
 (``"IMAGENET1K_V1"``), which are downloaded on first use. The head starts at random unless it is for as many classes
 as theirs, ImageNet's 1,000.
 
-``stem`` of the ResNets is ``imagenet``, a 7 x 7 convolution with stride 2 and a pooling, which leave a quarter of each
-side; or ``cifar``, for images of 32 x 32, one 3 x 3 convolution that keeps the size (He et al. 2016, section 4.2). There
-are no weights for the latter.
+``stem`` of the ResNets is ``imagenet`` or ``cifar``. The former is a 7 x 7 convolution with stride 2 and a pooling,
+which leave a quarter of each side. The latter is for images of 32 x 32: one 3 x 3 convolution that keeps the size (He
+et al. 2016, section 4.2). It has no weights.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of the image's own size; where a level has an odd size, its upsampled map is padded at the end."""
+        """Return logits of the image's size; where a level has an odd size, its upsampled map is padded at the end."""
         levels: list[Tensor] = []
         for index, block in enumerate(self.down):
             x = block(x if index == 0 else nn.functional.max_pool2d(x, 2, ceil_mode=False))

@@ -52,7 +52,9 @@ def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
         build_model(name, 10, stem="cifar", weights="DEFAULT")
     with pytest.raises(ValueError, match=r"stem='big' is unknown; allowed: imagenet, cifar"):
         build_model(name, 10, stem="big")
-    with pytest.raises(ValueError, match=r"stem='cifar': vgg16 takes no such argument; allowed: num_classes, weights$"):
+    with pytest.raises(
+        ValueError, match=r"stem='cifar': vgg16 takes no such argument; allowed: num_classes, weights$"
+    ):
         build_model("vgg16", 10, stem="cifar")
 
 
@@ -61,7 +63,7 @@ def test_the_cifar_resnets_have_their_papers_size(name: str, params: int) -> Non
     """0.27 M and 0.85 M (He et al. 2016, table 6)."""
     model = build_model(name, 10)
     assert sum(parameter.numel() for parameter in model.parameters()) == params
-    with pytest.raises(ValueError, match="weights='DEFAULT': resnet.. takes no such argument; allowed: num_classes$"):
+    with pytest.raises(ValueError, match=r"weights='DEFAULT': resnet.. takes no such argument; allowed: num_classes$"):
         build_model(name, 10, weights="DEFAULT")
 
 

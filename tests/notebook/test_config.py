@@ -30,8 +30,18 @@ def test_defaults_and_changes() -> None:
         ({"trials": "5"}, "^trials='5': input should be a valid integer$"),
         ({"trials": 0}, "^trials=0: input should be greater than or equal to 1$"),
         ({"keep": 1.5}, "^keep=1.5: input should be less than or equal to 1$"),
-        ({"method": "hdt"}, "^method='hdt': input should be 'svd', 'spatial_svd', 'tucker2' or 'htd'$"),
-        ({"dataset": "minst"}, "^dataset='minst': input should be 'digits', 'mnist', 'cifar10' or 'imagefolder'$"),
+        (
+            {"method": "hdt"},
+            r"^method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed, ",
+        ),
+        ({"policy": "adaptiv"}, r"^policy='adaptiv' is unknown \(did you mean 'adaptive'\?\); allowed: adaptive, "),
+        ({"optimizer": "adam"}, "^optimizer='adam': input should be 'sgd' or 'adamw'$"),
+        ({"stem": "big"}, "^stem='big' is unknown; allowed: imagenet, cifar$"),
+        (
+            {"dataset": "minst"},
+            r"^dataset='minst' is unknown \(did you mean 'mnist'\?\); allowed: digits, mnist, cifar10, imagefolder$",
+        ),
+        ({"dataset": "coco"}, "^dataset='coco' is unknown; allowed: digits, mnist, cifar10, imagefolder$"),
         ({"finetune_epochs": 4.0}, "^finetune_epochs=4.0: input should be less than or equal to 3$"),
         ({"limit": 1.5}, "^limit=1.5: input should be a valid integer"),
         ({"data_root": "/no/such/folder"}, "^data_root='/no/such/folder': there is no such folder$"),
@@ -112,7 +122,7 @@ def test_what_is_printed_shows_no_storage(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("common.deploy.onnx_files._has_cuda", lambda: False)
     with pytest.raises(ValueError, match=r"^runtimes='eager,onnxruntime': device='cuda': ONNX Runtime needs a GPU"):
         ClassifierConfig.from_notebook(notebook(runtimes="eager,onnxruntime"))

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from common.compression import save_compressed
+from common.data import DATASETS
 from common.models import build_model
 from common.notebook.config import ClassifierConfig, SegmentationConfig
 from common.trials import TrialRecord, read_log
@@ -58,10 +59,11 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
 def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cpu"))
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
-    config = SegmentationConfig if values.get("dataset") in ("coco", "phantoms") else ClassifierConfig
+    dataset = DATASETS[values.get("dataset", "digits")]
+    config = SegmentationConfig if dataset.task == SegmentationConfig.task else ClassifierConfig
     config.from_notebook({**values, "logs": str(tmp_path)})
 
 
