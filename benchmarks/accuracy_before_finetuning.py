@@ -4,15 +4,15 @@ r"""Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by me
         --patience 18
     python benchmarks/accuracy_before_finetuning.py --data-root DATA
 
-The steps that are added one by one, for every method:
+For every method, each step adds to the one before:
 
-    plain        factors of the weights, the same fraction of the ranks in every layer
-    data-aware   factors of the outputs on the calibration split, ranks as before
-    budget       data-aware, ranks allotted over the network by measured divergence
-    recalibrated the same, with BatchNorm's statistics measured anew on the calibration split
+    plain        factors approximate the weights; every layer keeps the same fraction of its ranks
+    data-aware   factors approximate the outputs on the calibration split; ranks as before
+    budget       measured divergence allocates the ranks over the network
+    recalibrated BatchNorm's statistics are recomputed on the calibration split
 
-Accuracy is on the test split (the plans see only calibration images; nothing is chosen by accuracy). Writes
-``results/accuracy_before_finetuning.{csv,png,pdf}``.
+Accuracy is on the test split. The plans see only calibration images, and nothing is chosen by accuracy. The script
+writes ``results/accuracy_before_finetuning.{csv,png,pdf}``.
 """
 
 from __future__ import annotations
@@ -44,20 +44,22 @@ from common.training import evaluate
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 KEPT = (0.8, 0.6, 0.5, 0.4, 0.3)
-PEER = {  # BALF (activation-aware SVD with a budget), on the same images and another ResNet-20 of 81.0%
+PEER = {  # BALF (activation-aware SVD with a budget) on the same images, but another ResNet-20 with 81.0%
     "params": {0.8: (78.5, 77.6), 0.6: (71.6, 73.0), 0.5: (61.2, 67.7), 0.4: (47.8, 55.7)},
     "macs": {0.5: (48.5, 68.1)},
 }
 PEER_DENSE = 81.0
 
 
-def uniform_plan(model: nn.Module, x: torch.Tensor, method: str, budget: Budget, kept: Decompositions) -> RankPlan:
-    """The greatest common fraction of the ranks, in steps of a hundredth, that keeps to the budget."""
+def uniform_plan(
+    model: nn.Module, x: torch.Tensor, method: str, budget: Budget, decompositions: Decompositions
+) -> RankPlan:
+    """Return the plan with the largest common fraction of the ranks, in steps of 0.01, that meets the budget."""
     dense = profile(model, x)
     shapes = trace_layers(model, x)
     best: RankPlan | None = None
     for step in range(1, 101):
-        plan = plan_ranks(model, x, method, Fixed(step / 100), decompositions=kept)
+        plan = plan_ranks(model, x, method, Fixed(step / 100), decompositions=decompositions)
         costs = [shapes[name].cost(layer) for name, layer in plan.layers.items()]
         whole = [shape.dense_cost for shape in shapes.values()]
         params = dense.params + sum(cost[0] for cost in costs) - sum(cost[0] for cost in whole)
@@ -65,12 +67,12 @@ def uniform_plan(model: nn.Module, x: torch.Tensor, method: str, budget: Budget,
         if params <= (budget.params or 1.0) * dense.params and macs <= (budget.macs or 1.0) * dense.macs:
             best = plan
     if best is None:
-        raise ValueError(f"no common fraction of the ranks keeps to {budget}")
+        raise ValueError(f"no common fraction of the ranks meets {budget}")
     return best
 
 
 def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods: Sequence[str]) -> pd.DataFrame:
-    """A row for every criterion, share kept, method and step: accuracy in %, and the shares really kept."""
+    """Return a row for every criterion, share, method and step: accuracy in %, and the shares actually kept."""
     x = data.example()
     dense = profile(model, x)
     plain, aware = Decompositions(model), Decompositions(model, calibrate(model, data.calibration))
@@ -107,7 +109,7 @@ def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods
 
 
 def show(table: pd.DataFrame, dense: float) -> None:
-    """Print the tables, and what is lost against what the peer loses."""
+    """Print the tables, and compare the loss of accuracy with the peer's."""
     for criterion, part in table.groupby("criterion", sort=False):
         wide = part.pivot_table(index=["method", "step"], columns="kept", values="accuracy", sort=False)
         print(f"\nAccuracy (%) at the share of {criterion} kept; dense {dense:.1f}")
@@ -124,12 +126,12 @@ def show(table: pd.DataFrame, dense: float) -> None:
                 lost, peer_lost = dense - accuracy, PEER_DENSE - theirs
                 rows.append([criterion, f"{kept:.0%}", step, accuracy, lost, peer_lost, lost / peer_lost])
     heads = ["kept", "share", "step", "mixed, %", "points lost", "BALF loses", "ratio"]
-    print("\nAgainst BALF, which was measured on another ResNet-20 of 81.0%")
+    print("\nCompared with BALF, which was measured on another ResNet-20 with 81.0%")
     print(tabulate(rows, heads, floatfmt=("", "", "", ".1f", ".1f", ".1f", ".2f")))
 
 
 def draw(table: pd.DataFrame, dense: float, path: Path) -> list[Path]:
-    """One panel a criterion and step: accuracy against the share kept, a line for each method."""
+    """Plot accuracy against the share kept: a panel for each criterion and step, a line for each method."""
     with styled():
         grid = sns.relplot(
             table,
@@ -156,7 +158,7 @@ def draw(table: pd.DataFrame, dense: float, path: Path) -> list[Path]:
 def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, help="folder of CIFAR-10's class folders")
+    parser.add_argument("--data-root", required=True, help="folder that holds CIFAR-10's class folders")
     parser.add_argument("--weights", default="finetuned/resnet20-cifar10.safetensors")
     parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")

@@ -1,11 +1,11 @@
-"""1000 random budgets on ResNet18, VGG16 and the U-Net: how many plans exceed theirs, how many miss it by over 1%.
+"""Plan 1000 random budgets on ResNet18, VGG16 and the U-Net; count plans above budget, or below it by over 1%.
 
     python benchmarks/budgets.py
 
-A budget is on parameters, on MACs or on both, for a random method; three in four are between 1% and 100%, the others
-between 0.01% and 1%, which often cannot be met. Such a one must be refused with the least that can be; that least is
-then asked for and must be met. Every hundredth plan is built and counted, to see that the costs it was planned with
-are those of the network. Prints the counts; asserts nothing.
+Each budget limits parameters, MACs or both, for a random method. Three in four are between 1% and 100%. The others are
+between 0.01% and 1%, and often cannot be met. The suite must then refuse the budget and name the smallest possible
+share; the benchmark requests that share, and the plan must meet it. Every hundredth plan is built, to check that the
+planned costs are those of the network. The script prints the counts and asserts nothing.
 """
 
 from __future__ import annotations
@@ -32,34 +32,37 @@ from common.progress import track
 METHODS = (*DECOMPOSITIONS, "mixed")
 
 
-class Counted:
-    """A network and its dense cost, and the shares that a plan keeps of it."""
+class CountedNetwork:
+    """A network with its dense cost; computes the shares of the cost that a plan keeps."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
         self.dense: Profile = profile(model, x)
         self.shapes = trace_layers(model, x)
-        self.kept = Decompositions(model)
+        self.decompositions = Decompositions(model)
 
     def plan(self, method: str, budget: Budget) -> RankPlan:
-        """The plan under a budget."""
-        return plan_ranks(self.model, self.x, method, budget, decompositions=self.kept)
+        """Plan the ranks under a budget."""
+        return plan_ranks(self.model, self.x, method, budget, decompositions=self.decompositions)
 
     def shares(self, plan: RankPlan) -> tuple[float, float]:
-        """Parameters and MACs kept, from the plan alone."""
+        """Return the shares of parameters and MACs that a plan keeps, computed from the plan alone."""
         saved = np.zeros(2)
         for name, layer in plan.layers.items():
             saved += np.subtract(self.shapes[name].dense_cost, self.shapes[name].cost(layer))
         return 1 - saved[0] / self.dense.params, 1 - saved[1] / self.dense.macs
 
     def measured(self, plan: RankPlan) -> tuple[float, float]:
-        """The same, counted on the network."""
-        small = profile(compress(self.model, plan, decompositions=self.kept), self.x)
+        """Return the same shares, counted on the compressed network."""
+        small = profile(compress(self.model, plan, decompositions=self.decompositions), self.x)
         return small.params / self.dense.params, small.macs / self.dense.macs
 
 
 def random_budget(generator: np.random.Generator) -> Budget:
-    """On parameters, on MACs or on both, uniform in 1%..100% or, one in four, by its logarithm in 0.01%..1%."""
+    """Draw a budget for parameters, MACs or both.
+
+    It is uniform in 1%..100% in three of four cases, and log-uniform in 0.01%..1% otherwise.
+    """
     if generator.random() < 0.25:
         params, macs = (10 ** generator.uniform(-4, -2, 2)).tolist()
     else:
@@ -67,8 +70,8 @@ def random_budget(generator: np.random.Generator) -> Budget:
     return (Budget(params=params), Budget(macs=macs), Budget(params=params, macs=macs))[generator.integers(3)]
 
 
-def verdict(network: Counted, method: str, budget: Budget, build: bool) -> str:
-    """What became of one budget, in a word."""
+def verdict(network: CountedNetwork, method: str, budget: Budget, build: bool) -> str:
+    """Plan one budget and return the result in a few words; with ``build``, also build and count the network."""
     try:
         plan = network.plan(method, budget)
     except ValueError as error:
@@ -92,16 +95,21 @@ def verdict(network: Counted, method: str, budget: Budget, build: bool) -> str:
 
 
 def main() -> None:
-    """Try all budgets and print the counts."""
+    """Plan all budgets and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=int, default=1000, help="over the three networks; default: %(default)s")
+    parser.add_argument(
+        "--budgets",
+        type=int,
+        default=1000,
+        help="number of budgets for the three networks together; default: %(default)s",
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     rows = []
     for name, size in (("resnet18", 224), ("vgg16", 224), ("unet", 128)):
         start = time.perf_counter()
-        network = Counted(build_model(name, 1 if name == "unet" else 10).eval(), torch.randn(1, 3, size, size))
+        network = CountedNetwork(build_model(name, 1 if name == "unet" else 10).eval(), torch.randn(1, 3, size, size))
         counts: Counter[str] = Counter()
         share = options.budgets // 3 + (name == "resnet18") * (options.budgets % 3)
         for index in track(range(share), name, unit="budget"):

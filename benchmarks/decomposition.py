@@ -1,12 +1,12 @@
-"""Decomposing ResNet18 and VGG16, against TensorLy and TensorLy-Torch, in one run.
+"""Compare the decomposition of ResNet18 with TensorLy and TensorLy-Torch; also decompose VGG16.
 
     python benchmarks/decomposition.py
 
-Every convolution of ResNet18 with a kernel is decomposed by Tucker-2 at a third of its ranks: by TensorLy's
-``partial_tucker`` (on NumPy, its default backend, and on PyTorch) and TensorLy-Torch's ``FactorizedConv``, each with
-its defaults, and by this suite with one sweep. Then 100 different plans for the whole network are made from what is
-there already. VGG16 comes whole, in a process of its own, so that its peak memory can be read. Prints the ratios;
-asserts nothing.
+The first part decomposes every convolution of ResNet18 with a kernel above 1 x 1 by Tucker-2 at a third of its ranks.
+It uses TensorLy's ``partial_tucker`` (on NumPy, its default backend, and on PyTorch) and TensorLy-Torch's
+``FactorizedConv``, each with its defaults, and this suite with one sweep. The second part makes 100 plans and networks
+for each method from one decomposition. The third part decomposes VGG16 in a separate process, to measure its peak
+memory. The script prints the ratios and asserts nothing.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from common.planning.decompositions import Decompositions
 
 Timed = tuple[float, float]  # seconds, relative error
 PEERS = {"TensorLy on NumPy (its default)": 2, "TensorLy on PyTorch": 4, "TensorLy-Torch": 6}
-"""Name of each peer -> the column of its seconds."""
+"""Peer -> column of its seconds in the table."""
 
 
 def relative_error(approximation: Tensor, weight: Tensor) -> float:
-    """In the Frobenius norm."""
+    """Return the relative error in the Frobenius norm."""
     return float((weight - approximation).norm() / weight.norm())
 
 
 def by_tensorly(weight: Tensor, ranks: tuple[int, int], backend: str) -> Timed:
-    """``partial_tucker`` over both channel modes."""
+    """Run TensorLy's ``partial_tucker`` over both channel modes."""
     with tensorly.backend_context(backend):
         tensor = tensorly.tensor(weight.numpy())
         start = time.perf_counter()
@@ -53,7 +53,7 @@ def by_tensorly(weight: Tensor, ranks: tuple[int, int], backend: str) -> Timed:
 
 
 def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, int]) -> Timed:
-    """``FactorizedConv`` by Tucker, the kernel's modes at full rank."""
+    """Run TensorLy-Torch's ``FactorizedConv`` with Tucker, with the kernel's modes at full rank."""
     tensorly.set_backend("pytorch")
     start = time.perf_counter()
     factorized = tltorch.FactorizedConv.from_conv(
@@ -64,7 +64,7 @@ def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, int]) -> Timed:
 
 
 def by_this_suite(weight: Tensor, ranks: tuple[int, int]) -> Timed:
-    """``Tucker2`` with one sweep."""
+    """Run this suite's ``Tucker2`` with one sweep."""
     start = time.perf_counter()
     decomposition = Tucker2(weight, sweeps=1)
     decomposition.factors(ranks)
@@ -73,7 +73,7 @@ def by_this_suite(weight: Tensor, ranks: tuple[int, int]) -> Timed:
 
 
 def compare(model: nn.Module) -> float:
-    """Print layer by layer; returns TensorLy's seconds for the network on PyTorch, the faster of its backends."""
+    """Print time and error by layer; return TensorLy's seconds for the network on PyTorch, its faster backend."""
     rows: list[list[Any]] = []
     for name, layer in factorable_layers(model).items():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
@@ -108,14 +108,14 @@ def compare(model: nn.Module) -> float:
 
 
 def hundred_plans(model: nn.Module, tensorly_seconds: float) -> None:
-    """Time 100 plans for the whole network, and 100 compressed networks."""
+    """Time 100 plans and 100 compressed networks for each method, including one decomposition."""
     x = torch.randn(1, 3, 224, 224)
     for method in ("svd", "tucker2", "htd"):
         start = time.perf_counter()
-        kept = Decompositions(model)
+        decompositions = Decompositions(model)
         for index in range(100):
-            plan = plan_ranks(model, x, method, Fixed(0.05 + 0.005 * index), decompositions=kept)
-            compress(model, plan, decompositions=kept)
+            plan = plan_ranks(model, x, method, Fixed(0.05 + 0.005 * index), decompositions=decompositions)
+            compress(model, plan, decompositions=decompositions)
         seconds = time.perf_counter() - start
         print(
             f"100 plans and networks by {method}: {seconds:.1f} s, {seconds / tensorly_seconds:.2f} of TensorLy's one "
@@ -124,14 +124,14 @@ def hundred_plans(model: nn.Module, tensorly_seconds: float) -> None:
 
 
 def vgg16() -> None:
-    """Decompose VGG16 whole, its Linear layers included, and say what that took."""
+    """Decompose VGG16 with its Linear layers; print time and peak memory."""
     model = build_model("vgg16", 1000).eval()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
-    kept = Decompositions(model)
-    plan = plan_ranks(model, torch.randn(1, 3, 224, 224), "htd", Fixed(0.25), decompositions=kept)
+    decompositions = Decompositions(model)
+    plan = plan_ranks(model, torch.randn(1, 3, 224, 224), "htd", Fixed(0.25), decompositions=decompositions)
     planned = time.perf_counter()
-    compress(model, plan, decompositions=kept)
+    compress(model, plan, decompositions=decompositions)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
@@ -141,10 +141,10 @@ def vgg16() -> None:
 
 
 def main() -> None:
-    """Run everything."""
+    """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="a trained ResNet18 (*.safetensors); random weights without")
-    parser.add_argument("--vgg16", action="store_true", help="only the part on VGG16")
+    parser.add_argument("--weights", help="a trained ResNet18 (*.safetensors); default: random weights")
+    parser.add_argument("--vgg16", action="store_true", help="run only the part on VGG16")
     options = parser.parse_args()
     if options.vgg16:
         vgg16()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import seaborn as sns
@@ -33,12 +32,12 @@ from common.planning.decompositions import Decompositions
 from common.reporting.figures.style import save_figure, styled
 from common.search import SearchSettings, search_ranks
 from common.search.finalists import best_first
+from common.search.policies import POLICIES
 from common.search.preparation import decompose_for_search
-from common.search.settings import RULES, Sampler
 from common.training import TrainingSettings, evaluate
 from common.trials import TrialRecord, read_log
 
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SAMPLERS = tuple(POLICIES)
 
 
 def search(
@@ -59,10 +58,10 @@ def search(
         records = read_log(logs / f"{run}.log")[0]
         dense = evaluate(model, data.validation)[data.metric]
         known = records[0].baseline["metrics"]["validation"][data.metric]
-        if len(records) != settings.slots or abs(dense - known) > 1e-6:
+        if len(records) != settings.places or abs(dense - known) > 1e-6:
             raise ValueError(
-                f"{logs / run}.log holds {len(records)} trials of a network with {known:.2%}, not {settings.slots} of "
-                f"one with {dense:.2%}; give another --out"
+                f"{logs / run}.log holds {len(records)} trials of a network with {known:.2%}, not "
+                f"{settings.places} of one with {dense:.2%}; give another --out"
             ) from None
         return records
     if not found.finished:
@@ -104,7 +103,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
     rows, curves = [], []
     for budget in options.budgets:
         for sampler in options.samplers:
-            for seed in options.seeds[:1] if sampler in RULES else options.seeds:
+            for seed in options.seeds[:1] if POLICIES[sampler].has_single_plan else options.seeds:
                 settings = SearchSettings(
                     method=options.method,
                     policy=sampler,

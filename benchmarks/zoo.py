@@ -1,12 +1,15 @@
-r"""Networks that nobody here wrote, through the whole way: plan, compress, train, save, load, export; what is right?
+r"""Run networks from other libraries through every step (plan, compress, train, save, load, export) and check each.
 
-    python -m benchmarks.zoo                                   # all that results/zoo.jsonl does not hold yet
+    python -m benchmarks.zoo                                   # networks that results/zoo.jsonl does not hold yet
     python -m benchmarks.zoo --only 'timm/*nfnet*' --again
 
-Each network runs in a process of its own, with a limit of time and memory, and adds a line to the file. ``right`` is
-measured: at full rank the outputs are the dense network's, budgets are kept, the loaded network's outputs are those of
-the saved one, and so on. A network without a layer that can be factored passes all that and is called ``untouched``.
-``clearly refused`` is a sentence of this suite. All else is WRONG; then the exit code is 1.
+Each network runs in a separate process, with limits on time and memory, and adds a line to the file. The outcomes:
+
+    right            every check passes: full rank reproduces the dense outputs, plans keep to their budgets, a loaded
+                     network gives the outputs of the saved one, and so on
+    untouched        the same, but the network has no layer that can be factored
+    clearly refused  the suite refuses the network with an error message of its own
+    WRONG            anything else; the exit code is then 1
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from benchmarks.zoo_networks import NETWORKS
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def apart(command: list[str], seconds: float) -> Record:
-    """The record that ``command`` prints as its last line, or what became of it."""
+def run_isolated(command: list[str], seconds: float) -> Record:
+    """Run ``command`` in a process and return the record in its last line of output, or a record of the failure."""
     started = time.perf_counter()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     try:
@@ -48,14 +51,14 @@ def apart(command: list[str], seconds: float) -> Record:
 
 
 def read(path: Path) -> dict[str, Record]:
-    """Network -> its last record in the file."""
+    """Return the last record of each network in the file, by name."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    whole = [line for line in lines if line.endswith("}")]  # the last may be torn
+    whole = [line for line in lines if line.endswith("}")]  # the last line may be incomplete
     return {record["network"]: record for record in map(json.loads, whole)}
 
 
 def table(records: Mapping[str, Record]) -> str:
-    """A row a network, and the counts of the outcomes."""
+    """Format one row for each network, and the counts of the outcomes."""
     rows = []
     for name, record in records.items():
         steps = record["steps"]
@@ -73,14 +76,16 @@ def table(records: Mapping[str, Record]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine what is asked for, print the table."""
+    """Examine the selected networks and print the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="pattern of the names, e.g. 'timm/*'")
-    parser.add_argument("--file", type=Path, default=ROOT / "results" / "zoo.jsonl", help="a line a network")
-    parser.add_argument("--again", action="store_true", help="examine those too that the file holds")
-    parser.add_argument("--seconds", type=float, default=1200, help="for one network; default: 1200")
-    parser.add_argument("--gib", type=float, default=12, help="of memory for one network; default: 12")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # the process of a single network
+    parser.add_argument("--only", default="*", help="pattern of network names, e.g. 'timm/*'")
+    parser.add_argument(
+        "--file", type=Path, default=ROOT / "results" / "zoo.jsonl", help="file of records, one line for each network"
+    )
+    parser.add_argument("--again", action="store_true", help="also examine networks that the file already holds")
+    parser.add_argument("--seconds", type=float, default=1200, help="time limit for one network; default: 1200")
+    parser.add_argument("--gib", type=float, default=12, help="memory limit for one network; default: 12")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # run a single network in this process
     options = parser.parse_args(arguments)
     if options.one:
         resource.setrlimit(resource.RLIMIT_AS, (int(options.gib * 2**30),) * 2)
@@ -102,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "--gib",
                 str(options.gib),
             ]
-            record = {"network": name, **apart(command, options.seconds)}
+            record = {"network": name, **run_isolated(command, options.seconds)}
             with options.file.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(f"{record['outcome']:16}{record['seconds']:6.0f} s  {name}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""One network through the whole way, each step checked against what can be measured without the suite."""
+"""Run one network through every step of the suite, and check each step by independent measurements."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Record = dict[str, Any]
 
 
 class WrongError(Exception):
-    """Something was measured that should be otherwise."""
+    """A measurement contradicts what the suite promises."""
 
 
-def expect(right: bool, otherwise: str) -> None:
-    """Raise a ``WrongError`` unless ``right``."""
-    if not right:
-        raise WrongError(otherwise)
+def expect(condition: bool, message: str) -> None:
+    """Raise a ``WrongError`` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise WrongError(message)
 
 
 def leaves(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists, dicts and dataclasses, in their order."""
+    """Return the tensors in nested tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
@@ -54,7 +54,7 @@ def leaves(value: Any) -> list[Tensor]:
 
 
 def outputs(network: nn.Module, x: Tensor, layers: tuple[str, ...] = ()) -> list[Tensor]:
-    """What the network returns in evaluation mode, and what its ``layers`` do at each call."""
+    """Return the network's outputs in evaluation mode, followed by the output of each call of ``layers``."""
     found: list[Tensor] = []
     handles = [
         network.get_submodule(name).register_forward_hook(lambda m, i, o: found.append(o.detach().clone()))
@@ -66,7 +66,7 @@ def outputs(network: nn.Module, x: Tensor, layers: tuple[str, ...] = ()) -> list
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest difference, of each tensor's largest value; infinite where shapes differ or a value is no number."""
+    """Return the largest difference relative to each tensor's largest value; infinite for other shapes or NaN."""
     if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
         return float("inf")
     errors = [
@@ -77,8 +77,8 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
     return max((error if error == error else float("inf") for error in errors), default=0.0)
 
 
-def lived_in(network: nn.Module) -> nn.Module:
-    """The network with nothing left at a constant as it was initialised, so that every layer tells in the output."""
+def randomize_constants(network: nn.Module) -> nn.Module:
+    """Replace constant initial values by random ones in place, so that every layer affects the output."""
     with torch.no_grad():
         for tensor in network.parameters():
             if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
@@ -94,8 +94,8 @@ def lived_in(network: nn.Module) -> nn.Module:
     return network
 
 
-def some_frozen(network: nn.Module) -> dict[str, bool]:
-    """Training mode, with the first normalisation in evaluation mode as in fine-tuning; the mode of each module."""
+def freeze_one_norm(network: nn.Module) -> dict[str, bool]:
+    """Set training mode, but freeze the first BatchNorm as in fine-tuning; return the mode of each module."""
     network.train()
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms[:1]:
@@ -103,10 +103,11 @@ def some_frozen(network: nn.Module) -> dict[str, bool]:
     return {name: module.training for name, module in network.named_modules()}
 
 
-def running(network: nn.Module, x: Tensor) -> int:
-    """Parameters that a pass in evaluation mode uses: those of every module it calls, and those it takes directly.
+def parameters_in_use(network: nn.Module, x: Tensor) -> int:
+    """Count the parameters that a pass in evaluation mode uses.
 
-    A module whose output nobody reads (the last encoder stages of a PSPNet) runs all the same.
+    These are the parameters of every module that the pass calls, and those with a gradient. A module counts even if
+    its output is not used (the last encoder stages of a PSPNet).
     """
     network = copy.deepcopy(network).eval()
     called: set[nn.Module] = set()
@@ -117,8 +118,8 @@ def running(network: nn.Module, x: Tensor) -> int:
     return sum(p.numel() for p in network.parameters() if p.grad is not None or p in own)
 
 
-def trained(network: nn.Module, x: Tensor) -> dict[str, bool]:
-    """Parameter -> whether its gradient is finite, for those that have one, of a pass in training mode."""
+def finite_gradients(network: nn.Module, x: Tensor) -> dict[str, bool]:
+    """Run a pass in training mode; return whether the gradient is finite, for each parameter that has one."""
     network = copy.deepcopy(network).train()
     torch.manual_seed(0)
     loss = sum(leaf.float().square().mean() for leaf in leaves(network(x)) if leaf.requires_grad)
@@ -127,33 +128,33 @@ def trained(network: nn.Module, x: Tensor) -> dict[str, bool]:
 
 
 class Examination:
-    """One network, step by step; a step that fails does not end the others.
+    """Step-by-step examination of one network. After a failed step, the others still run.
 
     Args:
-        network: that is examined.
+        network: the network to examine.
     """
 
     def __init__(self, network: Network) -> None:
         torch.manual_seed(0)
         self.network, self.x = network, network.example()
         self.steps: dict[str, str] = {}
-        self.dense = lived_in(network.build())
+        self.dense = randomize_constants(network.build())
         self.decompositions = Decompositions(self.dense)
-        self.modes = some_frozen(self.dense)
+        self.modes = freeze_one_norm(self.dense)
         try:
             self.outputs: list[Tensor] | None = outputs(self.dense, self.x)
         except Exception:
-            self.outputs = None  # the network takes something else, which the suite has to say in a sentence
-        self.state = {
-            name: tensor.clone() for name, tensor in self._tensors().items()
-        }  # a first pass may fill buffers
+            self.outputs = None  # the suite must refuse such a network with a clear message
+        # The first pass may have filled buffers.
+        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         self.record: Record = {"params": sum(p.numel() for p in self.dense.parameters())}
 
     def _tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the dense network by name."""
         return {**dict(self.dense.named_parameters()), **dict(self.dense.named_buffers())}
 
     def step(self, name: str, action: Callable[[], Any]) -> Any:
-        """What ``action`` returns, None when it fails; and the verdict under ``name``."""
+        """Run ``action`` and store its verdict under ``name``; return its result, or None if it fails."""
         try:
             result = action()
             self.steps.setdefault(name, "right")
@@ -163,7 +164,7 @@ class Examination:
             return None
 
     def full_rank(self) -> None:
-        """At full rank the outputs, those of every layer too, are the dense network's."""
+        """Check that full rank reproduces the dense network's outputs and those of every factored layer."""
         error = self._full_rank_error(self.dense, self.x, self.decompositions)
         if error > TOLERANCE and self.x.is_floating_point():
             single, error = error, self._full_rank_error(copy.deepcopy(self.dense).double(), self.x.double())
@@ -172,9 +173,10 @@ class Examination:
         expect(error <= TOLERANCE, f"differs at full rank by {error:.1e}")
         self.record["error"] = error
 
-    def _full_rank_error(self, dense: nn.Module, x: Tensor, made: Decompositions | None = None) -> float:
-        plan = plan_ranks(dense, x, "svd", Fixed("full", only_if_smaller=False), decompositions=made)
-        small = compress(dense, plan, decompositions=made)
+    def _full_rank_error(self, dense: nn.Module, x: Tensor, decompositions: Decompositions | None = None) -> float:
+        """Compress ``dense`` at full rank; return the largest relative difference of its outputs."""
+        plan = plan_ranks(dense, x, "svd", Fixed("full", only_if_smaller=False), decompositions=decompositions)
+        small = compress(dense, plan, decompositions=decompositions)
         touched = sum(p.numel() for name in plan.factored for p in dense.get_submodule(name).parameters())
         self.record["share"] = touched / self.record["params"]
         layers = tuple(plan.factored)
@@ -183,39 +185,39 @@ class Examination:
         return difference(expected, outputs(small, x, layers))
 
     def half(self, method: str) -> tuple[RankPlan, nn.Module]:
-        """A plan at half of the parameters, or at the least that can be kept, keeps to it and costs what it says."""
-        dense, x, made, share = self.dense, self.x, self.decompositions, SHARE
+        """Check that a plan for half of the parameters, or the smallest possible share, meets its budget and costs."""
+        dense, x, decompositions, share = self.dense, self.x, self.decompositions, SHARE
         try:
-            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=made)
+            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=decompositions)
         except ValueError as error:
             least = LEAST.search(str(error))
             refused = "cannot be met" not in str(error) or "nothing can be factored" in str(error)
-            expect(least is not None or refused, f"names no least share: {error}")
+            expect(least is not None or refused, f"the refusal names no smallest possible share: {error}")
             if least is None:
                 raise
             share = float(least[1])
-            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=made)
-        small = compress(dense, plan, decompositions=made)
-        kept = running(small, x) / running(dense, x)
+            plan = plan_ranks(dense, x, method, Budget(params=share), decompositions=decompositions)
+        small = compress(dense, plan, decompositions=decompositions)
+        kept = parameters_in_use(small, x) / parameters_in_use(dense, x)
         self.record[f"kept {method}"] = kept
-        expect(kept <= share + 1e-9, f"keeps {kept:.4f} of the parameters that run, the budget is {share}")
+        expect(kept <= share + 1e-9, f"keeps {kept:.4f} of the parameters that run, but the budget is {share}")
         before, after = profile(dense, x), profile(small, x)
         counted = plan_cost(trace_layers(dense, x), (before.params, before.macs), plan)
         close = abs(counted[1] - after.macs) <= 1e-6 * after.macs
-        expect(counted[0] == after.params and close, f"the plan counts {counted}, the profile {after}")
+        expect(counted[0] == after.params and close, f"the plan counts {counted}, but the profile {after}")
         modes = {name: module.training for name, module in small.named_modules()}
         wrong = [name for name, mode in self.modes.items() if modes.get(name) != mode]
-        expect(not wrong, f"other training modes in the compressed network: {wrong[:3]}")
+        expect(not wrong, f"training modes differ in the compressed network: {wrong[:3]}")
         return plan, small
 
     def gradients(self, plan: RankPlan, small: nn.Module) -> None:
-        """Every factor has a finite gradient where the dense layer's weight has one."""
+        """Check that every factor has a finite gradient if the dense layer's weight has one."""
         try:
-            dense = trained(self.dense, self.x)
+            dense = finite_gradients(self.dense, self.x)
         except Exception as error:
             self.steps["backward"] = f"not run: the dense network has none ({type(error).__name__})"
             return
-        found = trained(small, self.x)
+        found = finite_gradients(small, self.x)
         parts = [
             f"{name}.{part}"
             for name in plan.factored
@@ -226,7 +228,7 @@ class Examination:
         expect(not wrong, f"no finite gradient for {wrong[:3]}")
 
     def reload(self, small: nn.Module, folder: Path) -> None:
-        """The loaded network's outputs are exactly the saved one's."""
+        """Check that the loaded network gives exactly the outputs of the saved one."""
         file = save_compressed(small, folder / "small.safetensors")
         torch.manual_seed(1)
         loaded = load_compressed(file, model=self.network.build())
@@ -234,7 +236,7 @@ class Examination:
         expect(error == 0, f"the loaded network's outputs differ by {error:.1e}")
 
     def export(self, small: nn.Module, folder: Path) -> None:
-        """The file is written, which it is only with equal outputs; for one batch size where not for all."""
+        """Check that ``export_onnx``, which compares outputs, succeeds; fall back to a fixed batch size."""
         try:
             export_onnx(small, folder / "small.onnx", self.x)
             return
@@ -245,7 +247,7 @@ class Examination:
         self.steps["export"] = "right, one batch size"
 
     def unchanged(self) -> None:
-        """The dense network is as it was."""
+        """Check that the dense network is unchanged."""
         tensors = self._tensors()
         same = tensors.keys() == self.state.keys() and all(torch.equal(tensors[n], t) for n, t in self.state.items())
         expect(same, "the dense network's parameters or buffers have changed")
@@ -256,25 +258,39 @@ class Examination:
 
 
 def examine(network: Network) -> Record:
-    """All steps for one network; ``outcome`` says what comes of them, ``seconds`` are those of the processor."""
+    """Run all steps for one network; the record holds the ``outcome`` and the processor time in ``seconds``."""
     started = time.process_time()
-    this = Examination(network)
-    this.step("full rank", this.full_rank)
-    if this.outputs is not None:
-        halves = [this.step(method, partial(this.half, method)) for method in ("svd", "mixed")]
+    examination = Examination(network)
+    examination.step("full rank", examination.full_rank)
+    if examination.outputs is not None:
+        halves = [examination.step(method, partial(examination.half, method)) for method in ("svd", "mixed")]
         if half := halves[1] or halves[0]:
             with tempfile.TemporaryDirectory() as folder:
-                this.step("backward", lambda: this.gradients(*half))
-                this.step("load", lambda: this.reload(half[1], Path(folder)))
+                examination.step("backward", lambda: examination.gradients(*half))
+                examination.step("load", lambda: examination.reload(half[1], Path(folder)))
                 if network.export:
-                    this.step("export", lambda: this.export(half[1], Path(folder)))
-        this.step("unchanged", this.unchanged)
-    outcome = outcome_of(this.steps, this.record.get("share", 0.0))
-    return {**this.record, "outcome": outcome, "seconds": time.process_time() - started, "steps": this.steps}
+                    examination.step("export", lambda: examination.export(half[1], Path(folder)))
+        examination.step("unchanged", examination.unchanged)
+    outcome = outcome_of(examination.steps, examination.record.get("share", 0.0))
+    return {
+        **examination.record,
+        "outcome": outcome,
+        "seconds": time.process_time() - started,
+        "steps": examination.steps,
+    }
 
 
 def outcome_of(steps: Mapping[str, str], share: float) -> str:
-    """WRONG when a step is; clearly refused when nothing was compressed; right, or untouched at a share of 0."""
+    """Return the outcome of an examination.
+
+    Args:
+        steps: step -> verdict.
+        share: share of the parameters that are in factorable layers.
+
+    Returns:
+        ``WRONG`` if any step is; ``clearly refused`` if nothing was compressed; ``untouched`` if ``share`` is 0;
+        otherwise ``right``.
+    """
     if any(each.startswith("WRONG") for each in steps.values()):
         return "WRONG"
     if not any(steps.get(name) == "right" for name in ("full rank", "svd", "mixed")):
@@ -283,12 +299,21 @@ def outcome_of(steps: Mapping[str, str], share: float) -> str:
 
 
 def verdict(error: Exception, of_export: bool) -> str:
-    """``refused`` with the sentence when the suite says it itself, WRONG with the error's last line when not."""
+    """Classify the error of a step.
+
+    Args:
+        error: the error.
+        of_export: whether the step is the export, which may also refuse with a RuntimeError.
+
+    Returns:
+        ``refused`` and the message if a ``raise`` statement of the suite raised the error; otherwise ``WRONG`` and
+        the last line of the error.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     raised, ours = frames[-1], [frame for frame in frames if Path(frame.filename).is_relative_to(COMMON)]
-    cause = error.__cause__ or error.__context__  # whose text alone would be no sentence of the suite
+    cause = error.__cause__ or error.__context__  # a message copied from another error does not count
     own = isinstance(error, (ValueError, RuntimeError) if of_export else ValueError)
-    said_here = ours[-1:] == [raised] and (raised.line or "").startswith("raise")  # not an operation's own complaint
+    said_here = ours[-1:] == [raised] and (raised.line or "").startswith("raise")  # not raised inside an operation
     if own and said_here and (cause is None or str(cause) != str(error)):
         return f"refused: {error}"
     if isinstance(error, WrongError):

@@ -1,8 +1,8 @@
 """The networks of the zoo: architectures from torchvision, timm, segmentation-models-pytorch, MONAI and Hugging Face.
 
-All weights are random and every network is the smallest of its family, at a small image size. A network whose forward
-takes several inputs or returns no tensor stands here twice: as it is, and with ``picked`` behind its name, inside a
-module that hands it what it needs and returns the tensor.
+All weights are random. Every network is the smallest of its family, at a small image size. A network whose forward
+takes several inputs or does not return a tensor appears twice: unchanged, and inside a module that supplies the other
+inputs and returns one tensor. The name of the second ends in ``picked``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Network:
     """One network of the zoo.
 
     Attributes:
-        build: makes it, with random weights.
-        shape: of the example input.
-        tokens: whether the input holds whole numbers below this instead of pixels; 0 for pixels.
-        export: whether it is exported to ONNX.
+        build: function that builds the network with random weights.
+        shape: shape of the example input.
+        tokens: size of the vocabulary if the input holds token indices; 0 if it holds pixels.
+        export: whether to export the network to ONNX.
     """
 
     build: Callable[[], nn.Module]
@@ -34,7 +34,7 @@ class Network:
     export: bool = False
 
     def example(self) -> Tensor:
-        """An input, the same at every call."""
+        """Return an example input, the same at every call."""
         generator = torch.Generator().manual_seed(0)
         if self.tokens:
             return torch.randint(self.tokens, self.shape, generator=generator)
@@ -42,12 +42,12 @@ class Network:
 
 
 class Picked(nn.Module):
-    """A network that is called with one tensor and returns one.
+    """Wrapper that gives a network one input tensor and one output tensor.
 
     Args:
-        network: that is called.
-        key: of its output that is returned, an attribute or a key.
-        named: further inputs.
+        network: the network to call.
+        key: attribute or key of the network's output to return.
+        named: further inputs of the network.
     """
 
     def __init__(self, network: nn.Module, key: str, named: Mapping[str, Any]) -> None:
@@ -55,26 +55,26 @@ class Picked(nn.Module):
         self.network, self.key, self.named = network, key, dict(named)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The tensor under ``key`` of the network's output."""
+        """Return the tensor under ``key`` in the network's output."""
         output = self.network(x, **self.named)
         found: Tensor = output[self.key] if isinstance(output, dict) else getattr(output, self.key)
         return found
 
 
 def make(module: str, name: str, *arguments: Any, **named: Any) -> nn.Module:
-    """Call ``name`` of ``module``, which is imported only now: nobody needs all of the libraries for one network."""
-    importlib.import_module("common.torchvision_compat")  # torchvision is imported through it, by whom ever
+    """Call ``name`` of ``module``. The import happens here, so that one network needs only its own library."""
+    importlib.import_module("common.torchvision_compat")  # must come before any import of torchvision
     built: nn.Module = getattr(importlib.import_module(module), name)(*arguments, **named)
     return built
 
 
 def make_picked(build: Callable[[], nn.Module], key: str, named: Mapping[str, Any]) -> nn.Module:
-    """The network that ``build`` makes, inside a :class:`Picked`."""
+    """Build a network inside a :class:`Picked`."""
     return Picked(build(), key, named)
 
 
 def make_transformer(model: str, config: str, named: Mapping[str, Any]) -> nn.Module:
-    """A network of Hugging Face's transformers, from its configuration; a nested one is a pair (class, values)."""
+    """Build a network of Hugging Face's transformers; a nested configuration is a pair (class name, values)."""
     transformers = importlib.import_module("transformers")
     values = {
         key: getattr(transformers, value[0])(**value[1]) if isinstance(value, tuple) else value
@@ -84,18 +84,18 @@ def make_transformer(model: str, config: str, named: Mapping[str, Any]) -> nn.Mo
 
 
 def square(size: int, channels: int = 3) -> tuple[int, ...]:
-    """The shape of two square images."""
+    """Return the shape of a batch of two square images."""
     return (2, channels, size, size)
 
 
-TORCHVISION = {  # pixels; a star: exported too
+TORCHVISION = {  # name -> image size in pixels; a star marks networks to export
     "alexnet": "64*", "vgg11": "32", "resnet18": "64*", "resnet50": "64", "resnext50_32x4d": "64",
     "wide_resnet50_2": "64", "squeezenet1_1": "64*", "densenet121": "64", "inception_v3": "299", "googlenet": "64*",
     "shufflenet_v2_x0_5": "64*", "mobilenet_v2": "64*", "mobilenet_v3_small": "64*", "mnasnet0_5": "64*",
     "efficientnet_b0": "64", "efficientnet_v2_s": "64", "regnet_y_400mf": "64*", "regnet_x_400mf": "64",
     "convnext_tiny": "64*", "swin_t": "64*", "swin_v2_t": "64", "maxvit_t": "224",
 }  # fmt: skip
-TIMM = {  # i: the size is an argument too
+TIMM = {  # as above; an i marks networks that take the image size as an argument
     "tf_efficientnet_b0": "64*", "tf_mixnet_s": "64", "tf_mobilenetv3_small_075": "64", "resnetv2_18": "64",
     "resnetv2_50x1_bit": "64*", "nf_resnet26": "64*", "nf_regnet_b0": "64", "eca_nfnet_l0": "64", "dm_nfnet_f0": "64",
     "xcit_nano_12_p16_224": "64i*", "edgenext_xx_small": "64*", "mobilevit_xxs": "64*", "mobilevitv2_050": "64",
@@ -119,7 +119,7 @@ TIMM = {  # i: the size is an argument too
     "inception_next_atto": "64", "tf_efficientnet_cc_b0_4e": "64", "shvit_s1": "224", "legacy_seresnet18": "64",
     "bat_resnext26ts": "256",
 }  # fmt: skip
-SMP = {
+SMP = {  # a star marks networks to export
     "Unet": "*", "UnetPlusPlus": "*", "FPN": "*", "PSPNet": "", "DeepLabV3": "", "DeepLabV3Plus": "*", "Linknet": "*",
     "MAnet": "", "PAN": "", "UPerNet": "", "Segformer": "",
 }  # fmt: skip
@@ -244,7 +244,7 @@ def _both(
     shape: tuple[int, ...] = (2, 3, 64, 64),
     tokens: int = 0,
 ) -> dict[str, Network]:
-    """A network as it is, and picked, which is exported too."""
+    """Return a network unchanged, and picked; only the second is exported."""
     picked = partial(make_picked, build, key, named or {})
     return {name: Network(build, shape, tokens), f"{name} picked": Network(picked, shape, tokens, export=True)}
 
@@ -260,4 +260,4 @@ LIBRARIES: dict[str, Callable[[], dict[str, Network]]] = {
 NETWORKS = {
     f"{library}/{name}": network for library, networks in LIBRARIES.items() for name, network in networks().items()
 }
-"""All of them, by library and name; nothing of the libraries is imported before a network is built."""
+"""All networks by library and name. The libraries are imported only when a network is built."""

@@ -1,4 +1,4 @@
-"""What a result depends on: commit, versions, machine, threads; and what the hardware can do."""
+"""Describe what a result depends on (commit, versions, machine, threads) and what the hardware supports."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, processor, cores, threads and accelerator, as plain values for a trial record."""
+    """Return versions, processor, cores, threads and accelerator as plain values for a trial record."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
-        "onnxruntime": _version("onnxruntime"),
+        "onnxruntime": _installed_version("onnxruntime"),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -29,40 +29,44 @@ def describe_environment() -> dict[str, Any]:
 
 
 def machine_line() -> str:
-    """The conditions of a measurement in one line, e.g. ``AMD EPYC, 2 threads, torch 2.13.0, ONNX Runtime 1.31.1``."""
+    """Return the conditions of a measurement, e.g. ``AMD EPYC, 2 threads, torch 2.13.0, ONNX Runtime 1.31.1``."""
     found = describe_environment()
     where = found["accelerator"] or found["processor"]
     return f"{where}, {found['threads']} threads, torch {found['torch']}, ONNX Runtime {found['onnxruntime']}"
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one, otherwise the CPU."""
+    """Return the first GPU, or the CPU if there is no GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16; one that only imitates it is slower than with float32."""
+    """Whether the hardware multiplies bfloat16 natively. Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # an older torch has none: no bfloat16 there
-    capabilities: dict[str, Any] = ask()
+    get_capabilities = getattr(
+        torch.cpu, "get_capabilities", dict
+    )  # older versions of torch lack it; assume no bfloat16
+    capabilities: dict[str, Any] = get_capabilities()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def hide_passwords(text: str) -> str:
-    """``text`` with the password of every URL in it, such as a database's, replaced by ``***``."""
+    """Replace the password in every URL in ``text``, such as a database's, by ``***``."""
     text = re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&]\w*password=)[^\s&'\"]+", r"\1***", text)
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
-    except PackageNotFoundError:  # on a GPU it is onnxruntime-gpu
+    except PackageNotFoundError:  # on a GPU the package is onnxruntime-gpu
         return None
 
 
 def _processor() -> str:
+    """Return the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -72,8 +76,14 @@ def _processor() -> str:
 
 
 def git_commit(folder: str | Path = ".") -> str | None:
-    """The commit checked out in ``folder``, with ``+`` behind it when files differ; None outside git."""
+    """Return the commit checked out in ``folder``, followed by ``+`` if files differ from it.
+
+    Returns:
+        None outside git, and where the repository around ``folder`` does not track it: an installed package in a
+        virtual environment does not belong to the commit of its user's project.
+    """
     try:
+        _git(folder, "ls-files", "--error-unmatch", ".")
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
@@ -82,5 +92,6 @@ def git_commit(folder: str | Path = ".") -> str | None:
 
 
 def _git(folder: str | Path, *arguments: str) -> str:
+    """Run git in ``folder`` and return its output."""
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Files and folders: whether they can be written, and writing them whole or not at all."""
+"""Check that folders are writable, and replace files atomically."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pathlib import Path
 
 
 def check_writable(folder: str | Path, name: str = "logs") -> Path:
-    """The folder, made when it is not there, once a file was written there and removed.
+    """Create a folder if it is missing, and check that a file can be written in it.
 
     Args:
-        folder: where something is to be written later.
-        name: of the parameter, for the sentence.
+        folder: folder for files to be written later.
+        name: name of the parameter in the error message.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: it is a file, cannot be made, or cannot be written in.
+        ValueError: ``folder`` is a file, cannot be created or is not writable.
     """
     path = Path(folder)
     try:
@@ -28,7 +31,7 @@ def check_writable(folder: str | Path, name: str = "logs") -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError:
-        raise ValueError(f"{name}={str(folder)!r} must be a folder, and there is a file of that name") from None
+        raise ValueError(f"{name}={str(folder)!r} must be a folder, but there is a file of that name") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"{name}={str(folder)!r}: nothing can be written in this folder: {reason}") from None
@@ -37,12 +40,12 @@ def check_writable(folder: str | Path, name: str = "logs") -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A file to write in the ``with`` block, which takes the place of ``path`` at its end.
+    """Replace ``path`` at the end of the ``with`` block by the file that the block writes.
 
-    A reader sees the old file or the new one, never a part of it. When the block fails, the old one stays.
+    A reader sees either the old file or the whole new one. If the block fails, the old file stays.
 
     Args:
-        path: Destination path; its folder is made when it is not there.
+        path: destination path. Missing folders are created.
 
     Yields:
         The path to write to, in the same folder.

@@ -1,4 +1,4 @@
-"""A progress bar for long work that also behaves in a log file."""
+"""Show a progress bar that also suits log files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], description: str, unit: str = "it", total: int | None = None) -> tqdm[Item]:
-    """``items`` behind a progress bar.
+    """Iterate over ``items`` with a progress bar.
 
-    On a terminal the bar is redrawn as it goes and cleared at the end. Elsewhere (papermill, a batch job's log) it is
-    redrawn every ten seconds at the most, so that the log stays short. Of processes that train together, only the
-    first shows one.
+    On a terminal the bar is updated continuously and cleared at the end. Elsewhere (papermill, a batch job's log) it
+    is printed at most every ten seconds, so that the log stays short. In distributed training only the first process
+    shows the bar.
+
+    Args:
+        items: items to iterate over.
+        description: text in front of the bar.
+        unit: name of one item.
+        total: number of items, if ``items`` has no length.
     """
-    live = sys.stderr.isatty()
-    interval = 0.2 if live else 10.0
+    on_terminal = sys.stderr.isatty()
+    interval = 0.2 if on_terminal else 10.0  # seconds
     hidden = os.environ.get("RANK", "0") != "0"
     return tqdm(
         items,
         desc=description,
         unit=unit,
         total=total,
-        leave=not live,
+        leave=not on_terminal,
         mininterval=interval,
         ncols=100,
         disable=hidden,

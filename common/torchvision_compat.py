@@ -1,10 +1,10 @@
-"""Imports torchvision, also where its wheel was built for another torch and brings no compiled operators.
+"""Import torchvision even if its compiled operators do not load.
 
-PyPI's torchvision wheel holds operators compiled for the CUDA build of torch. Beside a CPU-only torch they cannot
-be loaded, and then ``import torchvision`` stops with ``operator torchvision::nms does not exist``, because it
-registers shapes for operators that were never declared. Declaring the two schemas first lets the import pass.
-Nothing in this suite calls those operators (they serve object detection). Where torchvision is whole, this module
-does nothing but import it. Everything here that needs torchvision imports it from this module.
+PyPI's torchvision wheel contains operators compiled for the CUDA build of torch. A CPU-only torch cannot load them.
+``import torchvision`` then fails with ``operator torchvision::nms does not exist``, because it registers shapes for
+operators that were never declared. This module declares the two schemas first, so that the import succeeds. The suite
+never calls these operators (they serve object detection). If the operators load, this module only imports torchvision.
+All code of the suite imports torchvision from here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def _operators_load() -> bool:
-    """Whether the compiled library beside torchvision can be loaded into this torch."""
+    """Whether torchvision's compiled library loads into the installed torch."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("torchvision is not installed; run `pip install -r requirements.txt`")

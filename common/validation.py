@@ -1,4 +1,4 @@
-"""Checks of arguments, the sentences for values that are not allowed, and registries of what can be added."""
+"""Registries of entries that users can add, checks of arguments, and their error messages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, Entry]):
-    """All of one kind that the suite knows, by name, in the order in which they were added.
+    """Mapping from name to entry of one kind, such as a decomposition, in the order of registration.
 
-    Whatever is added is known everywhere: it may be asked for by name, and error messages list it. An entry of your
-    own needs no more than ``REGISTRY.add(entry)`` in a module that is imported before it is used.
+    Every part of the suite finds a registered entry by name, and error messages list it. To add your own, call
+    ``REGISTRY.add(entry)`` in a module that is imported before the entry is used.
 
     Args:
-        parameter: what callers name an entry by, e.g. ``method``; error messages begin with it.
-        name_of: the name of an entry.
+        parameter: name of the parameter by which callers select an entry, e.g. ``method``. Error messages begin
+            with it.
+        name_of: function that returns the name of an entry.
     """
 
     def __init__(self, parameter: str, name_of: Callable[[Entry], str]) -> None:
@@ -28,21 +29,21 @@ class Registry(Mapping[str, Entry]):
         self._entries: dict[str, Entry] = {}
 
     def add(self, entry: Entry) -> Entry:
-        """Register ``entry``; it is returned, so that a class can be decorated.
+        """Register ``entry`` and return it, so that this method also works as a class decorator.
 
         Raises:
-            ValueError: the name is taken by another entry.
+            ValueError: another entry has the same name.
         """
         name = self._name_of(entry)
         known = self._entries.setdefault(name, entry)
         if known is not entry and repr(known) != repr(entry):
-            raise ValueError(f"{self.parameter}={name!r} is taken by {known!r}")
+            raise ValueError(f"{self.parameter}={name!r} is already the name of {known!r}")
         self._entries[name] = entry
         return entry
 
     @contextmanager
     def including(self, entry: Entry) -> Iterator[Entry]:
-        """Have ``entry`` registered inside the ``with`` block alone."""
+        """Register ``entry`` inside the ``with`` block only."""
         self.add(entry)
         try:
             yield entry
@@ -50,14 +51,14 @@ class Registry(Mapping[str, Entry]):
             del self._entries[self._name_of(entry)]
 
     def check(self, name: object) -> None:
-        """Raise a ValueError that lists what is allowed unless ``name`` is registered."""
+        """Raise a ValueError that lists the registered names unless ``name`` is one of them."""
         check_choice(self.parameter, name, self)
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of that name.
+        """Return the entry with this name.
 
         Raises:
-            UnknownName: there is none.
+            UnknownName: no entry has this name.
         """
         if name not in self._entries:
             raise UnknownName(_unknown(self.parameter, name, self._entries))
@@ -71,7 +72,7 @@ class Registry(Mapping[str, Entry]):
 
 
 class UnknownName(ValueError, KeyError):
-    """A name that a registry does not have; it is a KeyError so that a registry is a mapping like any other."""
+    """Error for a name that is not in a registry. It is also a KeyError, as a mapping must raise."""
 
     __str__ = ValueError.__str__
 
@@ -80,22 +81,24 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise unless ``value`` is one of ``allowed``.
 
     Raises:
-        ValueError: the sentence names the parameter, the value, what is allowed and the nearest of it.
+        ValueError: ``value`` is not allowed. The message states the parameter, the value, the allowed values and the
+            most similar one.
     """
-    options = list(allowed)
-    if value not in options:
-        raise ValueError(_unknown(name, value, options))
+    names = list(allowed)
+    if value not in names:
+        raise ValueError(_unknown(name, value, names))
 
 
 def _unknown(name: str, value: object, allowed: Iterable[str]) -> str:
-    options = list(allowed)
-    near = difflib.get_close_matches(str(value), options, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{name}={value!r} is unknown{hint}; allowed: {', '.join(options)}"
+    """Return the error message for a value that is not allowed."""
+    names = list(allowed)
+    similar = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+    return f"{name}={value!r} is unknown{hint}; allowed: {', '.join(names)}"
 
 
 def sentence(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as ``name=value: what is allowed``."""
+    """Return pydantic's first error as one sentence, ``name=value: what is allowed``."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:

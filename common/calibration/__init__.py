@@ -1,4 +1,4 @@
-"""What is learnt of data without training: the moments of each layer, and BatchNorm's statistics."""
+"""Learn from data without training: the moments of each layer, and the statistics of BatchNorm."""
 
 from common.calibration.batchnorm import recalibrate_bn
 from common.calibration.moments import calibrate

@@ -1,4 +1,4 @@
-"""``recalibrate_bn``: BatchNorm's statistics measured anew, on the activations that a network has now."""
+"""``recalibrate_bn``: recompute the statistics of BatchNorm on a network's present activations."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from common.network.modes import evaluating
 
 @torch.no_grad()
 def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | None = None) -> int:
-    """Measure the running mean and variance of every BatchNorm anew, on the activations the network has now.
+    """Recompute the running mean and variance of every BatchNorm on the network's present activations.
 
-    Compression shifts the activations, and the stored statistics belong to the dense network. The new ones are the
-    plain average over the batches; no weight is changed and no target is read.
+    Compression shifts the activations, while the stored statistics describe the dense network. The new statistics are
+    plain averages over the batches. No weight changes, and no target is read.
 
     Args:
-        model: changed in place; its training mode is left as it was.
-        batches: input tensors, or pairs of (input, target), at least two inputs a batch.
-        max_batches: use no more than these.
+        model: the network, which is changed in place. Its training mode stays unchanged.
+        batches: input tensors, or pairs (inputs, targets), with at least two inputs a batch.
+        max_batches: limit on the number of batches; None uses all.
 
     Returns:
-        How many BatchNorm layers were recalibrated. One that no batch passed (an auxiliary head's) is left alone; when
-        it ends in an error, all are.
+        Number of recalibrated BatchNorm layers. A layer that no batch reaches (in an auxiliary head) keeps its
+        statistics. After an error, all layers do.
 
     Raises:
-        ValueError: there is no batch, or one holds no inputs.
-        FloatingPointError: what reaches a BatchNorm is not finite.
+        ValueError: there are no batches, or a batch holds no inputs.
+        FloatingPointError: the inputs of a BatchNorm are not finite.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    seen, done = 0, False
+    seen, finished = 0, False
     try:
         with evaluating(model):
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # a cumulative average instead of a moving one
+                norm.momentum = None  # average over all batches instead of a moving average
                 norm.train()
             for batch in itertools.islice(batches, max_batches):
                 model(to_network(inputs_of(batch), model))
@@ -51,14 +51,14 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
         if broken:
             name = next(name for name, module in model.named_modules() if module is broken[0])
             raise FloatingPointError(f"BatchNorm {name!r}: its inputs on the calibration data are not finite")
-        done = True
+        finished = True
     finally:
-        passed = [done and bool(norm.num_batches_tracked) for norm in norms]
-        for norm, momentum, buffers, keeps in zip(norms, momenta, before, passed, strict=True):
+        reached = [finished and bool(norm.num_batches_tracked) for norm in norms]
+        for norm, momentum, buffers, updated in zip(norms, momenta, before, reached, strict=True):
             norm.momentum = momentum
-            if not keeps:
+            if not updated:
                 for name, buffer in buffers.items():
                     norm.get_buffer(name).copy_(buffer)
     if not seen:
-        raise ValueError("there is no batch to recalibrate on")
-    return sum(passed)
+        raise ValueError("batches is empty: there is no batch to recalibrate on")
+    return sum(reached)

@@ -1,4 +1,4 @@
-"""A plan becomes a smaller network; networks on disk."""
+"""Compress a network by a rank plan; save and load networks."""
 
 from common.compression.checkpoints import load_compressed, save_compressed
 from common.compression.compress import compress, factored_layer, planned_layers

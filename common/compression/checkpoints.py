@@ -1,4 +1,4 @@
-"""Networks on disk: one safetensors file with the weights, the builder's arguments and the plan; no pickle."""
+"""Save and load networks: one safetensors file holds the weights, the builder's arguments and the plan; no pickle."""
 
 from __future__ import annotations
 
@@ -28,21 +28,25 @@ SCHEMA_VERSION = "1"
 
 
 def save_compressed(model: nn.Module, path: str | Path) -> Path:
-    """Write a network, dense or compressed, so that :func:`load_compressed` can build it again.
+    """Save a dense or compressed network so that :func:`load_compressed` can rebuild it.
 
     Args:
-        model: made by ``build_model`` or ``compress``; of one that ``DataParallel``, ``DistributedDataParallel`` or
-            ``torch.compile`` wraps, the network inside is written, unless it was compressed as it is wrapped.
-        path: the file, by custom ``*.safetensors``; its folder is made when it is not there.
+        model: a network from ``build_model`` or ``compress``, or a user's own. If ``DataParallel``,
+            ``DistributedDataParallel``, ``AveragedModel`` or ``torch.compile`` wraps it, the inner network is saved,
+            unless the wrapper itself was compressed.
+        path: destination path, conventionally ``*.safetensors``. Missing folders are created.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: the network has state that only pickle could write.
     """
     path = Path(path)
     model = _unwrapped(model)
     provenance = get_provenance(model) or Provenance()
     values, own = encoded_state(model)
-    plan = _plan_inside(model)
+    plan = _joint_plan(model)
     metadata = {
         "schema": SCHEMA_VERSION,
         "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
@@ -57,14 +61,15 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside parallel, averaging and compiling wrappers, unless a wrapper has a provenance."""
     parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
-    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # the latter of what torch.compile returns
-    named_by_it = get_provenance(model) is not None
-    return _unwrapped(inner) if isinstance(inner, nn.Module) and not named_by_it else model
+    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # torch.compile stores it as _orig_mod
+    is_compressed_itself = get_provenance(model) is not None
+    return _unwrapped(inner) if isinstance(inner, nn.Module) and not is_compressed_itself else model
 
 
-def _plan_inside(model: nn.Module) -> RankPlan | None:
-    """The plan of a network, or of the compressed networks that a module of somebody else holds, with their prefix."""
+def _joint_plan(model: nn.Module) -> RankPlan | None:
+    """Return the plan of a network, or the joint plan of the compressed networks inside a user's module."""
     if (whole := plan_of(model)) is not None:
         return whole
     factored = {name: layer.planned for name, layer in model.named_modules() if isinstance(layer, LowRank)}
@@ -81,19 +86,20 @@ def _plan_inside(model: nn.Module) -> RankPlan | None:
 
 
 def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Build the network that :func:`save_compressed` wrote.
+    """Load a network from a file of :func:`save_compressed`.
 
     Args:
-        path: the file.
-        model: a dense network of the architecture that the file must be of; it is left as it was, a copy is filled.
-            None builds the architecture that the file names, which then has to be one of ``build_model``'s.
+        path: path of the file.
+        model: a dense network of the same architecture. It stays unchanged; the weights go into a copy. None builds
+            the architecture that the file names, which must be one of ``build_model``'s.
 
     Returns:
-        The network, in evaluation mode, on the CPU or on ``model``'s device.
+        The network in evaluation mode, on the CPU or on ``model``'s device.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a file of this kind, of an unknown schema version, or of another architecture.
+        ValueError: the file is not one of :func:`save_compressed`, or has an unknown schema version or another
+            architecture.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,7 +107,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - file is not a mapping
     except safetensors.SafetensorError as error:
         raise ValueError(f"weights={str(path)!r} is not a safetensors file: {error}") from error
     if metadata.get("schema") != SCHEMA_VERSION:
@@ -118,7 +124,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         values = {key: decoded(value, tensors) for key, value in json.loads(metadata.get("state", "{}")).items()}
         tensors = {key: tensor for key, tensor in tensors.items() if "#" not in key}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"weights={str(path)!r} does not say what network it holds: {error!r}") from None
+        raise ValueError(f"weights={str(path)!r} does not describe a network: {error!r}") from None
     if model is not None:
         _require_same_builder(path, builder, model)
         same_names = any(key in tensors for key in model.state_dict())
@@ -126,21 +132,21 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
     elif name is None:
         raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
     elif arguments.get("weights") is not None:
-        raise ValueError(f"weights={str(path)!r} asks for other weights to be fetched; no file of this suite does")
+        raise ValueError(f"weights={str(path)!r} asks to download other weights, which no file of this suite does")
     else:
         try:
             model = build_model(name, **arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
-    _fill(path, model, plan, tensors, values)
+    _fill_network(path, model, plan, tensors, values)
     set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
 
 
-def _fill(
+def _fill_network(
     path: Path, model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Put factors in the place of the plan's layers, and fill all in."""
+    """Replace the plan's layers by factors in ``model``, then load all tensors and values."""
     try:
         for name, (layer, effective) in planned_layers(model, plan).items() if plan else ():
             assert plan is not None
@@ -155,29 +161,31 @@ def _fill(
         if own[name].dtype != tensor.dtype:
             own[name].data = own[name].data.to(tensor.dtype)
     state: OrderedDict[str, Any] = OrderedDict({**tensors, **values})
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # each module's version, which some ask for
-    model.load_state_dict(state, strict=False)  # a second name of a shared tensor is not in the file
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # some modules need their version
+    model.load_state_dict(state, strict=False)  # the file holds a shared tensor under one name only
 
 
 def _require_same_builder(path: Path, builder: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise a ValueError if the file and ``model`` are known to be of different architectures."""
     expected = get_provenance(model)
     if expected is None or builder["name"] is None:
-        return  # the tensors' names and shapes will tell
+        return  # _check_fit compares names and shapes later
     if (builder["name"], builder["arguments"]) != (expected.builder, dict(expected.arguments)):
         held = f"{builder['name']} with {builder['arguments']}"
         wanted = f"{expected.builder} with {dict(expected.arguments)}"
-        raise ValueError(f"weights={str(path)!r} holds a {held}; a {wanted} is wanted")
+        raise ValueError(f"weights={str(path)!r} holds a {held}, but model is a {wanted}")
 
 
 def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the file's entries have the names and shapes of the network's."""
     own = distinct_tensors(model, copies=False)
     expected = own.keys() | other_entries(model)
     held = tensors.keys() | values.keys()
-    for problem, names in (("lacks", expected - held), ("has besides", held - expected)):
+    for problem, names in (("lacks", expected - held), ("has in addition", held - expected)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(f"weights={str(path)!r} does not fit the network: it {problem} {shown}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            shapes = f"{tuple(tensor.shape)}, the network needs {tuple(own[name].shape)}"
+            shapes = f"{tuple(tensor.shape)}, but the network needs {tuple(own[name].shape)}"
             raise ValueError(f"weights={str(path)!r} does not fit the network: {name} has shape {shapes}")

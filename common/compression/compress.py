@@ -1,4 +1,4 @@
-"""``compress``: a ``RankPlan`` applied to a network; the dense network is left as it was."""
+"""``compress``: apply a ``RankPlan`` to a copy of a network."""
 
 from __future__ import annotations
 
@@ -35,46 +35,46 @@ def compress(
     sweeps: int = 2,
     decompositions: Decompositions | None = None,
 ) -> nn.Module:
-    """A smaller copy of ``model`` in which the layers that ``plan`` factors are low-rank.
+    """Return a smaller copy of ``model`` in which the layers of ``plan`` are low-rank.
 
     Args:
-        model: the dense network; neither it nor its weights are changed or shared.
-        plan: from :func:`common.planning.plan_ranks` for this network.
-        moments: from :func:`common.calibration.calibrate`: the factors then keep the layers' outputs on data rather
-            than their weights, as far as its held-out patches bear that out.
-        mode: ``factorized`` puts a module of smaller layers in a layer's place, which answers like the layer
-            (:class:`common.network.lowrank.LowRank`), balanced
-            (:func:`common.decomposition.balance`) so that they can be fine-tuned. ``reconstruct`` keeps the
-            architecture and writes the low-rank weight back: the same size, for studying the approximation alone. A
-            layer without a bias then cannot keep its output's mean, which BatchNorm recalibration makes up for.
-        sweeps: of the higher-order orthogonal iteration that Tucker-2 and HTD make at the plan's ranks, by which the
-            weight's error falls a few percent; with moments they are kept where the output's error falls on held-out
-            patches. 0 takes the slices of the HOSVD that the plan was made with, which is faster.
-        decompositions: those of ``model``, when they are there already; they bring their own moments and sweeps.
+        model: the dense network. It stays unchanged and shares no weights with the copy.
+        plan: plan for this network from :func:`common.planning.plan_ranks`.
+        moments: moments from :func:`common.calibration.calibrate`. With them, the factors approximate a layer's
+            outputs on data instead of its weight, unless held-out patches show that this does not help.
+        mode: ``factorized`` replaces each layer by a :class:`common.network.lowrank.LowRank`. Its factors are balanced
+            (:func:`common.decomposition.balance`) for fine-tuning. ``reconstruct`` keeps the architecture and
+            overwrites the weight by its low-rank approximation. The size stays the same; this mode serves to study
+            the approximation alone. A layer without a bias then cannot keep the mean of its output; BatchNorm
+            recalibration corrects this.
+        sweeps: number of sweeps of higher-order orthogonal iteration for Tucker-2 and HTD at the plan's ranks. They
+            reduce the weight's error by a few percent. With moments, their result is used only if it reduces the
+            output's error on held-out patches. 0 keeps slices of the HOSVD from planning, which is faster.
+        decompositions: existing decompositions of ``model``. Their own moments and sweeps apply.
 
     Returns:
         The compressed network, in ``model``'s training mode, on its device.
 
     Raises:
-        ValueError: ``mode`` is unknown, the network is compressed already or a single layer, or the plan names a layer
-            that the network does not have or ranks that the layer cannot have.
+        ValueError: ``mode`` is unknown, ``sweeps`` is negative, the network is compressed already or is a single
+            layer, or the plan names a layer that the network does not have or ranks that a layer cannot have.
     """
     check_choice("mode", mode, MODES)
     if sweeps < 0:
         raise ValueError(f"sweeps={sweeps}: it must be at least 0")
     provenance = get_provenance(model) or Provenance()
     if provenance.plan is not None:
-        raise ValueError("the network is compressed already; compress the dense one, which can be saved and rebuilt")
+        raise ValueError("the network is compressed already; compress the dense network instead")
     decompositions = decompositions or Decompositions(model, moments, sweeps)
-    layers = planned_layers(model, plan)  # of the dense network: two weights in one memory are apart in a copy
+    layers = planned_layers(model, plan)  # from the dense network: a copy separates weights that share memory
     small = independent_copy(model)
     with torch.no_grad():
         without_mean = _replace_layers(small, plan, layers, decompositions, mode)
     if without_mean:
         shown = ", ".join(without_mean[:3]) + (", ..." if len(without_mean) > 3 else "")
         warnings.warn(
-            f"the plan was made without moments and gives no bias to {shown}, which lose their outputs' mean; "
-            "hand the same moments to plan_ranks",
+            f"the plan was made without moments and gives no bias to {shown}, which therefore lose the mean of their "
+            "outputs; give the same moments to plan_ranks",
             stacklevel=2,
         )
     if mode == "factorized":
@@ -89,7 +89,7 @@ def _replace_layers(
     decompositions: Decompositions,
     mode: str,
 ) -> list[str]:
-    """Replace the planned layers in ``small``; returns those whose outputs lose their mean."""
+    """Replace the planned layers in ``small``; return the names of layers whose outputs lose their mean."""
     copies = dict(small.named_modules())
     without_mean = []
     for name, (_, effective) in layers.items():
@@ -114,7 +114,7 @@ def _replace_layers(
 def _factorize(
     model: nn.Module, layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan, decomposition: Decomposition
 ) -> FactorableLayer:
-    """Put the factors in the place of ``layer``; returns the last of them."""
+    """Replace ``layer`` by its factors; return the last factor."""
     factored = factored_layer(layer, effective, plan)
     weights = balance(decomposition.factors(plan.ranks), decomposition.groups)
     for factor, weight in zip(factored.factors, weights, strict=True):
@@ -127,7 +127,7 @@ def _factorize(
 
 
 def _reconstruct(model: nn.Module, layer: nn.Module, effective: EffectiveLayer, weight: Tensor) -> FactorableLayer:
-    """Write the low-rank weight into ``layer``, or into one that computes the same; returns it."""
+    """Write the low-rank weight into ``layer``, or into its plain equivalent; return the layer with the weight."""
     if type(layer) is type(effective.layer):
         assert isinstance(layer, FactorableLayer)
         set_convolution_weight(layer, weight)
@@ -139,10 +139,11 @@ def _reconstruct(model: nn.Module, layer: nn.Module, effective: EffectiveLayer, 
 
 
 def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[FactorableLayer, EffectiveLayer]]:
-    """The layers of ``model`` that ``plan`` factors, each with what it computes, by name.
+    """Return the layers of ``model`` that ``plan`` factors, by name, each with its plain equivalent.
 
     Raises:
-        ValueError: the network has no such layer, nothing can stand in for it, or the plan's method does not serve it.
+        ValueError: the network has no such layer, the layer cannot be replaced, or the plan's method does not apply
+            to it.
     """
     modules, (served, reasons) = dict(model.named_modules()), effective_layers(model)
     layers: dict[str, tuple[FactorableLayer, EffectiveLayer]] = {}
@@ -151,19 +152,19 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[Factorab
         layer = modules[name]
         if layer is model:
             raise ValueError(
-                "the network is a single layer, which has no place to be replaced in; put it in a Sequential"
+                "the network is a single layer, which cannot be replaced within itself; put it in a Sequential"
             )
         if not isinstance(layer, FactorableLayer):
-            raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which has no ranks")
+            raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which cannot be factored")
         if name in reasons:
-            raise ValueError(f"layer {name!r} of the plan has to stay dense: {reasons[name]}")
+            raise ValueError(f"layer {name!r} of the plan must stay dense: {reasons[name]}")
         check_choice(f"method of layer {name!r}", plan.layers[name].method, methods_for(layer))
         layers[name] = (layer, served[name])
     return layers
 
 
 def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
-    """The decompositions that a layer can have."""
+    """Return the names of the decompositions that apply to a layer."""
     linear, transposed = isinstance(layer, nn.Linear), isinstance(layer, nn.ConvTranspose2d)
     return tuple(
         name
@@ -173,60 +174,64 @@ def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
 
 
 def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan) -> LowRank:
-    """What takes the place of ``layer`` at the plan's ranks, with weights that are still to be filled in.
+    """Create the replacement of ``layer`` at the plan's ranks, with uninitialised weights.
 
     Args:
-        layer: it answers like this one.
-        effective: what the layer computes.
-        plan: method and ranks.
+        layer: the layer to replace.
+        effective: its plain equivalent.
+        plan: method and ranks of the layer.
 
     Raises:
-        ValueError: there are more or fewer ranks than the method has, or one that no such layer can have.
+        ValueError: the number of ranks differs from the method's, or a rank is out of range.
     """
     plain = effective.layer
     axes = DECOMPOSITIONS[str(plan.method)].axes
     if len(plan.ranks) != len(axes) - 1 or not all(1 <= rank <= plain.weight.numel() for rank in plan.ranks):
         raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {len(axes) - 1}, each at least 1")
-    place: dict[str, Any] = {"device": plain.weight.device, "dtype": plain.weight.dtype}
+    device_and_dtype: dict[str, Any] = {"device": plain.weight.device, "dtype": plain.weight.dtype}
     bias = plain.bias is not None or plan.shift
     factors: list[FactorableLayer]
     if isinstance(plain, nn.Linear):
         rank = plan.ranks[0]
         factors = [
-            nn.Linear(plain.in_features, rank, bias=False, **place),
-            nn.Linear(rank, plain.out_features, bias=bias, **place),
+            nn.Linear(plain.in_features, rank, bias=False, **device_and_dtype),
+            nn.Linear(rank, plain.out_features, bias=bias, **device_and_dtype),
         ]
     else:
         widths = (plain.in_channels, *(rank * plain.groups for rank in plan.ranks), plain.out_channels)
         factors = [
-            _convolution(plain, widths[index], widths[index + 1], taken, bias and index == len(axes) - 1, place)
-            for index, taken in enumerate(axes)
+            _convolution_factor(
+                plain, widths[index], widths[index + 1], kernel_axes, bias and index == len(axes) - 1, device_and_dtype
+            )
+            for index, kernel_axes in enumerate(axes)
         ]
     for factor in factors:
         factor.requires_grad_(plain.weight.requires_grad).train(layer.training)
     return stand_in(layer, effective, factors, plan)
 
 
-def _convolution(
+def _convolution_factor(
     layer: nn.Conv2d | nn.ConvTranspose2d,
     inputs: int,
     outputs: int,
-    taken: tuple[bool, bool],
+    kernel_axes: tuple[bool, bool],
     bias: bool,
-    place: dict[str, Any],
+    device_and_dtype: dict[str, Any],
 ) -> nn.Conv2d | nn.ConvTranspose2d:
-    """One factor: it takes over the layer's kernel, stride, padding and dilation on the axes that are ``taken``."""
+    """Create one factor, with the layer's kernel, stride, padding and dilation on the axes in ``kernel_axes``."""
 
-    def take(values: Sequence[int], otherwise: int) -> tuple[int, int]:
-        return (values[0] if taken[0] else otherwise, values[1] if taken[1] else otherwise)
+    def on_axes(values: Sequence[int], otherwise: int) -> tuple[int, int]:
+        return (values[0] if kernel_axes[0] else otherwise, values[1] if kernel_axes[1] else otherwise)
 
-    shared: dict[str, Any] = {"groups": layer.groups, "bias": bias, **place}
-    if not any(taken):
+    shared: dict[str, Any] = {"groups": layer.groups, "bias": bias, **device_and_dtype}
+    if not any(kernel_axes):
         return nn.Conv2d(inputs, outputs, 1, **shared)
-    shared["padding"] = layer.padding if isinstance(layer.padding, str) else take(layer.padding, 0)
+    shared["padding"] = layer.padding if isinstance(layer.padding, str) else on_axes(layer.padding, 0)
     shared["padding_mode"] = layer.padding_mode
-    shared["dilation"] = take(layer.dilation, 1)
-    kernel, stride = take(layer.kernel_size, 1), take(layer.stride, 1)
+    shared["dilation"] = on_axes(layer.dilation, 1)
+    kernel, stride = on_axes(layer.kernel_size, 1), on_axes(layer.stride, 1)
     if isinstance(layer, nn.Conv2d):
         return nn.Conv2d(inputs, outputs, kernel, stride, **shared)
-    return nn.ConvTranspose2d(inputs, outputs, kernel, stride, output_padding=take(layer.output_padding, 0), **shared)
+    return nn.ConvTranspose2d(
+        inputs, outputs, kernel, stride, output_padding=on_axes(layer.output_padding, 0), **shared
+    )

@@ -1,8 +1,8 @@
-"""Low-rank decompositions of one layer's weight: tensors in, factors out; nothing here knows of data or training.
+"""Low-rank decompositions of one layer's weight: tensors in, factors out. This room knows no data and no training.
 
-``DECOMPOSITIONS`` maps a method's name to its class: one file a method, which registers itself. A class decomposes a
-weight once and then answers for every rank: its factors, the weight they stand for, and the error. Weights have
-PyTorch's shape ``(O, I/groups, kh, kw)``; a Linear's ``(O, I)`` counts as a 1x1 kernel.
+``DECOMPOSITIONS`` maps the name of a method to its class. Each method has one file and registers itself. A class
+decomposes a weight once; it then gives the factors, the weight that they represent and the error at any ranks. Weights
+have PyTorch's shape ``(O, I/groups, kh, kw)``; the weight ``(O, I)`` of a Linear counts as a 1x1 kernel.
 """
 
 from common.decomposition.balancing import balance
@@ -18,7 +18,7 @@ from common.decomposition.base import (
 from common.decomposition.choice import decompose
 from common.decomposition.moments import LayerMoments
 
-# Messages list the methods in this order, and the first of equally good ones is taken.
+# Messages list the methods in this order. Of equally good methods, the first is taken.
 # isort: off
 from common.decomposition.svd import SVD
 from common.decomposition.spatial import SpatialSVD

@@ -1,4 +1,4 @@
-"""What every decomposition offers."""
+"""The interface of every decomposition, their registry, and a base class for those with a single rank."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from common.validation import Registry
 Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
 RankSelector = Callable[[Tensor, int], int]
-"""Takes a spectrum (singular values of a matrix, descending, 1-D) and the matrix's greater side; returns a rank."""
+"""Maps the singular values of a matrix, ``(n,)``, descending, and the size of its longer side to a rank."""
 RankSteps = int | tuple[int, ...]
-"""Ranks that may be taken: the multiples of a number, or those listed."""
+"""The ranks allowed: the multiples of a number, or a list."""
 
 
-def rank_ladder(most: int, steps: RankSteps) -> Tensor:
-    """Ranks up to ``most``, ascending, 1-D: the multiples of ``steps`` or those listed there, and ``most``."""
-    listed = range(steps, most + 1, steps) if isinstance(steps, int) else [rank for rank in steps if rank <= most]
-    return torch.tensor(sorted({*listed, most}))
+def rank_ladder(max_rank: int, steps: RankSteps) -> Tensor:
+    """List the allowed ranks up to ``max_rank``, and ``max_rank`` itself; ascending, 1-D."""
+    allowed = range(steps, max_rank + 1, steps) if isinstance(steps, int) else [r for r in steps if r <= max_rank]
+    return torch.tensor(sorted({*allowed, max_rank}))
 
 
 def outputs_of(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tensor:
-    """What layers with these weights, one behind the other, make of patches.
+    """Apply layers with these weights, one after the other, to input patches.
 
     Args:
-        factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``, whose kernels together are as large as the patches.
-        patches: ``(N, I, kh, kw)``; all is computed in their dtype.
-        groups: of all of the layers.
+        factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``; their kernels together cover a patch.
+        patches: ``(N, I, kh, kw)``. Their dtype is that of the computation.
+        groups: the number of groups of every layer.
 
     Returns:
-        ``(N, O)``.
+        The outputs, ``(N, O)``.
     """
     for factor in factors:
         kernel, factor = factor.shape[2:] or (1, 1), factor.to(patches.dtype)
-        if kernel == patches.shape[2:]:  # a product, which is faster as such
+        if kernel == patches.shape[2:]:  # one position: a matrix product is faster than a convolution
             rows = patches.reshape(len(patches), groups, -1).transpose(0, 1)
             patches = (
                 (rows @ factor.reshape(groups, -1, rows.shape[2]).mT).transpose(0, 1).reshape(-1, len(factor), 1, 1)
@@ -56,35 +56,38 @@ def outputs_of(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tenso
 
 
 class Decomposition(ABC):
-    """One weight, decomposed once; any ranks are then a slice of what was computed.
+    """A weight, decomposed once; the factors at any ranks are slices of that result.
+
+    Everything is computed lazily. The bases for all ranks are computed in float64. Sweeps at given ranks use the
+    weight's own dtype, at least float32. Factors have the weight's dtype.
 
     Args:
-        weight: ``(O, I/groups, kh, kw)`` or ``(O, I)``; it is not changed.
-        groups: as in ``torch.nn.Conv2d``; every group is factored by itself, all with the same ranks.
-        moments: of the layer's data; with them the error that is made small is that of the layer's output, and all
-            errors are relative to its variance. Without them it is the error of the weight.
-        sweeps: of alternating improvement at the ranks that are asked for, where a method has any to make (Tucker-2
-            and HTD; the SVDs are optimal as they are). With moments the output basis stays the one that was measured.
-        metric: that of this weight and these moments, where another decomposition has made it already.
+        weight: ``(O, I/groups, kh, kw)`` or ``(O, I)``. It is not changed.
+        groups: as in ``torch.nn.Conv2d``. Each group is factored separately, all at the same ranks.
+        moments: the layer's moments. With them, the decomposition minimises the error of the layer's output, and
+            errors are relative to the output's variance. Without them, it minimises the error of the weight.
+        sweeps: number of alternating improvements at the ranks asked for, by methods that have any (Tucker-2 and HTD;
+            the SVDs are already optimal). With moments, the output basis stays the measured one.
+        metric: the metric of this weight and these moments, if another decomposition has already built it.
 
-    Nothing is computed before it is asked for. Bases for all ranks are computed in float64, sweeps at given ranks in
-    the weight's own dtype, float32 at least; factors come back in that.
-
-    What a subclass says of itself:
-        method: its name, by which it is registered.
-        title: its name in reports.
-        rank_names: of its ranks.
+    A subclass sets these class attributes:
+        method: name in the registry.
+        title: name in reports.
+        rank_names: a name for each rank.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
-            dilation; one that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
+            dilation. A factor that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
             ``ranks[i] * groups`` channels.
-        has_sweeps: whether sweeps change anything.
-        needs_kernel: whether it has nothing to split in a Linear or a 1x1 convolution.
+        has_sweeps: whether sweeps change the factors.
+        needs_kernel: whether the method needs a kernel larger than 1x1 to split.
         serves_transposed: whether it factors transposed convolutions.
-        otherwise: the method that serves the layers which this one does not.
+        otherwise: the method for the layers that this one does not serve.
 
     Attributes:
         grouped: the weight as ``(G, O/G, I/G, kh, kw)``.
-        metric: the norm in which it is best; other methods for the same weight can share it.
+        metric: the norm that the decomposition minimises. Other methods for the same weight can share it.
+
+    Raises:
+        ValueError: the weight has neither two nor four dimensions.
     """
 
     method: str
@@ -115,133 +118,134 @@ class Decomposition(ABC):
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """Of factors at given ranks: float64 with moments, whose variances span many orders; else float32 or more."""
+        """Dtype at given ranks: float64 with moments, whose variances span many orders; else at least float32."""
         return torch.float64 if self.moments is not None else torch.promote_types(self.dtype, torch.float32)
 
     @cached_property
     def _total(self) -> float:
-        """Squared norm of the weight in the metric."""
+        """The squared norm of the weight in the metric."""
         tensor = self.metric.weight if self.moments is None else self.metric.weighted
         return float(tensor.square().sum())
 
     @property
     @abstractmethod
     def max_ranks(self) -> Ranks:
-        """The ranks at which the decomposition is exact."""
+        """The ranks at which the decomposition is exact; no rank may be higher."""
 
     @abstractmethod
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        """The weights of the layers that replace this one, in the order in which the input meets them."""
+        """The weights of the layers that replace this one, from input to output."""
 
     @abstractmethod
     def reconstruct(self, ranks: Ranks) -> Tensor:
-        """The weight that the factors stand for, in the shape and dtype of the original."""
+        """The weight that the factors represent, in the shape and dtype of the original."""
 
     @abstractmethod
     def lost_energy(self, ranks: Ranks) -> float:
-        """``||W - W'||^2`` in the metric, where W' is an orthogonal projection of W."""
+        """``||W - W'||^2`` in the metric, with W' the orthogonal projection of W at these ranks."""
 
     @abstractmethod
     def select_ranks(self, select: RankSelector) -> Ranks:
-        """Ranks chosen by applying ``select`` to the spectrum of each unfolding."""
+        """Choose the ranks by applying ``select`` to the spectrum of each unfolding."""
 
     @abstractmethod
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
-        """The relative error of many ranks at once, none of them built.
+        """Compute the relative errors at many ranks at once, without building any factors.
 
         Args:
-            round_to: ranks are multiples of it, or among these where several are given, or the mode's maximum.
+            round_to: the ranks are its multiples, or come from it if it is a list; each mode's maximum is always in.
 
         Returns:
-            Ranks ``(K, modes)`` and their errors ``(K,)``. Every rank of a method with one or two modes is there; of
-            the three of HTD, all middle ranks at a choice of the outer ones.
+            Ranks ``(K, modes)`` and their errors ``(K,)``. A method with one or two modes lists all its ranks. HTD,
+            with three, lists all middle ranks for a selection of the outer ones.
         """
 
     @property
     @abstractmethod
     def spectrum(self) -> Tensor:
-        """Singular values along the output channels, descending, 1-D: of the weight, or of the output on data."""
+        """Singular values along the output channels, descending, 1-D: of the weight or, with moments, the output."""
 
     def relative_error(self, ranks: Ranks) -> float:
-        """``||W - W'|| / ||W||`` in the metric, without building W'; 0 for a weight that is zero."""
+        """``||W - W'|| / ||W||`` in the metric, without building W'; 0 for a zero weight."""
         ranks = self.check(ranks)
         return math.sqrt(max(0.0, self.lost_energy(ranks)) / self._total) if self._total else 0.0
 
     def errors_of(self, lost_energy: Tensor) -> Floats:
-        """Relative errors from what is lost of the energy, any shape."""
+        """Convert lost energies of any shape to relative errors."""
         share = lost_energy / self._total if self._total else torch.zeros_like(lost_energy)
         return share.clamp(min=0).sqrt().cpu().numpy()
 
     def bias_shift(self, ranks: Ranks) -> Tensor | None:
-        """``E[(W - W')p]``, ``(O,)``: what the bias must gain to keep the output's mean; None without moments."""
+        """``E[(W - W')p]``, ``(O,)``: the change of the bias that keeps the output's mean; None without moments."""
         if self.moments is None:
             return None
         mean = self.moments.patch_mean.double().reshape(1, -1, *self.kernel)
-        kept = outputs_of(self.factors(ranks), mean, self.groups)  # to build W' for it takes many times as long
-        return (self._output_mean - kept.flatten()).to(self.dtype)
+        factored_mean = outputs_of(self.factors(ranks), mean, self.groups)  # many times faster than building W'
+        return (self._output_mean - factored_mean.flatten()).to(self.dtype)
 
     @cached_property
     def _output_mean(self) -> Tensor:
-        """``E[Wp]``, ``(O,)``."""
+        """The mean output without the bias, ``E[Wp]``, ``(O,)``."""
         assert self.moments is not None
         return torch.einsum("goihw,gihw->go", self.metric.weight, self.moments.patch_mean).flatten()
 
     def cap(self, rank: int) -> Ranks:
-        """``rank`` in every mode, or the mode's maximum where that is less."""
-        return self.fit(tuple(min(rank, most) for most in self.max_ranks))
+        """``rank`` in every mode, at most the mode's maximum."""
+        return self.fit(tuple(min(rank, max_rank) for max_rank in self.max_ranks))
 
     def fraction(self, share: float) -> Ranks:
-        """``share`` of the maximum in every mode, at least 1."""
-        return self.fit(tuple(max(1, round(share * most)) for most in self.max_ranks))
+        """The fraction ``share`` of the maximum in every mode, at least 1."""
+        return self.fit(tuple(max(1, round(share * max_rank)) for max_rank in self.max_ranks))
 
     def fit(self, ranks: Ranks) -> Ranks:
-        """``ranks`` lowered where a mode's bound depends on the other modes' ranks."""
+        """Lower the ranks that exceed the bound set by the ranks of the other modes."""
         return ranks
 
     def ladder(self, mode: int, round_to: RankSteps) -> Tensor:
-        """The ranks of one mode: see :func:`rank_ladder`."""
+        """The ranks of one mode, see :func:`rank_ladder`."""
         return rank_ladder(self.max_ranks[mode], round_to)
 
     def round_up(self, ranks: Ranks, multiple: int) -> Ranks:
-        """``ranks`` raised to multiples of ``multiple``, or to the mode's maximum where that is less."""
+        """Raise ``ranks`` to multiples of ``multiple``, at most to each mode's maximum."""
         raised = (-(-rank // multiple) * multiple for rank in ranks)
-        return self.fit(tuple(min(rank, most) for rank, most in zip(raised, self.max_ranks, strict=True)))
+        return self.fit(tuple(min(rank, max_rank) for rank, max_rank in zip(raised, self.max_ranks, strict=True)))
 
     def check(self, ranks: Ranks) -> Ranks:
-        """``ranks`` unchanged, as plain numbers.
+        """Check ``ranks`` and return them as plain integers.
 
         Raises:
-            ValueError: not as many as the method has, one that is no whole number, or one outside 1..maximum.
+            ValueError: the number of ranks is wrong, or a rank is not a whole number or is outside 1..maximum.
         """
         try:
             ranks = tuple(operator.index(rank) for rank in ranks)
         except TypeError:
             raise ValueError(f"ranks={tuple(ranks)}: they must be whole numbers") from None
         if len(ranks) != len(self.max_ranks):
-            raise ValueError(f"ranks={ranks}: {self.method} takes {len(self.max_ranks)}, {self.rank_names}")
-        for name, rank, most in zip(self.rank_names, ranks, self.max_ranks, strict=True):
-            if not 1 <= rank <= most:
-                raise ValueError(f"{name}={rank} for a weight of shape {self.shape}: it must be in 1..{most}")
+            names = ", ".join(self.rank_names)
+            raise ValueError(f"ranks={ranks}: {self.method} takes {len(self.max_ranks)} ranks: {names}")
+        for name, rank, max_rank in zip(self.rank_names, ranks, self.max_ranks, strict=True):
+            if not 1 <= rank <= max_rank:
+                raise ValueError(f"{name}={rank} for a weight of shape {self.shape}: it must be in 1..{max_rank}")
         if self.fit(ranks) != ranks:
             raise ValueError(
-                f"ranks={ranks} for a weight of shape {self.shape}: at most {self.fit(ranks)} can be used"
+                f"ranks={ranks} for a weight of shape {self.shape}: they must be at most {self.fit(ranks)}"
             )
         return ranks
 
 
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("method", lambda kind: kind.method)
-"""Every decomposition by name."""
+"""The decompositions by name."""
 
 
 def serving_method(method: str, kernel: tuple[int, int], transposed: bool) -> str:
-    """The method that serves a layer where ``method`` is asked for: itself, or the first ``otherwise`` that does.
+    """Find the method for a layer: ``method`` if it serves the layer, else the first ``otherwise`` that does.
 
-    A Linear or a 1x1 convolution has no kernel to split, so it takes SVD. A transposed convolution's kernel is not
-    split between its axes: it takes Tucker-2 for ``htd`` and SVD for ``spatial_svd``.
+    A Linear or a 1x1 convolution has no kernel to split; it takes SVD. The kernel of a transposed convolution is not
+    split by axis; such a layer takes Tucker-2 instead of ``htd`` and SVD instead of ``spatial_svd``.
 
     Args:
-        method: name of a decomposition.
-        kernel: ``(kh, kw)`` of the layer; ``(1, 1)`` for a Linear.
+        method: name of the decomposition asked for.
+        kernel: the layer's ``(kh, kw)``; ``(1, 1)`` for a Linear.
         transposed: whether the layer is a transposed convolution.
     """
     kind = DECOMPOSITIONS[method]
@@ -251,23 +255,23 @@ def serving_method(method: str, kernel: tuple[int, int], transposed: bool) -> st
 
 
 class OneRank(Decomposition):
-    """A decomposition by the singular values of one matrix that the weight is reshaped to."""
+    """Base class of the truncated SVDs: the weight is reshaped to one matrix, which has one rank."""
 
     rank_names = ("rank",)
 
     @property
     @abstractmethod
     def rows(self) -> Tensor:
-        """The matrix in its own left basis, ``(G, R, m)``, leading first, in float64."""
+        """The matrix in its own left basis, ``(G, R, m)``, leading row first, in float64."""
 
     @property
     @abstractmethod
     def sides(self) -> tuple[int, int]:
-        """Height and width of the matrix."""
+        """Height and width of one group's matrix."""
 
     @property
     def max_ranks(self) -> Ranks:
-        """The lesser side of the matrix."""
+        """The shorter side of the matrix."""
         return (min(self.sides),)
 
     @cached_property
@@ -277,19 +281,19 @@ class OneRank(Decomposition):
 
     @cached_property
     def _lost(self) -> Tensor:
-        """What is lost at the ranks 1, 2, ...: the sum of the squared singular values behind, 0 at full rank."""
+        """The energy lost at ranks 1, 2, ...: the sum of the squared singular values cut off, 0 at full rank."""
         energy = self.rows.square().sum(dim=(0, 2))
         return torch.cat([energy.flip(0).cumsum(0).flip(0)[1:], energy.new_zeros(1)])
 
     def lost_energy(self, ranks: Ranks) -> float:
-        """Sum of the squared singular values behind the first r."""
+        """Sum of the squared singular values after the first r."""
         return float(self._lost[ranks[0] - 1])
 
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
-        """Every rank, and its error."""
+        """All allowed ranks, and their errors."""
         ranks = self.ladder(0, round_to)
         return ranks.unsqueeze(1).double().numpy(), self.errors_of(self._lost[ranks - 1])
 
     def select_ranks(self, select: RankSelector) -> Ranks:
-        """One rank, chosen on the spectrum."""
+        """The rank chosen on the spectrum."""
         return (select(self.spectrum, max(self.sides)),)

@@ -1,4 +1,4 @@
-"""Hierarchical Tucker-2: a Tucker-2 whose core is split once more, between the kernel's height and its width."""
+"""Hierarchical Tucker-2: a Tucker-2 whose core is split between the kernel's height and its width."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from common.decomposition.metric import leading_basis, pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
 OUTER_PAIRS = 24
-KEPT_ROOTS = 12
-"""Split cores that are kept at a time, as many as a policy has candidates for a layer and a few more."""
+"""Number of pairs of outer ranks in a table of errors."""
+CACHED_ROOTS = 12
+"""Number of split cores in the cache: a few more than a policy has candidates for a layer."""
 
 
 @DECOMPOSITIONS.add
 class HTD(Decomposition):
-    """Dimension tree ``{I, kh} | {O, kw}`` with no leaf matrices for the spatial modes (Gabor and Zdunek 2022).
+    """Tucker-2 over the tree ``{I, kh} | {O, kw}``, without spatial leaf matrices (Gabor and Zdunek 2023).
 
-    The leaves are the channel bases of Tucker-2; the root splits the core, unfolded ``(r_in*kh, kw*r_out)``, by a
+    The leaves are the channel bases of Tucker-2. The root splits the core, unfolded to ``(r_in*kh, kw*r_out)``, by a
     truncated SVD of rank ``r_mid`` (leaf-to-root truncation). Factors, with G groups: 1x1 ``(G*r_in, I/G, 1, 1)``,
-    ``(G*r_mid, r_in, kh, 1)``, ``(G*r_out, r_mid, 1, kw)`` and 1x1 ``(O, r_out, 1, 1)``, which takes the bias; each
-    spatial factor takes its own axis of stride, padding and dilation. Ranks: ``(r_in, r_mid, r_out)`` with
+    ``(G*r_mid, r_in, kh, 1)``, ``(G*r_out, r_mid, 1, kw)`` and 1x1 ``(O, r_out, 1, 1)``, which takes the bias. Each
+    spatial factor takes the stride, padding and dilation of its own axis. Ranks: ``(r_in, r_mid, r_out)`` with
     ``r_mid <= min(r_in*kh, r_out*kw)``.
     """
 
@@ -48,37 +49,39 @@ class HTD(Decomposition):
 
     @cached_property
     def _roots(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Cache of :meth:`_root`, oldest entry first."""
         return {}
 
     @property
     def max_ranks(self) -> Ranks:
-        """Those of Tucker-2, and what the core they leave can be split into."""
+        """The maxima of Tucker-2, and the rank of the core at those."""
         r_in, r_out = self._tucker.max_ranks
-        return r_in, self._most_middle(r_in, r_out), r_out
+        return r_in, self._max_middle_rank(r_in, r_out), r_out
 
     @property
     def spectrum(self) -> Tensor:
-        """Singular values along the output channels, descending."""
+        """See :attr:`Decomposition.spectrum`."""
         return self._tucker.spectrum
 
-    def _most_middle(self, r_in: int, r_out: int) -> int:
+    def _max_middle_rank(self, r_in: int, r_out: int) -> int:
+        """The shorter side of the unfolded core."""
         return min(r_in * self.kernel[0], r_out * self.kernel[1])
 
     def fraction(self, share: float) -> Ranks:
-        """``share`` of the maximum at the leaves, and for ``r_mid`` of what the leaves' ranks allow."""
+        """The fraction ``share`` of each leaf's maximum and, for ``r_mid``, of the maximum at those leaf ranks."""
         r_in, r_out = self._tucker.fraction(share)
-        return r_in, max(1, round(share * self._most_middle(r_in, r_out))), r_out
+        return r_in, max(1, round(share * self._max_middle_rank(r_in, r_out))), r_out
 
     def fit(self, ranks: Ranks) -> Ranks:
-        """Ranks lowered to what the others allow."""
+        """See :meth:`Decomposition.fit`."""
         r_in, r_mid, r_out = ranks
         r_in, r_out = self._tucker.fit((r_in, r_out))
-        return r_in, min(r_mid, self._most_middle(r_in, r_out)), r_out
+        return r_in, min(r_mid, self._max_middle_rank(r_in, r_out)), r_out
 
     def _root(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
-        """Basis ``(G, r_in*kh, R)`` of the unfolded core and the core in it, ``(G, R, kw*r_out)``; kept once made."""
+        """Basis of the unfolded core, ``(G, r_in*kh, R)``, and the core in it, ``(G, R, kw*r_out)``; cached."""
         if (r_in, r_out) not in self._roots:
-            if len(self._roots) == KEPT_ROOTS:
+            if len(self._roots) == CACHED_ROOTS:
                 self._roots.pop(next(iter(self._roots)))  # the oldest
             self._roots[r_in, r_out] = _split(self._tucker.parts(r_in, r_out)[2])
         return self._roots[r_in, r_out]
@@ -97,7 +100,7 @@ class HTD(Decomposition):
         return reduce, vertical.to(self.dtype), horizontal.to(self.dtype), expand
 
     def reconstruct(self, ranks: Ranks) -> Tensor:
-        """The weight behind the truncated core, in the shape of the original."""
+        """The weight that the truncated core represents, in the shape of the original."""
         r_in, r_mid, r_out = self.check(ranks)
         basis, projected = self._root(r_in, r_out)
         matrix = basis[:, :, :r_mid] @ projected[:, :r_mid]
@@ -105,34 +108,35 @@ class HTD(Decomposition):
         return self._tucker.expand_core(core.permute(0, 4, 1, 2, 3))
 
     def lost_energy(self, ranks: Ranks) -> float:
-        """What Tucker-2 loses, and what the truncation of its core to ``r_mid`` does."""
+        """The energy that Tucker-2 loses, plus the energy that the truncation of its core to ``r_mid`` loses."""
         r_in, r_mid, r_out = ranks
-        behind = self._root(r_in, r_out)[1][:, r_mid:]
-        return self._tucker.lost_energy((r_in, r_out)) + float(behind.double().square().sum())
+        truncated = self._root(r_in, r_out)[1][:, r_mid:]
+        return self._tucker.lost_energy((r_in, r_out)) + float(truncated.double().square().sum())
 
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
-        """All middle ranks at a choice of outer ones, and their errors.
+        """All allowed middle ranks for a selection of outer ranks, and their errors.
 
-        The outer ranks are pairs of Tucker-2 that no other pair with as few entries in its core beats, ``OUTER_PAIRS``
-        of them, evenly spread.
+        The outer ranks are at most ``OUTER_PAIRS`` pairs from Tucker-2's table, evenly spread over its Pareto front of
+        error against ``r_in * r_out``.
         """
         pairs, errors = self._tucker.error_table(round_to)
         order = np.lexsort((errors, pairs.prod(axis=1)))
-        best = np.minimum.accumulate(errors[order])
-        front = order[np.concatenate([[True], best[1:] < best[:-1]])]
-        chosen = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
-        tables, kept = [], []
-        for r_in, r_out in pairs[chosen].astype(int).tolist():
+        least_errors = np.minimum.accumulate(errors[order])
+        front = order[np.concatenate([[True], least_errors[1:] < least_errors[:-1]])]
+        selected = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
+        rank_tables, error_tables = [], []
+        for r_in, r_out in pairs[selected].astype(int).tolist():
             projected = _split(self._tucker.corner(r_in, r_out).to(self.working_dtype))[1]
             energy = projected.double().square().sum(dim=(0, 2))
             lost = self._tucker.hosvd_loss(r_in, r_out) + energy.sum() - energy.cumsum(0)
             middle = rank_ladder(len(energy), round_to)
-            tables.append(np.stack([np.full(len(middle), r_in), middle.numpy(), np.full(len(middle), r_out)], axis=1))
-            kept.append(self.errors_of(lost[middle - 1]))
-        return np.concatenate(tables).astype(np.float64), np.concatenate(kept)
+            outer = [np.full(len(middle), rank) for rank in (r_in, r_out)]
+            rank_tables.append(np.stack([outer[0], middle.numpy(), outer[1]], axis=1))
+            error_tables.append(self.errors_of(lost[middle - 1]))
+        return np.concatenate(rank_tables).astype(np.float64), np.concatenate(error_tables)
 
     def select_ranks(self, select: RankSelector) -> Ranks:
-        """The leaves' ranks on their own spectra, then the root's on the spectrum of the core that they leave."""
+        """Choose the leaf ranks on their own spectra, then the root's rank on the spectrum of their core."""
         r_in, r_out = self._tucker.select_ranks(select)
         height, width = self.kernel
         columns = max(r_in * height, r_out * width)
@@ -140,7 +144,7 @@ class HTD(Decomposition):
 
 
 def _split(core: Tensor) -> tuple[Tensor, Tensor]:
-    """Basis ``(G, r_in*kh, R)`` of a core ``(G, r_out, r_in, kh, kw)`` unfolded, and the core in it."""
+    """Unfold a core ``(G, r_out, r_in, kh, kw)``; return its basis ``(G, r_in*kh, R)`` and the core in that basis."""
     matrix = core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)
     basis = leading_basis(matrix)
     return basis, basis.mT @ matrix

@@ -1,4 +1,4 @@
-"""Spatial SVD: a kernel's height apart from its width."""
+"""Spatial SVD: split a kernel between its height and its width."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from common.decomposition.metric import leading_basis
 
 @DECOMPOSITIONS.add
 class SpatialSVD(OneRank):
-    """Truncated SVD of W reshaped ``(I*kh, kw*O)`` (Jaderberg, Vedaldi and Zisserman 2014, scheme 2).
+    """Truncated SVD of W, reshaped to ``(I*kh, kw*O)`` (Jaderberg, Vedaldi and Zisserman 2014, scheme 2).
 
-    Factors, with G groups: ``(G*r, I/G, kh, 1)``, then ``(O, r, 1, kw)``, which takes the bias; each takes its own
-    axis of stride, padding and dilation. Ranks: ``(r,)``.
+    Factors, with G groups: ``(G*r, I/G, kh, 1)``, then ``(O, r, 1, kw)``, which takes the bias. Each takes the stride,
+    padding and dilation of its own axis. Ranks: ``(r,)``.
     """
 
     method = "spatial_svd"
@@ -25,22 +25,22 @@ class SpatialSVD(OneRank):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Input channels times height, output channels times width, of a group."""
+        """A group's input channels times the kernel's height, and its output channels times the kernel's width."""
         return self.shape[1] * self.kernel[0], self.shape[0] // self.groups * self.kernel[1]
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor]:
-        """Left basis ``(G, I*kh, R)`` of the matrix, and the matrix in it."""
+        """Left basis of the matrix, ``(G, I*kh, R)``, and the matrix in that basis."""
         matrix = self.metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
         basis = leading_basis(matrix)
         return basis, basis.mT @ matrix
 
     @property
     def rows(self) -> Tensor:
-        """The matrix in its left basis."""
+        """See :attr:`OneRank.rows`."""
         return self._split[1]
 
-    def _restored(self, rank: int) -> tuple[Tensor, Tensor]:
+    def _grouped_factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """The factors as ``(G, r, I/G, kh)`` and ``(G, O/G, r, kw)``, in float64."""
         inputs, (height, width) = self.shape[1], self.kernel
         vertical = self._split[0][:, :, :rank].mT.unflatten(2, (inputs, height))
@@ -53,10 +53,10 @@ class SpatialSVD(OneRank):
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """``(G*r, I/G, kh, 1)`` and ``(O, r, 1, kw)``."""
-        vertical, horizontal = self._restored(*self.check(ranks))
+        vertical, horizontal = self._grouped_factors(*self.check(ranks))
         return vertical.flatten(0, 1).unsqueeze(3).to(self.dtype), horizontal.flatten(0, 1).unsqueeze(2).to(self.dtype)
 
     def reconstruct(self, ranks: Ranks) -> Tensor:
         """The rank-r weight, in the shape of the original."""
-        vertical, horizontal = self._restored(*self.check(ranks))
+        vertical, horizontal = self._grouped_factors(*self.check(ranks))
         return torch.einsum("grih,gorw->goihw", vertical, horizontal).reshape(self.shape).to(self.dtype)

@@ -1,4 +1,4 @@
-"""Truncated SVD of the weight unfolded along its output channels (channel scheme)."""
+"""Truncated SVD of the weight, unfolded along its output channels (channel scheme)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from common.decomposition.base import DECOMPOSITIONS, OneRank, Ranks
 
 @DECOMPOSITIONS.add
 class SVD(OneRank):
-    """``M = W reshaped (O, I*kh*kw) ~ B_r (B_r^T M)``, the best rank-r approximation.
+    """The best rank-r approximation ``B_r (B_r^T M)`` of ``M``, which is W reshaped to ``(O, I*kh*kw)``.
 
-    B holds the left singular vectors of M (Eckart and Young 1936) or, with moments, the eigenvectors of the covariance
-    of the outputs (Zhang et al. 2015). Factors, with G groups: ``(G*r, I/G, kh, kw)``, which takes the layer's stride,
-    padding and dilation, then ``(O, r, 1, 1)``, which takes its bias. Ranks: ``(r,)``.
+    B holds the left singular vectors of M (Eckart and Young 1936) or, with moments, the eigenvectors of the output
+    covariance (Zhang et al. 2015). Factors, with G groups: ``(G*r, I/G, kh, kw)`` takes the layer's stride, padding
+    and dilation; ``(O, r, 1, 1)`` takes its bias. Ranks: ``(r,)``.
     """
 
     method = "svd"
@@ -26,12 +26,12 @@ class SVD(OneRank):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Output channels of a group, and the elements of one of its filters."""
+        """A group's output channels, and the elements of one of its filters."""
         return self.shape[0] // self.groups, math.prod(self.shape[1:])
 
     @property
     def rows(self) -> Tensor:
-        """The weight in its left basis."""
+        """See :attr:`OneRank.rows`."""
         return self.metric.weighted.flatten(2)
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, Tensor]:

@@ -18,15 +18,15 @@ Parts = tuple[Tensor, Tensor, Tensor]
 
 @DECOMPOSITIONS.add
 class Tucker2(Decomposition):
-    """``W ~ core x_O U_O x_I U_I``: HOSVD (De Lathauwer 2000; Kim 2016 for CNNs), or HOOI sweeps when asked.
+    """``W ~ core x_O U_O x_I U_I`` by HOSVD (De Lathauwer 2000; Kim 2016 for CNNs), optionally with HOOI sweeps.
 
-    The bases of the HOSVD are nested, so the core at any ranks is a corner of the full core, and the error at all
-    ranks is one table. Sweeps of the higher-order orthogonal iteration at given ranks find better bases, and without
-    those for all ranks; they serve these ranks alone. With moments only the input basis is turned, to the best one for
-    the output basis at the ranks that are asked for: that basis is the one that was measured.
+    The bases of the HOSVD are nested. The core at any ranks is therefore a corner of the full core, and one table
+    holds the errors at all ranks. Sweeps of the higher-order orthogonal iteration (HOOI) find better bases at given
+    ranks, without the bases for all ranks; swept bases serve those ranks only. With moments, sweeps leave the output
+    basis as measured and only replace the input basis, by the best one for the leading output directions.
 
-    Factors, with G groups: ``(G*r_in, I/G, 1, 1)``, the core ``(G*r_out, r_in, kh, kw)``, which takes the layer's
-    stride, padding and dilation, and ``(O, r_out, 1, 1)`` with its bias. Ranks: ``(r_in, r_out)``.
+    Factors, with G groups: ``(G*r_in, I/G, 1, 1)``; the core ``(G*r_out, r_in, kh, kw)``, which takes the layer's
+    stride, padding and dilation; ``(O, r_out, 1, 1)``, which takes its bias. Ranks: ``(r_in, r_out)``.
     """
 
     method = "tucker2"
@@ -39,13 +39,13 @@ class Tucker2(Decomposition):
 
     @cached_property
     def max_ranks(self) -> Ranks:
-        """Channels, or what the other mode and the kernel can tell apart where that is less."""
+        """Each mode's channels, at most the other mode's channels times the elements of the kernel."""
         outputs, inputs = self.grouped.shape[1:3]
         return self.fit((inputs, outputs))
 
     @cached_property
     def _input_basis(self) -> Tensor:
-        """``(G, I/G, R_in)``."""
+        """Input basis of the HOSVD, ``(G, I/G, R_in)``."""
         return leading_basis(by_input(self.metric.weighted))
 
     @cached_property
@@ -54,19 +54,19 @@ class Tucker2(Decomposition):
         return torch.einsum("grihw,gis->grshw", self.metric.weighted, self._input_basis)
 
     @cached_property
-    def _kept(self) -> Tensor:
-        """``(R_out, R_in)``: the energy in each corner of the core."""
+    def _corner_energies(self) -> Tensor:
+        """The energy in each corner of the core, ``(R_out, R_in)``."""
         return self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
 
     @property
     def spectrum(self) -> Tensor:
-        """Singular values along the output channels, descending."""
+        """See :attr:`Decomposition.spectrum`."""
         return pooled_spectrum(by_output(self.metric.weighted))
 
     def parts(self, r_in: int, r_out: int) -> Parts:
-        """The factors' ``(G, O/G, r_out)`` and ``(G, r_in, I/G)``, and the core ``(G, r_out, r_in, kh, kw)``.
+        """The outer factors ``(G, O/G, r_out)`` and ``(G, r_in, I/G)``, and the core ``(G, r_out, r_in, kh, kw)``.
 
-        The core is in the coordinates of the metric. Swept parts are kept until other ranks are asked for.
+        The core is in the coordinates of the metric. Swept parts are cached until other ranks are asked for.
         """
         if not self.sweeps or (r_in, r_out) == self.max_ranks:
             core = self.corner(r_in, r_out)
@@ -82,13 +82,13 @@ class Tucker2(Decomposition):
         return self._core[:, :r_out, :r_in]
 
     def _sweep(self, r_in: int, r_out: int) -> Parts:
-        """A sequentially truncated HOSVD (Vannieuwenhoven 2012), then each basis in turn made the best for the other.
+        """Start from a sequentially truncated HOSVD (Vannieuwenhoven 2012), then optimise each basis for the other.
 
-        The turns are those of De Lathauwer, De Moor and Vandewalle (2000b). A plain weight is taken as it is, in
-        single precision where it comes so: no basis for all ranks is ever computed.
+        The iteration is that of De Lathauwer, De Moor and Vandewalle (2000b). A weight without moments is swept in its
+        own precision, at least single. Bases for all ranks are never computed.
         """
         if self.moments is not None:
-            return self._turn_inputs(r_in, r_out)
+            return self._fit_input_basis(r_in, r_out)
         tensor = self.grouped.to(self.working_dtype)
 
         def in_rows(full: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ class Tucker2(Decomposition):
         core = torch.einsum("grihw,gis->grshw", reduced, inputs)
         return rows, self._restore_inputs(inputs), core
 
-    def _turn_inputs(self, r_in: int, r_out: int) -> Parts:
+    def _fit_input_basis(self, r_in: int, r_out: int) -> Parts:
         """The leading rows of the metric, and the best input basis for them.
 
-        The rows lie in the eigenbasis of the outputs' covariance, which is exact. The metric that they would be turned
-        in is none but a model, and turning them loses more than it gains.
+        The rows lie in the eigenbasis of the output covariance, which is exact. Sweeping them would minimise the norm
+        of the metric, which is only a model; that loses more than it gains.
         """
         rows = self.metric.weighted[:, :r_out]
         inputs = leading_basis(by_input(rows))[:, :, :r_in]
@@ -118,6 +118,7 @@ class Tucker2(Decomposition):
         return self.metric.leading_rows(r_out), self._restore_inputs(inputs), core
 
     def _restore_inputs(self, basis: Tensor) -> Tensor:
+        """Return an input basis ``(G, I/G, r_in)`` to the weight's coordinates, as a factor ``(G, r_in, I/G)``."""
         return self.metric.restore(basis.mT, "gri,gij->grj", "input")
 
     def pointwise_factors(self, r_in: int, r_out: int) -> tuple[Tensor, Tensor]:
@@ -129,12 +130,12 @@ class Tucker2(Decomposition):
         )
 
     def restore_core(self, core: Tensor) -> Tensor:
-        """A core ``(G, r_out, r_in, kh, kw)`` with its spatial modes in the coordinates of the weight."""
+        """Return the spatial modes of a core ``(G, r_out, r_in, kh, kw)`` to the weight's coordinates."""
         core = self.metric.restore(core, "grshw,hk->grskw", "height")
         return self.metric.restore(core, "grshw,wl->grshl", "width")
 
     def expand_core(self, core: Tensor) -> Tensor:
-        """The weight behind a core that is in the coordinates of the metric, in the shape of the original."""
+        """Expand a core in the coordinates of the metric to a weight in the shape of the original."""
         expand, reduce, _ = self.parts(core.shape[2], core.shape[1])
         weight = torch.einsum("gor,grshw,gsi->goihw", expand, self.restore_core(core), reduce)
         return weight.reshape(self.shape).to(self.dtype)
@@ -151,34 +152,34 @@ class Tucker2(Decomposition):
         return self.expand_core(self.parts(*self.check(ranks))[2])
 
     def lost_energy(self, ranks: Ranks) -> float:
-        """What is not in the core at these ranks."""
+        """The energy that the core does not hold at these ranks."""
         if not self.sweeps:
             return self.hosvd_loss(*ranks)
-        if self.moments is None:  # single precision could not tell a small loss from the difference of the energies
+        if self.moments is None:  # in single precision, a difference of energies cannot resolve a small loss
             return float((self.original - self.reconstruct(ranks)).double().square().sum())
         return self._total - float(self.parts(*ranks)[2].square().sum())
 
     def hosvd_loss(self, r_in: int, r_out: int) -> float:
-        """What is lost at these ranks without sweeps."""
-        return self._total - float(self._kept[r_out - 1, r_in - 1])
+        """The energy lost at these ranks without sweeps."""
+        return self._total - float(self._corner_energies[r_out - 1, r_in - 1])
 
     def fit(self, ranks: Ranks) -> Ranks:
-        """A rank that is more than the other times the kernel's elements carries nothing: it is lowered to that."""
+        """Lower each rank to at most the other rank times the kernel's elements; a higher one adds nothing."""
         r_in, r_out = ranks
         elements = math.prod(self.kernel)
         return min(r_in, r_out * elements), min(r_out, r_in * elements)
 
     def error_table(self, round_to: RankSteps = 1) -> tuple[Floats, Floats]:
-        """Every pair of ranks, and its error by HOSVD, which sweeps can only lower."""
+        """All pairs of allowed ranks, and their errors by HOSVD, which sweeps can only lower."""
         inputs, outputs = self.ladder(0, round_to), self.ladder(1, round_to)
-        errors = self.errors_of(self._total - self._kept[outputs - 1][:, inputs - 1].T)
+        errors = self.errors_of(self._total - self._corner_energies[outputs - 1][:, inputs - 1].T)
         pairs = torch.cartesian_prod(inputs, outputs)
         elements = math.prod(self.kernel)
         usable = (pairs[:, 0] <= pairs[:, 1] * elements) & (pairs[:, 1] <= pairs[:, 0] * elements)
         return pairs[usable].double().numpy(), errors.flatten()[usable.numpy()]
 
     def select_ranks(self, select: RankSelector) -> Ranks:
-        """``r_in`` and ``r_out``, each chosen on the singular values of its own unfolding."""
+        """Choose ``r_in`` and ``r_out``, each on the singular values of its own unfolding."""
         outputs, inputs = self.grouped.shape[1:3]
         elements = math.prod(self.kernel)
         r_in = select(pooled_spectrum(by_input(self._core)), max(inputs, outputs * elements))

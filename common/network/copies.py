@@ -69,7 +69,7 @@ def _deep_copy(value: Copied, memo: dict[int, Any]) -> Copied:
     """Copy ``value``; objects whose ``id`` is in ``memo`` are replaced by the entry of ``memo``."""
     graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
     if not graphs:
-        with suppress(RuntimeError):  # a tensor has a gradient history; without one, this is faster
+        with suppress(RuntimeError):  # fails if a tensor has a gradient history; otherwise it is the faster way
             return copy.deepcopy(value, dict(memo))
     with _WithoutHistory():
         for key, graph in graphs.items():

@@ -174,12 +174,14 @@ def _input_shapes(layer: Layer) -> list[tuple[int, ...]]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Whether two arguments of a call are equal, in type too."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     return type(one) is type(other) and bool(one == other)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal up to 100 rounding errors of the largest value."""
     scale = max(float(other.abs().max()), 1e-30)
     return one.shape == other.shape and float((one - other).abs().max()) <= 100 * torch.finfo(one.dtype).eps * scale
 
@@ -187,10 +189,10 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
     """Build a layer of class ``base`` with the arguments of one recorded call."""
     weight, bias = call["weight"], call["bias"]
-    place: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    settings: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
     plain: Layer
     if base is nn.Linear:
-        plain = nn.Linear(weight.shape[1], weight.shape[0], **place)
+        plain = nn.Linear(weight.shape[1], weight.shape[0], **settings)
     else:
         groups = int(call["groups"])
         first, second = weight.shape[:2]
@@ -200,7 +202,7 @@ def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> L
             "padding": padding if isinstance(padding, str) else _pair(padding),
             "dilation": _pair(call["dilation"]),
             "groups": groups,
-            **place,
+            **settings,
         }
         kernel = tuple(weight.shape[2:])
         if base is nn.Conv2d:

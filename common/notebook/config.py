@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,9 +21,10 @@ from common.models import MODELS
 from common.models.classifiers import STEMS
 from common.models.unet import UPSAMPLING
 from common.notebook.colab import fetch_run, say_if_not_saved
-from common.planning import Budget, method_names
+from common.planning import Budget
+from common.planning.methods import decompositions_of
 from common.search import SearchSettings
-from common.search.settings import BUDGET_RULES, Sampler
+from common.search.policies import POLICIES
 from common.search.study.storage import check_run, journal_path, opened_storage
 from common.training import TrainingSettings
 from common.trials import log_path
@@ -36,7 +37,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-POLICIES: tuple[str, ...] = get_args(Sampler)
 _IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython"}
 _PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple, dict)
 _ACCEPTED = "_accepted_parameters"
@@ -159,14 +159,14 @@ class ExperimentConfig(NotebookConfig):
     compare_at: Share | None = None
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, method_names())
-        check_choice("policy", self.policy, POLICIES)
+        decompositions_of(self.method)
+        POLICIES.check(self.policy)
         check_writable(self.logs)
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"weights={self.weights!r}: there is no such file")
         _ = self.rank_list, self.tau_list, self.feature_list
-        if self.policy in BUDGET_RULES and self.budget_params is self.budget_macs is None:
+        if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
         for runtime in self.runtime_list:
             try:
@@ -195,8 +195,8 @@ class ExperimentConfig(NotebookConfig):
         """Return the settings of the search."""
         limited = self.budget_params is not None or self.budget_macs is not None
         return SearchSettings(
-            method=cast(Any, self.method),
-            policy=cast(Any, self.policy),
+            method=self.method,
+            policy=self.policy,
             budget=Budget(self.budget_params, self.budget_macs) if limited else None,
             trials=self.trials,
             size_weight=self.size_weight,

@@ -25,8 +25,8 @@ from common.planning.costs import plan_cost
 from common.planning.decompositions import Decompositions
 from common.reporting import figures
 from common.search import SearchResult, search_ranks
+from common.search.policies.largest import largest_within
 from common.search.preparation import decompose_for_search
-from common.search.rules import largest_within
 from common.search.study.runner import print_trial
 from common.search.study.specification import weights_path
 from common.training import EpochLog, train

@@ -1,4 +1,4 @@
-"""From decompositions to a ``RankPlan``: rank rules and costs. Nothing here sees a data set or a clock."""
+"""From decompositions to a ``RankPlan``: rank rules and costs. This room never sees a data set or a clock."""
 
 from common.planning.allocation import UnreachableBudget
 from common.planning.methods import method_names

@@ -1,4 +1,4 @@
-"""Every parameter accounted for: what a plan does not touch, how much that is, and why."""
+"""Account for every parameter: the modules that a plan leaves as they are, their size, and the reasons."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from common.planning.plan import Untouched
 
 _NEVER_RUNS = "a pass in evaluation mode never runs it; budgets do not count it"
 _READ_ONLY = "its weight is used without calling it"
-_OTHER_KIND = "nothing here factors this kind"
-_NAMED = 5
-"""How many parts a budget's refusal names, the largest ones."""
-_LEAST_SHARE = 0.01
-"""Of the parameters: smaller parts stand in no budget's way."""
+_OTHER_KIND = "no decomposition serves this kind"
+_MAX_NAMED = 5
+"""The most parts that an error message names; they are the largest."""
+_MIN_SHARE = 0.01
+"""The smallest fraction of the parameters that an error message names as an obstacle."""
 
 
 def used_parameters(model: nn.Module, operations: Operations) -> int:
-    """How many parameters a pass in evaluation mode reads."""
+    """Count the parameters that a pass in evaluation mode reads."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name in operations.used)
 
 
 def untouched_modules(model: nn.Module, planned: Collection[str], operations: Operations) -> tuple[Untouched, ...]:
-    """The modules that have parameters and are not ``planned``, by class and reason, the largest first."""
-    whole = max(1, sum(parameter.numel() for parameter in model.parameters()))
-    groups: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+    """Group the modules that have parameters but no plan by class and reason, largest group first."""
+    total = max(1, sum(parameter.numel() for parameter in model.parameters()))
+    groups: dict[tuple[str, str], list[tuple[str, int, int]]] = {}  # (class, reason) -> (name, parameters, MACs)
     covered = tuple(f"{name}." for name in planned)
     idle: tuple[str, ...] = ()
     for name, module in model.named_modules():
@@ -46,40 +46,41 @@ def untouched_modules(model: nn.Module, planned: Collection[str], operations: Op
             )
             reason = _READ_ONLY if isinstance(module, FactorableLayer) else _OTHER_KIND
             groups.setdefault((_kind(module), reason), []).append((name or "the network itself", size, max(macs, 0)))
-    found = [
+    untouched = [
         Untouched(
             kind,
             tuple(name for name, _, _ in members),
-            sum(size for _, size, _ in members) / whole,
+            sum(size for _, size, _ in members) / total,
             sum(macs for _, _, macs in members) / max(1, operations.macs),
             reason,
         )
         for (kind, reason), members in groups.items()
     ]
-    return tuple(sorted(found, key=lambda group: -group.params))
+    return tuple(sorted(untouched, key=lambda group: -group.params))
 
 
 def _kind(module: nn.Module) -> str:
+    """The module's class, or the original class of a scripted module."""
     scripted = getattr(module, "original_name", None)
     return f"scripted {scripted}" if scripted else type(module).__name__
 
 
 def nothing_to_factor(model: nn.Module, untouched: tuple[Untouched, ...]) -> str:
-    """The sentence for a network of which no layer could be factored."""
+    """The message for a network in which no layer can be factored."""
     text = "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear"
     if "ScriptModule" in type(model).__name__:
         return f"{text}; the network is a {type(model).__name__}: compress before scripting"
-    return "; ".join([text, *map(str, untouched[:_NAMED])])
+    return "; ".join([text, *map(str, untouched[:_MAX_NAMED])])
 
 
-def in_the_way(model: nn.Module, shapes: Mapping[str, LayerShape], untouched: tuple[Untouched, ...]) -> str:
-    """What stays dense whatever the budget, the largest parts first; empty where nothing does."""
-    whole = max(1, sum(parameter.numel() for parameter in model.parameters()))
+def budget_obstacles(model: nn.Module, shapes: Mapping[str, LayerShape], untouched: tuple[Untouched, ...]) -> str:
+    """Name what stays dense under any budget, largest parts first; empty if no such part is large."""
+    total = max(1, sum(parameter.numel() for parameter in model.parameters()))
     parts = [
-        (shape.dense_cost[0] / whole, f"{name} ({shape.dense_cost[0] / whole:.1%} of the parameters): {reason}")
+        (shape.dense_cost[0] / total, f"{name} ({shape.dense_cost[0] / total:.1%} of the parameters): {reason}")
         for name, shape in shapes.items()
         if (reason := dense_reason(shape))
     ]
     parts += [(group.params, str(group)) for group in untouched]
-    parts = sorted((part for part in parts if part[0] >= _LEAST_SHARE), key=lambda part: -part[0])
-    return "; ".join(text for _, text in parts[:_NAMED])
+    parts = sorted((part for part in parts if part[0] >= _MIN_SHARE), key=lambda part: -part[0])
+    return "; ".join(text for _, text in parts[:_MAX_NAMED])

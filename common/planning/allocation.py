@@ -1,4 +1,4 @@
-"""Ranks for a whole network within limits: one Lagrange multiplier for all layers (Shoham and Gersho 1988)."""
+"""Allocate ranks to a whole network within limits, by one Lagrange multiplier (Shoham and Gersho 1988)."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from common.planning.plan import LayerPlan
 
 BISECTIONS = 60
 MIXTURES = 9
-ROUNDING = (1e-13, 1e-13, 1e-9)
-"""Of the whole, for each of `SIZES`: a share of it, as a product, may fall short in the last digit. Seconds are no
-whole numbers, and their sum depends on its order a little more."""
+"""Number of mixtures of two limited sizes."""
 SIZES = ("params", "macs", "latency")
-"""What a budget may limit."""
+"""The sizes that a budget may limit."""
+SIZE_TOLERANCES = (1e-13, 1e-13, 1e-9)
+"""Slack of the limits on `SIZES`, as fractions of the dense network: a fraction of a whole number may be rounded down
+in the last digit. Seconds are no whole numbers; the order of their sum matters slightly more."""
 
 
 class UnreachableBudget(ValueError):
-    """No plan of the network keeps to the budget."""
+    """No plan of the network meets the budget."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Fractions of the dense network to keep, each in (0, 1]; at least one is given, and none is ever exceeded.
+    """Fractions of the dense network to keep, each in (0, 1]. At least one is given; a plan exceeds none.
 
     Args:
-        params: of its parameters.
-        macs: of its multiply-accumulates.
-        latency: of its time in ``runtime`` on this machine, as measured times predict it.
-        runtime: in which the time is meant; read with ``latency`` alone.
+        params: fraction of the parameters.
+        macs: fraction of the multiply-accumulates.
+        latency: fraction of the time in ``runtime`` on this machine, as predicted from measured times.
+        runtime: name of the runtime; only used with ``latency``.
 
     Raises:
-        ValueError: none is given, or one is out of range.
+        ValueError: no fraction is given, or one is out of range.
     """
 
     params: float | None = None
@@ -57,33 +58,33 @@ class Limits:
 
     @property
     def limits(self) -> tuple[float | None, float | None, float | None]:
-        """The fractions in the order of `SIZES`; None where there is no limit."""
+        """The fractions in the order of `SIZES`; None for no limit."""
         return self.params, self.macs, self.latency
 
     @property
     def given(self) -> dict[str, float]:
-        """The fractions that are limited."""
+        """Size -> fraction, for the limited sizes."""
         return {name: value for name, value in zip(SIZES, self.limits, strict=True) if value is not None}
 
     def allows(self, cost: tuple[int, int], dense: tuple[int, int]) -> bool:
-        """Whether a network of these parameters and MACs keeps to it, given those of the dense one."""
+        """Whether a network with the parameters and MACs ``cost`` meets the budget, given those of the dense one."""
         limits = (self.params, self.macs)
         return all(
-            share is None or part <= (share + rounding) * whole
-            for share, part, whole, rounding in zip(limits, cost, dense, ROUNDING[:2], strict=True)
+            share is None or part <= (share + tolerance) * whole
+            for share, part, whole, tolerance in zip(limits, cost, dense, SIZE_TOLERANCES[:2], strict=True)
         )
 
 
 @dataclass(frozen=True)
 class Options:
-    """All that one layer may become; the arrays run over the options, ``(K,)``.
+    """The K options of one layer, with their costs. All arrays are ``(K,)``.
 
     Attributes:
-        plans: what each option is.
+        plans: the plan of each option.
         params: parameters.
         macs: multiply-accumulates of one input.
-        loss: what choosing it costs the network, 0 for the dense layer; the sum over layers is made small.
-        seconds: on the clock; None where nothing was timed.
+        loss: predicted loss, 0 for the dense layer. An allocation minimises its sum over layers.
+        seconds: predicted seconds; None without measured times.
     """
 
     plans: Sequence[LayerPlan]
@@ -94,30 +95,30 @@ class Options:
 
     @property
     def sizes(self) -> Floats:
-        """Parameters, MACs and, where they are known, seconds: ``(2, K)`` or ``(3, K)``."""
+        """Parameters, MACs and, if known, seconds: ``(2, K)`` or ``(3, K)``."""
         return np.stack([self.params, self.macs, *([] if self.seconds is None else [self.seconds])])
 
 
 def allocate(
     options: Mapping[str, Options], budget: Limits, dense: Sequence[float], rest: Sequence[float]
 ) -> dict[str, LayerPlan]:
-    """One option for each layer: the least total loss within the budget.
+    """Choose one option for each layer, so that the total predicted loss is least within the budget.
 
-    For a price of size, every layer takes the option with the least loss plus price times size, which lies on the
-    lower convex hull of its (size, loss) points; the price is found by bisection. What the hull's steps leave of the
-    budget is then filled by the single changes that save most loss. Under several budgets the size is a mixture of
-    what they limit, and the best of several mixtures is taken.
+    At a price of size, every layer takes the option with the least loss plus price times size. This option lies on the
+    lower convex hull of the layer's (size, loss) points. Bisection finds the price. The steps of the hull leave a part
+    of the budget unused; the single changes that lower the loss most then use it. Under several limits, the size is a
+    mixture of the limited sizes, and the best of several mixtures counts.
 
     Args:
-        options: of each layer.
-        budget: what to keep.
-        dense: parameters, MACs and, under a latency budget, seconds of the whole dense network, of which the budget's
-            values are fractions.
-        rest: the same of what no option changes.
+        options: layer -> its options.
+        budget: the fractions to keep.
+        dense: parameters, MACs and, under a latency budget, seconds of the whole dense network. The budget's values
+            are fractions of these.
+        rest: the same sizes of the parts that no option changes.
 
     Raises:
-        UnreachableBudget: the budget cannot be met; the sentence names the least that can.
-        ValueError: it limits the latency, and nothing was timed.
+        UnreachableBudget: the budget cannot be met; the message names the least that can be kept.
+        ValueError: the budget limits the latency, and no times were measured.
     """
     if len(dense) < len(SIZES) and budget.latency is not None:
         raise ValueError(f"{budget}: the latency was not measured; plan_ranks takes measured latencies")
@@ -125,102 +126,109 @@ def allocate(
     sizes = [options[name].sizes for name in names]
     losses = [options[name].loss for name in names]
     whole = np.array(dense, dtype=np.float64)
-    kept = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
-    limits = np.where(np.isfinite(kept), np.minimum(kept, 1) * whole, np.inf) - np.array(rest)
-    limits += ROUNDING[: len(whole)] * whole
-    _refuse_unreachable(budget, sizes, limits, dense, rest)
-    found: list[tuple[float, list[int]]] = []
-    for mixture in _mixtures(np.isfinite(kept)):
-        chosen = _cheapest_price(sizes, losses, mixture / whole, limits)
+    shares = np.array([np.inf if share is None else share for share in budget.limits[: len(whole)]])
+    limits = np.where(np.isfinite(shares), np.minimum(shares, 1) * whole, np.inf) - np.array(rest)
+    limits += SIZE_TOLERANCES[: len(whole)] * whole
+    _check_reachable(budget, sizes, limits, dense, rest)
+    allocations: list[tuple[float, list[int]]] = []
+    for mixture in _mixtures(np.isfinite(shares)):
+        chosen = _choose_at_least_price(sizes, losses, mixture / whole, limits)
         if chosen is not None:
-            chosen = _fill(chosen, sizes, losses, limits)
-            found.append((sum(loss[index] for loss, index in zip(losses, chosen, strict=True)), chosen))
-    if not found:
-        raise UnreachableBudget(_exclusion(budget, sizes, limits, dense, rest))
-    best = min(found, key=lambda pair: pair[0])[1]
+            chosen = _use_slack(chosen, sizes, losses, limits)
+            allocations.append((sum(loss[index] for loss, index in zip(losses, chosen, strict=True)), chosen))
+    if not allocations:
+        raise UnreachableBudget(_conflict_message(budget, sizes, limits, dense, rest))
+    best = min(allocations, key=lambda pair: pair[0])[1]
     return {name: options[name].plans[index] for name, index in zip(names, best, strict=True)}
 
 
 def _mixtures(limited: NDArray[np.bool_]) -> list[Floats]:
-    """Weights of the sizes, which sum to 1 and are 0 where there is no limit."""
+    """List the weights of the sizes in each mixture; they sum to 1 and are 0 for a size without a limit."""
     count = int(limited.sum())
     steps = MIXTURES - 1
-    found = []
+    mixtures = []
     for parts in product(range(steps + 1), repeat=count - 1):
         if sum(parts) <= steps:
             weights = np.zeros(len(limited))
             weights[limited] = np.array([*parts, steps - sum(parts)]) / steps
-            found.append(weights)
-    return found
+            mixtures.append(weights)
+    return mixtures
 
 
-def _refuse_unreachable(
+def _check_reachable(
     budget: Limits, sizes: list[Floats], limits: Floats, dense: Sequence[float], rest: Sequence[float]
 ) -> None:
+    """Raise an UnreachableBudget if a single limit is below the least that can be kept."""
     least = sum((size.min(axis=1) for size in sizes), np.zeros(len(limits)))
     for index, name in enumerate(SIZES[: len(limits)]):
         if least[index] > limits[index]:
-            reachable = _shown((least[index] + rest[index]) / dense[index])
+            reachable = _rounded_up((least[index] + rest[index]) / dense[index])
             raise UnreachableBudget(f"{budget} cannot be met: the least that can be kept is {name}={reachable}")
 
 
-def _exclusion(
+def _conflict_message(
     budget: Limits, sizes: list[Floats], limits: Floats, dense: Sequence[float], rest: Sequence[float]
 ) -> str:
-    """Each limit can be met alone. Name what the others cost the last: the least of it found within them."""
+    """The message for limits that can be met singly but not together.
+
+    It names the least value found for the last limited size within the other limits.
+    """
     *others, last = [SIZES.index(name) for name in budget.given]
-    within = limits.copy()
-    within[last] = np.inf
+    other_limits = limits.copy()
+    other_limits[last] = np.inf
     costs = [size[last] for size in sizes]
     least = ""
     for mixture in _mixtures(np.isin(np.arange(len(limits)), others)):
-        chosen = _cheapest_price(sizes, costs, mixture / np.array(dense), within)
+        chosen = _choose_at_least_price(sizes, costs, mixture / np.array(dense), other_limits)
         if chosen is not None:
-            asked = ", ".join(f"{SIZES[index]}={budget.limits[index]}" for index in others)
-            share = _shown((_total(sizes, chosen)[last] + rest[last]) / dense[last])
-            least = f"; at {asked} the least found is {SIZES[last]}={share}"
+            given = ", ".join(f"{SIZES[index]}={budget.limits[index]}" for index in others)
+            share = _rounded_up((_total_sizes(sizes, chosen)[last] + rest[last]) / dense[last])
+            least = f"; at {given} the least found is {SIZES[last]}={share}"
             break
     number = "both" if len(budget.given) == 2 else "all"
     return f"{budget} cannot be met: no ranks were found that keep to {number}{least}"
 
 
-def _shown(share: float) -> str:
-    """A share with four decimals, rounded up so that asking for it can be met."""
+def _rounded_up(share: float) -> str:
+    """A fraction with four decimals, rounded up so that a budget of this value can be met."""
     return f"{np.ceil(share * 1e4) / 1e4:.4f}"
 
 
-def _total(sizes: list[Floats], chosen: Sequence[int]) -> Floats:
+def _total_sizes(sizes: list[Floats], chosen: Sequence[int]) -> Floats:
+    """The sizes of the chosen options, summed over layers."""
     return np.sum([size[:, index] for size, index in zip(sizes, chosen, strict=True)], axis=0)
 
 
-def _cheapest_price(sizes: list[Floats], losses: list[Floats], weights: Floats, limits: Floats) -> list[int] | None:
-    """The choice at the lowest price of size that keeps to the limits; None where no price does."""
+def _choose_at_least_price(
+    sizes: list[Floats], losses: list[Floats], weights: Floats, limits: Floats
+) -> list[int] | None:
+    """Choose one option for each layer at the least price of size that meets the limits; None if no price does."""
     costs = [weights @ size for size in sizes]
 
     def choose(price: float) -> list[int]:
         return [int(np.argmin(loss + price * cost)) for loss, cost in zip(losses, costs, strict=True)]
 
-    if (_total(sizes, free := choose(0.0)) <= limits).all():
+    if (_total_sizes(sizes, free := choose(0.0)) <= limits).all():
         return free
     low, high = -30.0, 40.0  # powers of two
     best = choose(2.0**high)
-    if not (_total(sizes, best) <= limits).all():
+    if not (_total_sizes(sizes, best) <= limits).all():
         return None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         chosen = choose(2.0**middle)
-        if (_total(sizes, chosen) <= limits).all():
+        if (_total_sizes(sizes, chosen) <= limits).all():
             high, best = middle, chosen
         else:
             low = middle
     return best
 
 
-def _fill(chosen: list[int], sizes: list[Floats], losses: list[Floats], limits: Floats) -> list[int]:
-    """Change one layer at a time to the option that saves most loss among those that still fit, until none does."""
+def _use_slack(chosen: list[int], sizes: list[Floats], losses: list[Floats], limits: Floats) -> list[int]:
+    """Change one layer at a time to the fitting option that lowers the loss most, until no change lowers it."""
     chosen = list(chosen)
     while True:
-        slack = limits - _total(sizes, chosen)
+        slack = limits - _total_sizes(sizes, chosen)
         best, change = 0.0, None
         for layer, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
             now = chosen[layer]

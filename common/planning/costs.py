@@ -1,4 +1,4 @@
-"""What plans cost, layer by layer and for the whole network, without building anything."""
+"""Costs of plans, for one layer and for the whole network, computed without building any factors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from common.planning.plan import LayerPlan, RankPlan
 
 
 def kept_shares(shape: LayerShape, plan: LayerPlan) -> tuple[float, float]:
-    """Shares of the dense layer's parameters and of its MACs that the plan keeps."""
+    """The fractions of the dense layer's parameters and MACs that the plan keeps."""
     (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
     return params / dense_params, macs / max(dense_macs, 1)
 
 
 def dense_unless_smaller(shape: LayerShape, plan: LayerPlan) -> LayerPlan:
-    """``plan``, or a dense layer and the reason, where the factors would not be smaller."""
+    """Return ``plan``, or a dense plan with the reason if the factors would not be smaller."""
     if plan.method is None:
         return plan
     (params, macs), (dense_params, dense_macs) = shape.cost(plan), shape.dense_cost
@@ -31,7 +31,13 @@ def dense_unless_smaller(shape: LayerShape, plan: LayerPlan) -> LayerPlan:
 
 
 def plan_cost(shapes: Mapping[str, LayerShape], dense: tuple[int, int], plan: RankPlan) -> tuple[int, int]:
-    """Parameters and MACs of a network, from the shapes of its layers and the dense network's costs."""
+    """Parameters and MACs of the network that a plan makes.
+
+    Args:
+        shapes: the shapes of the layers in the plan.
+        dense: parameters and MACs of the dense network.
+        plan: the plan.
+    """
     params, macs = dense
     for name, layer in plan.layers.items():
         (before_params, before_macs), (after_params, after_macs) = shapes[name].dense_cost, shapes[name].cost(layer)

@@ -1,4 +1,4 @@
-"""What planning knows of time: a protocol that measured latencies fulfil."""
+"""The protocol of measured latencies, which is all that planning knows of time."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from common.planning.plan import LayerPlan
 
 
 class Latencies(Protocol):
-    """Seconds of a dense network and of all that its layers may become, in one runtime on one machine.
+    """Seconds of a dense network and of every plan for its layers, in one runtime on one machine.
 
-    :func:`common.latency.measured_latencies` makes one.
+    :func:`common.latency.measured_latencies` returns one.
     """
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime that the times are of."""
+        """Name of the runtime."""
 
     @property
     def dense_seconds(self) -> float:
-        """Of a pass through the dense network."""
+        """Seconds of a pass through the dense network."""
 
     @property
     def conditions(self) -> Mapping[str, Any]:
-        """What the times depend on, as plain values."""
+        """The conditions that the times depend on, as plain values."""
 
     def check(self, model: nn.Module, x: Tensor) -> None:
-        """Raise a ValueError unless the times are of this network and this batch."""
+        """Raise a ValueError unless the times were measured for this network and this batch."""
 
     def timed_ranks(self, multiple: int) -> tuple[int, ...]:
-        """The ranks that were timed and are multiples of ``multiple``, ascending."""
+        """The timed ranks that are multiples of ``multiple``, ascending."""
 
     def layer_seconds(self, shape: LayerShape, method: str | None, ranks: Floats, params: Floats) -> Floats:
-        """Seconds that a layer takes in the network at many ranks.
+        """Predict the seconds of a layer in the network at many ranks.
 
         Args:
-            shape: of the dense layer.
+            shape: the dense layer's shape.
             method: name of the decomposition; None for the dense layer.
             ranks: ``(K, modes)``.
-            params: parameters of the layer at these ranks, ``(K,)``.
+            params: the layer's parameters at these ranks, ``(K,)``.
 
         Returns:
-            ``(K,)``.
+            ``(K,)``, in seconds.
         """
 
     def network_seconds(self, plans: Mapping[str, LayerPlan]) -> float:
-        """Predicted seconds of a pass through the network that ``plans`` make."""
+        """Predict the seconds of a pass through the network that ``plans`` make."""

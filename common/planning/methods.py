@@ -1,4 +1,4 @@
-"""What a caller may name as a method: a decomposition, or a choice among them."""
+"""The names that a caller may give as a method: a decomposition, or several to choose from."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from common.validation import check_choice
 
 
 class Method(NamedTuple):
-    """What a name stands for.
+    """The meaning of a method's name.
 
     Attributes:
-        name: of the decomposition that plans are called by, or ``mixed``.
-        decompositions: that stand to choice for each layer.
-        rule: that is applied where the caller names none.
-        only: the one kind of rule that the name allows; None for any.
+        name: the method's name in plans: a decomposition, or ``mixed``.
+        decompositions: the candidates for each layer.
+        rule: the default rank rule.
+        only: the only class of rules that the method allows; None for any rule.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Method(NamedTuple):
 
 
 def method_names() -> tuple[str, ...]:
-    """Every name that :func:`method_named` knows."""
+    """The names of all methods."""
     return (*DECOMPOSITIONS, "mixed", "arsvd")
 
 
 def method_named(name: str) -> Method:
-    """The method of that name: a decomposition; ``mixed``, for each layer the best of them; ``arsvd``, SVD by entropy.
+    """Look up a method: a decomposition, ``mixed`` (the best one for each layer) or ``arsvd`` (SVD by entropy).
 
     Raises:
-        ValueError: there is none.
+        ValueError: the name is unknown.
     """
     check_choice("method", name, method_names())
     if name in DECOMPOSITIONS:
@@ -44,3 +44,13 @@ def method_named(name: str) -> Method:
         "arsvd": Method("svd", ("svd",), Entropy(), only=Entropy),
     }
     return several[name]
+
+
+def decompositions_of(name: str) -> tuple[str, ...]:
+    """The decompositions that a method stands for; ``arsvd``, which names a rule as well, is not allowed.
+
+    Raises:
+        ValueError: ``name`` is no decomposition and not ``mixed``.
+    """
+    check_choice("method", name, (*DECOMPOSITIONS, "mixed"))
+    return method_named(name).decompositions

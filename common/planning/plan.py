@@ -1,4 +1,4 @@
-"""``RankPlan``: which layer is factored how, at what ranks, and why the others stay dense."""
+"""``RankPlan``: the method and ranks of every factored layer, and the reason for every dense one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from common.network.provenance import get_provenance
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer.
+    """The plan for one layer: factored at given ranks, or dense for a reason.
 
     Attributes:
-        method: name of the decomposition, or None when the layer stays dense.
-        ranks: the method's ranks; empty when the layer stays dense.
-        reason: why it stays dense; empty when it is factored.
-        shift: whether the last factor has a bias of its own where the layer has none, to keep the output's mean.
+        method: name of the decomposition; None for a dense layer.
+        ranks: the method's ranks; empty for a dense layer.
+        reason: why the layer stays dense; empty for a factored layer.
+        shift: whether the last factor gets a bias, if the layer has none, to keep the output's mean.
     """
 
     method: str | None = None
@@ -31,14 +31,14 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Untouched:
-    """Modules with parameters that no decomposition here serves.
+    """Modules of one class with parameters that the plan leaves as they are.
 
     Attributes:
         kind: their class.
-        names: of the modules; of a part that never runs, the part's own.
-        params: share of the network's parameters, 0 to 1.
-        macs: share of its multiply-accumulates.
-        reason: why they are left as they are.
+        names: their names; a part that never runs counts as one module.
+        params: their fraction of the network's parameters, 0 to 1.
+        macs: their fraction of the network's multiply-accumulates, 0 to 1.
+        reason: why the plan leaves them as they are.
     """
 
     kind: str
@@ -61,10 +61,10 @@ class RankPlan:
 
     Attributes:
         layers: name of the layer (as in ``model.named_modules()``) -> its plan.
-        method: what was asked for, e.g. ``htd``; single layers may differ (a 1x1 convolution is always ``svd``).
-        rule: the rank rule that chose the ranks, or the name of the search policy.
-        settings: what the rule was told, e.g. ``{"tau": 0.9, "exponent": 1}``.
-        untouched: what else the network has, of kinds that are not factored; with ``layers`` every parameter is named.
+        method: the method asked for, e.g. ``htd``. Layers may differ from it: a 1x1 convolution always takes ``svd``.
+        rule: name of the rank rule or search policy that chose the ranks.
+        settings: the rule's settings, e.g. ``{"tau": 0.9, "exponent": 1}``.
+        untouched: the other modules with parameters. Together with ``layers`` they hold every parameter.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -75,12 +75,12 @@ class RankPlan:
 
     @property
     def factored(self) -> dict[str, LayerPlan]:
-        """The layers that are replaced."""
+        """The layers to replace, with their plans."""
         return {name: layer for name, layer in self.layers.items() if layer.method is not None}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The layers that stay dense, with the reason for each."""
+        """The layers that stay dense, with the reasons."""
         return {name: layer.reason for name, layer in self.layers.items() if layer.method is None}
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class RankPlan:
         return "\n  ".join([*lines, *map(str, self.untouched)])
 
     def layers_as_json(self) -> dict[str, dict[str, Any]]:
-        """Layer -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": why}``; what a trial record holds."""
+        """Layer -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": reason}``, as a trial record holds them."""
         return {
             name: {"method": layer.method, "ranks": list(layer.ranks), **({"shift": True} if layer.shift else {})}
             if layer.method
@@ -100,7 +100,7 @@ class RankPlan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values that JSON can hold."""
+        """Convert the plan to plain values for JSON."""
         return {
             "method": self.method,
             "rule": self.rule,
@@ -111,10 +111,10 @@ class RankPlan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RankPlan:
-        """The plan that :meth:`to_json` wrote.
+        """Read a plan that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: a part is missing or not of its type.
+            ValueError: a part is missing or has the wrong type.
         """
         try:
             layers = {
@@ -142,6 +142,6 @@ class RankPlan:
 
 
 def plan_of(model: nn.Module) -> RankPlan | None:
-    """The plan that ``model`` was compressed by; None for a dense network, or one from elsewhere."""
+    """The plan behind a compressed network; None for a dense network, or one that this suite did not compress."""
     provenance = get_provenance(model)
     return provenance.plan if provenance is not None and isinstance(provenance.plan, RankPlan) else None

@@ -1,4 +1,4 @@
-"""``plan_ranks``: a rank rule applied to every layer of a network."""
+"""``plan_ranks``: apply a rank rule to every layer of a network."""
 
 from __future__ import annotations
 
@@ -35,54 +35,56 @@ def plan_ranks(
 
     Args:
         model: the dense network; it is not changed.
-        x: one example input ``(N, C, H, W)``; it tells the layers' spatial sizes.
-        method: ``svd``, ``spatial_svd``, ``tucker2``, ``htd``; ``mixed``, for each layer the best of them; or
-            ``arsvd``, which is ``svd`` with the rule ``Entropy``. Layers that a method does not fit take the nearest
-            that does, see :func:`common.planning.decompositions.layer_method`.
-        rule: ``Fixed(ranks)``, ``Energy(threshold)``, ``Entropy(tau)``, ``VBMF()`` or ``Budget(params=, macs=)``;
-            None for ``Energy()``, or ``Entropy()`` where the method is ``arsvd``.
-        moments: from :func:`common.calibration.calibrate`: spectra and errors are then those of the layers' outputs
-            on data instead of their weights. (``VBMF`` is a model of the weights and always reads theirs.)
-        decompositions: those of ``model``, when they are there already; they bring their own moments.
-        divergences: for a ``Budget``: measured divergence of the network's output at errors of each layer, from
-            :func:`common.search.sensitivity.measure_divergences`; without them every layer's squared relative error
-            counts the same.
-        latencies: for a ``Budget(latency=...)``: measured times of what the layers may become, from
+        x: one example input ``(N, C, H, W)``, which sets the layers' spatial sizes.
+        method: a decomposition (``svd``, ``spatial_svd``, ``tucker2``, ``htd``); ``mixed``, the best of them for each
+            layer; or ``arsvd``, which is ``svd`` with the rule ``Entropy``. If a method does not serve a layer,
+            another takes its place, see :func:`common.decomposition.serving_method`.
+        rule: ``Fixed(ranks)``, ``Energy(threshold)``, ``Entropy(tau)``, ``VBMF()`` or ``Budget(params=, macs=)``. The
+            default is ``Energy()``, or ``Entropy()`` for ``arsvd``.
+        moments: layer -> moments, from :func:`common.calibration.calibrate`. Spectra and errors are then those of the
+            layers' outputs on data, not of their weights. (``VBMF`` models the weights and always reads their
+            spectra.)
+        decompositions: existing decompositions of ``model``; they replace ``moments`` with their own.
+        divergences: for a ``Budget``, the measured divergence of the network's output at given errors of each layer,
+            from :func:`common.search.sensitivity.measure_divergences`. Without it, the squared relative errors of all
+            layers count equally.
+        latencies: for a ``Budget(latency=...)``, measured times of the layers, dense and factored, from
             :func:`common.latency.measured_latencies`.
 
     Warns:
         UserWarning: no layer of the network can be factored.
 
     Raises:
-        ValueError: an argument is unknown or out of range, or the budget cannot be met; the sentence names it, its
-            value and what is allowed.
+        ValueError: an argument is unknown or out of range, or the budget cannot be met. The message names the
+            argument, its value and what is allowed.
     """
     named = method_named(method)
     rule = rule if rule is not None else named.rule
-    if not isinstance(rule, Rule):
-        raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
-    if named.only is not None and not isinstance(rule, named.only):
-        raise ValueError(f"rule={rule!r} with method={method!r}: it must be {named.only.__name__}(...)")
-    for name, value in (("divergences", divergences), ("latencies", latencies)):
-        if value is not None and not isinstance(rule, Budget):
-            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")
+    _check_rule(rule, method, named.only, {"divergences": divergences, "latencies": latencies})
     x = example_batch(x, model)
     decompositions = decompositions or Decompositions(model, moments)
-    shapes = decompositions.keep(("shapes", x.shape), lambda: trace_layers(model, x))
-    operations = decompositions.keep(("operations", x.shape), lambda: count_operations(model, x))
+    shapes = decompositions.cached(("shapes", x.shape), lambda: trace_layers(model, x))
+    operations = decompositions.cached(("operations", x.shape), lambda: count_operations(model, x))
     untouched = untouched_modules(model, shapes, operations)
-    if not shapes and not isinstance(rule, Budget):  # which refuses it
+    if not shapes and not isinstance(rule, Budget):  # a Budget raises instead
         warnings.warn(nothing_to_factor(model, untouched), stacklevel=2)
-    network = Network(
-        model,
-        x,
-        named.name,
-        named.decompositions,
-        shapes,
-        decompositions,
-        operations,
-        untouched,
-        divergences,
-        latencies,
-    )
-    return rule.plan(network)
+    layers = (shapes, decompositions, operations, untouched)
+    return rule.plan(Network(model, x, named.name, named.decompositions, *layers, divergences, latencies))
+
+
+def _check_rule(rule: Rule, method: str, only: type[Rule] | None, for_budgets: Mapping[str, object]) -> None:
+    """Raise a ValueError unless ``rule`` is a rule that the method allows and that takes the arguments given.
+
+    Args:
+        rule: the rank rule.
+        method: the method's name.
+        only: the only class of rules that the method allows; None for any rule.
+        for_budgets: name -> value of the arguments that only a Budget takes; None if not given.
+    """
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
+    if only is not None and not isinstance(rule, only):
+        raise ValueError(f"rule={rule!r} with method={method!r}: it must be {only.__name__}(...)")
+    for name, value in for_budgets.items():
+        if value is not None and not isinstance(rule, Budget):
+            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")

@@ -25,7 +25,7 @@ FINETUNED = "finetuned trial {}"
 """A study's attribute: the file and figures of a trial that was fine-tuned; empty when that made it worse."""
 
 
-class Finish:
+class Finalists:
     """Fine-tunes and tests the best trials of a study; what is done stays done when it is stopped and begun again.
 
     Args:

@@ -23,6 +23,7 @@ from common.network import Profile, profile
 from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
+from common.search.settings import SearchSettings
 from common.search.space import Space
 from common.training import evaluate
 
@@ -73,11 +74,8 @@ class Objective:
         data: calibration is used for BatchNorm, validation for the metrics.
         decompositions: of ``model``.
         space: of ``model``; it knows what plans cost and, under a budget, what divergence they are expected to do.
-        latency_batch: how many inputs a timed pass holds.
-        part: share of the batches that the second rung takes.
-        size_weight: of the score; under a budget it does not count.
-        seed: of the images that BatchNorm is measured on, where they are augmented: the same for every plan.
-        time_trials: whether every plan that is measured in full is also timed.
+        settings: of the search. Under a budget, the size does not count in the score, and no trial is timed unless
+            the search goes for a front.
     """
 
     def __init__(
@@ -86,22 +84,17 @@ class Objective:
         data: DataBundle,
         decompositions: Decompositions,
         space: Space,
-        *,
-        latency_batch: int = 1,
-        part: float = 0.2,
-        size_weight: float = 0.5,
-        seed: int = 0,
-        time_trials: bool = True,
+        settings: SearchSettings,
     ) -> None:
         self.model, self.data, self.decompositions, self.space = model, data, decompositions, space
-        self.size_weight, self._seed = 0.0 if space.budget else size_weight, seed
-        self._time_trials = time_trials
+        self.size_weight, self._seed = 0.0 if space.budget else settings.size_weight, settings.seed
+        self._time_trials = settings.budget is None or settings.objective == "pareto"
         self.x = data.example().to(next(model.parameters()).device)
-        self.timed = self.x.expand(latency_batch, -1, -1, -1).contiguous()
+        self.timed = self.x.expand(settings.latency_batch, -1, -1, -1).contiguous()
         self.dense_cost = profile(model, self.x)
         self._validation: Batches = held(data.validation)
         self._parts = {
-            name: max(1, math.ceil(part * len(loader)))
+            name: max(1, math.ceil(settings.part * len(loader)))
             for name, loader in (("calibration", data.calibration), ("validation", data.validation))
         }
         self.has_part = self._parts["validation"] < len(data.validation)

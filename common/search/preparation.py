@@ -13,19 +13,20 @@ from common.network.counting import count_operations
 from common.network.shapes import dense_reason, trace_layers
 from common.planning.accounting import nothing_to_factor, untouched_modules
 from common.planning.decompositions import Decompositions
+from common.planning.methods import decompositions_of
 from common.planning.plan import RankPlan
 from common.search.candidates import layer_candidates
 from common.search.objective import Objective, calibration_inputs
-from common.search.rules import rule_plan
+from common.search.policies import POLICIES
 from common.search.sensitivity import (
     interpolated_sensitivities,
     layer_sensitivities,
     measure_divergences,
     single_divergences,
 )
-from common.search.settings import RULES, SearchSettings
+from common.search.settings import SearchSettings
 from common.search.space import Space
-from common.search.study.specification import Blueprint, Points
+from common.search.study.specification import Points, StudySpecification
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Prepared:
     """All that a process needs to measure trials, the same in every process of a study.
 
     Attributes:
-        blueprint: of the study.
+        specification: of the study.
         space: what the trials choose from.
         objective: what they are measured by.
-        rule_plan: the only plan, where a rank rule proposes.
+        single_plan: of a policy that has one plan only.
     """
 
-    blueprint: Blueprint
+    specification: StudySpecification
     space: Space
     objective: Objective
-    rule_plan: RankPlan | None = None
+    single_plan: RankPlan | None = None
 
 
 def nothing_to_search(model: nn.Module, data: DataBundle) -> str:
@@ -78,7 +79,7 @@ def measure_sensitivities(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
-    method = "svd" if settings.method == "mixed" else settings.method
+    method = decompositions_of(settings.method)[0]
     candidates = layer_candidates(trace_layers(model, inputs[:1]), decompositions, method)
     if settings.budget and settings.table:
         table = measure_divergences(model, candidates, decompositions, inputs)
@@ -88,25 +89,23 @@ def measure_sensitivities(
     return sensitivities, single_divergences(candidates, sensitivities)
 
 
-def prepare(model: nn.Module, data: DataBundle, blueprint: Blueprint, decompositions: Decompositions) -> Prepared:
+def prepare(
+    model: nn.Module, data: DataBundle, specification: StudySpecification, decompositions: Decompositions
+) -> Prepared:
     """All that a process needs to measure the trials of a study.
 
     Raises:
         ValueError: the budget cannot be met.
     """
-    settings = blueprint.settings
+    settings = specification.settings
     x = data.example().to(next(model.parameters()).device)
-    space = Space(model, x, decompositions, settings.method, settings.budget, blueprint.divergences)
-    plan = rule_plan(settings.policy, model, x, decompositions, space) if settings.policy in RULES else None
+    space = Space(model, x, decompositions, settings.method, settings.budget, specification.divergences)
+    plan = POLICIES[settings.policy].single_plan(model, x, decompositions, space)
     objective = Objective(
         model,
         data,
         decompositions,
         space,
-        latency_batch=settings.latency_batch,
-        part=settings.part,
-        size_weight=settings.size_weight,
-        seed=settings.seed,
-        time_trials=settings.budget is None or settings.objective == "pareto",
+        settings,
     )
-    return Prepared(blueprint, space, objective, plan)
+    return Prepared(specification, space, objective, plan)

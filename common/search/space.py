@@ -10,13 +10,13 @@ from dataclasses import replace
 from optuna.distributions import IntDistribution
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS
 from common.network import profile
 from common.network.shapes import trace_layers
 from common.planning import Budget
 from common.planning.allocation import Options, allocate
 from common.planning.costs import plan_cost
 from common.planning.decompositions import Decompositions
+from common.planning.methods import decompositions_of
 from common.planning.options import Divergences, layer_options
 from common.planning.plan import RankPlan
 from common.search.candidates import Candidate, Candidates, layer_candidates, option_candidates, plan_of
@@ -61,7 +61,7 @@ class Space:
         if budget is None:
             self.candidates: Candidates = layer_candidates(self.shapes, decompositions, method)
             return
-        methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+        methods = decompositions_of(method)
         self.options = {
             name: layer_options(name, shape, decompositions, methods, divergences=divergences)
             for name, shape in self.shapes.items()

@@ -137,11 +137,7 @@ def train(
                 on_epoch(run.history[-1])
     finally:
         run.close()
-    if not any(math.isfinite(entry["loss"]) for entry in run.history):
-        raise FloatingPointError(
-            f"the loss on validation is not finite; learning_rate={settings.learning_rate} is too high"
-        )
-    model.load_state_dict(run.best_weights)
+    run.load_best_weights()
     remember_normalization(model, data.normalization)
     return run.history
 
@@ -233,6 +229,18 @@ class _Run:
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(value)
         self.history.append(entry)
+
+    def load_best_weights(self) -> None:
+        """Give the network the weights of its best epoch.
+
+        Raises:
+            FloatingPointError: the validation loss was not finite after any epoch.
+        """
+        if not any(math.isfinite(entry["loss"]) for entry in self.history):
+            raise FloatingPointError(
+                f"the loss on validation is not finite; learning_rate={self.settings.learning_rate} is too high"
+            )
+        self.model.load_state_dict(self.best_weights)
 
     def _value(self, entry: EpochLog) -> float:
         """Return the deciding metric; minus infinity where the network's outputs are not finite."""

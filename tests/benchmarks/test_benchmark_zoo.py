@@ -125,7 +125,7 @@ def test_the_outcome_is_that_of_the_worst_step() -> None:
     ],
 )
 def test_a_process_that_ends_badly_becomes_a_record(program: str, problem: str) -> None:
-    record = zoo.apart([sys.executable, "-c", program], seconds=1)
+    record = zoo.run_isolated([sys.executable, "-c", program], seconds=1)
     assert record["outcome"] == "WRONG"
     assert record["steps"]["process"].startswith(f"WRONG: {problem}")
 
@@ -139,7 +139,7 @@ def test_a_second_run_goes_on_where_the_first_ended(
         ran.append(command[command.index("--one") + 1])
         return {"outcome": "right", "seconds": 1.0, "steps": {"full rank": "right"}, "share": 0.75}
 
-    monkeypatch.setattr(zoo, "apart", instead)
+    monkeypatch.setattr(zoo, "run_isolated", instead)
     names = [name for name in NETWORKS if name.startswith("monai/UNet ")]
     file = tmp_path / "zoo.jsonl"
     file.write_text(json.dumps({"network": names[0], **instead(["--one", ""], 1)}) + '\n{"network": "mon\n')

@@ -11,7 +11,7 @@ from common.decomposition import LayerMoments
 from tests.networks import tiny_cnn
 
 
-def test_statistics_are_those_of_the_batches() -> None:
+def test_recalibration_averages_the_statistics_of_the_batches() -> None:
     norm = nn.BatchNorm2d(3)
     nn.init.constant_(norm.get_buffer("running_mean"), 9.0)
     batches = [torch.randn(8, 3, 4, 4) * 2 + 1 for _ in range(5)]
@@ -25,7 +25,7 @@ def test_statistics_are_those_of_the_batches() -> None:
     assert not norm.training
 
 
-def test_only_statistics_change_and_targets_are_not_read() -> None:
+def test_recalibration_changes_statistics_only_and_reads_no_targets() -> None:
     model = tiny_cnn()
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
     x = torch.randn(6, 3, 12, 12)
@@ -35,7 +35,7 @@ def test_only_statistics_change_and_targets_are_not_read() -> None:
     torch.testing.assert_close(norm.get_buffer("running_mean"), conv(x).mean((0, 2, 3)).detach())
 
 
-def test_it_undoes_a_shift_of_the_activations() -> None:
+def test_recalibration_corrects_a_shift_of_the_activations() -> None:
     model = tiny_cnn()
     x = torch.randn(32, 3, 12, 12)
     recalibrate_bn(model, [x])
@@ -47,7 +47,7 @@ def test_it_undoes_a_shift_of_the_activations() -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_max_batches_and_networks_without_batchnorm() -> None:
+def test_recalibration_handles_limits_empty_data_and_networks_without_batchnorm() -> None:
     norm = nn.BatchNorm1d(2)
     recalibrate_bn(norm, [torch.ones(2, 2), torch.full((2, 2), 100.0)], max_batches=1)
     assert norm.get_buffer("running_mean").tolist() == [1, 1]
@@ -57,7 +57,7 @@ def test_max_batches_and_networks_without_batchnorm() -> None:
 
 
 class TwoHeads(nn.Module):
-    """The second head is one that only training uses."""
+    """A network whose second head runs in training only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ class TwoHeads(nn.Module):
         return self.main(x)
 
 
-def test_a_head_that_no_batch_passes_keeps_its_statistics() -> None:
+def test_a_head_that_no_batch_reaches_keeps_its_statistics() -> None:
     model = TwoHeads()
     assert recalibrate_bn(model, [torch.randn(4, 3, 5, 5)]) == 1
     assert model.auxiliary.get_buffer("running_var").tolist() == [7.0] * 3
 
 
 @pytest.mark.parametrize("batches", [[], [torch.randn(4, 3, 5, 5), torch.randn(4, 2, 5, 5)]])
-def test_after_an_error_the_statistics_are_those_before(batches: list[torch.Tensor]) -> None:
+def test_an_error_restores_the_statistics(batches: list[torch.Tensor]) -> None:
     model = TwoHeads()
     recalibrate_bn(model, [torch.randn(4, 3, 5, 5) * 3])
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -85,7 +85,7 @@ def test_after_an_error_the_statistics_are_those_before(batches: list[torch.Tens
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_statistics_of_what_is_not_finite_are_refused_and_undone(value: float) -> None:
+def test_inputs_that_are_not_finite_are_refused_and_change_nothing(value: float) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     bad = torch.randn(4, 3, 5, 5)
@@ -97,7 +97,7 @@ def test_statistics_of_what_is_not_finite_are_refused_and_undone(value: float) -
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
-def test_bad_calibration_is_refused_by_name() -> None:
+def test_bad_calibration_arguments_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(ValueError, match=r"^positions=0: it must be at least 1$"):
         calibrate(model, [torch.randn(2, 3, 5, 5)], positions=0)
@@ -105,14 +105,14 @@ def test_bad_calibration_is_refused_by_name() -> None:
         calibrate(model, [torch.full((2, 3, 5, 5), torch.nan)])
 
 
-def test_batches_of_plain_loaders_serve_and_others_are_named() -> None:
+def test_plain_loaders_work_and_other_batches_are_refused() -> None:
     model, dataset = tiny_cnn(), TensorDataset(torch.randn(96, 3, 8, 8), torch.arange(96))
     assert calibrate(model, DataLoader(dataset, batch_size=48)).keys() == calibrate(model, [dataset.tensors[0]]).keys()
     assert recalibrate_bn(model, DataLoader(dataset, batch_size=48)) == 2
     for call in (calibrate, recalibrate_bn):
         with pytest.raises(ValueError, match=r"a tensor of inputs or a pair .* it is a dict \(keys image, label\)"):
             call(model, [{"image": dataset.tensors[0], "label": dataset.tensors[1]}])  # type: ignore[list-item]
-        with pytest.raises(ValueError, match=r"it is a list \(of length 0\)"):
+        with pytest.raises(ValueError, match=r"but it is a list \(of length 0\)"):
             call(model, [[]])  # type: ignore[list-item]
 
 
@@ -121,7 +121,7 @@ def layers() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 5, 2, 2)).eval()
 
 
-def same(one: LayerMoments, other: LayerMoments) -> bool:
+def same_moments(one: LayerMoments, other: LayerMoments) -> bool:
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("output_covariance", "patch_mean", "held_out")]
     return one.patches == other.patches and all(
         a.shape == b.shape and torch.allclose(a.sum((0, -1)), b.sum((0, -1)), rtol=1e-4, atol=1e-4) for a, b in pairs
@@ -129,21 +129,21 @@ def same(one: LayerMoments, other: LayerMoments) -> bool:
 
 
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [7, 13], [16, 3, 1]])
-def test_images_are_kept_apart_however_they_are_batched(sizes: list[int]) -> None:
+def test_the_same_images_are_held_out_for_any_batch_size(sizes: list[int]) -> None:
     x = torch.randn(20, 3, 4, 4)
     whole = calibrate(layers(), [x], positions=10_000)
     for name, found in calibrate(layers(), x.split(sizes), positions=10_000).items():
-        assert same(found, whole[name])
-    apart = torch.cat([held_out_images(sum(sizes[:i]), size) for i, size in enumerate(sizes)])
-    assert apart.nonzero()[:, 0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
+        assert same_moments(found, whole[name])
+    held_out = torch.cat([held_out_images(sum(sizes[:i]), size) for i, size in enumerate(sizes)])
+    assert held_out.nonzero()[:, 0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
 
 
-@pytest.mark.parametrize(("images", "share"), [(1, 0), (2, 1), (16, 8), (24, 9), (1616, 208)])
-def test_few_images_are_halved_and_of_many_an_eighth_is_kept_apart(images: int, share: int) -> None:
-    assert int(held_out_images(0, images).sum()) == share
+@pytest.mark.parametrize(("images", "expected"), [(1, 0), (2, 1), (16, 8), (24, 9), (1616, 208)])
+def test_half_of_few_images_and_an_eighth_of_many_are_held_out(images: int, expected: int) -> None:
+    assert int(held_out_images(0, images).sum()) == expected
 
 
-def test_patches_held_out_are_few_and_of_every_batch() -> None:
+def test_held_out_patches_are_limited_and_come_from_every_batch() -> None:
     batches = [torch.full((32, 3, 6, 6), float(index)) + torch.rand(32, 3, 6, 6) for index in range(10)]
     moments = calibrate(layers(), batches)
     held_out = moments["0"].held_out
@@ -156,8 +156,8 @@ def test_patches_held_out_are_few_and_of_every_batch() -> None:
     assert moments["2"].held_out.shape == (HELD_OUT, 4, 2, 2)
 
 
-def test_patches_are_counted_once_each() -> None:
-    """A blank background beside what differs; and images that repeat one another."""
+def test_repeated_patches_are_counted_once() -> None:
+    """Cases: a blank background around different patches, identical images, blank images."""
     drawn = torch.zeros(64, 3, 20, 20)
     drawn[:, :, 8:12, 8:12] = torch.rand(64, 3, 4, 4)
     seen = int((~held_out_images(0, 64)).sum()) * 20 * 20
@@ -170,7 +170,7 @@ def test_patches_are_counted_once_each() -> None:
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_what_is_not_finite_is_refused_in_images_kept_apart_too(image: int) -> None:
+def test_values_that_are_not_finite_are_refused_in_held_out_images_too(image: int) -> None:
     x = torch.randn(32, 3, 4, 4)
     x[image, 0, 2, 2] = torch.inf
     with pytest.raises(ValueError, match=r"^layer '0': its inputs or outputs on the calibration data are not finite$"):
@@ -178,7 +178,7 @@ def test_what_is_not_finite_is_refused_in_images_kept_apart_too(image: int) -> N
 
 
 class Pooled(nn.Module):
-    """One row for all images of a batch, and many for each."""
+    """One Linear sees one row for the whole batch, the other many rows for each image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Pooled(nn.Module):
         return y
 
 
-def test_rows_that_are_no_images_are_kept_apart_by_their_own_count() -> None:
+def test_rows_that_are_not_images_are_held_out_by_their_own_count() -> None:
     torch.manual_seed(0)
     moments = calibrate(Pooled(), [torch.randn(4, 4, 3, 3) for _ in range(40)])
     assert (moments["context"].patches, len(moments["context"].held_out)) == (29, 11)  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ from tests.networks import same_weights, tiny_cnn
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def plan_of(method: str, ranks: list[int]) -> str:
-    """A plan for one layer, as a file holds it."""
+def plan_json(method: str, ranks: list[int]) -> str:
+    """Return the JSON of a plan for one layer."""
     layers = {"layer1.0.conv1": {"method": method, "ranks": ranks}}
     return json.dumps({"method": method, "rule": "fixed", "layers": layers})
 
@@ -35,7 +35,7 @@ def dense() -> torch.nn.Module:
     return build_model("resnet18", 10).eval()
 
 
-def test_a_dense_network_comes_back(dense: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_dense_network_is_restored(dense: torch.nn.Module, tmp_path: Path) -> None:
     remember_normalization(dense, IMAGENET)
     loaded = load_compressed(save_compressed(dense, tmp_path / "new" / "dense.safetensors"))
     assert same_weights(loaded, dense)
@@ -46,7 +46,7 @@ def test_a_dense_network_comes_back(dense: torch.nn.Module, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])
-def test_a_compressed_network_comes_back_without_the_dense_weights(
+def test_a_compressed_network_is_restored_without_the_dense_weights(
     dense: torch.nn.Module, method: str, tmp_path: Path
 ) -> None:
     plan = plan_ranks(dense, X, method, Fixed(0.2))
@@ -58,7 +58,7 @@ def test_a_compressed_network_comes_back_without_the_dense_weights(
         assert torch.equal(loaded(X), small(X))
 
 
-def test_a_users_own_network_comes_back(tmp_path: Path) -> None:
+def test_a_users_own_network_is_restored(tmp_path: Path) -> None:
     model = tiny_cnn()
     small = compress(model, plan_ranks(model, X, "htd", Fixed(0.4)))
     path = save_compressed(small, tmp_path / "own.safetensors")
@@ -69,14 +69,14 @@ def test_a_users_own_network_comes_back(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(dense: torch.nn.Module, tmp_path: Path) -> None:
     path = save_compressed(dense, tmp_path / "resnet18.safetensors")
-    with pytest.raises(ValueError, match=r"holds a resnet18 with .* a resnet34 with .* is wanted"):
+    with pytest.raises(ValueError, match=r"holds a resnet18 with .* but model is a resnet34 with "):
         load_compressed(path, build_model("resnet34", 10))
-    with pytest.raises(ValueError, match=r"'num_classes': 10\}; a resnet18 with \{'num_classes': 7\} is wanted"):
+    with pytest.raises(ValueError, match=r"'num_classes': 10\}, but model is a resnet18 with \{'num_classes': 7\}$"):
         load_compressed(path, build_model("resnet18", 7))
     with pytest.raises(ValueError, match=r"does not fit the network: it lacks conv.bias, conv.weight"):
         load_compressed(path, tiny_cnn())
     own = save_compressed(tiny_cnn(), tmp_path / "own.safetensors")
-    with pytest.raises(ValueError, match=r"conv.bias has shape \(32,\), the network needs \(16,\)"):
+    with pytest.raises(ValueError, match=r"conv.bias has shape \(32,\), but the network needs \(16,\)"):
         load_compressed(own, tiny_cnn(width=8))
 
 
@@ -102,8 +102,8 @@ def test_the_plan_can_be_read_without_this_suite(dense: torch.nn.Module, tmp_pat
     assert json.loads(metadata["builder"]) == {"name": "resnet18", "arguments": {"num_classes": 10}}
 
 
-def changed(path: Path, **metadata: str) -> Path:
-    """The file with other metadata."""
+def with_metadata(path: Path, **metadata: str) -> Path:
+    """Overwrite some metadata of the file; return its path."""
     with safetensors.safe_open(path, framework="pt") as file:
         held = file.metadata()
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | metadata)
@@ -113,26 +113,26 @@ def changed(path: Path, **metadata: str) -> Path:
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"builder": "{"}, "does not say what network it holds"),
-        ({"builder": "{}"}, "does not say what network it holds"),
+        ({"builder": "{"}, "does not describe a network"),
+        ({"builder": "{}"}, "does not describe a network"),
         ({"builder": '{"name": "resnet18", "arguments": {"colour": 3}}'}, "names a network that cannot be built"),
         ({"builder": '{"name": "resnet99", "arguments": {}}'}, "names a network that cannot be built"),
-        ({"builder": '{"name": "resnet18", "arguments": {"weights": "DEFAULT"}}'}, "asks for other weights"),
-        ({"plan": '{"method": "svd"}'}, "does not say what network it holds"),
-        ({"plan": plan_of("foo", [4])}, r"method of layer 'layer1\.0\.conv1'='foo' is unknown"),
-        ({"plan": plan_of("tucker2", [4])}, r"ranks=\(4,\): tucker2 takes 2, each at least 1"),
-        ({"plan": plan_of("svd", [-2])}, r"ranks=\(-2,\): svd takes 1, each at least 1"),
+        ({"builder": '{"name": "resnet18", "arguments": {"weights": "DEFAULT"}}'}, "asks to download other weights"),
+        ({"plan": '{"method": "svd"}'}, "does not describe a network"),
+        ({"plan": plan_json("foo", [4])}, r"method of layer 'layer1\.0\.conv1'='foo' is unknown"),
+        ({"plan": plan_json("tucker2", [4])}, r"ranks=\(4,\): tucker2 takes 2, each at least 1"),
+        ({"plan": plan_json("svd", [-2])}, r"ranks=\(-2,\): svd takes 1, each at least 1"),
     ],
 )
-def test_a_file_of_others_is_refused_with_its_name(
+def test_an_invalid_file_is_refused_by_name(
     dense: torch.nn.Module, metadata: dict[str, str], reason: str, tmp_path: Path
 ) -> None:
-    path = changed(save_compressed(dense, tmp_path / "mine.safetensors"), **metadata)
+    path = with_metadata(save_compressed(dense, tmp_path / "mine.safetensors"), **metadata)
     with pytest.raises(ValueError, match=rf"^weights='.*mine\.safetensors' .*{reason}"):
         load_compressed(path)
 
 
-def test_a_network_that_the_file_does_not_fit_stays_as_it_was(dense: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_leaves_the_network_unchanged(dense: torch.nn.Module, tmp_path: Path) -> None:
     small = compress(dense, plan_ranks(dense, X, "svd", Fixed(0.2)))
     path = save_compressed(small, tmp_path / "small.safetensors")
     tensors = safetensors.torch.load_file(path)
@@ -142,7 +142,7 @@ def test_a_network_that_the_file_does_not_fit_stays_as_it_was(dense: torch.nn.Mo
     safetensors.torch.save_file(tensors, path, held)
     target = build_model("resnet18", 10)
     before = str(target)
-    with pytest.raises(ValueError, match=r"fc\.1\.bias has shape \(3,\), the network needs \(10,\)$"):
+    with pytest.raises(ValueError, match=r"fc\.1\.bias has shape \(3,\), but the network needs \(10,\)$"):
         load_compressed(path, target)
     assert str(target) == before
     save_compressed(small, path)
@@ -150,22 +150,22 @@ def test_a_network_that_the_file_does_not_fit_stays_as_it_was(dense: torch.nn.Mo
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
-def test_of_a_wrapped_network_the_one_inside_is_saved(wrap: Any, dense: torch.nn.Module, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports deprecated modules
+def test_a_wrapped_network_is_saved_without_the_wrapper(wrap: Any, dense: torch.nn.Module, tmp_path: Path) -> None:
     small = compress(dense, plan_ranks(dense, X, "svd", Fixed(8))).eval()
     loaded = load_compressed(save_compressed(wrap(small), tmp_path / "small.safetensors"))
     assert same_weights(loaded, small)
     assert get_provenance(loaded) == get_provenance(small)
 
 
-def test_what_was_compressed_as_it_is_wrapped_keeps_its_names(tmp_path: Path) -> None:
+def test_a_network_compressed_inside_a_wrapper_keeps_its_names(tmp_path: Path) -> None:
     dense = torch.nn.DataParallel(build_model("resnet20", 10))
     small = compress(dense, plan_ranks(dense, X, "svd", Fixed(4))).eval()
     path = save_compressed(small, tmp_path / "small.safetensors")
     assert same_weights(load_compressed(path, torch.nn.DataParallel(build_model("resnet20", 10))), small)
 
 
-def test_two_parameters_in_one_memory_are_saved_as_two(tmp_path: Path) -> None:
+def test_parameters_that_share_memory_are_saved_separately(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     own = torch.nn.Parameter(torch.empty(4, 4))
     own.data = model[0].get_parameter("weight").data.t()
@@ -174,7 +174,7 @@ def test_two_parameters_in_one_memory_are_saved_as_two(tmp_path: Path) -> None:
     assert same_weights(load_compressed(save_compressed(model, tmp_path / "x.safetensors"), fresh), model)
 
 
-def test_the_precision_comes_back(tmp_path: Path) -> None:
+def test_the_precision_is_restored(tmp_path: Path) -> None:
     model = build_model("resnet20", 10).double()
     loaded = load_compressed(save_compressed(model, tmp_path / "double.safetensors"))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
@@ -182,7 +182,7 @@ def test_the_precision_comes_back(tmp_path: Path) -> None:
 
 
 class Task(nn.Module):
-    """A training task, as Lightning's modules are."""
+    """A module that holds a network to train, as in Lightning."""
 
     def __init__(self, model: nn.Module, **others: nn.Module) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_a_network_inside_another_module_keeps_its_plan(
         assert torch.equal(again(X), wrapped(X))
 
 
-def test_an_averaged_network_is_saved_as_the_network_inside(tmp_path: Path) -> None:
+def test_an_averaged_network_is_saved_without_the_wrapper(tmp_path: Path) -> None:
     dense = build_model("resnet20", 10).eval()
     small = compress(dense, plan_ranks(dense, X, "svd", Fixed(4)))
     loaded = load_compressed(save_compressed(AveragedModel(small), tmp_path / "small.safetensors"))
@@ -257,7 +257,7 @@ def test_a_part_of_a_compressed_network_is_saved_with_its_plan(tmp_path: Path) -
 
 @pytest.mark.parametrize("kinds", [(torch.float16, torch.float32), (torch.bfloat16, torch.float64)])
 @pytest.mark.parametrize("factor", [True, False])
-def test_every_tensor_comes_back_in_its_own_dtype(
+def test_every_tensor_is_restored_in_its_dtype(
     kinds: tuple[torch.dtype, torch.dtype], factor: bool, tmp_path: Path
 ) -> None:
     def network() -> nn.Sequential:
@@ -278,7 +278,7 @@ def test_every_tensor_comes_back_in_its_own_dtype(
 
 
 class Versioned(nn.Module):
-    """Asks for the version of its state, as torchvision's MNASNet does."""
+    """Checks the version of its state, as torchvision's MNASNet does."""
 
     _version = 2
 
@@ -299,7 +299,7 @@ class Versioned(nn.Module):
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("ranks", [None, 4])
-def test_modules_are_told_the_version_of_their_state(deep: bool, ranks: int | None, tmp_path: Path) -> None:
+def test_modules_receive_the_version_of_their_state(deep: bool, ranks: int | None, tmp_path: Path) -> None:
     model: nn.Module = Versioned(deep).eval()
     if ranks:
         model = compress(model, plan_ranks(model, X, "svd", Fixed(ranks)))
@@ -309,7 +309,7 @@ def test_modules_are_told_the_version_of_their_state(deep: bool, ranks: int | No
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, torch.nn.DataParallel, AveragedModel])
-def test_the_network_that_is_handed_over_stays_as_it_was(
+def test_loading_leaves_the_given_network_unchanged(
     wrap: Callable[[nn.Module], nn.Module], dense: nn.Module, tmp_path: Path
 ) -> None:
     small = compress(dense, plan_ranks(dense, X, "svd", Fixed(8)))
@@ -324,7 +324,7 @@ def test_the_network_that_is_handed_over_stays_as_it_was(
 
 
 def test_files_of_earlier_versions_of_the_suite_load(dense: nn.Module, tmp_path: Path) -> None:
-    """They have factors in a Sequential, by the same names, a plan without what it does not touch, and no state."""
+    """Old files name factors as in a Sequential, and have no ``untouched`` in the plan and no ``state``."""
     small = compress(dense, plan_ranks(dense, X, "htd", Fixed(0.2))).eval()
     path = save_compressed(small, tmp_path / "small.safetensors")
     with safetensors.safe_open(path, framework="pt") as file:

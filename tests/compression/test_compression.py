@@ -24,7 +24,7 @@ X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-def test_both_modes_are_the_same_function(method: str) -> None:
+def test_both_modes_compute_the_same_outputs(method: str) -> None:
     model = tiny_cnn()
     before = copy.deepcopy(model)
     plan = plan_ranks(model, X, method, Fixed(0.4))
@@ -48,12 +48,12 @@ def test_nothing_is_shared_with_the_dense_network() -> None:
     assert same_weights(model, before)
 
 
-def test_decompositions_are_made_once_and_give_the_same_networks() -> None:
+def test_reused_decompositions_give_the_same_network() -> None:
     model = tiny_cnn()
-    kept = Decompositions(model)
-    plan = plan_ranks(model, X, "htd", Fixed(0.4), decompositions=kept)
-    assert same_weights(compress(model, plan, decompositions=kept), compress(model, plan, sweeps=0))
-    assert kept.get("conv", "htd") is kept.get("conv", "htd")
+    decompositions = Decompositions(model)
+    plan = plan_ranks(model, X, "htd", Fixed(0.4), decompositions=decompositions)
+    assert same_weights(compress(model, plan, decompositions=decompositions), compress(model, plan, sweeps=0))
+    assert decompositions.get("conv", "htd") is decompositions.get("conv", "htd")
 
 
 def test_a_module_that_is_used_twice_is_factored_once(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_modes_devices_and_gradients_are_kept(device: str) -> None:
     assert all(parameter.requires_grad for parameter in small.get_submodule("head").parameters())
 
 
-def test_the_bias_stands_on_the_last_factor_only() -> None:
+def test_only_the_last_factor_has_a_bias() -> None:
     model = tiny_cnn()
     small = compress(model, RankPlan({"conv": LayerPlan("htd", (2, 3, 4))}, "htd", "fixed"))
     factors = list(small.get_submodule("conv").children())
@@ -98,15 +98,15 @@ def test_the_bias_stands_on_the_last_factor_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "sentence"),
+    ("name", "layer", "message"),
     [
         ("cnov", LayerPlan("svd", (1,)), "layer of the plan='cnov' is unknown"),
         ("norm", LayerPlan("svd", (1,)), "layer 'norm' of the plan is a BatchNorm2d"),
         ("conv", LayerPlan("svd", (99,)), "rank=99 .* must be in"),
     ],
 )
-def test_plans_that_do_not_fit_are_refused(name: str, layer: LayerPlan, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_plans_that_do_not_fit_are_refused(name: str, layer: LayerPlan, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         compress(tiny_cnn(), RankPlan({name: layer}, "svd", "fixed"))
 
 
@@ -115,21 +115,21 @@ def test_unknown_modes_are_refused() -> None:
         compress(tiny_cnn(), RankPlan({}, "svd", "fixed"), mode="factorised")
 
 
-def test_a_network_is_compressed_once_only() -> None:
+def test_a_network_cannot_be_compressed_twice() -> None:
     model = build_model("resnet20", 10).eval()
     plan = plan_ranks(model, X, "svd", Fixed(4))
     with pytest.raises(ValueError, match="compressed already"):
         compress(compress(model, plan), plan)
 
 
-def test_a_single_layer_has_no_place_to_be_replaced_in() -> None:
+def test_a_single_layer_cannot_be_compressed() -> None:
     layer = nn.Conv2d(3, 16, 3)
     with pytest.raises(ValueError, match="put it in a Sequential"):
         compress(layer, plan_ranks(layer, X, "svd", Fixed(2)))
 
 
 @NEEDS_GPU
-def test_the_whole_way_on_a_gpu() -> None:
+def test_every_step_runs_on_a_gpu() -> None:
     model, x = tiny_cnn(width=32).cuda(), X.cuda()
     moments = calibrate(model, [torch.randn(32, 3, 12, 12)])
     plan = plan_ranks(model, x, "mixed", Budget(params=0.5), moments=moments)
@@ -139,21 +139,21 @@ def test_the_whole_way_on_a_gpu() -> None:
 
 
 class Scaled(nn.Conv2d):
-    """Does something of its own with its output."""
+    """Halves its output."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return 0.5 * nn.functional.conv2d(input, self.weight, self.bias, padding=self.padding)
 
 
-def tied() -> nn.Sequential:
+def with_tied_weights() -> nn.Sequential:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3))
     model[2].weight = model[0].weight
     return model
 
 
-def tied_by_data() -> nn.Sequential:
-    """Two parameters in one memory."""
-    model = tied()
+def with_tied_memory() -> nn.Sequential:
+    """Tie two parameters by their memory."""
+    model = with_tied_weights()
     own = nn.Parameter(torch.empty(8, 8, 3, 3))
     own.data = model[0].get_parameter("weight").data
     model[2].weight = own
@@ -163,27 +163,27 @@ def tied_by_data() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "its class Scaled does more than a plain layer"),
+        (nn.Sequential(Scaled(8, 8, 3, padding=1), nn.Conv2d(8, 32, 3)), "its class Scaled does more"),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 32, 3)),
             "its weight is computed from other parameters",
         ),
-        (tied(), "it shares its weight with 2"),
-        (tied_by_data(), "it shares its weight with 2"),
+        (with_tied_weights(), "it shares its weight with 2"),
+        (with_tied_memory(), "it shares its weight with 2"),
     ],
 )
-def test_what_nothing_can_stand_in_for_stays_dense_and_says_why(model: nn.Sequential, reason: str) -> None:
+def test_layers_that_cannot_be_replaced_stay_dense_with_a_reason(model: nn.Sequential, reason: str) -> None:
     x = torch.randn(2, 8, 8, 8)
     plan = plan_ranks(model, x, "tucker2", Budget(params=0.8))
     assert reason in plan.skipped["0"]
     small = compress(model, plan)
     assert profile(small, x).params <= 0.8 * profile(model, x).params
     forced = RankPlan({"0": LayerPlan("svd", (2,))}, "svd", "fixed")
-    with pytest.raises(ValueError, match=rf"^layer '0' of the plan has to stay dense: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"^layer '0' of the plan must stay dense: .*{reason}"):
         compress(model, forced)
 
 
-class Calls(nn.Module):
+class UnusualCalls(nn.Module):
     """Calls its layers in unusual ways."""
 
     def __init__(self) -> None:
@@ -192,16 +192,16 @@ class Calls(nn.Module):
         self.table, self.rows = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        patches = torch.cat([*x.chunk(2, 2)], 0)  # two to an image, along the batch
+        patches = torch.cat([*x.chunk(2, 2)], 0)  # two patches for each image, along the batch axis
         y: torch.Tensor = self.conv(input=patches)
         y = self.up(y, output_size=[2 * side for side in y.shape[2:]])
         return y + self.table(self.rows).unflatten(1, (24, 1, 1))
 
 
 def test_unusual_calls_are_counted_and_compressed() -> None:
-    model, x = Calls(), torch.randn(4, 4, 8, 8)
-    with pytest.warns(UserWarning, match="too few calibration patches for the layers 'table'"):  # one row a batch
-        moments = calibrate(model, [x])
+    model, x = UnusualCalls(), torch.randn(4, 4, 8, 8)
+    with pytest.warns(UserWarning, match="too few calibration patches for the layers 'table'"):
+        moments = calibrate(model, [x])  # table sees one row a batch
     shapes = trace_layers(model, x)
     cost = profile(model, x)
     assert shapes["conv"].dense_cost[1] == cost.layers["conv"].macs == 2 * 4 * 24 * 9 * 4 * 8
@@ -211,8 +211,8 @@ def test_unusual_calls_are_counted_and_compressed() -> None:
     assert compress(model, plan, moments=moments)(x).shape == model(x).shape
 
 
-class Listed(nn.Module):
-    """Runs its layers by plain containers that hold them besides."""
+class InContainers(nn.Module):
+    """Runs its layers through plain containers that also hold them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,19 +225,19 @@ class Listed(nn.Module):
         return y
 
 
-def test_layers_in_plain_containers_are_replaced_there_too() -> None:
-    model = Listed()
+def test_layers_in_plain_containers_are_replaced_too() -> None:
+    model = InContainers()
     plan = plan_ranks(model, X, "svd", Fixed(2))
     assert set(plan.factored) == {"one", "two", "three"}
     small = compress(model, plan)
     dense, cost = profile(model, X), profile(small, X)
     assert cost.macs < 0.5 * dense.macs
-    assert isinstance(model.steps[0][0], nn.Conv2d)  # the dense network keeps its own
+    assert isinstance(model.steps[0][0], nn.Conv2d)  # the dense network keeps its layer
     with torch.no_grad():
         assert not torch.equal(small(X), model(X))
 
 
-def test_a_layer_that_no_row_reaches_is_counted_as_one() -> None:
+def test_a_layer_with_an_empty_input_is_counted_for_one_row() -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -252,7 +252,7 @@ def test_a_layer_that_no_row_reaches_is_counted_as_one() -> None:
 
 
 class Consensus(nn.Module):
-    """The mean over the batch passes two layers: a row for all inputs."""
+    """Passes the mean over the batch, one row, through two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ class Consensus(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_rows_that_inputs_share_count_for_each_in_part(batch: int) -> None:
+def test_a_shared_row_counts_as_a_fraction_for_each_input(batch: int) -> None:
     model, x = Consensus(), torch.randn(batch, 3, 4, 4)
     dense = profile(model, x)
     shapes = trace_layers(model, x)
@@ -273,7 +273,7 @@ def test_rows_that_inputs_share_count_for_each_in_part(batch: int) -> None:
     assert profile(compress(model, plan), x).macs <= 0.5 * dense.macs
 
 
-def test_a_network_without_such_layers_cannot_keep_to_a_budget() -> None:
+def test_a_network_without_factorable_layers_cannot_meet_a_budget() -> None:
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(
         ValueError, match=r"^Budget\(params=0\.5.* cannot be met: nothing can be factored: .*BatchNorm2d x 1"
@@ -281,7 +281,7 @@ def test_a_network_without_such_layers_cannot_keep_to_a_budget() -> None:
         plan_ranks(nn.Sequential(nn.BatchNorm2d(3)), x, "svd", Budget(params=0.5))
 
 
-def test_ranks_are_plain_whole_numbers(tmp_path: Path) -> None:
+def test_ranks_must_be_whole_numbers(tmp_path: Path) -> None:
     model = build_model("resnet20", 10).eval()
     wanted: Any = {"layer1.0.conv1": (np.int64(2), np.int64(3)), "layer1.0.conv2": np.int64(4)}
     plan = plan_ranks(model, X, "tucker2", Fixed(wanted))
@@ -299,7 +299,7 @@ def test_ranks_are_plain_whole_numbers(tmp_path: Path) -> None:
         ("fc", LayerPlan("htd", (4, 4, 4)), r"method of layer 'fc'='htd' is unknown; allowed: svd$"),
     ],
 )
-def test_a_plan_made_by_hand_is_checked_layer_by_layer(name: str, layer: LayerPlan, reason: str) -> None:
+def test_every_layer_of_a_manual_plan_is_checked(name: str, layer: LayerPlan, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{reason}"):
         compress(build_model("resnet20", 10), RankPlan({name: layer}, "svd", "fixed"))
 
@@ -321,9 +321,9 @@ def test_moments_of_other_layers_are_refused() -> None:
         plan_ranks(model, X, "svd", Energy(), moments=wrapped)
 
 
-def test_moments_that_the_plan_did_not_know_are_warned_of() -> None:
+def test_moments_that_the_plan_lacked_cause_a_warning() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3)).eval()
     moments = calibrate(model, [X])
-    with pytest.warns(UserWarning, match=r"gives no bias to 0, which lose their outputs' mean"):
+    with pytest.warns(UserWarning, match=r"gives no bias to 0, which therefore lose the mean"):
         compress(model, plan_ranks(model, X, "svd", Fixed(2)), moments=moments)
     compress(model, plan_ranks(model, X, "svd", Fixed(2), moments=moments), moments=moments)

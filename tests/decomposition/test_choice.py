@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.calibration import calibrate
 from common.calibration.moments import held_out_images
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, decompose
-from common.decomposition.choice import SHARES, Chosen, HeldOut
+from common.decomposition.choice import SHARES, HeldOut, SelectedDecomposition
 from common.network.shapes import trace_layers
 from common.network.weights import convolution_weight
 from common.planning.decompositions import layer_method
@@ -34,6 +34,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 
 
 def network(kind: str) -> nn.Sequential:
+    """The layer after a ReLU whose channels have unequal variances."""
     torch.manual_seed(0)
     mix = nn.Conv2d(3, 8, 3, padding=1)
     with torch.no_grad():
@@ -48,23 +49,24 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def last_layer(model: nn.Module) -> tuple[str, Any]:
+    """The last layer with a weight, and its name."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "weight")][-1]
 
 
-def chosen(kind: str, method: str, moments: LayerMoments | None = None, sweeps: int = 0) -> Chosen:
-    """The layer decomposed with the moments of 64 images, or others."""
+def selected(kind: str, method: str, moments: LayerMoments | None = None, sweeps: int = 0) -> SelectedDecomposition:
+    """The layer's decomposition with ``moments``, by default those of 64 images."""
     model = network(kind)
     name, layer = last_layer(model)
     moments = moments or calibrate(model, [images(64)])[name]
     method = layer_method(method, trace_layers(model, images(1))[name])
     groups = getattr(layer, "groups", 1)
     found = decompose(DECOMPOSITIONS[method], convolution_weight(layer), groups, moments, sweeps)
-    assert isinstance(found, Chosen)
+    assert isinstance(found, SelectedDecomposition)
     return found
 
 
-def sides(found: Chosen) -> tuple[Decomposition, Decomposition]:
-    """The same with the data alone, and by the weight alone."""
+def variants(found: SelectedDecomposition) -> tuple[Decomposition, Decomposition]:
+    """The data-aware and the weight-only decomposition of the same weight."""
     kind = DECOMPOSITIONS[found.method]
     return kind(found.original, found.groups, found.moments), kind(found.original, found.groups)
 
@@ -72,7 +74,7 @@ def sides(found: Chosen) -> tuple[Decomposition, Decomposition]:
 @pytest.mark.parametrize("method", ["svd", "tucker2", "spatial_svd"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_measured_error_is_that_of_the_layers_output(kind: str, method: str) -> None:
-    """On all positions of the images kept apart, with the mean of the others in the bias."""
+    """It covers all positions of the held-out images; the bias holds the mean of the other images."""
     model, x = network(kind), images(20)
     name, layer = last_layer(model)
     moments = calibrate(model, [x])[name]
@@ -89,50 +91,52 @@ def test_the_measured_error_is_that_of_the_layers_output(kind: str, method: str)
     with torch.no_grad():
         dense = model(held_out)
         bias = torch.zeros(()) if layer.bias is None else layer.bias.clone()
-        lost = decomposition.reconstruct(ranks)
-        is_transposed = isinstance(layer, nn.ConvTranspose2d)
-        layer.weight.copy_(lost.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if is_transposed else lost)
+        low_rank = decomposition.reconstruct(ranks)
+        if isinstance(layer, nn.ConvTranspose2d):
+            low_rank = low_rank.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        layer.weight.copy_(low_rank)
         axis = -1 if isinstance(layer, nn.Linear) else 1
         changes = (dense - model(held_out)).movedim(axis, -1) - shift
         outputs = dense.movedim(axis, -1) - bias - mean
     expected = float(changes.square().sum() / outputs.square().sum())
-    # Where 512 patches are a sample, they are of the same images.
+    # If the 512 patches are only a sample of the positions, the error is only near the expected one.
     exact = len(moments.held_out) == outputs[..., 0].numel()
     assert measured == pytest.approx(expected, rel=1e-4 if exact else 0.15)
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_no_side_errs_less_at_any_ranks(kind: str, method: str) -> None:
-    found = chosen(kind, method)
+def test_no_variant_has_a_smaller_error_at_any_ranks(kind: str, method: str) -> None:
+    found = selected(kind, method)
     for share in (0.1, 0.25, 0.4, 0.6, 0.75, 0.9):
         ranks = found.fraction(share)
-        errors = [found.held_out.error(side, ranks) for side in (found, *sides(found))]
+        errors = [found.held_out.error(each, ranks) for each in (found, *variants(found))]
         assert errors[0] <= 1.001 * min(errors[1:]) + 1e-9, (share, errors)
 
 
 def misled(moments: LayerMoments) -> LayerMoments:
-    """What holds the most variance said to hold the least, as if from few patches of something else."""
+    """Moments with the order of the variances reversed, as if they came from a few patches of other data."""
 
-    def inverse(covariance: Tensor | None) -> Tensor | None:
+    def reversed_variances(covariance: Tensor | None) -> Tensor | None:
         if covariance is None:
             return None
         values, vectors = torch.linalg.eigh(covariance)
         return (vectors * values.flip(-1).unsqueeze(-2)) @ vectors.mT
 
-    turned = inverse(moments.output_covariance)
-    assert turned is not None
-    return replace(moments, output_covariance=turned, input_covariance=inverse(moments.input_covariance))
+    output_covariance = reversed_variances(moments.output_covariance)
+    assert output_covariance is not None
+    input_covariance = reversed_variances(moments.input_covariance)
+    return replace(moments, output_covariance=output_covariance, input_covariance=input_covariance)
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("kind", ["3x3", "dilated grouped", "transposed grouped", "pointwise", "linear of positions"])
-def test_moments_that_mislead_are_not_followed(kind: str, method: str, sweeps: int) -> None:
+def test_misleading_moments_are_not_used(kind: str, method: str, sweeps: int) -> None:
     model = network(kind)
     moments = misled(calibrate(model, [images(64)])[last_layer(model)[0]])
-    found = chosen(kind, method, moments, sweeps)
-    aware, plain = sides(found)
+    found = selected(kind, method, moments, sweeps)
+    aware, plain = variants(found)
     assert found.max_ranks == aware.max_ranks == plain.max_ranks
     for share in (0.3, 0.5, 0.7):
         ranks = found.fraction(share)
@@ -156,16 +160,16 @@ def test_moments_that_mislead_are_not_followed(kind: str, method: str, sweeps: i
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-def test_errors_by_the_weight_alone_are_told_as_those_of_the_output(method: str) -> None:
-    """Else they could not be compared with those of another method, which follows the data."""
+def test_weight_only_errors_are_rescaled_to_errors_of_the_output(method: str) -> None:
+    """Otherwise they could not be compared with the errors of a data-aware method."""
     moments = misled(calibrate(network("3x3"), [images(64)])["2"])
-    found = chosen("3x3", method, moments)
-    weights, changes = sides(found)[1], []
+    found = selected("3x3", method, moments)
+    plain, changes = variants(found)[1], []
     for share in SHARES:
         ranks = found.fraction(share)
         measured = math.sqrt(found.held_out.error(found, ranks))
         assert found.relative_error(ranks) == pytest.approx(measured, rel=1e-3)
-        changes.append(abs(math.log(weights.relative_error(ranks) / measured)))
+        changes.append(abs(math.log(plain.relative_error(ranks) / measured)))
     assert max(changes) > 0.05
     for share in (0.4, 0.5, 0.6):
         ranks = found.fraction(share)
@@ -176,9 +180,7 @@ def test_errors_by_the_weight_alone_are_told_as_those_of_the_output(method: str)
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(sorted(DECOMPOSITIONS)), st.integers(0, 2**31), st.integers(1, 2), st.booleans())
-def test_errors_fall_with_the_ranks_whichever_side_they_are_of(
-    method: str, seed: int, groups: int, misleads: bool
-) -> None:
+def test_errors_fall_with_the_ranks_for_either_variant(method: str, seed: int, groups: int, misleads: bool) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1, groups=groups)).eval()
     x = torch.randn(40, 6, 5, 5) * torch.rand(6, 1, 1)
@@ -187,31 +189,31 @@ def test_errors_fall_with_the_ranks_whichever_side_they_are_of(
     found = decompose(DECOMPOSITIONS[method], convolution_weight(model[0]), groups, moments, 0)  # type: ignore[arg-type]
     ranks, errors = found.error_table()
     assert (errors >= 0).all()
-    known = {tuple(map(int, row)): float(error) for row, error in zip(ranks, errors, strict=True)}
-    for row, error in known.items():
-        more = tuple(min(rank + 1, most) for rank, most in zip(row, found.max_ranks, strict=True))
-        assert known.get(more, 0.0) <= error + 1e-7
-    assert known[found.max_ranks] < 1e-4
+    table = {tuple(map(int, row)): float(error) for row, error in zip(ranks, errors, strict=True)}
+    for row, error in table.items():
+        higher = tuple(min(rank + 1, max_rank) for rank, max_rank in zip(row, found.max_ranks, strict=True))
+        assert table.get(higher, 0.0) <= error + 1e-7
+    assert table[found.max_ranks] < 1e-4
     factors = found.factors(found.fraction(0.5))
     assert all(factor.isfinite().all() for factor in factors)
 
 
 @pytest.mark.parametrize("method", ["tucker2", "htd"])
 @pytest.mark.parametrize("kind", ["3x3", "5x3 strided", "dilated grouped", "transposed overlapping"])
-def test_sweeps_leave_the_outputs_basis_that_was_measured(kind: str, method: str) -> None:
-    found = chosen(kind, method)
+def test_sweeps_keep_the_measured_output_basis(kind: str, method: str) -> None:
+    found = selected(kind, method)
     swept = DECOMPOSITIONS[found.method](found.original, found.groups, found.moments, sweeps=2)
-    without = sides(found)[0]
+    unswept = variants(found)[0]
     ranks = found.fraction(0.5)
     last = [
-        each.factors(ranks)[-1].flatten(1).unflatten(0, (found.groups, -1)) for each in (swept, without)
+        each.factors(ranks)[-1].flatten(1).unflatten(0, (found.groups, -1)) for each in (swept, unswept)
     ]  # (G, O/G, r)
     torch.testing.assert_close(last[0], last[1])
-    assert swept.relative_error(ranks) <= without.relative_error(ranks) + 1e-9
+    assert swept.relative_error(ranks) <= unswept.relative_error(ranks) + 1e-9
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-def test_moments_without_patches_held_out_are_trusted(method: str) -> None:
+def test_moments_without_held_out_patches_are_trusted(method: str) -> None:
     model = network("3x3")
     moments = replace(calibrate(model, [images(64)])["2"], held_out=None, patches=None)
     weight = convolution_weight(model[2])  # type: ignore[arg-type]
@@ -221,7 +223,7 @@ def test_moments_without_patches_held_out_are_trusted(method: str) -> None:
     torch.testing.assert_close(found.reconstruct(ranks), DECOMPOSITIONS[method](weight, 1, moments).reconstruct(ranks))
 
 
-def test_a_weight_that_makes_nothing_and_patches_that_never_change() -> None:
+def test_a_zero_weight_and_constant_patches_are_decomposed() -> None:
     model = network("3x3")
     moments = calibrate(model, [images(64)])["2"]
     for method in DECOMPOSITIONS:
@@ -230,9 +232,9 @@ def test_a_weight_that_makes_nothing_and_patches_that_never_change() -> None:
         assert not zero.reconstruct(zero.fraction(0.5)).any()
         assert zero.relative_error(zero.fraction(0.5)) == 0
         assert moments.held_out is not None
-        still = replace(moments, held_out=moments.patch_mean.flatten(0, 1).expand_as(moments.held_out).float())
+        constant = replace(moments, held_out=moments.patch_mean.flatten(0, 1).expand_as(moments.held_out).float())
         weight = convolution_weight(model[2])  # type: ignore[arg-type]
-        found = decompose(kind, weight, 1, still, 2)
+        found = decompose(kind, weight, 1, constant, 2)
         assert found.reconstruct(found.fraction(0.5)).isfinite().all()
         torch.testing.assert_close(found.reconstruct(found.max_ranks), weight.detach())
 

@@ -1,4 +1,4 @@
-"""The default call does not make things worse: not than no sweeps, not than no data, not by a few images."""
+"""The default call is no worse than without sweeps, without data, or with only a few images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from common.decomposition import DECOMPOSITIONS, LayerMoments
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions, layer_method
+from tests.decomposition.passes import layer_pass
 from tests.networks import tiny_cnn, tiny_digits
 
 SHARES = (0.25, 0.4, 0.6)
@@ -47,7 +48,7 @@ TRAINED: dict[str, Callable[[], nn.Module]] = {
 
 @cache
 def trained(kind: str) -> tuple[nn.Module, dict[str, LayerMoments], Tensor]:
-    """A network that has learnt digits, its moments, and images of neither."""
+    """A network trained on digits, its moments, and images that were used for neither."""
     data = tiny_digits(limit=800)
     torch.manual_seed(0)
     model = TRAINED[kind]().train()
@@ -61,29 +62,19 @@ def trained(kind: str) -> tuple[nn.Module, dict[str, LayerMoments], Tensor]:
     return model.eval(), calibrate(model, data.calibration), held_out
 
 
-def passed(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer takes and what it puts out."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _, i, o: seen.append((i[0], o)))
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    return seen[0]
-
-
 def layer_error(model: nn.Module, small: nn.Module, layer: str, x: Tensor) -> float:
     """Relative error of the layer's output on the dense network's own activations."""
-    given, right = passed(model, layer, x)
+    seen, expected = layer_pass(model, layer, x)
     with torch.no_grad():
-        return float((small.get_submodule(layer)(given) - right).norm() / right.norm())
+        return float((small.get_submodule(layer)(seen) - expected).norm() / expected.norm())
 
 
 def layer_errors(
-    model: nn.Module, layer: str, method: str, share: float, x: Tensor, *made: Decompositions
+    model: nn.Module, layer: str, method: str, share: float, x: Tensor, *candidates: Decompositions
 ) -> list[float]:
-    """The errors of one layer, decomposed by a method at a share of its ranks, by each of the decompositions."""
+    """Errors of one layer by one method at a fraction of its ranks, for each of the candidates."""
     errors = []
-    for each in made:
+    for each in candidates:
         ranks = each.get(layer, method).fraction(share)
         plan = RankPlan({layer: each.plan(layer, method, ranks)}, method, "fixed")
         errors.append(layer_error(model, compress(model, plan, decompositions=each), layer, x))
@@ -92,18 +83,19 @@ def layer_errors(
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("kind", TRAINED)
-def test_with_data_a_layer_errs_no_more_than_without_sweeps_or_without_data(kind: str, method: str) -> None:
+def test_with_data_a_layers_error_is_no_greater_than_without_sweeps_or_data(kind: str, method: str) -> None:
     model, moments, held_out = trained(kind)
-    made = Decompositions(model, moments, 2), Decompositions(model, moments), Decompositions(model, None, 2)
+    candidates = Decompositions(model, moments, 2), Decompositions(model, moments), Decompositions(model, None, 2)
     for layer, shape in trace_layers(model, held_out[:1]).items():
+        chosen = layer_method(method, shape)
         for share in SHARES:
-            default, unswept, plain = layer_errors(model, layer, layer_method(method, shape), share, held_out, *made)
+            default, unswept, plain = layer_errors(model, layer, chosen, share, held_out, *candidates)
             assert default <= 1.01 * unswept + 1e-6, (layer, share)
             assert default <= 1.02 * plain + 1e-6, (layer, share)
 
 
 @pytest.mark.parametrize("method", ["tucker2", "htd"])
-def test_compress_makes_sweeps_by_default_that_do_no_divergence(method: str) -> None:
+def test_the_default_sweeps_of_compress_do_not_raise_the_error(method: str) -> None:
     model, moments, held_out = trained("without BatchNorm")
     plan = plan_ranks(model, held_out[:1], method, Fixed({"2": 0.4, "5": 0.4}), moments=moments)
     swept, unswept = compress(model, plan, moments=moments), compress(model, plan, moments=moments, sweeps=0)
@@ -112,7 +104,7 @@ def test_compress_makes_sweeps_by_default_that_do_no_divergence(method: str) -> 
 
 
 class Denoiser(nn.Module):
-    """A chain of residual blocks without BatchNorm, as networks for super-resolution and denoising have."""
+    """A chain of residual blocks without BatchNorm, as in networks for super-resolution and denoising."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +128,7 @@ def noisy(images: Tensor, seed: int) -> Tensor:
 
 @cache
 def denoiser() -> tuple[nn.Module, Tensor, Tensor]:
-    """Trained for some seconds; images to calibrate on, and others."""
+    """A denoiser trained for a few seconds, images to calibrate on, and held-out images."""
     data = tiny_digits(limit=800)
     parts = (torch.cat([images for images, _ in part]) for part in (data.train, data.calibration, data.validation))
     train, calibration, held_out = parts
@@ -153,7 +145,7 @@ def denoiser() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("count", [16, 160])
 @pytest.mark.parametrize("method", [*DECOMPOSITIONS, "mixed"])
-def test_with_data_a_network_without_batchnorm_loses_no_more(method: str, count: int) -> None:
+def test_data_does_not_raise_the_loss_of_a_network_without_batchnorm(method: str, count: int) -> None:
     model, calibration, held_out = denoiser()
     x = noisy(held_out, 1000)
     moments = calibrate(model, [noisy(calibration[:count], 2000)])
@@ -180,21 +172,21 @@ FEW: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...], int]] = {
     ),
     "linear": (lambda: [nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 48)], (24,), 40),
 }
+"""Kind -> layers, size of an input, and the greatest number of images that has too few patches for layer 2."""
 
 
 @pytest.mark.parametrize("count", [1, 2, None])
 @pytest.mark.parametrize("kind", FEW)
-def test_of_too_few_patches_it_says_so_and_takes_the_weight_alone(kind: str, count: int | None) -> None:
-    layers, size, most = FEW[kind]
+def test_too_few_patches_give_a_warning_and_weight_only_factors(kind: str, count: int | None) -> None:
+    layers, size, max_count = FEW[kind]
     torch.manual_seed(0)
-    model, x = nn.Sequential(*layers()).eval(), torch.randn(count or most, *size)
-    with pytest.warns(UserWarning, match="^too few calibration patches for the layers ") as said:
+    model, x = nn.Sequential(*layers()).eval(), torch.randn(count or max_count, *size)
+    with pytest.warns(UserWarning, match="^too few calibration patches for the layers ") as warned:
         moments = calibrate(model, [x])
-    assert len(said) == 1
-    assert "'2' (" in str(said[0].message)
-    assert said[0].filename == __file__
-    kept = Decompositions(model, moments)
-    assert "2" not in kept.moments
+    assert len(warned) == 1
+    assert "'2' (" in str(warned[0].message)
+    assert warned[0].filename == __file__
+    assert "2" not in Decompositions(model, moments).moments
     for method in DECOMPOSITIONS:
         method = layer_method(method, trace_layers(model, x)["2"])
         aware = plan_ranks(model, x, method, Fixed({"2": 0.4}, only_if_smaller=False), moments=moments)
@@ -206,7 +198,7 @@ def test_of_too_few_patches_it_says_so_and_takes_the_weight_alone(kind: str, cou
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("kind", FEW)
-def test_few_images_make_no_layer_much_worse_on_others(kind: str, method: str) -> None:
+def test_few_images_make_no_layer_much_worse_on_other_images(kind: str, method: str) -> None:
     layers, size, _ = FEW[kind]
     for count in (2, 8, 16, 40, 64):
         for seed in range(2):
@@ -215,16 +207,16 @@ def test_few_images_make_no_layer_much_worse_on_others(kind: str, method: str) -
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 moments = calibrate(model, [torch.randn(count, *size)])
-            made = Decompositions(model, moments, 2), Decompositions(model, None, 2)
+            candidates = Decompositions(model, moments, 2), Decompositions(model, None, 2)
             for share in (0.25, 0.5):
                 chosen = layer_method(method, trace_layers(model, held_out)["2"])
-                aware, plain = layer_errors(model, "2", chosen, share, held_out, *made)
+                aware, plain = layer_errors(model, "2", chosen, share, held_out, *candidates)
                 assert aware <= 1.15 * plain, (count, seed, share)
 
 
 @pytest.mark.parametrize("images", [4, 64])
 @pytest.mark.parametrize("constant", [torch.zeros(8, 6, 6), torch.ones(8, 6, 6), torch.arange(8.0)[:, None, None]])
-def test_images_that_are_all_the_same_are_few(constant: Tensor, images: int) -> None:
+def test_identical_images_count_as_too_few_patches(constant: Tensor, images: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 48, 3, padding=1)).eval()
     with pytest.warns(UserWarning, match="too few calibration patches for the layers '0'"):
@@ -232,14 +224,14 @@ def test_images_that_are_all_the_same_are_few(constant: Tensor, images: int) -> 
     assert all(found.too_few for found in moments.values())
 
 
-def test_dead_channels_are_no_lack_of_patches() -> None:
+def test_dead_channels_do_not_count_as_too_few_patches() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).eval()
     with torch.no_grad():
         model.get_parameter("0.weight")[:16] = 0
         model.get_parameter("0.bias")[:16] = 0
     moments, held_out = calibrate(model, [torch.randn(40, 8, 6, 6)]), torch.randn(100, 8, 6, 6)
-    made = Decompositions(model, moments, 2), Decompositions(model, None, 2)
+    candidates = Decompositions(model, moments, 2), Decompositions(model, None, 2)
     for method in DECOMPOSITIONS:
-        aware, plain = layer_errors(model, "2", method, 0.3, held_out, *made)
+        aware, plain = layer_errors(model, "2", method, 0.3, held_out, *candidates)
         assert aware < 0.9 * plain

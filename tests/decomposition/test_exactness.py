@@ -23,7 +23,7 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 
 
 def check_full_rank(layer: nn.Module, x: Tensor, method: str) -> None:
-    """At full rank both modes give the layer's output, and the layer itself is left as it was."""
+    """At full rank, both modes give the layer's output, and the layer does not change."""
     model = nn.Sequential(layer).eval()
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_convolutions_are_exact_at_full_rank(kernel: Pair, method: str, dtype: t
     checked = 0
     for stride, padding, dilation, bias in itertools.product(strides, paddings, [1, 2], [True, False]):
         if padding == "same" and stride != 1:
-            continue  # PyTorch refuses it
+            continue  # PyTorch refuses this combination
         layer = nn.Conv2d(6, 8, kernel, stride, padding, dilation, bias=bias, dtype=dtype)
         check_full_rank(layer, x, method)
         checked += 1
@@ -57,7 +57,7 @@ def test_convolutions_are_exact_at_full_rank(kernel: Pair, method: str, dtype: t
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("channels", [(6, 8), (8, 6), (3, 20), (20, 3)])
-def test_channels_of_any_proportion(channels: Pair, method: str, dtype: torch.dtype) -> None:
+def test_any_ratio_of_channels_is_exact_at_full_rank(channels: Pair, method: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     check_full_rank(
         nn.Conv2d(*channels, 3, padding=1, dtype=dtype), torch.randn(2, channels[0], 9, 9, dtype=dtype), method
@@ -105,7 +105,7 @@ def test_every_padding_mode_is_exact_at_full_rank(padding_mode: Any, method: str
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """Any Conv2d or ConvTranspose2d, and an input that it takes."""
+    """Any Conv2d or ConvTranspose2d, and an input for it."""
     groups = draw(st.sampled_from([1, 2, 3]))
     inputs, outputs = groups * draw(st.integers(2, 5)), groups * draw(st.integers(1, 5))
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
@@ -128,7 +128,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     ), x
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch's, of its own speed
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch warns that it copies the input
 @settings(max_examples=120, deadline=None)
 @given(convolutions(), st.sampled_from(sorted(DECOMPOSITIONS)))
 def test_any_convolution_is_exact_at_full_rank(drawn: tuple[nn.Module, Tensor], method: str) -> None:

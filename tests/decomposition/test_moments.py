@@ -16,6 +16,7 @@ from common.network.weights import convolution_weight
 from common.planning import Fixed, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions, layer_method
 from common.training import TrainingSettings, train
+from tests.decomposition.passes import layer_pass
 from tests.networks import tiny_cnn, tiny_digits
 
 LAYERS: dict[str, Any] = {
@@ -32,7 +33,7 @@ LAYERS: dict[str, Any] = {
 
 
 def network(kind: str) -> nn.Sequential:
-    """The layer behind another one, whose outputs are correlated, unequal and not centred."""
+    """The layer after another one, whose output channels are correlated, not centred and of unequal variance."""
     torch.manual_seed(0)
     mix = nn.Conv2d(3, 6, 3, padding=1)
     with torch.no_grad():
@@ -47,26 +48,28 @@ def inputs(seed: int, count: int = 24) -> Tensor:
     return nn.functional.interpolate(coarse, size=12, mode="bilinear") + 0.3
 
 
-def learned(x: Tensor) -> Tensor:
-    """The images of a first batch that the covariances are made of."""
+def not_held_out(x: Tensor) -> Tensor:
+    """The images of a first batch that the covariances come from."""
     return x[~held_out_images(0, len(x))]
 
 
-def the_layer(model: nn.Module) -> str:
+def last_layer(model: nn.Module) -> str:
+    """Name of the last layer with a weight."""
     return [name for name, module in model.named_modules() if hasattr(module, "weight")][-1]
 
 
 def output_error(model: nn.Module, small: nn.Module, x: Tensor) -> float:
+    """Squared error of the network's output."""
     with torch.no_grad():
         return float((model(x) - small(x)).square().sum())
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_moments_are_those_of_the_outputs_and_inputs(kind: str) -> None:
+def test_the_output_covariance_is_that_of_the_layers_outputs(kind: str) -> None:
     model, batches = network(kind), [inputs(1), inputs(2)]
-    moments = calibrate(model, batches, positions=100_000)[the_layer(model)]
+    moments = calibrate(model, batches, positions=100_000)[last_layer(model)]
     with torch.no_grad():
-        output = model(learned(torch.cat(batches)))
+        output = model(not_held_out(torch.cat(batches)))
     rows = output if output.dim() == 2 else output.movedim(1, -1).flatten(0, 2)
     covariance = torch.cov(rows.T, correction=0)
     size = moments.output_covariance.shape[1]
@@ -76,16 +79,16 @@ def test_moments_are_those_of_the_outputs_and_inputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_outputs_mean_follows_from_the_patches_mean(kind: str) -> None:
-    """Sampled patches, folded with the weight, give the mean that the layer really puts out."""
+def test_the_weight_maps_the_mean_patch_to_the_mean_output(kind: str) -> None:
+    """The mean of sampled patches is accurate enough for this."""
     model, x = network(kind), inputs(1)
-    layer = model.get_submodule(the_layer(model))
-    moments = calibrate(model, [x], positions=50_000)[the_layer(model)]
+    layer = model.get_submodule(last_layer(model))
+    moments = calibrate(model, [x], positions=50_000)[last_layer(model)]
     groups = getattr(layer, "groups", 1)
     weight = convolution_weight(layer).reshape(groups, -1, *moments.patch_mean.shape[1:])  # type: ignore[arg-type]
     predicted = torch.einsum("goihw,gihw->go", weight, moments.patch_mean).flatten()
     with torch.no_grad():
-        output = model(learned(x))
+        output = model(not_held_out(x))
     bias = layer.bias if layer.bias is not None else torch.zeros(())
     measured = (output if output.dim() == 2 else output.mean((2, 3))).mean(0) - bias
     spread = float(output.std())
@@ -107,61 +110,69 @@ def test_full_rank_is_exact_with_moments_too(kind: str, method: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_data_aware_factors_beat_plain_ones_on_held_out_inputs(kind: str, method: str, share: float) -> None:
     model, held_out = network(kind), inputs(99, count=64)
-    name = the_layer(model)
+    name = last_layer(model)
     errors = []
     for moments in (calibrate(model, [inputs(seed) for seed in range(8)]), None):
-        kept = Decompositions(model, moments)
+        decompositions = Decompositions(model, moments)
         chosen = layer_method(method, trace_layers(model, held_out)[name])
-        plan = RankPlan({name: kept.plan(name, chosen, kept.get(name, chosen).fraction(share))}, method, "fixed")
-        errors.append(output_error(model, compress(model, plan, decompositions=kept), held_out))
+        plan = RankPlan(
+            {name: decompositions.plan(name, chosen, decompositions.get(name, chosen).fraction(share))},
+            method,
+            "fixed",
+        )
+        errors.append(output_error(model, compress(model, plan, decompositions=decompositions), held_out))
     aware, plain = errors
     assert aware <= 1.01 * plain
 
 
 def test_svd_with_moments_is_optimal_on_its_data() -> None:
-    """No rank-r linear map of the outputs beats their leading principal components."""
+    """Its error is that of the leading principal components of the outputs, the least of any rank-r linear map."""
     model = network("3x3")
     trusted = {
         name: replace(found, held_out=None, patches=None) for name, found in calibrate(model, [inputs(1)]).items()
     }
-    kept, x = Decompositions(model, trusted), learned(inputs(1))
+    decompositions, x = Decompositions(model, trusted), not_held_out(inputs(1))
     with torch.no_grad():
         rows = model(x).movedim(1, -1).flatten(0, 2)
     centred = rows - rows.mean(0)
     values = torch.linalg.svdvals(centred)
     for rank in (1, 3, 7):
-        small = compress(model, RankPlan({"2": kept.plan("2", "svd", (rank,))}, "svd", "fixed"), decompositions=kept)
+        small = compress(
+            model,
+            RankPlan({"2": decompositions.plan("2", "svd", (rank,))}, "svd", "fixed"),
+            decompositions=decompositions,
+        )
         least = float(values[rank:].square().sum())
         assert output_error(model, small, x) == pytest.approx(least, rel=0.02)
-        predicted = kept.get("2", "svd").relative_error((rank,)) ** 2 * float(values.square().sum())
+        predicted = decompositions.get("2", "svd").relative_error((rank,)) ** 2 * float(values.square().sum())
         assert predicted == pytest.approx(least, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-def test_errors_stay_monotone_and_true_in_the_metric(method: str) -> None:
+def test_errors_in_the_metric_fall_with_the_ranks_and_match_the_table(method: str) -> None:
     model = network("3x3")
     decomposition = Decompositions(model, calibrate(model, [inputs(1)])).get("2", method)
     ranks, errors = decomposition.error_table()
     for row, error in list(zip(ranks, errors, strict=True))[::7]:
         assert decomposition.relative_error(tuple(map(int, row))) == pytest.approx(error, abs=1e-9)
     for share in (0.2, 0.5, 0.8):
-        less, more = decomposition.fraction(share), decomposition.fraction(share + 0.2)
-        assert decomposition.relative_error(more) <= decomposition.relative_error(less)
+        lower, higher = decomposition.fraction(share), decomposition.fraction(share + 0.2)
+        assert decomposition.relative_error(higher) <= decomposition.relative_error(lower)
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-@pytest.mark.parametrize("odd", ["constant input", "dead channels", "one image", "zero weight"])
-def test_degenerate_moments(odd: str, method: str) -> None:
+@pytest.mark.parametrize("defect", ["constant input", "dead channels", "one image", "zero weight"])
+def test_degenerate_moments_give_finite_factors(defect: str, method: str) -> None:
     model, x = network("3x3"), inputs(1)
     with torch.no_grad():
-        if odd == "constant input":
+        if defect == "constant input":
             x = torch.ones_like(x)
-        elif odd == "dead channels":
+        elif defect == "dead channels":
             model.get_parameter("0.weight")[:3] = 0
             model.get_parameter("0.bias")[:3] = 0
-        elif odd == "zero weight":
+        elif defect == "zero weight":
             model.get_parameter("2.weight").zero_()
-    if odd == "one image":
+    if defect == "one image":
         with pytest.warns(UserWarning, match="^too few calibration patches .* more images than 1$"):
             moments = calibrate(model, [x[:1]], positions=1)
     else:
@@ -173,21 +184,21 @@ def test_degenerate_moments(odd: str, method: str) -> None:
         assert compress(model, half, moments=moments)(inputs(5)).isfinite().all()
 
 
-def test_the_shift_goes_into_a_bias_of_the_last_factor() -> None:
+def test_the_last_factor_gets_a_bias_for_the_shift_of_the_mean() -> None:
     model, x = network("5x3 strided"), inputs(1)
     moments = calibrate(model, [x], positions=50_000)
     plan = plan_ranks(model, x, "svd", Fixed({"2": 2}), moments=moments)
     assert plan.layers["2"].shift
     small = compress(model, plan, moments=moments)
     with torch.no_grad():
-        seen = learned(x)
-        lost = (model(seen) - small(seen)).mean((0, 2, 3)).norm() / model(x).std()
-    assert lost < 1e-5
+        seen = not_held_out(x)
+        mean_error = (model(seen) - small(seen)).mean((0, 2, 3)).norm() / model(x).std()
+    assert mean_error < 1e-5
     cost = trace_layers(model, x)["2"].cost(plan.layers["2"])[0]
     assert cost == sum(parameter.numel() for parameter in small.get_submodule("2").parameters())
 
 
-def test_calibration_leaves_the_network_alone() -> None:
+def test_calibration_does_not_change_the_network() -> None:
     model = network("3x3").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     calibrate(model, [(inputs(1), torch.empty(0))])
@@ -206,19 +217,19 @@ def test_moments_without_a_kernel_need_no_input_covariance() -> None:
 
 
 def test_fewer_samples_than_channels_still_predict_the_error() -> None:
-    """Moments that nobody counted the patches of are taken as they are."""
+    """Moments whose patches were not counted are used unchanged."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 80)).double().eval()
     x = torch.randn(30, 64, dtype=torch.float64)
     with pytest.warns(UserWarning, match="layers '0' \\(21 of 32 different patches, 9 of 8 held out\\), '2'"):
         found = calibrate(model, [x])
-    kept = Decompositions(model, {"2": replace(found["2"], held_out=None, patches=None)})
-    decomposition, x = kept.get("2", "svd"), learned(x)
+    decompositions = Decompositions(model, {"2": replace(found["2"], held_out=None, patches=None)})
+    decomposition, x = decompositions.get("2", "svd"), not_held_out(x)
     with torch.no_grad():
         spread = float((model(x) - model(x).mean(0)).square().sum())
     for rank in (3, 10, 20, 29, 40):
-        plan = RankPlan({"2": kept.plan("2", "svd", (rank,))}, "svd", "fixed")
-        measured = output_error(model, compress(model, plan, decompositions=kept), x) / spread
+        plan = RankPlan({"2": decompositions.plan("2", "svd", (rank,))}, "svd", "fixed")
+        measured = output_error(model, compress(model, plan, decompositions=decompositions), x) / spread
         assert decomposition.relative_error((rank,)) ** 2 == pytest.approx(measured, rel=0.02, abs=1e-5)
 
 
@@ -233,47 +244,39 @@ def test_data_aware_factors_beat_plain_ones_in_every_layer_of_a_trained_network(
         chosen = layer_method(method, shape)
         for share in (0.25, 0.5, 0.75):
             errors = []
-            for kept in (Decompositions(model, moments), Decompositions(model)):
+            for decompositions in (Decompositions(model, moments), Decompositions(model)):
                 plan = RankPlan(
-                    {name: kept.plan(name, chosen, kept.get(name, chosen).fraction(share))}, method, "fixed"
+                    {name: decompositions.plan(name, chosen, decompositions.get(name, chosen).fraction(share))},
+                    method,
+                    "fixed",
                 )
-                small = compress(model, plan, decompositions=kept)
-                pair = [output_of(network, name, held_out) for network in (model, small)]
-                errors.append(float((pair[0] - pair[1]).square().sum()))
+                small = compress(model, plan, decompositions=decompositions)
+                dense_output, output = (layer_pass(network, name, held_out)[1] for network in (model, small))
+                errors.append(float((dense_output - output).square().sum()))
             aware, plain = errors
             assert aware <= 1.01 * plain, (name, share)
-
-
-def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """What one layer puts out."""
-    outputs: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    return outputs[0]
 
 
 @pytest.mark.parametrize(
     "settings", [(4, 1, 0, 0), (3, 1, 0, 0), (4, 2, 1, 0), (3, 2, 1, 1), (2, 2, 0, 0), (2, 3, 0, 0)]
 )
 @pytest.mark.parametrize("size", [1, 4])
-def test_a_transposed_convolution_keeps_its_outputs_mean_exactly(settings: tuple[int, ...], size: int) -> None:
-    """However much of what its kernel makes is cropped, or no position meets."""
-    kernel, stride, padding, more = settings
+def test_a_transposed_convolution_keeps_its_mean_output_exactly(settings: tuple[int, ...], size: int) -> None:
+    """This holds however much of the output is cropped, and for output positions without any input."""
+    kernel, stride, padding, output_padding = settings
     if kernel + (size - 1) * stride <= 2 * padding:
         pytest.skip("no output is left")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.ConvTranspose2d(8, 8, kernel, stride, padding, more)).eval()
+    model = nn.Sequential(nn.ConvTranspose2d(8, 8, kernel, stride, padding, output_padding)).eval()
     x = torch.randn(32, 8, size, size) + torch.arange(8.0)[:, None, None]
     moments = calibrate(model, [x])
     plan = plan_ranks(model, x, "svd", Fixed(2, only_if_smaller=False), moments=moments)
     with torch.no_grad():
-        small, dense = compress(model, plan, moments=moments)(learned(x)), model(learned(x))
+        small, dense = compress(model, plan, moments=moments)(not_held_out(x)), model(not_held_out(x))
     torch.testing.assert_close(small.mean((0, 2, 3)), dense.mean((0, 2, 3)), rtol=0, atol=1e-4 * float(dense.std()))
 
 
-def test_a_large_bias_takes_no_digits_from_the_covariance() -> None:
+def test_a_large_bias_costs_the_covariance_no_precision() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(4, 6, 3)), torch.randn(16, 4, 8, 8)
     nn.init.zeros_(model.get_parameter("0.bias"))
@@ -284,12 +287,12 @@ def test_a_large_bias_takes_no_digits_from_the_covariance() -> None:
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_bias_gains_what_the_lost_weight_would_have_put_out(kind: str, method: str) -> None:
+def test_the_bias_shift_is_the_mean_output_of_the_lost_weight(kind: str, method: str) -> None:
     model = network(kind)
-    name = the_layer(model)
+    name = last_layer(model)
     moments = calibrate(model, [inputs(1)])
-    kept = Decompositions(model, moments)
-    decomposition = kept.get(name, layer_method(method, trace_layers(model, inputs(1))[name]))
+    decompositions = Decompositions(model, moments)
+    decomposition = decompositions.get(name, layer_method(method, trace_layers(model, inputs(1))[name]))
     ranks, mean = decomposition.fraction(0.4), moments[name].patch_mean
     lost = (decomposition.original - decomposition.reconstruct(ranks)).reshape(len(mean), -1, *mean.shape[1:])
     shift = decomposition.bias_shift(ranks)

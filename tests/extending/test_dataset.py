@@ -78,7 +78,7 @@ def test_notebooks_take_it_where_its_task_fits(tmp_path: Path) -> None:
     config = ClassifierConfig(dataset="shades", image_size=8, batch_size=20, logs=str(tmp_path))
     assert load_data_of(config).name == "shades"
     with pytest.raises(ValueError, match=r"dataset='shades' is unknown; allowed: coco, phantoms$"):
-        SegmentationConfig(dataset="shades", logs=str(tmp_path))
+        SegmentationConfig.from_notebook({"dataset": "shades", "logs": str(tmp_path)})
 
 
 def test_it_is_named_where_a_data_set_is_unknown() -> None:

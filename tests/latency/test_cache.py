@@ -188,7 +188,7 @@ def test_ranks_that_were_never_timed_cannot_be_asked_for(tmp_path: Path, monkeyp
     FakeTimer(monkeypatch)
     model = tiny_cnn(width=64)
     measured = measured_latencies(model, X, "eager", "svd")
-    with pytest.raises(ValueError, match="round_to=11: a budget of latency takes ranks that were timed"):
+    with pytest.raises(ValueError, match="round_to=11: a budget of latency takes only timed ranks"):
         plan_ranks(model, X, "svd", Budget(latency=0.9, runtime="eager", round_to=11), latencies=measured)
 
 

@@ -114,5 +114,5 @@ def test_invalid_state_is_refused_with_a_message(state: str, tmp_path: Path) -> 
     with safetensors.safe_open(path, framework="pt") as file:
         held = file.metadata()
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | {"state": state})
-    with pytest.raises(ValueError, match=r"^weights='.*model\.safetensors' does not say what network it holds"):
+    with pytest.raises(ValueError, match=r"^weights='.*model\.safetensors' does not describe a network"):
         load_compressed(path, WithExtraState())

@@ -32,7 +32,7 @@ def test_defaults_and_changes() -> None:
         ({"keep": 1.5}, "^keep=1.5: input should be less than or equal to 1$"),
         (
             {"method": "hdt"},
-            r"^method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed, ",
+            r"^method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed$",
         ),
         ({"policy": "adaptiv"}, r"^policy='adaptiv' is unknown \(did you mean 'adaptive'\?\); allowed: adaptive, "),
         ({"optimizer": "adam"}, "^optimizer='adam': input should be 'sgd' or 'adamw'$"),
@@ -132,7 +132,7 @@ def test_onnx_runtime_without_a_gpu_of_its_own_is_refused_before_any_work(monkey
 @pytest.mark.parametrize(
     ("logs", "said"),
     [
-        ("file", "must be a folder, and there is a file of that name$"),
+        ("file", "must be a folder, but there is a file of that name$"),
         ("file/logs", "nothing can be written in this folder: Not a directory$"),
         ("file/far/below", "nothing can be written in this folder: Not a directory$"),
         ("/proc/logs", "nothing can be written in this folder: "),

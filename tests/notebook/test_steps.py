@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytes
     assert known == history
     assert same_weights(again, model)
     with monkeypatch.context() as patch:
-        patch.setattr("common.search.search._Search._measure_given", stop)
+        patch.setattr("common.search.session.RunningSearch._measure_given", stop)
         search(mine, model, data, [], decompose(mine, model, data))
     again, history = dense_network(mine, "resnet18", data)
     assert history == []

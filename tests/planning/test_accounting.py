@@ -15,7 +15,7 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Mixture(nn.Module):
-    """Layers of many kinds, a weight that is read without a call, and a head that only training runs."""
+    """A network with layers of many kinds, a weight that is read without a call, and a head only for training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Mixture(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
-def test_every_parameter_is_named() -> None:
+def test_a_plan_names_every_parameter() -> None:
     model = Mixture().eval()
     plan = plan_ranks(model, X, "svd", Fixed(4))
     cost = profile(model, X)
@@ -60,7 +60,7 @@ def test_every_parameter_is_named() -> None:
 
 
 class Auxiliary(nn.Module):
-    """As GoogLeNet: a head that only training runs."""
+    """A network with a head only for training, like GoogLeNet."""
 
     def __init__(self, deep: bool) -> None:
         super().__init__()
@@ -78,17 +78,17 @@ class Auxiliary(nn.Module):
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("method", ["svd", "tucker2", "mixed"])
-def test_budgets_are_of_what_a_pass_runs(deep: bool, share: float, method: str) -> None:
+def test_budgets_are_fractions_of_what_a_pass_runs(deep: bool, share: float, method: str) -> None:
     torch.manual_seed(0)
     model = Auxiliary(deep).eval()
     small = compress(model, plan_ranks(model, X, method, Budget(params=share)))
-    dense, kept = profile(model, X), profile(small, X)
+    dense, compressed = profile(model, X), profile(small, X)
     assert dense.params_in_use < 0.7 * dense.params
-    assert 0.9 * share * dense.params_in_use <= kept.params_in_use <= share * dense.params_in_use
-    assert kept.params - kept.params_in_use == dense.params - dense.params_in_use
+    assert 0.9 * share * dense.params_in_use <= compressed.params_in_use <= share * dense.params_in_use
+    assert compressed.params - compressed.params_in_use == dense.params - dense.params_in_use
 
 
-def normed() -> nn.Module:
+def weight_normed() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 64, 3), weight_norm(nn.Conv2d(64, 64, 3)))
 
 
@@ -113,12 +113,12 @@ def depthwise() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (normed, r"1 \(9\d\.\d% of the parameters\): its weight is computed from other parameters"),
+        (weight_normed, r"1 \(9\d\.\d% of the parameters\): its weight is computed from other parameters"),
         (recurrent, r"LSTM x 1 \(memory\), 9\d\.\d% of the parameters and 9\d\.\d% of the MACs, stays as it is"),
         (depthwise, r"1 \(9\d\.\d% of the parameters\): a depthwise convolution has no channels to factor"),
     ],
 )
-def test_a_budget_that_cannot_be_met_names_what_stands_in_its_way(
+def test_a_budget_that_cannot_be_met_names_its_obstacles(
     make: Callable[[], nn.Module], sentence: str, budget: Budget
 ) -> None:
     with pytest.raises(ValueError, match=rf"cannot be met: the least that can .*; {sentence}"):
@@ -136,8 +136,8 @@ class Frames(nn.Module):
 
 
 def scripted() -> nn.Module:
-    found: nn.Module = torch.jit.script(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()))
-    return found
+    module: nn.Module = torch.jit.script(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()))
+    return module
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
@@ -149,7 +149,7 @@ def scripted() -> nn.Module:
         (nn.Flatten, "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear$"),
     ],
 )
-def test_a_network_with_nothing_to_factor_is_told_so_at_once(make: Callable[[], nn.Module], sentence: str) -> None:
+def test_a_network_with_nothing_to_factor_warns_or_raises(make: Callable[[], nn.Module], sentence: str) -> None:
     model = make().eval()
     with pytest.warns(UserWarning, match=sentence):
         plan = plan_ranks(model, X, "svd", Energy())
@@ -158,14 +158,14 @@ def test_a_network_with_nothing_to_factor_is_told_so_at_once(make: Callable[[], 
         plan_ranks(model, X, "svd", Budget(params=0.5))
 
 
-def test_a_second_holder_of_what_runs_is_not_a_part_that_never_runs() -> None:
-    """MONAI's DynUNet keeps its layers in lists, and once more in a nested module that it calls in part."""
+def test_a_module_that_holds_running_layers_again_does_not_count_as_never_run() -> None:
+    """MONAI's DynUNet holds its layers in lists, and again in a nested module of which it calls only parts."""
 
     class TwiceHeld(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv1d(32, 8, 1)
-            self.again = nn.ModuleDict({"one": nn.Sequential(self.first), "two": self.second})
+            self.nested = nn.ModuleDict({"one": nn.Sequential(self.first), "two": self.second})
 
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.first(x).flatten(2))

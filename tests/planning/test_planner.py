@@ -26,7 +26,7 @@ def plan(method: str = "htd", rule: Rule | None = None) -> RankPlan:
 
 @pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("rule", [None, Entropy(0.6)])
-def test_every_layer_is_planned(method: str, rule: Rule | None) -> None:
+def test_every_layer_gets_a_plan(method: str, rule: Rule | None) -> None:
     found = plan(method, rule)
     assert list(found.layers) == ["stem.0", "conv", "shortcut", "head"]
     assert found.layers["shortcut"].method in {"svd", None}
@@ -36,15 +36,15 @@ def test_every_layer_is_planned(method: str, rule: Rule | None) -> None:
         assert f"{name} stays dense: {reason}" in str(found)
 
 
-def test_a_layer_that_would_grow_stays_dense_and_says_why() -> None:
+def test_a_layer_that_would_grow_stays_dense_with_the_reason() -> None:
     found = plan("htd", Fixed("full"))
     assert not found.factored
     assert found.skipped["conv"] == ("at ranks 16x48x32 its factors would have 8,224 parameters, the layer has 4,640")
     assert list(plan("htd", Fixed("full", only_if_smaller=False)).skipped) == []
 
 
-def test_more_macs_are_a_reason_too() -> None:
-    """Before a stride, the 1x1 factor runs over four times the pixels."""
+def test_a_layer_that_would_need_more_macs_stays_dense() -> None:
+    """The 1x1 factor before a stride of 4 runs over 16 times the pixels."""
     model = nn.Sequential(nn.Conv2d(32, 32, 3, stride=4, padding=1, bias=False))
     found = plan_ranks(model, torch.randn(1, 32, 16, 16), "tucker2", Fixed({"0": (20, 10)}))
     assert "MACs, the layer needs 147,456" in found.skipped["0"]
@@ -70,12 +70,12 @@ def test_arsvd_is_svd_with_entropy() -> None:
         ({"conv": 0.25}, "svd", (8,)),
     ],
 )
-def test_fixed_ranks(ranks: Any, method: str, expected: tuple[int, ...]) -> None:
+def test_fixed_ranks_are_planned(ranks: Any, method: str, expected: tuple[int, ...]) -> None:
     found = plan(method, Fixed(ranks, only_if_smaller=False))
     assert found.layers["conv"] == LayerPlan(method, expected)
 
 
-def test_layers_that_a_map_leaves_out_stay_dense() -> None:
+def test_layers_that_are_not_in_the_map_stay_dense() -> None:
     found = plan("svd", Fixed({"conv": 4}))
     assert list(found.factored) == ["conv"]
     assert found.skipped["head"] == "no ranks were given for it"
@@ -99,12 +99,12 @@ def test_layers_that_a_map_leaves_out_stay_dense() -> None:
         (lambda: Fixed({"cnov": 1}), r"layer name in ranks='cnov' is unknown \(did you mean 'conv'\?\)"),
     ],
 )
-def test_bad_rules_are_named(rule: Callable[[], Any], sentence: str) -> None:
+def test_invalid_rules_are_refused(rule: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         plan(rule=rule())
 
 
-def test_an_unknown_method_is_named() -> None:
+def test_an_unknown_method_is_refused() -> None:
     allowed = "svd, spatial_svd, tucker2, htd, mixed, arsvd"
     with pytest.raises(ValueError, match=rf"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: {allowed}"):
         plan("hdt")
@@ -118,7 +118,7 @@ def test_depthwise_layers_stay_dense() -> None:
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS)
-def test_predicted_cost_is_the_measured_one(method: str) -> None:
+def test_the_predicted_cost_is_the_measured_cost(method: str) -> None:
     kernels, strides = [(3, 3), (5, 3)], [(1, 1), (2, 1)]
     for kernel, stride, groups, bias in itertools.product(kernels, strides, [1, 2], [True, False]):
         model = nn.Sequential(
@@ -142,21 +142,21 @@ def test_a_plan_survives_json() -> None:
         RankPlan.from_json({"layers": {"a": 3}})
 
 
-def test_with_kept_decompositions_the_network_runs_no_more_for_a_size_of_input_that_is_known() -> None:
+def test_shared_decompositions_run_the_network_only_once_for_each_input_size() -> None:
     model, sizes = tiny_cnn(), []
-    kept = Decompositions(model)
+    decompositions = Decompositions(model)
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
     small, large = X[:, :, :8, :8], X
-    plans = [plan_ranks(model, x, "svd", Fixed(4), decompositions=kept) for x in (small, large)]
+    plans = [plan_ranks(model, x, "svd", Fixed(4), decompositions=decompositions) for x in (small, large)]
     assert set(sizes) == {tuple(small.shape), tuple(large.shape)}
     passes = len(sizes)
-    plans += [plan_ranks(model, x, "svd", Fixed(4), decompositions=kept) for x in (small, large)]
+    plans += [plan_ranks(model, x, "svd", Fixed(4), decompositions=decompositions) for x in (small, large)]
     assert len(sizes) == passes
     assert plans[0] == plans[2]
     assert plans[1] == plans[3] == plan_ranks(model, large, "svd", Fixed(4))
 
 
-def test_tracing_leaves_the_network_alone() -> None:
+def test_tracing_does_not_change_the_network() -> None:
     model = tiny_cnn()
     model.train()
     model.norm.eval()

@@ -27,7 +27,9 @@ def test_entropy_by_hand_exponent_2(tau: float, rank: int) -> None:
 @pytest.mark.parametrize("exponent", [1, 2])
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("spectrum", [[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [5.0]])
-def test_entropy_of_a_spectrum_with_at_most_one_value(spectrum: list[float], tau: float, exponent: int) -> None:
+def test_entropy_of_a_spectrum_with_at_most_one_nonzero_value(
+    spectrum: list[float], tau: float, exponent: int
+) -> None:
     assert entropy_rank(torch.tensor(spectrum), tau, exponent) == 1
 
 
@@ -37,12 +39,12 @@ def test_entropy_of_a_flat_spectrum(tau: float, rank: int, exponent: int) -> Non
     assert entropy_rank(torch.full((4,), 0.7), tau, exponent) == rank
 
 
-def test_zeros_behind_the_spectrum_are_never_kept() -> None:
+def test_trailing_zeros_are_never_kept() -> None:
     assert entropy_rank(torch.tensor([4.0, 2.0, 0.0, 0.0]), 1.0) == 2
     assert energy_rank(torch.tensor([4.0, 2.0, 0.0, 0.0]), 1.0) == 2
 
 
-# (2, 2, 1): energies 4, 4, 1 of 9.
+# (2, 2, 1): the energies are 4, 4 and 1, in total 9.
 @pytest.mark.parametrize(("threshold", "rank"), [(0.0, 1), (4 / 9, 1), (0.45, 2), (8 / 9, 2), (0.9, 3), (1.0, 3)])
 def test_energy_by_hand(threshold: float, rank: int) -> None:
     assert energy_rank(torch.tensor([2.0, 2.0, 1.0]), threshold) == rank
@@ -57,7 +59,7 @@ shares = st.floats(0, 1)
 
 
 @given(spectra, shares, shares, st.sampled_from([1, 2]))
-def test_ranks_grow_with_their_threshold(spectrum: torch.Tensor, one: float, other: float, exponent: int) -> None:
+def test_ranks_grow_with_the_threshold(spectrum: torch.Tensor, one: float, other: float, exponent: int) -> None:
     low, high = sorted((one, other))
     assert 1 <= entropy_rank(spectrum, low, exponent) <= entropy_rank(spectrum, high, exponent) <= len(spectrum)
     assert 1 <= energy_rank(spectrum, low) <= energy_rank(spectrum, high) <= len(spectrum)

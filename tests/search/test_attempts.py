@@ -25,7 +25,7 @@ from common.search.study.attempts import (
     check_claim,
     claim,
     fail,
-    number_slots,
+    number_places,
     release,
     this_worker,
 )
@@ -64,13 +64,13 @@ def gone() -> dict[str, Any]:
     return {**ME, "pid": pid}
 
 
-def test_a_slot_is_the_number_of_first_attempts_before_it() -> None:
+def test_a_place_is_the_number_of_first_attempts_before_it() -> None:
     done, waiting = TrialState.COMPLETE, TrialState.WAITING
     study = study_of(first(done), first(TrialState.FAIL), retry_of(1, done), first(done), retry_of(1), first(waiting))
-    assert number_slots(study.trials) == {0: 0, 1: 1, 2: 1, 3: 2, 4: 1, 5: 3}
+    assert number_places(study.trials) == {0: 0, 1: 1, 2: 1, 3: 2, 4: 1, 5: 3}
 
 
-def test_every_slot_counts_once() -> None:
+def test_every_place_counts_once() -> None:
     failed = {OUTCOME: {"rung": -1}}
     study = study_of(
         first(TrialState.COMPLETE),
@@ -81,7 +81,7 @@ def test_every_slot_counts_once() -> None:
         first(TrialState.COMPLETE),  # one more than was asked for
     )
     attempts = Attempts(study, 4)
-    assert {slot: trial.number for slot, trial in attempts.judged.items()} == {0: 0, 1: 4, 2: 2, 3: 3}
+    assert {place: trial.number for place, trial in attempts.judged.items()} == {0: 0, 1: 4, 2: 2, 3: 3}
     assert (attempts.finished, attempts.lost, attempts.begun) == (4, set(), 5)
 
 
@@ -117,7 +117,7 @@ def test_of_two_attempts_the_first_counts(others: tuple[TrialState]) -> None:
     assert attempts.set_aside(study.trials[1]) == ""
 
 
-def test_a_trial_beyond_the_last_slot_is_set_aside() -> None:
+def test_a_trial_beyond_the_last_place_is_set_aside() -> None:
     study = study_of(first(TrialState.COMPLETE), first(TrialState.WAITING))
     assert Attempts(study, 1).set_aside(study.trials[1]) == "all trials are under way already"
     assert Attempts(study, 2).set_aside(study.trials[1]) == ""

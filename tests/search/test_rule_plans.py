@@ -23,7 +23,8 @@ from common.planning import VBMF, Budget, Energy, Entropy, Fixed, RankPlan, plan
 from common.planning.costs import plan_cost
 from common.planning.decompositions import Decompositions
 from common.search import SearchSettings, search_ranks
-from common.search.rules import largest_within, rule_plan
+from common.search.policies import POLICIES
+from common.search.policies.largest import largest_within
 from common.search.space import Space
 from tests.networks import tiny_cnn
 
@@ -34,6 +35,14 @@ X = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @functools.cache
+def planned_by(
+    policy: str, model: nn.Module, x: torch.Tensor, decompositions: Decompositions, space: Space
+) -> RankPlan:
+    plan = POLICIES[policy].single_plan(model, x, decompositions, space)
+    assert plan is not None
+    return plan
+
+
 def network() -> nn.Module:
     """Layers of all kinds, whose energy lies in few directions, more or less so."""
     torch.manual_seed(0)
@@ -105,7 +114,7 @@ def test_no_larger_plan_of_the_rule_fits(rule: str, method: str, data_aware: boo
     asked.budget = budget
     fitting = [size(cost, budget) for cost in costs(rule, method, data_aware) if budget.allows(cost, dense())]
     try:
-        plan = rule_plan(rule, network(), X[:1], decompositions(data_aware), asked)
+        plan = planned_by(rule, network(), X[:1], decompositions(data_aware), asked)
     except ValueError as error:
         assert "cannot be met by this rule" in str(error)  # noqa: PT017
         assert not fitting
@@ -121,7 +130,7 @@ def test_no_larger_plan_of_the_rule_fits(rule: str, method: str, data_aware: boo
 def test_no_larger_multiple_of_the_vbmf_ranks_fits(method: str, budget: Budget) -> None:
     asked = space(method, False)
     asked.budget = budget
-    plan = rule_plan("vbmf", network(), X[:1], decompositions(False), asked)
+    plan = planned_by("vbmf", network(), X[:1], decompositions(False), asked)
     assert budget.allows(asked.cost(plan), dense())
     found = plan_ranks(network(), X[:1], method, VBMF(only_if_smaller=False), decompositions=decompositions(False))
     best = 0.0
@@ -193,7 +202,7 @@ def test_a_network_without_a_layer_to_factor_is_its_own_plan() -> None:
     found = Decompositions(model)
     whole = Space(model, X[:1], found, "svd", Budget(params=1.0))
     for rule in ("energy", "uniform", "vbmf"):
-        assert not rule_plan(rule, model, X[:1], found, whole).factored
+        assert not planned_by(rule, model, X[:1], found, whole).factored
 
 
 @pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])

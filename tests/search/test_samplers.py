@@ -9,8 +9,9 @@ import torch
 from optuna.trial import TrialState
 
 from common.planning.decompositions import Decompositions
+from common.search.policies import POLICIES, Start
+from common.search.policies.proposing import PolicySampler, tried_trials
 from common.search.policy import Policy, elite_of, even_logits
-from common.search.samplers import PolicySampler, make_sampler, policies, tried_trials
 from common.search.settings import SearchSettings
 from common.search.space import Space
 from common.search.study.attempts import OUTCOME, SET_ASIDE, Attempts
@@ -44,7 +45,8 @@ def run(study: optuna.Study, space: Space, trials: int, made: dict[str, int] | N
 
 def study_with(space: Space, settings: SearchSettings, **arguments: Any) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = make_sampler(space, settings, even_logits(space.candidates), None)
+    start = Start(space, settings, even_logits(space.candidates))
+    sampler = POLICIES[settings.policy].sampler(start, None)
     return optuna.create_study(sampler=sampler, direction="maximize", load_if_exists=True, **arguments)
 
 
@@ -65,12 +67,12 @@ def test_the_policy_moves_toward_the_elite_after_every_batch(space: Space) -> No
     assert isinstance(study.sampler, PolicySampler)
     expected = Policy(even_logits(space.candidates))
     trials = [((2.0, score(trial.params)), trial.params) for trial in study.trials]
-    for slot in range(12):
-        if slot in (4, 8):
-            expected.update(elite_of(trials[:slot], SETTINGS.elite), SETTINGS.smoothing)
-        assert study.sampler.policy(study, slot).probabilities == expected.probabilities
-    first, last = policies(study, SETTINGS, even_logits(space.candidates))
-    assert first.probabilities == Policy(even_logits(space.candidates)).probabilities != last.probabilities
+    for place in range(12):
+        if place in (4, 8):
+            expected.update(elite_of(trials[:place], SETTINGS.elite), SETTINGS.smoothing)
+        assert study.sampler.policy(study, place).probabilities == expected.probabilities
+    last = POLICIES["adaptive"].last_distributions(study, Start(space, SETTINGS, even_logits(space.candidates)))
+    assert last.probabilities != Policy(even_logits(space.candidates)).probabilities
 
 
 def test_the_policy_learns_from_what_it_drew_not_from_what_was_made_of_it(space: Space) -> None:
@@ -88,7 +90,7 @@ def test_the_last_policy_of_a_stopped_study_is_that_of_its_next_trial(space: Spa
     study = study_with(space, SETTINGS)
     run(study, space, 5)
     assert isinstance(study.sampler, PolicySampler)
-    _, last = policies(study, SETTINGS, even_logits(space.candidates))
+    last = POLICIES["adaptive"].last_distributions(study, Start(space, SETTINGS, even_logits(space.candidates)))
     assert last.probabilities == study.sampler.policy(study, 5).probabilities
     assert last.probabilities != study.sampler.policy(study, 12).probabilities
 
@@ -97,14 +99,14 @@ def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> Non
     whole = run(study_with(space, SETTINGS), space, 12)
     study = study_with(space, SETTINGS)
     run(study, space, 6)
-    dead = study.ask()  # slot 6
+    dead = study.ask()  # place 6
     dead.suggest_int("conv", space.distributions()["conv"].low, space.distributions()["conv"].high)
     dead.set_user_attr(SET_ASIDE, "interrupted")
     study.tell(dead, state=TrialState.FAIL)
     Attempts(study, 12).retry({})
     run(study, space, 6)
     attempts = Attempts(study, 12)
-    assert [attempts.judged[slot].params for slot in range(12)] == whole
+    assert [attempts.judged[place].params for place in range(12)] == whole
 
 
 def test_better_means_further_up_the_ladder_first(space: Space) -> None:
@@ -115,7 +117,7 @@ def test_better_means_further_up_the_ladder_first(space: Space) -> None:
         trial.set_user_attr(OUTCOME, {"rung": rung, "merit": value, "levels": {"conv": rung}})
         study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
     tried = tried_trials(study)
-    assert [(trial.slot, trial.merit, trial.made) for trial in tried] == [
+    assert [(trial.place, trial.merit, trial.made) for trial in tried] == [
         (0, (1.0, 0.9), {"conv": 1}),
         (1, (2.0, 0.5), {"conv": 2}),
     ]

@@ -11,12 +11,12 @@ from common.calibration import calibrate
 from common.compression import compress
 from common.network import profile
 from common.network.shapes import trace_layers
-from common.planning import Budget, Fixed, plan_ranks
+from common.planning import Budget, Fixed, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 from common.planning.options import layer_options
 from common.search.candidates import LEVELS, option_candidates
+from common.search.policies import POLICIES
 from common.search.policy import Policy, budget_logits, static_logits
-from common.search.rules import rule_plan
 from common.search.space import Space, _price
 from tests.networks import TinyCNN, tiny_cnn, tiny_digits
 
@@ -27,6 +27,14 @@ DIVERGENCES = {
     "shortcut": [(0.5, 0.3)],
     "head": [(0.5, 2.0)],
 }
+
+
+def planned_by(
+    policy: str, model: torch.nn.Module, x: torch.Tensor, decompositions: Decompositions, space: Space
+) -> RankPlan:
+    plan = POLICIES[policy].single_plan(model, x, decompositions, space)
+    assert plan is not None
+    return plan
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +183,7 @@ def test_a_rule_takes_the_largest_of_its_plans_that_fits(
     rule: str, macs: float, model: TinyCNN, decompositions: Decompositions
 ) -> None:
     space = make_space(model, decompositions, macs=macs)
-    plan = rule_plan(rule, model, X, decompositions, space)
+    plan = planned_by(rule, model, X, decompositions, space)
     kept = space.cost(plan)[1] / space.dense[1]
     assert macs - 0.2 < kept <= macs
     if rule == "uniform":
@@ -193,7 +201,7 @@ def test_a_budget_that_a_rule_cannot_meet_is_refused(model: TinyCNN, decompositi
     space = make_space(model, decompositions, params=0.3)
     space.budget = Budget(params=0.03)  # less than rank 1 everywhere
     with pytest.raises(ValueError, match=r"^policy='energy': Budget\(params=0.03, .* cannot be met by this rule"):
-        rule_plan("energy", model, X, decompositions, space)
+        planned_by("energy", model, X, decompositions, space)
 
 
 def test_a_latency_is_refused(model: TinyCNN, decompositions: Decompositions) -> None:

@@ -445,10 +445,13 @@ def test_a_loss_that_is_no_number_is_the_worst(dense: TinyCNN) -> None:
     data = tiny_digits()
     decompositions = Decompositions(dense)
     x = data.example()
-    with_budget = Objective(dense, data, decompositions, Space(dense, x, decompositions, "svd", Budget(params=0.5)))
+    budget = Budget(params=0.5)
+    space = Space(dense, x, decompositions, "svd", budget)
+    with_budget = Objective(dense, data, decompositions, space, SearchSettings(method="svd", budget=budget))
     assert with_budget.merit({"accuracy": 0.5, "loss": math.nan}, 0.5) == -math.inf
     assert with_budget.merit({"accuracy": 0.5, "loss": 2.0}, 0.5) == -2.0
-    without = Objective(dense, data, decompositions, Space(dense, x, decompositions, "svd"))
+    space = Space(dense, x, decompositions, "svd")
+    without = Objective(dense, data, decompositions, space, SearchSettings(method="svd"))
     assert without.merit({"accuracy": 0.5, "loss": math.nan}, 0.5) == 0.5
 
 

@@ -33,7 +33,7 @@ def wait_until(condition: Any, process: Any) -> None:
 
 
 def check_finished(name: str, storage: str | Path, logs: Path) -> Attempts:
-    """Every slot is finished, once, and none lost; and every trial in some log."""
+    """Every place is finished, once, and none lost; and every trial in some log."""
     with opened_storage(storage) as opened:
         attempts = Attempts(open_study(name, opened, None), SETTINGS.trials)
     assert sorted(attempts.judged) == list(range(SETTINGS.trials))
@@ -65,7 +65,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
     attempts = check_finished("k", killed / "k.journal", killed)
     undisturbed = check_finished("w", whole / "w.journal", whole)
     assert sorted(attempts.judged) == sorted(undisturbed.judged)
-    plans = [{slot: trial.params for slot, trial in run.judged.items()} for run in (attempts, undisturbed)]
+    plans = [{place: trial.params for place, trial in run.judged.items()} for run in (attempts, undisturbed)]
     assert plans[0] == plans[1]
     again = [record for record in read_log(killed / "k.log")[0] if "run_again" in record.details]
     assert len(again) >= 1 or KILLS < 5
@@ -130,7 +130,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
             assert crew[name].exitcode == -signal.SIGKILL, "the trials ended before the kills did"
             attempts = Attempts(watched, SETTINGS.trials)
             under_way = (*attempts.in_state(TrialState.RUNNING), *attempts.in_state(TrialState.FAIL))
-            hit |= {attempts.slot[t.number] for t in under_way if t.user_attrs[WORKER]["pid"] == crew[name].pid}
+            hit |= {attempts.place[t.number] for t in under_way if t.user_attrs[WORKER]["pid"] == crew[name].pid}
             crew[name] = begin(name)
     for process in crew.values():
         process.join()

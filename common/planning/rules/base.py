@@ -1,4 +1,4 @@
-"""What a rank rule is: a value that chooses the ranks of every layer of a network."""
+"""The interface of rank rules: values that choose the ranks of every layer of a network."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from common.validation import Registry
 
 @dataclass(frozen=True)
 class Network:
-    """A network, what it is fed, and what is known of its layers: all that a rule may look at.
+    """A network, its input and all facts about its layers that a rule may use.
 
     Attributes:
         model: the dense network.
         x: one example input ``(N, C, H, W)``.
-        method: what the caller asked for, e.g. ``mixed``.
-        methods: the decompositions that stand to choice.
-        shapes: of the layers that could be factored.
-        decompositions: of these layers.
-        operations: what one pass runs.
-        untouched: modules that no decomposition serves.
-        divergences: measured divergence of the network's output at errors, layer by layer; None counts squared errors.
-        latencies: measured times of what the layers may become; None where no latency is limited.
+        method: the method asked for, e.g. ``mixed``.
+        methods: the candidate decompositions.
+        shapes: the shapes of the layers that could be factored.
+        decompositions: the decompositions of these layers.
+        operations: the operations of one pass.
+        untouched: the other modules with parameters.
+        divergences: measured divergence of the network's output at given errors of each layer; None to use the squared
+            errors.
+        latencies: measured times of the layers, dense and factored; None without a limit on the latency.
     """
 
     model: nn.Module
@@ -49,13 +50,13 @@ class Network:
 
 
 class Rule(ABC):
-    """A rank rule. Its subclasses are frozen dataclasses whose fields are what the rule is told."""
+    """A rank rule. Its subclasses are frozen dataclasses; the fields are the rule's settings."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def plan(self, network: Network) -> RankPlan:
-        """The ranks of every layer of ``network``.
+        """Choose the ranks of every layer of ``network``.
 
         Raises:
             ValueError: the rule does not fit the network.
@@ -64,11 +65,11 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class PerLayerRule(Rule):
-    """A rule that looks at one layer at a time.
+    """A rule that considers one layer at a time.
 
     Args:
-        round_to: ranks are raised to the next multiple of it, or to the mode's maximum.
-        only_if_smaller: keep a layer dense where its factors would not have fewer parameters and no more MACs.
+        round_to: ranks are raised to a multiple of it, at most to the mode's maximum.
+        only_if_smaller: keep a layer dense unless its factors have fewer parameters and no more MACs.
 
     Raises:
         ValueError: ``round_to`` is below 1.
@@ -82,15 +83,15 @@ class PerLayerRule(Rule):
 
     @abstractmethod
     def choose(self, network: Network) -> dict[str, LayerPlan]:
-        """What becomes of each layer, whatever it costs."""
+        """Choose a plan for each layer, regardless of its cost."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the rule was told, as plain values for a plan."""
+        """The rule's settings, as plain values for a plan."""
         return {}
 
     def rounded(self, plan: LayerPlan, name: str, decompositions: Decompositions) -> LayerPlan:
-        """``plan`` with its ranks raised to multiples of ``round_to``."""
+        """Return ``plan`` with its ranks raised to multiples of ``round_to``."""
         if plan.method is None or self.round_to == 1:
             return plan
         return replace(plan, ranks=decompositions.get(name, plan.method).round_up(plan.ranks, self.round_to))
@@ -112,4 +113,4 @@ def check_round_to(round_to: int) -> None:
 
 
 RULES: Registry[type[Rule]] = Registry("rule", lambda rule: rule.name)
-"""Every rank rule by name."""
+"""The rank rules by name."""

@@ -1,4 +1,4 @@
-"""Rank rule ``budget``: the least predicted loss within fractions of the dense network."""
+"""Rank rule ``budget``: the least predicted loss within given fractions of the dense network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.planning.accounting import in_the_way, nothing_to_factor, used_parameters
+from common.planning.accounting import budget_obstacles, nothing_to_factor, used_parameters
 from common.planning.allocation import Limits, UnreachableBudget, allocate
 from common.planning.options import dense_layer_seconds, layer_options
 from common.planning.plan import RankPlan
@@ -18,17 +18,17 @@ from common.planning.rules.base import RULES, Network, Rule, check_round_to
 @RULES.add
 @dataclass(frozen=True)
 class Budget(Limits, Rule):
-    """Fractions of the dense network to keep, each in (0, 1]; at least one is given, and none is ever exceeded.
+    """Fractions of the dense network to keep, each in (0, 1]. At least one is given; a plan exceeds none.
 
     Args:
-        params: of its parameters.
-        macs: of its multiply-accumulates.
-        latency: of its time in ``runtime`` on this machine, as measured times predict it.
-        runtime: in which the time is meant, see ``common.latency``; read with ``latency`` alone.
+        params: fraction of the parameters.
+        macs: fraction of the multiply-accumulates.
+        latency: fraction of the time in ``runtime`` on this machine, as predicted from measured times.
+        runtime: name of the runtime, see ``common.latency``; only used with ``latency``.
         round_to: ranks are multiples of it, or a mode's maximum.
 
     Raises:
-        ValueError: none is given, or one is out of range.
+        ValueError: no fraction is given, or one is out of range.
     """
 
     name = "budget"
@@ -41,10 +41,10 @@ class Budget(Limits, Rule):
     __str__ = Limits.__str__
 
     def plan(self, network: Network) -> RankPlan:
-        """The ranks with the least predicted loss within the budget, which counts the whole network.
+        """Choose the ranks with the least predicted loss within the budget, which counts the whole network.
 
         Raises:
-            ValueError: the budget cannot be met, or it limits the latency and none was measured in its runtime.
+            ValueError: the budget cannot be met, or it limits the latency and no times were measured in its runtime.
         """
         if not network.shapes:
             raise ValueError(f"{self} cannot be met: {nothing_to_factor(network.model, network.untouched)}")
@@ -67,15 +67,15 @@ class Budget(Limits, Rule):
             named = ", ".join(operations.uncounted)
             warnings.warn(f"the budget of MACs leaves out operators whose MACs are not known: {named}", stacklevel=3)
         dense: list[float] = [used_parameters(network.model, operations), operations.macs]
-        own = np.sum([(0, 0), *(shape.dense_cost for shape in network.shapes.values())], axis=0).tolist()
+        layers_cost = np.sum([(0, 0), *(shape.dense_cost for shape in network.shapes.values())], axis=0).tolist()
         if latencies is not None:
-            own.append(sum(dense_layer_seconds(shape, latencies) for shape in network.shapes.values()))
+            layers_cost.append(sum(dense_layer_seconds(shape, latencies) for shape in network.shapes.values()))
             dense.append(latencies.dense_seconds)
-        rest = [of_all - part for of_all, part in zip(dense, own, strict=True)]
+        rest = [whole - part for whole, part in zip(dense, layers_cost, strict=True)]
         try:
             layers = allocate(options, self, dense, rest)
         except UnreachableBudget as error:
-            obstacles = in_the_way(network.model, network.shapes, network.untouched)
+            obstacles = budget_obstacles(network.model, network.shapes, network.untouched)
             raise UnreachableBudget(f"{error}; {obstacles}" if obstacles else str(error)) from None
         settings = self._settings(network)
         if latencies is not None:
@@ -84,6 +84,7 @@ class Budget(Limits, Rule):
         return RankPlan(layers, network.method, self.name, settings, network.untouched)
 
     def _check_latencies(self, network: Network) -> None:
+        """Raise a ValueError unless the network has the latencies that the budget needs."""
         latencies = network.latencies
         if self.latency is None:
             if latencies is not None:
@@ -95,10 +96,13 @@ class Budget(Limits, Rule):
                 f"latencies=common.latency.measured_latencies(model, x, {self.runtime!r}, {network.method!r})"
             )
         if latencies.runtime != self.runtime:
-            raise ValueError(f"{self} with latencies of the runtime {latencies.runtime!r}")
+            raise ValueError(
+                f"{self} with latencies of the runtime {latencies.runtime!r}: the runtimes must be the same"
+            )
         latencies.check(network.model, network.x)
 
     def _settings(self, network: Network) -> dict[str, Any]:
+        """The rule's settings, and whether the predicted loss is a measured divergence (``harms``)."""
         return {
             "params": self.params,
             "macs": self.macs,

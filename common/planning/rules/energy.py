@@ -1,4 +1,4 @@
-"""Rank rule ``energy``: keep a share of the squared singular values."""
+"""Rank rule ``energy``: keep a fraction of the sum of the squared singular values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from common.planning.rules.spectrum import SpectrumRule, check_share, cleaned, f
 @RULES.add
 @dataclass(frozen=True)
 class Energy(SpectrumRule):
-    """The least rank that keeps a share of the energy, in every layer the same share.
+    """The least ranks that keep a given fraction of the energy, the same in every layer.
 
     Args:
-        threshold: the share of the squared singular values to keep, in [0, 1].
+        threshold: the fraction of the sum of the squared singular values to keep, in [0, 1].
 
     Raises:
         ValueError: ``threshold`` is outside [0, 1].
@@ -32,7 +32,7 @@ class Energy(SpectrumRule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The threshold."""
+        """The threshold, as a plain value."""
         return {"threshold": self.threshold}
 
     def rank(self, spectrum: Tensor, columns: int) -> int:
@@ -45,7 +45,7 @@ def energy_rank(spectrum: Tensor, threshold: float) -> int:
 
     Args:
         spectrum: singular values, ``(n,)``, descending and not negative.
-        threshold: in [0, 1]; the share of the energy to keep.
+        threshold: the fraction of the energy to keep, in [0, 1].
 
     Returns:
         A rank in 1..n.

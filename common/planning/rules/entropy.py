@@ -1,4 +1,4 @@
-"""Rank rule ``entropy``: keep a share of the spectral entropy (ARSVD)."""
+"""Rank rule ``entropy``: keep a fraction of the spectral entropy (ARSVD)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from common.planning.rules.spectrum import SpectrumRule, check_share, cleaned, f
 @RULES.add
 @dataclass(frozen=True)
 class Entropy(SpectrumRule):
-    """ARSVD's adaptive rank (Cherukuri and Lala 2025), in every layer with the same tau.
+    """The adaptive ranks of ARSVD (Cherukuri and Lala 2025), with the same tau in every layer.
 
     Args:
-        tau: the share of the spectral entropy to keep, in [0, 1].
-        exponent: 1, as in the paper, or 2, the distribution of the energy.
+        tau: the fraction of the spectral entropy to keep, in [0, 1].
+        exponent: 1, as in the paper, or 2, for the distribution of the energy.
 
     Raises:
         ValueError: ``tau`` is outside [0, 1], or ``exponent`` is neither 1 nor 2.
@@ -37,7 +37,7 @@ class Entropy(SpectrumRule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Tau and exponent."""
+        """Tau and the exponent, as plain values."""
         return {"tau": self.tau, "exponent": self.exponent}
 
     def rank(self, spectrum: Tensor, columns: int) -> int:
@@ -46,18 +46,18 @@ class Entropy(SpectrumRule):
 
 
 def entropy_rank(spectrum: Tensor, tau: float, exponent: int = 1) -> int:
-    """ARSVD's adaptive rank: the least k whose partial entropy reaches ``tau`` of the whole.
+    """The least k whose partial entropy reaches the fraction ``tau`` of the whole (ARSVD).
 
-    With ``p_i = s_i^exponent / sum_j s_j^exponent`` and ``H = -sum_i p_i log p_i``, the least k with
+    With ``p_i = s_i^exponent / sum_j s_j^exponent`` and ``H = -sum_i p_i log p_i``, it is the least k with
     ``-sum_{i<=k} p_i log p_i >= tau * H`` (Cherukuri and Lala 2025).
 
     Args:
         spectrum: singular values, ``(n,)``, descending and not negative.
-        tau: in [0, 1]. At 0 the rank is 1, at 1 every value that is not zero is kept.
-        exponent: 1 as in the paper, or 2, the distribution of the energy.
+        tau: in [0, 1]. At 0 the rank is 1; at 1 all nonzero values are kept.
+        exponent: 1, as in the paper, or 2, for the distribution of the energy.
 
     Returns:
-        A rank in 1..n; 1 for a spectrum that is zero or has one value that is not.
+        A rank in 1..n; 1 for a spectrum with at most one nonzero value.
 
     Raises:
         ValueError: ``tau`` or ``exponent`` is not allowed, or the spectrum is empty.

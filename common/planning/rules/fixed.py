@@ -16,17 +16,18 @@ from common.planning.rules.base import RULES, Network, PerLayerRule
 from common.validation import check_choice
 
 LayerRanks = int | float | str | Sequence[int]
+"""Ranks of one layer: a number, a fraction, ``"full"`` or the method's ranks."""
 
 
 @RULES.add
 @dataclass(frozen=True)
 class Fixed(PerLayerRule):
-    """Ranks as they are asked for.
+    """Ranks that the caller gives.
 
     Args:
-        ranks: a whole number (the rank in every mode, or the mode's maximum where that is less), a fraction in (0, 1]
-            of each maximum, ``"full"``, or a map from layer names to such values or to the method's ranks, e.g.
-            ``(r_in, r_mid, r_out)``. Layers that a map leaves out stay dense; ranks of a map are never rounded.
+        ranks: a whole number (the rank in every mode, at most the mode's maximum), a fraction in (0, 1] of each
+            maximum, ``"full"``, or a map from layer names to such values or to the method's ranks, e.g.
+            ``(r_in, r_mid, r_out)``. Layers that are not in the map stay dense. Ranks in a map are not rounded.
     """
 
     name = "fixed"
@@ -34,21 +35,22 @@ class Fixed(PerLayerRule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The ranks in numbers that JSON knows."""
+        """The ranks, as plain values."""
         if isinstance(self.ranks, Mapping):
-            return {"ranks": {name: _plain(asked) for name, asked in self.ranks.items()}}
-        return {"ranks": _plain(self.ranks)}
+            return {"ranks": {name: _as_json(ranks) for name, ranks in self.ranks.items()}}
+        return {"ranks": _as_json(self.ranks)}
 
     def rounded(self, plan: LayerPlan, name: str, decompositions: Decompositions) -> LayerPlan:
-        """``plan``; ranks that are given layer by layer stay as they are."""
+        """Round the ranks of ``plan``, unless they come from a map."""
         return plan if isinstance(self.ranks, Mapping) else super().rounded(plan, name, decompositions)
 
     def choose(self, network: Network) -> dict[str, LayerPlan]:
-        """The ranks that were asked for, as far as each layer can have them."""
+        """Give each layer its ranks; a layer that cannot be factored, or is not in the map, stays dense."""
         ranks, shapes, decompositions = self.ranks, network.shapes, network.decompositions
         if len(network.methods) != 1:
             raise ValueError(
-                f"method={network.method!r} with Fixed ranks: the methods' ranks differ; choose another rule"
+                f"method={network.method!r} with Fixed ranks: its decompositions have different ranks; "
+                "choose another rule"
             )
         if isinstance(ranks, Mapping):
             for name in ranks:
@@ -61,38 +63,44 @@ class Fixed(PerLayerRule):
                 layers[name] = LayerPlan(reason=reason)
             else:
                 eligible[name] = decompositions.get(name, layer_method(network.methods[0], shape))
-        most = max((max(decomposition.max_ranks) for decomposition in eligible.values()), default=1)
+        greatest = max((max(decomposition.max_ranks) for decomposition in eligible.values()), default=1)
         for name, decomposition in eligible.items():
-            limit = max(decomposition.max_ranks) if isinstance(ranks, Mapping) else most
+            limit = max(decomposition.max_ranks) if isinstance(ranks, Mapping) else greatest
             chosen = fixed_ranks(decomposition, per_layer[name], name, limit)
             layers[name] = decompositions.plan(name, decomposition.method, chosen)
         return {name: layers[name] for name in shapes}
 
 
-def _plain(asked: LayerRanks) -> LayerRanks:
-    """The same in numbers that JSON knows."""
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
-        return [int(rank) for rank in asked]
-    return int(asked) if isinstance(asked, np.integer) else asked  # type: ignore[unreachable] # NumPy's are no int
+def _as_json(ranks: LayerRanks) -> LayerRanks:
+    """Convert NumPy integers, which JSON does not know, to Python integers."""
+    if isinstance(ranks, Sequence) and not isinstance(ranks, str):
+        return [int(rank) for rank in ranks]
+    return int(ranks) if isinstance(ranks, np.integer) else ranks  # type: ignore[unreachable] # not an int to mypy
 
 
-def fixed_ranks(decomposition: Decomposition, asked: LayerRanks | None, name: str, limit: int) -> Ranks:
-    """The ranks that a user asked for the layer ``name``; a single whole number may be at most ``limit``.
+def fixed_ranks(decomposition: Decomposition, ranks: LayerRanks | None, name: str, limit: int) -> Ranks:
+    """Convert what the caller gave for the layer ``name`` to the method's ranks.
+
+    Args:
+        decomposition: the layer's decomposition.
+        ranks: a whole number, a fraction, ``"full"`` or the method's ranks.
+        name: the layer's name.
+        limit: the greatest whole number allowed.
 
     Raises:
-        ValueError: the layer cannot have them.
+        ValueError: the layer cannot have these ranks.
     """
-    if asked == "full":
+    if ranks == "full":
         return decomposition.max_ranks
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and 1 <= int(asked) <= limit:
-        return decomposition.cap(int(asked))
-    if isinstance(asked, float) and 0 < asked <= 1:
-        return decomposition.fraction(asked)
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
+    if isinstance(ranks, int | np.integer) and not isinstance(ranks, bool) and 1 <= int(ranks) <= limit:
+        return decomposition.cap(int(ranks))
+    if isinstance(ranks, float) and 0 < ranks <= 1:
+        return decomposition.fraction(ranks)
+    if isinstance(ranks, Sequence) and not isinstance(ranks, str):
         try:
-            return decomposition.check(tuple(asked))
+            return decomposition.check(tuple(ranks))
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
     names = ", ".join(decomposition.rank_names)
     allowed = f"a whole number in 1..{limit}, a fraction in (0, 1], 'full' or the ranks ({names})"
-    raise ValueError(f"ranks={asked!r} for layer {name!r}: it must be {allowed}")
+    raise ValueError(f"ranks={ranks!r} for layer {name!r}: it must be {allowed}")

@@ -1,4 +1,4 @@
-"""What the rules that read spectra share: thresholds on partial sums, and a plan from a rank for each spectrum."""
+"""The base class of rules that read spectra, and thresholds on partial sums."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from common.planning.decompositions import Decompositions, layer_method
 from common.planning.plan import LayerPlan
 from common.planning.rules.base import Network, PerLayerRule
 
-ROUNDING = 1e-12
-"""Relative slack of the thresholds, so that a sum that reaches one on paper also reaches it in floating point."""
+THRESHOLD_TOLERANCE = 1e-12
+"""Relative slack of a threshold; a sum that reaches it exactly on paper also reaches it in floating point."""
 
 
 @dataclass(frozen=True)
 class SpectrumRule(PerLayerRule):
-    """A rule that reads a rank off the singular values of each unfolding of a layer's weight, or of its outputs."""
+    """A rule that chooses each rank from the singular values of one unfolding of a layer's weight or outputs."""
 
     @abstractmethod
     def rank(self, spectrum: Tensor, columns: int) -> int:
-        """The rank to keep.
+        """Choose the rank of one matrix.
 
         Args:
-            spectrum: singular values of a matrix, ``(n,)``, descending.
-            columns: the matrix's greater side.
+            spectrum: the matrix's singular values, ``(n,)``, descending.
+            columns: the matrix's longer side.
         """
 
     def choose(self, network: Network) -> dict[str, LayerPlan]:
-        """The ranks that :meth:`rank` finds; of several methods, the one that keeps least of the layer."""
+        """Choose the ranks by :meth:`rank`; of several methods, each layer takes the one that keeps least of it."""
         return self.select(network, network.decompositions)
 
     def select(self, network: Network, decompositions: Decompositions) -> dict[str, LayerPlan]:
-        """As :meth:`choose`, on the spectra of these decompositions."""
+        """Do the work of :meth:`choose` on the spectra of the given decompositions."""
         layers: dict[str, LayerPlan] = {}
         for name, shape in network.shapes.items():
             if reason := dense_reason(shape):
                 layers[name] = LayerPlan(reason=reason)
                 continue
-            fitting = dict.fromkeys(layer_method(method, shape) for method in network.methods)
+            methods = dict.fromkeys(layer_method(method, shape) for method in network.methods)
             plans = [
                 decompositions.plan(name, method, decompositions.get(name, method).select_ranks(self.rank))
-                for method in fitting
+                for method in methods
             ]
             layers[name] = min(plans, key=lambda plan: sum(kept_shares(shape, plan)))
         return layers
@@ -58,10 +58,10 @@ def check_share(name: str, share: float) -> None:
 
 
 def cleaned(spectrum: Tensor) -> Tensor:
-    """``spectrum`` in float64, with values that are no more than rounding set to 0.
+    """Convert ``spectrum`` to float64 and set the values that are only rounding to 0.
 
     Raises:
-        ValueError: it is empty or has another shape than ``(n,)``.
+        ValueError: the spectrum is empty, or its shape is not ``(n,)``.
     """
     if spectrum.dim() != 1 or not len(spectrum):
         raise ValueError(f"the spectrum has shape {tuple(spectrum.shape)}; it must be (n,) with n >= 1")
@@ -70,5 +70,5 @@ def cleaned(spectrum: Tensor) -> Tensor:
 
 
 def first_reaching(partial_sums: Tensor, goal: Tensor) -> int:
-    """1-based index of the first partial sum that is at least ``goal``, up to rounding."""
-    return int((partial_sums < goal * (1 - ROUNDING)).sum()) + 1
+    """1-based index of the first partial sum that reaches ``goal``, up to rounding."""
+    return int((partial_sums < goal * (1 - THRESHOLD_TOLERANCE)).sum()) + 1

@@ -1,9 +1,7 @@
-"""Rank rule ``vbmf``: the rank that variational Bayes finds.
-
-The global analytic solution of empirical variational Bayes matrix factorization.
+"""Rank rule ``vbmf``: the global analytic solution of empirical variational Bayes matrix factorization.
 
 Source: Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed variational Bayesian
-matrix factorization", JMLR 14 (2013). Written from the paper's equations; no code was taken over.
+matrix factorization", JMLR 14 (2013). This code follows the paper's equations; it copies no other code.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from common.planning.rules.spectrum import SpectrumRule
 @RULES.add
 @dataclass(frozen=True)
 class VBMF(SpectrumRule):
-    """The ranks of variational Bayes, which models a weight as signal and noise: it reads the weights' spectra."""
+    """The ranks of variational Bayes, which models a weight as signal plus noise and reads the weights' spectra."""
 
     name = "vbmf"
 
@@ -32,24 +30,24 @@ class VBMF(SpectrumRule):
         return vbmf_rank(spectrum, columns)
 
     def choose(self, network: Network) -> dict[str, LayerPlan]:
-        """The ranks on the weights' spectra, whatever the network was calibrated on."""
-        measured = network.decompositions.moments
-        weights = Decompositions(network.model) if measured else network.decompositions
+        """Choose the ranks on the weights' spectra, even if the network's decompositions have moments."""
+        moments = network.decompositions.moments
+        weight_only = Decompositions(network.model) if moments else network.decompositions
         return {
-            name: replace(plan, shift=name in measured) if plan.method else plan
-            for name, plan in self.select(network, weights).items()
+            name: replace(plan, shift=name in moments) if plan.method else plan
+            for name, plan in self.select(network, weight_only).items()
         }
 
 
 def vbmf_rank(spectrum: Tensor, columns: int) -> int:
-    """How many singular values stand out of noise whose variance is estimated from the spectrum itself.
+    """Count the singular values above the noise, whose variance is estimated from the spectrum itself.
 
     Args:
-        spectrum: singular values of an L x M matrix, ``(L,)`` with L the smaller side, descending.
-        columns: M, the larger side.
+        spectrum: singular values of an L x M matrix, ``(L,)`` with L the shorter side, descending.
+        columns: M, the longer side.
 
     Returns:
-        A rank in 1..L; 1 also where no value stands out, because a layer has to keep one.
+        A rank in 1..L; 1 if no value is above the noise, because a layer must keep one.
 
     Raises:
         ValueError: the spectrum is empty, or ``columns`` is smaller than its length.
@@ -67,14 +65,14 @@ def vbmf_rank(spectrum: Tensor, columns: int) -> int:
 
 
 def least_outlier(alpha: float) -> float:
-    """The least ``gamma^2 / (M sigma^2)`` of a singular value gamma that is signal, not noise of variance sigma^2.
+    """The least ``gamma^2 / (M sigma^2)`` at which a singular value gamma is signal, given noise of variance sigma^2.
 
     Args:
         alpha: L / M in (0, 1].
 
     Returns:
-        ``(1 + t)(1 + alpha / t)`` with t the zero of ``log(t + 1) + alpha log(t / alpha + 1) - t``; t is 2.5129 for
-        a square matrix. It lies above the edge of pure noise, ``(1 + sqrt(alpha))^2``.
+        ``(1 + t)(1 + alpha / t)``, with t the zero of ``log(t + 1) + alpha log(t / alpha + 1) - t``. For a square
+        matrix, t is 2.5129. The value lies above the edge of pure noise, ``(1 + sqrt(alpha))^2``.
     """
 
     def evidence(t: float) -> float:
@@ -85,12 +83,12 @@ def least_outlier(alpha: float) -> float:
 
 
 def _noise_variance(squares: Tensor, alpha: float, edge: float) -> float:
-    """The variance that minimises the free energy, between the bounds that the paper gives for it."""
+    """Find the noise variance that minimises the free energy, within the paper's bounds."""
     length = len(squares)
-    most = min(length - 1, math.ceil(length / (1 + alpha)) - 1)
+    max_rank = min(length - 1, math.ceil(length / (1 + alpha)) - 1)
     upper = float(squares.mean())
-    lower = max(float(squares[most] / edge), float(squares[most:].mean()))
-    floor = upper * 1e-12  # a spectrum with exact zeros has no noise at all
+    lower = max(float(squares[max_rank] / edge), float(squares[max_rank:].mean()))
+    floor = upper * 1e-12  # a spectrum with exact zeros has no noise
     lower, upper = max(lower, floor), max(upper, 2 * floor)
     if lower >= upper:
         return upper

@@ -1,8 +1,8 @@
-"""Which of a study's trials count: every slot is run once, and once more when its process died.
+"""Which of a study's trials count: every place is run once, and once more when its process died.
 
-A slot is one of the trials that were asked for, 0 to n - 1. Optuna gives every attempt a number of its own; an attempt
-that is made again for a slot is marked with the number of the first, as Optuna's own retries are. The slot of a first
-attempt is the number of first attempts before it, so all processes agree on it without talking to each other.
+A study of n trials has the places 0 to n - 1. Optuna numbers every attempt; a repeated attempt at a place is marked
+with the number of the first one, as Optuna marks its own retries. The place of a first attempt is the number of first
+attempts before it, so all processes agree on it without talking to each other.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ none has ended yet, that counts as so long."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def slots_of(study: optuna.Study) -> dict[int, int]:
-    """Trial number -> slot."""
-    return number_slots(study.get_trials(deepcopy=False))
+def places_of(study: optuna.Study) -> dict[int, int]:
+    """Trial number -> place."""
+    return number_places(study.get_trials(deepcopy=False))
 
 
-def number_slots(trials: Sequence[FrozenTrial]) -> dict[int, int]:
+def number_places(trials: Sequence[FrozenTrial]) -> dict[int, int]:
     """The same, for the trials of a study in the order of their numbers."""
     found: dict[int, int] = {}
     first_attempts = 0
@@ -55,35 +55,35 @@ def number_slots(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 class Attempts:
-    """The trials of a study by slot, as they are now.
+    """The trials of a study by place, as they are now.
 
     Attributes:
-        judged: slot -> the trial that counts, measured, pruned or failed.
-        lost: slots whose process died twice.
-        begun: how many slots have been begun.
+        judged: place -> the trial that counts, measured, pruned or failed.
+        lost: places whose process died twice.
+        begun: how many places have been begun.
     """
 
-    def __init__(self, study: optuna.Study, slots: int) -> None:
-        self.study, self.slots = study, slots
+    def __init__(self, study: optuna.Study, places: int) -> None:
+        self.study, self.places = study, places
         self.trials = study.get_trials(deepcopy=False)
-        self.slot = number_slots(self.trials)
-        self.begun = 1 + max(self.slot.values(), default=-1)
-        self._by_slot: dict[int, list[FrozenTrial]] = {}
+        self.place = number_places(self.trials)
+        self.begun = 1 + max(self.place.values(), default=-1)
+        self._by_place: dict[int, list[FrozenTrial]] = {}
         for trial in self.trials:
-            if self.slot[trial.number] < slots:
-                self._by_slot.setdefault(self.slot[trial.number], []).append(trial)
+            if self.place[trial.number] < places:
+                self._by_place.setdefault(self.place[trial.number], []).append(trial)
         self.judged: dict[int, FrozenTrial] = {}
         self.lost: set[int] = set()
-        for slot, attempts in self._by_slot.items():
+        for place, attempts in self._by_place.items():
             counting = [trial for trial in attempts if trial.state in JUDGED or _failed(trial)]
             if counting:
-                self.judged[slot] = counting[0]
+                self.judged[place] = counting[0]
             elif not any(t.state in UNDER_WAY for t in attempts) and len(_deaths(attempts)) >= MOST_DEATHS:
-                self.lost.add(slot)
+                self.lost.add(place)
 
     @property
     def finished(self) -> int:
-        """How many slots are done with."""
+        """How many places are done with."""
         return len(self.judged) + len(self.lost)
 
     def in_state(self, state: TrialState) -> list[FrozenTrial]:
@@ -94,9 +94,9 @@ class Attempts:
         """Queue what has to be run again, in the name of this process; returns whether there was any."""
         again = [
             attempts[-1]
-            for slot, attempts in sorted(self._by_slot.items())
-            if slot not in self.judged
-            and slot not in self.lost
+            for place, attempts in sorted(self._by_place.items())
+            if place not in self.judged
+            and place not in self.lost
             and not any(trial.state in UNDER_WAY for trial in attempts)
         ]
         for trial in again:
@@ -106,12 +106,12 @@ class Attempts:
     def set_aside(self, trial: FrozenTrial | optuna.Trial) -> str:
         """Why this attempt must not count; empty for one that does.
 
-        Two processes may begin the last slot, or queue a slot again, at the same time.
+        Two processes may begin the last place, or queue a place again, at the same time.
         """
-        slot = self.slot[trial.number]
-        if slot >= self.slots:
+        place = self.place[trial.number]
+        if place >= self.places:
             return "all trials are under way already"
-        others = (other for other in self._by_slot[slot] if other.number < trial.number)
+        others = (other for other in self._by_place[place] if other.number < trial.number)
         if any(other.state in (*UNDER_WAY, *JUDGED) or _failed(other) for other in others):
             return "another attempt at this trial was there first"
         return ""
@@ -175,7 +175,7 @@ def release(study: optuna.Study, worker: dict[str, Any]) -> None:
 
 
 def begin(study: optuna.Study, worker: dict[str, Any]) -> None:
-    """Queue the next slot. It bears this process's name from its birth, so that no death leaves it without one."""
+    """Queue the next place. It bears this process's name from its birth, so that no death leaves it without one."""
     study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={WORKER: worker}))
 
 

@@ -14,7 +14,7 @@ from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
 from common.search.objective import RUNGS, Measured, four_digits
 from common.search.study.attempts import OUTCOME, Attempts
-from common.search.study.specification import Blueprint
+from common.search.study.specification import StudySpecification
 from common.trials import TrialRecord, read_log
 
 Values = dict[str, Any]
@@ -29,7 +29,7 @@ class Recorder:
         study: its name.
         run: whose log the records are for.
         data: the data set.
-        blueprint: of the study.
+        specification: of the study.
         decompositions: of the dense network; their spectra stand in the record of trial 0.
         command: what started the search; None for this process's own command line.
     """
@@ -39,19 +39,19 @@ class Recorder:
         study: str,
         run: str,
         data: DataBundle,
-        blueprint: Blueprint,
+        specification: StudySpecification,
         decompositions: Decompositions,
         command: str | None = None,
     ) -> None:
-        self.study, self._settings = study, blueprint.settings
+        self.study, self._settings = study, specification.settings
         self._decompositions = decompositions
         self._common: Values = {
             "run": run,
-            "model": blueprint.architecture,
+            "model": specification.architecture,
             "dataset": data.name,
             "metric": data.metric,
-            "seed": blueprint.settings.seed,
-            "baseline": blueprint.baseline,
+            "seed": specification.settings.seed,
+            "baseline": specification.baseline,
             "environment": describe_environment()
             | {"command": hide_passwords(command or shlex.join(["python", *sys.argv]))},
             "git_commit": git_commit(Path(__file__).parent),
@@ -104,12 +104,12 @@ class Recorder:
         return {"method": plan.method, "rule": plan.rule, "plan": plan.layers_as_json()}
 
     def of_attempts(self, attempts: Attempts, given: int) -> dict[int, TrialRecord]:
-        """The records of all slots that are done with; the numbers begin after ``given`` plans."""
+        """The records of all places that are done with; the numbers begin after ``given`` plans."""
         found = {
-            given + slot: self.record(given + slot, trial.user_attrs[OUTCOME]["record"])
-            for slot, trial in attempts.judged.items()
+            given + place: self.record(given + place, trial.user_attrs[OUTCOME]["record"])
+            for place, trial in attempts.judged.items()
         }
-        lost = {given + slot: self.record(given + slot, self.failed(None, DIED_TWICE)) for slot in attempts.lost}
+        lost = {given + place: self.record(given + place, self.failed(None, DIED_TWICE)) for place in attempts.lost}
         return dict(sorted((found | lost).items()))
 
 

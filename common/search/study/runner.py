@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from common.planning.plan import RankPlan
 from common.progress import track
+from common.search.policies import POLICIES, Start
 from common.search.preparation import Prepared
-from common.search.samplers import first_logits, make_sampler
 from common.search.study.attempts import OUTCOME, SET_ASIDE, WORKER, Attempts, begin, bury_dead, this_worker
 from common.search.study.interrupts import Interrupts
 from common.search.study.records import Recorder, Values
-from common.search.study.specification import Blueprint
+from common.search.study.specification import StudySpecification
 from common.trials import TrialRecord, TrialWriter, summary_line
 
 POLL_S = 0.2
@@ -37,9 +37,9 @@ def print_trial(record: TrialRecord) -> None:
         print(summary_line(record), flush=True)
 
 
-def make_pruner(blueprint: Blueprint) -> optuna.pruners.BasePruner:
+def make_pruner(specification: StudySpecification) -> optuna.pruners.BasePruner:
     """Optuna's pruner that decides who climbs the ladder."""
-    settings = blueprint.settings
+    settings = specification.settings
     if not settings.prunes:
         return optuna.pruners.NopPruner()
     return optuna.pruners.PercentilePruner(100 * settings.climb, n_startup_trials=settings.startup)
@@ -68,19 +68,20 @@ class Runner:
     ) -> None:
         self.study, self.prepared, self.recorder = study, prepared, recorder
         self.writer, self.show, self.worker = writer, show, this_worker(name)
-        blueprint, space = prepared.blueprint, prepared.space
-        self.settings, self.given = blueprint.settings, len(blueprint.plans)
-        self.logits = first_logits(space, self.settings, blueprint.sensitivities)
-        rule_levels = space.levels_of(prepared.rule_plan) if prepared.rule_plan else None
-        study.sampler = make_sampler(space, self.settings, self.logits, rule_levels)
-        study.pruner = make_pruner(blueprint)
+        specification, space = prepared.specification, prepared.space
+        self.settings, self.given = specification.settings, len(specification.plans)
+        self.policy = POLICIES[self.settings.policy]
+        logits = self.policy.first_logits(space, self.settings, specification.sensitivities)
+        self.start = Start(space, self.settings, logits)
+        study.sampler = self.policy.sampler(self.start, prepared.single_plan)
+        study.pruner = make_pruner(specification)
         self._distributions = space.distributions()
         self._interrupts = Interrupts()
         self._seen: dict[int, float] = {}
         self._waiting = False
 
     def run(self) -> Attempts:
-        """Run trials until every slot of the study is done with, by this process or another; returns them all.
+        """Run trials until every place of the study is done with, by this process or another; returns them all.
 
         A KeyboardInterrupt ends it after the trial under way was handed back; it is raised again.
         """
@@ -90,13 +91,13 @@ class Runner:
     def _run(self) -> Attempts:
         attempts = self._look()
         start, before = time.perf_counter(), attempts.finished
-        bar: tqdm[None] = track((), "search", unit="trial", total=self.settings.slots)
+        bar: tqdm[None] = track((), "search", unit="trial", total=self.settings.places)
         bar.initial = bar.n = before
         try:
-            while attempts.finished < self.settings.slots or attempts.in_state(TrialState.WAITING):
+            while attempts.finished < self.settings.places or attempts.in_state(TrialState.WAITING):
                 self._interrupts.check()
                 if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
-                    if attempts.begun < self.settings.slots:
+                    if attempts.begun < self.settings.places:
                         begin(self.study, self.worker)
                     else:
                         attempts = self._wait(attempts)
@@ -128,10 +129,10 @@ class Runner:
         return self._look()
 
     def _look(self) -> Attempts:
-        attempts = Attempts(self.study, self.settings.slots)
+        attempts = Attempts(self.study, self.settings.places)
         if attempts.in_state(TrialState.RUNNING):
             bury_dead(attempts, self.worker, self._seen)
-            attempts = Attempts(self.study, self.settings.slots)
+            attempts = Attempts(self.study, self.settings.places)
         return attempts
 
     def _run_one(self) -> None:
@@ -147,14 +148,14 @@ class Runner:
         start = time.perf_counter()
         if trial.user_attrs.get(WORKER) != self.worker:
             trial.set_user_attr(WORKER, self.worker)
-        attempts = Attempts(self.study, self.settings.slots)
+        attempts = Attempts(self.study, self.settings.places)
         if reason := attempts.set_aside(trial):
             trial.set_user_attr(SET_ASIDE, reason)
             raise SetAside(reason)
         plan: RankPlan | None = None
         try:
             levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in self._distributions.items()}
-            plan = self._plan(attempts.slot[trial.number], levels)
+            plan = self._plan(attempts.place[trial.number], levels)
             with self._interrupts.allowed():
                 found = self.prepared.objective.measure(plan, self._climb(trial))
         except KeyboardInterrupt:
@@ -184,10 +185,10 @@ class Runner:
         latency = found.latency.median_s if found.latency else 0.0
         return found.metrics["recalibrated"][self.prepared.objective.data.metric], found.params, found.macs, latency
 
-    def _plan(self, slot: int, levels: Mapping[str, int]) -> RankPlan:
-        fixed = self.prepared.rule_plan
-        if fixed is None and slot == 0 and self.settings.policy == "adaptive":
-            fixed = self.prepared.space.allocation
+    def _plan(self, place: int, levels: Mapping[str, int]) -> RankPlan:
+        fixed = self.prepared.single_plan
+        if fixed is None and place == 0:
+            fixed = self.policy.first_plan(self.prepared.space)
         if fixed is not None:
             return RankPlan(fixed.layers, fixed.method, self.settings.proposer, fixed.settings)
         return self.prepared.space.plan(levels, self.settings.proposer)
@@ -205,7 +206,7 @@ class Runner:
     def _log(self, study: optuna.Study, trial: FrozenTrial) -> None:
         outcome: dict[str, Any] | None = trial.user_attrs.get(OUTCOME)
         if outcome is not None:
-            number = self.given + Attempts(study, self.settings.slots).slot[trial.number]
+            number = self.given + Attempts(study, self.settings.places).place[trial.number]
             self.write(self.recorder.record(number, outcome["record"]))
 
     def write(self, record: TrialRecord) -> None:

@@ -24,7 +24,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class StudySpecification:
     """A study's own description, the same for all of its workers.
 
     Attributes:
@@ -62,12 +62,15 @@ class Blueprint:
         return _ADAPTER.dump_python(self, mode="json")
 
     @classmethod
-    def from_json(cls, values: Any) -> Blueprint:
+    def from_json(cls, values: Any) -> StudySpecification:
         """What :meth:`to_json` wrote.
 
         Raises:
             ValueError: it is of another version of this code.
         """
+        if isinstance(values, dict) and "harms" in values:  # the name of ``divergences`` before version 0.2
+            values = {**values, "divergences": values["harms"]}
+            del values["harms"]
         try:
             found = _ADAPTER.validate_python(values, strict=False)
         except ValidationError as error:
@@ -115,7 +118,7 @@ class Blueprint:
         return [RankPlan.from_json(plan) for plan in self.plans]
 
 
-_ADAPTER = TypeAdapter(Blueprint)
+_ADAPTER = TypeAdapter(StudySpecification)
 
 
 def network_digest(model: nn.Module) -> str:

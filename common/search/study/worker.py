@@ -24,7 +24,7 @@ from common.files import check_writable
 from common.search.preparation import decompose_for_search, prepare
 from common.search.study.records import Recorder
 from common.search.study.runner import Runner, print_trial
-from common.search.study.specification import KEY, Blueprint, data_digest, network_digest
+from common.search.study.specification import KEY, StudySpecification, data_digest, network_digest
 from common.search.study.storage import open_study, opened_storage
 from common.trials import TrialWriter
 
@@ -47,36 +47,36 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_network(blueprint: Blueprint, weights: str | None) -> nn.Module:
+def load_network(specification: StudySpecification, weights: str | None) -> nn.Module:
     """The study's dense network.
 
     Raises:
         FileNotFoundError: its file is not here.
         ValueError: the file holds another network, or one that only the code that made it can build.
     """
-    path = Path(weights or blueprint.weights)
+    path = Path(weights or specification.weights)
     if not path.is_file():
         raise FileNotFoundError(
             f"weights={str(path)!r}: there is no such file; copy it here and name it with --weights"
         )
     model = load_compressed(path).to(default_device())
-    if network_digest(model) != blueprint.network:
+    if network_digest(model) != specification.network:
         raise ValueError(f"weights={str(path)!r} holds other weights than the study was begun with")
     return model
 
 
-def load_data_for(blueprint: Blueprint, root: str | None) -> DataBundle:
+def load_data_for(specification: StudySpecification, root: str | None) -> DataBundle:
     """The study's data.
 
     Raises:
         ValueError: the data did not come from ``load_data``, or what lies here is not the same.
     """
-    if not blueprint.dataset:
+    if not specification.dataset:
         raise ValueError("the study's data did not come from load_data, so only the process that began it has them")
-    data = load_data(**{**blueprint.dataset, **({"root": root} if root else {})})
-    if data_digest(data) != blueprint.data:
+    data = load_data(**{**specification.dataset, **({"root": root} if root else {})})
+    if data_digest(data) != specification.data:
         raise ValueError(
-            f"data_root={root or blueprint.dataset['root']!r} holds other data than the study was begun with"
+            f"data_root={root or specification.dataset['root']!r} holds other data than the study was begun with"
         )
     return data
 
@@ -97,19 +97,21 @@ def main(arguments: list[str] | None = None) -> int:
 def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
     if KEY not in study.user_attrs:
         raise ValueError(f"study={options.study!r} is not ready for workers; search_ranks is to begin it")
-    blueprint = Blueprint.from_json(study.user_attrs[KEY])
-    data = load_data_for(blueprint, options.data_root)
-    model = load_network(blueprint, options.weights)
-    decompositions = decompose_for_search(model, data, blueprint.settings.seed, blueprint.data_aware, blueprint.sweeps)
-    prepared = prepare(model, data, blueprint, decompositions)
-    here, there = prepared.objective.dense_metrics, blueprint.baseline["metrics"]["validation"]
+    specification = StudySpecification.from_json(study.user_attrs[KEY])
+    data = load_data_for(specification, options.data_root)
+    model = load_network(specification, options.weights)
+    decompositions = decompose_for_search(
+        model, data, specification.settings.seed, specification.data_aware, specification.sweeps
+    )
+    prepared = prepare(model, data, specification, decompositions)
+    here, there = prepared.objective.dense_metrics, specification.baseline["metrics"]["validation"]
     if abs(here[data.metric] - there[data.metric]) > TOLERANCE:
         figures = f"{here[data.metric]:.4f} here and {there[data.metric]:.4f} where the study was begun"
         raise ValueError(f"the dense network's {data.metric} on validation is {figures}; its data must differ")
     signal.signal(signal.SIGTERM, _stop)
     run = f"{options.study}-{options.name}"
     with TrialWriter(options.logs, run) as writer:
-        recorder = Recorder(options.study, run, data, blueprint, prepared.objective.decompositions)
+        recorder = Recorder(options.study, run, data, specification, prepared.objective.decompositions)
         try:
             Runner(study, prepared, recorder, writer, print_trial, options.name).run()
         except KeyboardInterrupt:

@@ -1,99 +1,29 @@
-"""The plans of the rank rules at a budget, the comparison for every policy."""
+"""The largest plan of a rank rule within a budget: what a search is compared with."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
+from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS
 from common.network.shapes import LayerShape
-from common.planning import VBMF, Budget, Energy, Fixed, RankPlan, plan_ranks
+from common.planning import Budget, RankPlan, Rule, plan_ranks
 from common.planning.costs import dense_unless_smaller, kept_shares
 from common.planning.decompositions import Decompositions
+from common.planning.methods import decompositions_of
 from common.planning.plan import LayerPlan
+from common.search.policies.base import SearchPolicy, Start
+from common.search.policies.proposing import FixedPlan
 from common.search.space import Space
 
 Cost = tuple[int, int]
 """Parameters and MACs of a whole network."""
 Candidates = Callable[[float], Sequence[RankPlan]]
 """From a share in [0, 1] to a plan for each method; greater shares give no layer lesser ranks."""
-LEAST_SHARE = 2.0**-24
-"""Of the ranks: rank 1 everywhere."""
-
-
-def rule_plan(rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space) -> RankPlan:
-    """The largest plan of a rank rule that keeps to the space's budget.
-
-    ``budget`` is the allocation by measured divergence. ``uniform`` gives every layer the same share of its ranks,
-    ``energy`` the ranks that keep the same share of the energy, and ``vbmf`` those of variational Bayes times a common
-    factor. No share or factor has a larger plan that fits.
-
-    Args:
-        rule: one of ``RULES``.
-        model: the dense network.
-        x: one example input ``(N, C, H, W)``.
-        decompositions: of ``model``.
-        space: of ``model``, with a budget.
-
-    Raises:
-        ValueError: not even the least share keeps to the budget.
-    """
-    assert space.allocation is not None
-    assert space.budget is not None
-    if rule == "budget":
-        return space.allocation
-    candidates = _candidates(rule, model, x, decompositions, space.method)
-    found = largest_within(candidates, space.shapes, space.dense, space.budget, LEAST_SHARE * (rule == "uniform"))
-    if found is None:
-        raise ValueError(f"policy={rule!r}: {space.budget} cannot be met by this rule, however few ranks it keeps")
-    return RankPlan(found.layers, space.method, rule, found.options[0].settings)
-
-
-def _candidates(rule: str, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
-    methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
-
-    def of_energy(share: float) -> list[RankPlan]:
-        return [
-            plan_ranks(model, x, m, Energy(share, only_if_smaller=False), decompositions=decompositions)
-            for m in methods
-        ]
-
-    def of_ranks(share: float) -> list[RankPlan]:
-        return [
-            plan_ranks(model, x, m, Fixed(share, only_if_smaller=False), decompositions=decompositions)
-            for m in methods
-        ]
-
-    if rule == "energy":
-        return of_energy
-    if rule == "uniform":
-        return of_ranks
-    found = plan_ranks(model, x, method, VBMF(only_if_smaller=False), decompositions=decompositions)
-    return _scaled(found, decompositions)
-
-
-def _scaled(found: RankPlan, decompositions: Decompositions) -> Candidates:
-    """The ranks of a plan times a common factor, from 1 in every mode to the most that each can have."""
-    limits = {name: decompositions.get(name, str(layer.method)).max_ranks for name, layer in found.factored.items()}
-    factors = [
-        max(limit / rank, rank)
-        for name, layer in found.factored.items()
-        for rank, limit in zip(layer.ranks, limits[name], strict=True)
-    ]
-    most = max(factors, default=1.0)
-
-    def scaled(share: float) -> list[RankPlan]:
-        layers: dict[str, LayerPlan] = dict(found.layers)
-        for name, layer in found.factored.items():
-            # Geometric steps: most layers need a factor near 1, a few could take a hundred.
-            wanted = [round(rank * most ** (2 * share - 1)) for rank in layer.ranks]
-            ranks = tuple(min(max(rank, 1), limit) for rank, limit in zip(wanted, limits[name], strict=True))
-            layers[name] = replace(layer, ranks=decompositions.get(name, str(layer.method)).fit(ranks))
-        return [replace(found, layers=layers)]
-
-    return scaled
 
 
 @dataclass(frozen=True)
@@ -113,6 +43,57 @@ class Fit:
     layers: Mapping[str, LayerPlan]
     cost: Cost
     size: float
+
+
+class LargestPlan(SearchPolicy):
+    """A rank rule as a search policy: its largest plan within the budget.
+
+    No share has a larger plan that keeps to the budget.
+    """
+
+    kind = "rule"
+    needs_budget = True
+    has_single_plan = True
+    least_share: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
+        """From a share in [0, 1] to a plan for each decomposition that ``method`` stands for."""
+
+    def single_plan(
+        self, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
+    ) -> RankPlan | None:
+        """See :meth:`SearchPolicy.single_plan`."""
+        assert space.budget is not None
+        candidates = self.candidates(model, x, decompositions, space.method)
+        found = largest_within(candidates, space.shapes, space.dense, space.budget, self.least_share)
+        if found is None:
+            raise ValueError(
+                f"policy={self.name!r}: {space.budget} cannot be met by this rule, however few ranks it keeps"
+            )
+        return RankPlan(found.layers, space.method, self.name, found.options[0].settings)
+
+    def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
+        """Proposes the single plan."""
+        return plan_sampler(start, plan)
+
+
+def plan_sampler(start: Start, plan: RankPlan | None) -> BaseSampler:
+    """A sampler that proposes one plan."""
+    assert plan is not None
+    return FixedPlan(start.space.levels_of(plan), start.space.distributions())
+
+
+def plans_by(
+    rule: Callable[[float], Rule], model: nn.Module, x: Tensor, decompositions: Decompositions, method: str
+) -> Candidates:
+    """From a share to the plans of ``rule(share)``, one for each decomposition that ``method`` stands for."""
+    methods = decompositions_of(method)
+
+    def plans(share: float) -> list[RankPlan]:
+        return [plan_ranks(model, x, each, rule(share), decompositions=decompositions) for each in methods]
+
+    return plans
 
 
 def largest_within(

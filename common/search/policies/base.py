@@ -1,0 +1,101 @@
+"""What a search policy is: who proposes the plans of a search."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import optuna
+from optuna.samplers import BaseSampler
+from torch import Tensor, nn
+
+from common.planning import RankPlan
+from common.planning.decompositions import Decompositions
+from common.search.policies.proposing import tried_trials
+from common.search.policies.settings import PolicySettings
+from common.search.policy import Logits, Policy, elite_of, even_logits
+from common.search.space import Space
+from common.validation import Registry
+
+
+class Start(NamedTuple):
+    """Where a search starts.
+
+    Attributes:
+        space: candidates of each layer.
+        settings: of the search.
+        logits: of the first distributions.
+    """
+
+    space: Space
+    settings: PolicySettings
+    logits: Logits
+
+
+class SearchPolicy(ABC):
+    """Proposes the plans of a search. A subclass says everything about one policy.
+
+    Attributes:
+        name: its name, by which it is registered.
+        kind: ``policy``, ``rule`` or ``sampler``; a trial record says ``<name> <kind>``.
+        needs_budget: whether it plans for a budget and cannot do without.
+        has_single_plan: whether it proposes one plan only. A search then runs one trial, which is never pruned.
+        mixes_methods: whether it can choose among several decompositions for each layer.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "sampler"
+    needs_budget: ClassVar[bool] = False
+    has_single_plan: ClassVar[bool] = False
+    mixes_methods: ClassVar[bool] = True
+
+    def first_logits(self, space: Space, settings: PolicySettings, sensitivities: dict[str, float]) -> Logits:
+        """The logits of the first distributions; here all candidates of a layer are equally likely.
+
+        Args:
+            space: candidates of each layer.
+            settings: of the search.
+            sensitivities: of each layer.
+        """
+        return even_logits(space.candidates)
+
+    @abstractmethod
+    def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
+        """The Optuna sampler that proposes the levels of all layers.
+
+        Args:
+            start: where the search starts.
+            plan: the single plan of a policy that has one.
+        """
+
+    def single_plan(
+        self, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
+    ) -> RankPlan | None:
+        """The single plan of a policy that has one.
+
+        Args:
+            model: the dense network.
+            x: one example input ``(N, C, H, W)``.
+            decompositions: of ``model``.
+            space: of ``model``, with a budget.
+
+        Raises:
+            ValueError: the policy cannot keep to the budget.
+        """
+        return None
+
+    def first_plan(self, space: Space) -> RankPlan | None:
+        """The plan of the first trial where it is known beforehand; None where it is drawn."""
+        return None
+
+    def last_distributions(self, study: optuna.Study, start: Start) -> Policy:
+        """The distributions after the last trial; here the elite's frequencies."""
+        last = Policy(start.logits)
+        tried = [(trial.merit, trial.made) for trial in tried_trials(study)]
+        if tried:
+            last.update(elite_of(tried, start.settings.elite), smoothing=1.0)
+        return last
+
+
+POLICIES: Registry[SearchPolicy] = Registry("policy", lambda policy: policy.name)
+"""Every search policy by name."""

@@ -1,0 +1,23 @@
+"""Search policy ``energy``: every layer keeps the same share of its energy."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from common.planning import Energy
+from common.planning.decompositions import Decompositions
+from common.search.policies.base import POLICIES
+from common.search.policies.largest import Candidates, LargestPlan, plans_by
+
+
+class SameEnergy(LargestPlan):
+    """The rank rule ``Energy`` at the greatest threshold that keeps to the budget."""
+
+    name = "energy"
+
+    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
+        """Plans of ``Energy(share)``."""
+        return plans_by(lambda share: Energy(share, only_if_smaller=False), model, x, decompositions, method)
+
+
+POLICIES.add(SameEnergy())

@@ -1,0 +1,42 @@
+"""What search policies are told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from common.planning import Budget
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class PolicySettings:
+    """The part of ``SearchSettings`` that search policies read.
+
+    Attributes:
+        budget: every plan keeps to it and fills it; None lets the score weigh size against the metric.
+        trials: how many plans are tried.
+        batch: trials between two moves of the policy.
+        elite: share of all trials so far that the policy moves toward.
+        smoothing: how far it moves, in (0, 1].
+        alpha, beta, temperature: of the first distributions; ``beta`` is found anew under a budget.
+        static_beta: weight of the size in the static policy.
+        seed: of the sampling.
+    """
+
+    budget: Budget | None = None
+    trials: Count = 30
+    batch: Count = 10
+    elite: Share = 0.2
+    smoothing: Share = 0.5
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 1.0
+    temperature: Positive = 0.3
+    static_beta: NotNegative = 0.05
+    seed: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,188 @@
+"""A search under way: the given plans, the trials, the finalists, and what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import optuna
+from torch import nn
+
+from common.data import DataBundle
+from common.search.finalists import Finalists
+from common.search.policy import Policy
+from common.search.preparation import Prepared
+from common.search.study.attempts import MAIN, Attempts, check_claim
+from common.search.study.records import Recorder, logged_trials
+from common.search.study.runner import Runner
+from common.search.study.storage import FINISHED
+from common.trials import TrialRecord, TrialWriter, choose_best, read_log
+
+GIVEN = "given plan {}"
+"""A study's attribute: what came of a plan that was measured first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        records: every trial in its latest version, by number.
+        best: criterion -> the accepted trial that is best by it, see :func:`common.trials.best.choose_best`; under a
+            budget also ``metric``, the first by :func:`common.search.finalists.best_first`, accepted or not.
+        networks: number of a chosen trial -> its network; empty when the search was stopped before its end.
+        sensitivities: layer -> measured sensitivity.
+        layer_sizes: layer -> its parameters in the dense network.
+        first_policy, last_policy: layer -> probability of each candidate, before and after.
+        log: the log file.
+        study: the Optuna study, for its own plots and for ``best_trials``.
+        remaining: how many trials are still to be run; 0 unless the search was stopped.
+        finished: whether it came to its end: the chosen were tested, and nothing is left to be done.
+    """
+
+    records: list[TrialRecord]
+    best: dict[str, TrialRecord]
+    networks: dict[int, nn.Module]
+    sensitivities: dict[str, float]
+    layer_sizes: dict[str, int]
+    first_policy: dict[str, list[float]]
+    last_policy: dict[str, list[float]]
+    log: Path
+    study: optuna.Study
+    remaining: int = 0
+    finished: bool = True
+
+    @property
+    def best_networks(self) -> dict[int, nn.Module]:
+        """Number of a best trial -> its network, as far as it is there."""
+        numbers = dict.fromkeys(record.trial for record in self.best.values())
+        return {number: self.networks[number] for number in numbers if number in self.networks}
+
+
+class RunningSearch:
+    """A search under way in the process that ends it."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        prepared: Prepared,
+        data: DataBundle,
+        writer: TrialWriter,
+        show: Callable[[TrialRecord], None],
+        command: str | None,
+    ) -> None:
+        self.study, self.prepared, self.writer, self.show = study, prepared, writer, show
+        self.specification = prepared.specification
+        decompositions = prepared.objective.decompositions
+        self.recorder = Recorder(study.study_name, writer.run, data, self.specification, decompositions, command)
+        self.runner = Runner(study, prepared, self.recorder, writer, show, MAIN)
+
+    def run(self) -> SearchResult:
+        """Run what is left of the study; a KeyboardInterrupt ends it with what there is."""
+        self._note_start()
+        networks: dict[int, nn.Module] = {}
+        records: dict[int, TrialRecord] = {}
+        try:
+            self._measure_given()
+            attempts = self.runner.run()
+            records = self._records(attempts)
+            self._log_what_no_log_holds(records)
+            check_claim(self.study, self.runner.worker)
+            finalists = Finalists(
+                self.study,
+                self.prepared.objective,
+                self.specification.settings,
+                records,
+                self.writer,
+                self.runner.write,
+            )
+            finalists.finetune_best(self.runner.given)
+            best = finalists.test_chosen(self.runner.given)
+            networks = finalists.networks
+            self.study.set_user_attr(FINISHED, True)
+        except KeyboardInterrupt:
+            attempts = Attempts(self.study, self.specification.settings.places)
+            records = self._records(attempts) | records  # with what was fine-tuned, if it came to that
+            best = choose_best(list(records.values()), self.specification.settings.keep)
+            self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
+        return self._result(records, best, networks, attempts)
+
+    def stored(self) -> SearchResult:
+        """What a search that is finished has found, from its log and the files beside it."""
+        attempts = Attempts(self.study, self.specification.settings.places)
+        if attempts.finished < self.specification.settings.places:
+            raise ValueError(
+                f"run={self.writer.run!r} is finished with {attempts.finished} trials, and "
+                f"{self.specification.settings.places} are asked for; the test split was read, so name another run"
+            )
+        logged = {record.trial: record for record in read_log(self.writer.path)[0]}
+        records = self._records(attempts) | logged
+        finalists = self._finalists(records)
+        return self._result(records, finalists.best(), finalists.stored_networks(), attempts)
+
+    def _finalists(self, records: dict[int, TrialRecord]) -> Finalists:
+        objective, settings = self.prepared.objective, self.specification.settings
+        return Finalists(self.study, objective, settings, records, self.writer, self.runner.write)
+
+    def _result(
+        self,
+        records: Mapping[int, TrialRecord],
+        best: dict[str, TrialRecord],
+        networks: dict[int, nn.Module],
+        attempts: Attempts,
+    ) -> SearchResult:
+        start = self.runner.start
+        first, last = Policy(start.logits), self.runner.policy.last_distributions(self.study, start)
+        return SearchResult(
+            records=[records[number] for number in sorted(records)],
+            best=best,
+            networks=networks,
+            sensitivities=self.specification.sensitivities,
+            layer_sizes={name: shape.dense_cost[0] for name, shape in self.prepared.space.shapes.items()},
+            first_policy=first.probabilities,
+            last_policy=last.probabilities,
+            log=self.writer.path,
+            study=self.study,
+            remaining=self.specification.settings.places - attempts.finished,
+            finished=FINISHED in self.study.user_attrs,
+        )
+
+    def _note_start(self) -> None:
+        objective = self.prepared.objective
+        metric = objective.data.metric
+        self.writer.note(
+            f"dense {self.specification.architecture} on {objective.data.name}: {metric} "
+            f"{objective.dense_metrics[metric]:.2%} on validation, {objective.dense_cost.params:,} parameters, "
+            f"{objective.dense_cost.macs:,} MACs, {objective.dense_latency.median_s * 1000:.2f} ms"
+        )
+
+    def _measure_given(self) -> None:
+        """Measure and log the plans that were given, those that an earlier process has not."""
+        for number, plan in enumerate(self.specification.rank_plans()):
+            if GIVEN.format(number) in self.study.user_attrs:
+                continue
+            start = time.perf_counter()
+            try:
+                found = self.prepared.objective.measure(plan, raw=True)
+            except Exception as error:  # one network that cannot be measured must not end the search
+                values = self.recorder.failed(plan, error, time.perf_counter() - start, "given")
+            else:
+                values = self.recorder.measured(plan, found, time.perf_counter() - start, {"sampler": "given"})
+            self.runner.write(self.recorder.record(number, values))
+            self.study.set_user_attr(GIVEN.format(number), values)
+
+    def _records(self, attempts: Attempts) -> dict[int, TrialRecord]:
+        given = {
+            number: self.recorder.record(number, self.study.user_attrs[GIVEN.format(number)])
+            for number in range(self.runner.given)
+            if GIVEN.format(number) in self.study.user_attrs
+        }
+        return given | self.recorder.of_attempts(attempts, self.runner.given)
+
+    def _log_what_no_log_holds(self, records: dict[int, TrialRecord]) -> None:
+        """Trials of workers elsewhere, and those whose process was killed before it could write."""
+        logged = logged_trials(self.writer.path.parent, self.writer.run, self.study.study_name)
+        for number in sorted(records.keys() - logged):
+            self.writer.write(records[number])
