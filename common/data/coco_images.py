@@ -1,4 +1,4 @@
-"""Images and masks of a COCO set."""
+"""Reads the images and masks of a COCO set."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from common.data.masks import region_mask, resize_mask, union
 from common.progress import track
 
 MOST_BROKEN = 0.05
-"""Share of a split's images that may be missing or broken."""
+"""Greatest share of a split's images that may be missing or broken."""
 MOST_PIXELS = 2**28
-"""An image that is larger by its annotation file is taken for broken."""
+"""An image counts as broken when its annotation file gives it more pixels than this."""
 
 
 def read_images(
     file: AnnotationFile, indices: Sequence[int], classes: Sequence[str], size: int, left_out: LeftOut
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Some of a split's images and their masks, resized.
+    """Read some of a split's images and their masks, and resize them.
 
     Args:
         file: the split.
-        indices: which of its images.
-        classes: the K classes; an annotation of any other category is passed over.
-        size: height and width after resizing, S; the aspect ratio is not kept.
+        indices: of the images to read.
+        classes: the K classes; annotations of other categories are passed over.
+        size: S, height and width after resizing; the aspect ratio is not kept.
         left_out: receives what has to be passed over.
 
     Returns:
-        Images ``(N, C, S, S)`` in uint8, C = 1 where all are grey, otherwise 3; masks ``(N, K, S, S)`` in bool; and
-        for each of ``indices`` whether its image is among the N.
+        Images ``(N, C, S, S)`` in uint8, with C = 1 where all are grey, otherwise 3; masks ``(N, K, S, S)`` in bool;
+        and for each of ``indices`` whether its image is among the N.
 
     Raises:
         ValueError: more than 5% of the images are missing or broken.
@@ -72,14 +72,14 @@ def read_images(
 
 
 def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:
-    """An image and the height and width that its regions refer to.
+    """Open an image; return it, and the height and width that its regions refer to.
 
     Raises:
         OSError: the image is missing or broken, or contradicts its entry.
     """
-    image = open_image(entry.path, upright=True)  # as tools show it to those who annotate
+    image = open_image(entry.path, upright=True)  # the way annotation tools show it
     height, width = entry.size or (image.height, image.width)
-    if (width, height) == image.size[::-1] != image.size:  # annotated as it is stored
+    if (width, height) == image.size[::-1] != image.size:  # annotated without regard to its EXIF orientation
         image = open_image(entry.path)
         if image.size != (width, height):
             raise OSError(f"{entry.path} lies on its side against its annotations")
@@ -96,7 +96,7 @@ def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:
 def _class_masks(
     image: AnnotatedImage, shape: tuple[int, int], classes: Sequence[str], size: int, left_out: LeftOut
 ) -> NDArray[np.bool_]:
-    """Masks ``(K, S, S)``; each region is resized by itself, so that a small one beside a large one is kept."""
+    """Return masks ``(K, S, S)``; each region is resized by itself, so that small ones beside large ones stay."""
     found: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in classes}
     for region in image.regions:
         if region.category not in found:

@@ -16,13 +16,16 @@ import yaml
 
 from common.compression import save_compressed
 from common.data import DATASETS
+from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
-from common.notebook.config import ClassifierConfig, SegmentationConfig
+from common.notebook.config import ClassifierConfig, CompareConfig, NotebookConfig, SegmentationConfig
+from common.search.policies import POLICIES
 from common.trials import TrialRecord, read_log
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig}
 RULES = ["fixed", "entropy"]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
 
@@ -46,6 +49,16 @@ def test_the_notebook_is_thin(source: Path) -> None:
     lines = [line for cell in jupytext.read(source).cells if cell.cell_type == "code" for line in code_lines(cell)]
     assert len(lines) <= 60
     assert not [line for line in lines if line.lstrip().startswith(("def ", "class "))]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_comments_name_what_is_allowed(source: Path) -> None:
+    config: type[NotebookConfig] = CONFIGS.get(source.stem, ClassifierConfig)
+    served = [name for name, dataset in DATASETS.items() if config.task in ("", dataset.task)]
+    allowed = {"dataset": served, "method": [*DECOMPOSITIONS, "mixed"], "policy": list(POLICIES)}
+    for line in source.read_text().splitlines():
+        parameter, _, comment = line.partition(" = ")
+        assert not [name for name in allowed.get(parameter, []) if name not in comment], line
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
