@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tensorly
@@ -73,8 +73,7 @@ class Case:
     size: int
     budget: Budget
     classes: int = 1000
-    width: int = 64
-    depth: int = 4
+    arguments: Mapping[str, int] = field(default_factory=dict)
 
 
 CASES = {
@@ -86,7 +85,7 @@ CASES = {
 }
 TINY = {
     "resnet20": Case("resnet20", 16, Budget(macs=0.5), classes=10),
-    "unet": Case("unet", 16, Budget(macs=0.5), classes=1, width=8, depth=1),
+    "unet": Case("unet", 16, Budget(macs=0.5), classes=1, arguments={"width": 8, "depth": 1}),
 }
 
 
@@ -190,7 +189,7 @@ class Table:
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any]]:
     """The rows of one network."""
-    dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
+    dense = build_model(case.model, case.classes, **case.arguments).eval()
     image = torch.randn(1, 3, case.size, case.size)
     budget = case.budget
     if options.latency is not None:

@@ -1,4 +1,4 @@
-r"""Train a network, dense or factorized; its weights, a JSON of how they were made and its curves land in this folder.
+r"""Train a network, dense or factorized; write its weights, a JSON of how they were made and its curves here.
 
 Examples:
     python finetuned/finetune.py --model resnet18 --dataset digits
@@ -9,7 +9,7 @@ Examples:
         --dense finetuned/resnet18-cifar10.safetensors
     torchrun --nproc-per-node 4 finetuned/finetune.py --model resnet34 --dataset imagefolder --data-root imagenet
 
-Interrupted? The same command goes on from the last whole epoch.
+After an interruption, the same command continues from the last whole epoch.
 """
 
 from __future__ import annotations
@@ -49,20 +49,46 @@ from common.training import (
 from common.validation import check_choice, sentence
 
 FOLDER = Path(__file__).resolve().parent
+MODEL_OPTIONS = {
+    "weights": "pretrained",
+    "stem": "stem",
+    "width": "width",
+    "depth": "depth",
+    "upsampling": "upsampling",
+}
+"""Argument of ``build_model`` -> the option of the command line that sets it."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; every default is shown by ``--help``."""
+    """Parse the command line; ``--help`` shows every default."""
     summary, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = TrainingSettings(epochs=3, patience=5)
+    _add_data(parser)
+    _add_network(parser)
+    _add_training(parser)
+    options = parser.parse_args(arguments)
+    if (options.method is None) != (options.ranks is None):
+        parser.error("--method and --ranks go together")
+    if options.dense is not None and options.method is None:
+        parser.error("--dense goes with --method and --ranks: a dense network is trained from the start")
+    options.build_with = {}
+    if options.model in MODELS:
+        values = {argument: getattr(options, option) for argument, option in MODEL_OPTIONS.items()}
+        defaults = {argument: parser.get_default(option) for argument, option in MODEL_OPTIONS.items()}
+        options.build_with = MODELS[options.model].pick(values, defaults)
+    return options
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add what says which data to train on."""
     add = parser.add_argument
-    add("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    rootless = " and ".join(name for name, dataset in DATASETS.items() if not dataset.layout)
+    fetched = ", ".join(name for name, dataset in DATASETS.items() if dataset.downloads)
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
-    add("--data-root", help="folder that holds the data set; digits and phantoms need none")
-    add("--download", action="store_true", help="fetch the data set into --data-root")
+    add("--data-root", help=f"folder that holds the data set; {rootless} need none")
+    add("--download", action="store_true", help=f"fetch the data set into --data-root ({fetched})")
     add("--image-size", type=int, help="pixels, height and width; default: what suits the set")
     add("--batch-size", type=int, default=128, help="of all processes together; default: %(default)s")
     add("--limit", type=int, help="use at most this many images of each split")
@@ -73,14 +99,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--unannotated", default="keep", help="coco: keep images without annotation, or drop them; default: keep")
     add("--workers", type=int, help="processes that read images; default: what suits the set")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """Add what says which network to train."""
+    add = parser.add_argument
+    add("--model", required=True, help=f"one of {', '.join(MODELS)}")
     add("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
     add("--stem", default="imagenet", help="resnet18, resnet34: imagenet, or cifar for 32 x 32; default: imagenet")
     add("--width", type=int, default=64, help="unet: channels of its first level; default: %(default)s")
-    add("--depth", type=int, default=4, help="unet: how many times it halves the image; default: %(default)s")
+    add("--depth", type=int, default=4, help="unet: number of times it halves the image; default: %(default)s")
     add("--upsampling", default="transposed", help="unet: transposed or bilinear; default: %(default)s")
     add("--method", choices=tuple(DECOMPOSITIONS), help="train the factorized architecture")
     add("--ranks", type=_ranks, help="its ranks: a whole number, or a fraction of each layer's full rank such as 0.25")
     add("--dense", type=Path, help="dense weights whose factors it starts from; without them, those of random ones")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what says how to train, and where to write."""
+    add, default = parser.add_argument, TrainingSettings(epochs=3, patience=5)
     add("--epochs", type=float, default=default.epochs, help="default: %(default)s")
     add("--optimizer", choices=("sgd", "adamw"), default=default.optimizer, help="default: %(default)s")
     add("--learning-rate", type=float, default=default.learning_rate, help="peak; default: %(default)s")
@@ -92,15 +129,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=default.seed, help="default: %(default)s")
     add("--name", help="of the files that it writes; default: model, data set and ranks")
     add("--out", type=Path, default=FOLDER, help="folder for the weights; default: finetuned/")
-    options = parser.parse_args(arguments)
-    if (options.method is None) != (options.ranks is None):
-        parser.error("--method and --ranks go together")
-    if options.dense is not None and options.method is None:
-        parser.error("--dense goes with --method and --ranks: a dense network is trained from the start")
-    return options
 
 
 def _ranks(text: str) -> float | int:
+    """Read a number of ranks, or a fraction of them where there is a decimal point."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
@@ -108,14 +140,9 @@ def _ranks(text: str) -> float | int:
 
 
 def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
-    """The network that the command line asks for, on this machine's device."""
+    """Build the network that the command line asks for, on this machine's device."""
     torch.manual_seed(options.seed)
-    unet = (
-        {name: getattr(options, name) for name in ("width", "depth", "upsampling")} if options.model == "unet" else {}
-    )
-    model = build_model(options.model, data.num_classes, weights=options.pretrained, stem=options.stem, **unet).to(
-        default_device()
-    )
+    model = build_model(options.model, data.num_classes, **options.build_with).to(default_device())
     if options.method is None:
         return model
     if options.dense is not None:
@@ -128,13 +155,17 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
 def report(
     options: argparse.Namespace, model: nn.Module, data: DataBundle, history: list[EpochLog], stem: Path
 ) -> None:
-    """Read the test split; write the weights, the JSON and the curves."""
+    """Evaluate the network on the test split; write the weights, the JSON and the curves."""
     test = evaluate(model, data.test)
     cost = profile(model, data.example().to(next(model.parameters()).device))
     weights = save_compressed(model, stem.with_name(f"{stem.name}.safetensors"))
     made = {
         "command": [sys.executable.rsplit("/", 1)[-1], "finetuned/finetune.py", *sys.argv[1:]],
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(options).items()
+            if name != "build_with"
+        },
         "image_size": data.image_size,
         "history": history,
         "test": test,
@@ -151,7 +182,7 @@ def report(
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Train as the command line says; returns the path of the weights."""
+    """Train as the command line says; return the path of the weights."""
     options = parse_arguments(arguments)
     values: dict[str, Any] = vars(options)
     settings = TrainingSettings(
@@ -173,9 +204,9 @@ def main(arguments: list[str] | None = None) -> Path:
             unannotated=options.unannotated,
             workers=options.workers,
         )
-    if (options.model == "unet") != (data.task == "segmentation"):
+    if MODELS[options.model].task != data.task:
         raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")
-    check_image_size(options.model, data.image_size, options.depth)
+    check_image_size(options.model, data.image_size, **options.build_with)
     model = build(options, data)
     factorized = f"-{options.method}-{options.ranks}" if options.method else ""
     stem = options.out / (options.name or f"{options.model}-{options.dataset}{factorized}")

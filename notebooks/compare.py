@@ -16,12 +16,11 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/compare.ipynb)
 #
-# Reads the logs of all runs and shows the best of each model, and the trials of all of them in one picture. With
-# `models` set, it also compares saved networks, dense or compressed, on one data set: quality on test, size, and time
-# in turn.
+# This notebook reads the logs of all runs. It shows the best trials of each model, and all trials in one picture. With
+# `models` set, it also compares saved networks, dense or compressed, on one data set: quality on test, size, and time.
 
 # %%
-# Set-up: on Colab, fetch the suite and install what is missing there; elsewhere, only step into its folder.
+# Set-up: on Colab, fetch the suite and install what is missing; elsewhere, only change to its folder.
 import os
 import subprocess
 import sys
@@ -43,13 +42,13 @@ sys.path.insert(0, str(Path.cwd()))
 # %% tags=["parameters"]
 logs = "logs"  # folder of the logs
 keep = 0.99  # a trial is accepted when it keeps this share of the dense metric
-models = ""  # saved networks, "a.safetensors,b.safetensors"; the others are held against the first
-dataset = "digits"  # that they are compared on: digits, mnist, cifar10, imagefolder, phantoms or coco
+models = ""  # saved networks, "a.safetensors,b.safetensors"; the others are compared with the first
+dataset = "digits"  # that they are compared on: digits, mnist, cifar10, imagefolder, coco or phantoms
 data_root = None  # folder that holds the data set; digits and phantoms need none
 image_size = 64  # pixels, height and width
 batch_size = 64
 limit = None  # use at most this many images
-pretrained = False  # whether the networks started from torchvision's weights, which decides the scale of their inputs
+pretrained = False  # whether they started from torchvision's weights, which decides the scale of their inputs
 unannotated = "keep"  # coco: keep images without annotation, or drop them
 
 # %%

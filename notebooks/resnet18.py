@@ -16,12 +16,11 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/resnet18.ipynb)
 #
-# Takes a trained ResNet18, looks for the ranks at which its layers can be decomposed with hardly a loss, and hands
-# back smaller and faster networks. Every trial is a line in `logs/`; `python analyze_results.py` makes tables and
-# pictures out of them.
+# This notebook takes a trained ResNet18, searches for ranks that hardly cost accuracy, and returns smaller and faster
+# networks. Every trial is a line in `logs/`; `python analyze_results.py` turns them into tables and pictures.
 
 # %%
-# Set-up: on Colab, fetch the suite and install what is missing there; elsewhere, only step into its folder.
+# Set-up: on Colab, fetch the suite and install what is missing; elsewhere, only change to its folder.
 import os
 import subprocess
 import sys
@@ -41,7 +40,7 @@ sys.path.insert(0, str(Path.cwd()))
 # ## Parameters
 #
 # Change them here, or from outside: `papermill notebooks/resnet18.ipynb out.ipynb -p dataset mnist -p data_root data`.
-# A few more, with what is allowed, stand in `common/notebook/config.py`.
+# `common/notebook/config.py` lists a few more, with their allowed values.
 
 # %% tags=["parameters"]
 dataset = "digits"  # digits (embedded), mnist, cifar10 or imagefolder
@@ -56,18 +55,18 @@ dense_epochs = 6.0  # passes over the data when the dense network is trained her
 dense_learning_rate = 0.1  # peak of its one-cycle schedule
 svd_ranks = "16,32,64"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-compare_at = None  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
-method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
+compare_at = None  # share of the parameters at which all methods are compared and fine-tuned; None compares none
+method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, or mixed (with a budget)
 policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
-budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against accuracy
-trials = 20  # plans that the policy samples
+budget_params = None  # share of the parameters to keep, e.g. 0.3; with None the score weighs size against accuracy
+trials = 20  # number of plans that the policy samples
 keep = 0.99  # a trial is accepted when it keeps this share of the dense accuracy
-finetune_top = 4  # so many of the best trials are fine-tuned
-finetune_epochs = 3.0  # for so many epochs, 3 at most
-finetune_learning_rate = 0.02  # peak
+finetune_top = 4  # number of best trials that are fine-tuned
+finetune_epochs = 3.0  # of each of them, at most 3
+finetune_learning_rate = 0.02  # peak of its schedule
 seed = 0
 logs = "logs"  # folder of the logs
-run = None  # name of this run's log; None makes one from the model, data set, method and time
+run = None  # name of this run's log; None makes one of model, data set, method and time
 
 # %%
 from common.notebook.config import ClassifierConfig
@@ -79,7 +78,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.notebook.colab import keep_run
+from common.notebook.colab import copy_run
 from common.notebook.evidence import chosen_ranks, layer_table
 from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -93,9 +92,9 @@ figures.training_curves(history)
 # %% [markdown]
 # ## Rank rules
 #
-# Each layer is decomposed once; any rank is then a slice. The spectra show how much of a layer's output a rank keeps
-# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule, and the table says what that rule
-# makes of each layer.
+# Each layer is decomposed once; every rank is then a slice. The spectra show how much of a layer's output a rank keeps
+# (of its weight, when `data_aware` is off). The dots are the ranks of the last rule; the table shows what that rule
+# does to each layer.
 
 # %%
 decompositions = decompose(config, dense, data)
@@ -111,17 +110,17 @@ layer_table(dense, data, plans, decompositions)
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: accuracy on validation after BatchNorm recalibration and, for the best few, after fine-tuning; the
-# picture follows the search. Once ten trials are measured, those that look poor on a part of validation are given up
-# early. The rank rules come first, for comparison. Stopped? With `run` set, running the notebook again goes on where
-# it was.
+# Each trial prints one line: its accuracy on validation after BatchNorm recalibration and, for the best few, after
+# fine-tuning. The picture follows the search. The rank rules come first, for comparison. After ten trials, those that
+# look poor on a part of validation are stopped early. If the notebook is stopped and `run` is set, run it again: the
+# search continues.
 
 # %%
 result = search(config, dense, data, plans, decompositions)
 
 # %% [markdown]
-# How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),
-# and what the policy made of that before and after the trials.
+# The first picture shows how sensitive each layer is: the divergence of the network's output, in nats, when that layer
+# alone is cut to a tenth. The second shows the policy that follows from it, before and after the trials.
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)
@@ -130,11 +129,11 @@ figures.sensitivities(result.sensitivities, result.layer_sizes)
 figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's parameters", before=result.first_policy)
 
 # %% [markdown]
-# ## What came out
+# ## Results
 
 # %%
 figures.radar(result.records, config.keep)
 
 # %%
-keep_run(result.log.parent, result.log.stem)
+copy_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

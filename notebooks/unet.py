@@ -16,12 +16,12 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/unet.ipynb)
 #
-# Takes a U-Net trained to outline tumours in brain MRI slices (any COCO set; generated phantoms by default), and
-# compares ARSVD with SVD at fixed ranks, and both with Tucker-2 and hierarchical Tucker at equal size, each
-# fine-tuned. Every trial is a line in `logs/`; `python analyze_results.py` makes tables and pictures out of them.
+# This notebook takes a U-Net that outlines tumours in brain MRI slices (any COCO set; generated phantoms by default).
+# It compares ARSVD with SVD at fixed ranks, and both with Tucker-2 and hierarchical Tucker at equal size, each
+# fine-tuned. Every trial is a line in `logs/`; `python analyze_results.py` turns them into tables and pictures.
 
 # %%
-# Set-up: on Colab, fetch the suite and install what is missing there; elsewhere, only step into its folder.
+# Set-up: on Colab, fetch the suite and install what is missing; elsewhere, only change to its folder.
 import os
 import subprocess
 import sys
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path.cwd()))
 # ## Parameters
 #
 # Change them here, or from outside: `papermill notebooks/unet.ipynb out.ipynb -p dataset coco -p data_root data`.
-# A few more, with what is allowed, stand in `common/notebook/config.py`.
+# `common/notebook/config.py` lists a few more, with their allowed values.
 
 # %% tags=["parameters"]
 dataset = "phantoms"  # phantoms (generated) or coco
@@ -49,22 +49,22 @@ data_root = None  # folder that holds the data set; phantoms needs none
 image_size = 64  # pixels, height and width
 batch_size = 16
 weights = None  # trained weights from finetuned/finetune.py; None trains the dense network here
-width = 16  # channels of the first level; each level down has twice as many
+width = 16  # channels of the first level; each level down doubles them
 augment = True  # flips, small rotations, brightness and contrast, drawn anew each time
 dense_epochs = 20.0  # passes over the data when the dense network is trained here
 dense_learning_rate = 0.002  # peak of its one-cycle schedule
 svd_ranks = "8,16,32"  # fixed-rank SVD to compare with
 arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-compare_at = 0.5  # share of the parameters at which the methods are compared and all fine-tuned; None leaves it out
-method = "htd"  # what the policy searches with: svd, spatial_svd, tucker2 or htd
-budget_params = None  # share of the parameters to keep, e.g. 0.3; None: the score weighs size against Dice
-trials = 10  # plans that the policy samples
+compare_at = 0.5  # share of the parameters at which all methods are compared and fine-tuned; None compares none
+method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, or mixed (with a budget)
+budget_params = None  # share of the parameters to keep, e.g. 0.3; with None the score weighs size against Dice
+trials = 10  # number of plans that the policy samples
 keep = 0.97  # a trial is accepted when it keeps this share of the dense Dice
-finetune_top = 2  # so many of the best trials are fine-tuned
-finetune_epochs = 3.0  # for so many epochs, 5 at most
+finetune_top = 2  # number of best trials that are fine-tuned
+finetune_epochs = 3.0  # of each of them, at most 5
 seed = 0
 logs = "logs"  # folder of the logs
-run = None  # name of this run's log; None makes one from the model, data set, method and time
+run = None  # name of this run's log; None makes one of model, data set, method and time
 
 # %%
 from common.notebook.config import SegmentationConfig
@@ -76,7 +76,7 @@ print(config)
 # ## Data and the dense network
 
 # %%
-from common.notebook.colab import keep_run
+from common.notebook.colab import copy_run
 from common.notebook.evidence import chosen_ranks, layer_table, predict_masks
 from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
@@ -90,9 +90,9 @@ figures.training_curves(history)
 # %% [markdown]
 # ## Rank rules
 #
-# Each layer is decomposed once; any rank is then a slice. The spectra show how much of a layer's output a rank keeps
-# (of its weight, when `data_aware` is off); the dots are the ranks of the last rule, and the table says what that rule
-# makes of each layer.
+# Each layer is decomposed once; every rank is then a slice. The spectra show how much of a layer's output a rank keeps
+# (of its weight, when `data_aware` is off). The dots are the ranks of the last rule; the table shows what that rule
+# does to each layer.
 
 # %%
 decompositions = decompose(config, dense, data)
@@ -108,17 +108,17 @@ layer_table(dense, data, plans, decompositions)
 # %% [markdown]
 # ## Policy-guided search
 #
-# One line a trial: Dice on validation after BatchNorm recalibration and, for the best few, after fine-tuning; the
-# picture follows the search. Once ten trials are measured, those that look poor on a part of validation are given up
-# early. The rank rules come first, for comparison. Stopped? With `run` set, running the notebook again goes on where
-# it was.
+# Each trial prints one line: its Dice on validation after BatchNorm recalibration and, for the best few, after
+# fine-tuning. The picture follows the search. The rank rules come first, for comparison. After ten trials, those that
+# look poor on a part of validation are stopped early. If the notebook is stopped and `run` is set, run it again: the
+# search continues.
 
 # %%
 result = search(config, dense, data, plans, decompositions)
 
 # %% [markdown]
-# How sensitive each layer is (divergence of the network's output, in nats, when that layer alone is cut to a tenth),
-# and what the policy made of that before and after the trials.
+# The first picture shows how sensitive each layer is: the divergence of the network's output, in nats, when that layer
+# alone is cut to a tenth. The second shows the policy that follows from it, before and after the trials.
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)
@@ -127,23 +127,23 @@ figures.sensitivities(result.sensitivities, result.layer_sizes)
 figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's parameters", before=result.first_policy)
 
 # %% [markdown]
-# ## What came out
+# ## Results
 
 # %%
 figures.radar(result.records, config.keep)
 
 # %% [markdown]
-# The truth in one colour, what each network found in the other, on the first test images with something to find.
+# The first test images with a tumour: the truth in one colour, the prediction of each network in the other.
 
 # %%
 figures.sample_masks(predict_masks({"dense": dense, **result.best_networks}, data))
 
 # %% [markdown]
-# The methods at equal size, stage by stage.
+# This table compares the methods at equal size, stage by stage.
 
 # %%
 print(methods_table(result.records, config.keep).console())
 
 # %%
-keep_run(result.log.parent, result.log.stem)
+copy_run(result.log.parent, result.log.stem)
 format_summary(summary_table(result.records, config.keep))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from common.data import DataBundle, load_data
-from common.data.segmentation import MaskedImages
+from common.data.masked_images import MaskedImages
 
 TUMOURS = [{"id": 1, "name": "tumour"}]
 

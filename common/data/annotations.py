@@ -1,4 +1,4 @@
-"""What the annotation files of a COCO set say."""
+"""Reads the annotation files of a COCO set."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from common.data.coco_layout import Part, find_parts
 
 SHARES = (-0.01, 1.01)
-"""Between these lie coordinates in shares of the image, rounded. In pixels they would be of a single one."""
+"""Range of coordinates in shares of the image, with room for rounding. In pixels it would span a single one."""
 SOUGHT = 20
-"""Images that are looked for to find their folder."""
+"""Number of images that are searched for to find their folder."""
 
 
 class LeftOut:
-    """What a set's reader had to pass over: a kind of fault -> the names.
+    """What the reader of a data set had to pass over.
 
     Attributes:
-        names: kind of fault -> what it is called in the set.
-        resized: images of another size than their entries say; they are used.
+        names: kind of fault -> names in the data set.
+        resized: names of images whose size differs from their entries; they are used.
     """
 
     def __init__(self) -> None:
@@ -31,26 +31,36 @@ class LeftOut:
         self.resized: list[str] = []
 
     def add(self, kind: str, name: str) -> None:
-        """Count one more, e.g. of ``missing images``."""
+        """Add a name to a kind of fault, e.g. ``missing images``."""
         self.names[kind].append(name)
 
     def also(self) -> str:
-        """The end of an error that names what was passed over; empty where nothing was."""
+        """Return the end of an error message that names what was left out; empty where nothing was."""
         return f"; left out {self}" if self.names else ""
+
+    def lines(self) -> list[str]:
+        """Return one line for what was left out and one for images of another size; none where all is well."""
+        lines = [f"left out {self}"] if self.names else []
+        if self.resized:
+            lines.append(
+                f"{len(self.resized)} images are not of the size that their entries tell ({shorten(self.resized)}); "
+                "their regions are scaled along"
+            )
+        return lines
 
     def __str__(self) -> str:
         return "; ".join(f"{kind}: {len(names)} ({shorten(names)})" for kind, names in self.names.items())
 
 
 def shorten(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Join the first three names; count the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 @dataclass(frozen=True)
 class Region:
-    """An annotation: its category's name, its region as it stands in the file, and whether it has a box."""
+    """An annotation: its name and category, its region as the file gives it, and whether it has a box."""
 
     name: str
     category: str
@@ -60,7 +70,7 @@ class Region:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image's entry; ``size`` is (height, width) in pixels, or None for that of the file."""
+    """An image's entry; ``size`` is (height, width) in pixels, or None where the image file decides."""
 
     path: Path
     size: tuple[int, int] | None
@@ -69,12 +79,12 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """One part of a set.
+    """The annotations of one part of a data set.
 
     Attributes:
-        path: of the file.
+        path: of the annotation file.
         split: name of the part.
-        folder: that holds its images.
+        folder: holds the images of the part.
         images: in the order of the file.
         categories: name -> the names of its supercategories.
     """
@@ -87,19 +97,22 @@ class AnnotationFile:
 
 
 def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile], tuple[str, ...]]:
-    """The annotation files of ``train``, ``valid`` and, where there is one, ``test``, and the names of the classes.
+    """Read the annotation files of ``train``, ``valid`` and, where there is one, ``test``; name the classes.
 
-    Categories that share a name are one class. A category that no annotation of any part uses is none: exporters add
-    parents of the others, and on a class that is never there every network is right.
+    Categories that share a name are one class. A category without any annotation is no class: exporters add parents
+    of the others, and every network would be right on a class that never occurs.
 
     Args:
         root: see :func:`common.data.coco_layout.find_parts`.
         left_out: receives what has to be passed over.
 
+    Returns:
+        Part -> its annotations, and the names of the classes.
+
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is no JSON, not in COCO's format, holds no image, or none of its annotations can
-            be used; or a part has two files.
+        ValueError: an annotation file is not JSON, not in COCO's format, holds no image, or has no usable annotation;
+            or a part has two files.
     """
     files = {part: _read_annotations(found, left_out) for part, found in find_parts(root).items()}
     used = {region.category for file in files.values() for image in file.images for region in image.regions}
@@ -117,6 +130,7 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
 
 
 def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
+    """Read the annotation file of one part."""
     path = part.annotations
     try:
         content = json.loads(path.read_bytes())
@@ -149,7 +163,7 @@ def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
 def _categories(
     split: str, categories: list[dict[str, Any]], left_out: LeftOut
 ) -> tuple[dict[int | str | None, str], dict[str, set[str]]]:
-    """Names by id, and the names of the supercategories by name."""
+    """Return id -> name, and name -> names of its supercategories."""
     names: dict[int | str | None, str] = {}
     parents: dict[str, set[str]] = {}
     for category in categories:
@@ -165,7 +179,7 @@ def _categories(
 def _images(
     split: str, folder: Path, entries: list[dict[str, Any]], left_out: LeftOut
 ) -> dict[int | str | None, AnnotatedImage]:
-    """Images by id, still without their regions."""
+    """Return id -> image, still without regions."""
     images: dict[int | str | None, AnnotatedImage] = {}
     for entry in entries:
         number, file = _key(entry.get("id")), entry.get("file_name")
@@ -177,6 +191,7 @@ def _images(
 
 
 def _records(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
+    """Return one of the lists in a COCO file."""
     records = content.get(key) if isinstance(content, dict) else None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} is not in COCO's format: it holds no list of {key}")
@@ -184,7 +199,7 @@ def _records(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _check_pixels(path: Path, annotations: list[dict[str, Any]]) -> None:
-    """Raise a ValueError where every polygon of a file is written in shares of its image."""
+    """Raise a ValueError where all polygons of a file are in shares of their images instead of pixels."""
     polygons = [values for annotation in annotations if (values := coordinates(annotation.get("segmentation")))]
     if polygons and all(map(are_shares, polygons)):
         raise ValueError(
@@ -194,7 +209,7 @@ def _check_pixels(path: Path, annotations: list[dict[str, Any]]) -> None:
 
 
 def coordinates(segmentation: Any, axis: int | None = None) -> list[float]:
-    """The numbers in a list of polygons, or those of one axis, 0 across and 1 down; none of anything else."""
+    """Return the numbers in a list of polygons, all or those of one axis (0 across, 1 down); none of anything else."""
     polygons = segmentation if isinstance(segmentation, list) else []
     chosen = slice(axis, None, None if axis is None else 2)
     values = [value for polygon in polygons if isinstance(polygon, list) for value in polygon[chosen]]
@@ -202,12 +217,12 @@ def coordinates(segmentation: Any, axis: int | None = None) -> list[float]:
 
 
 def are_shares(values: Iterable[float]) -> bool:
-    """Whether coordinates are shares of an image: in pixels they would be of a single one."""
+    """Whether coordinates must be shares of an image, because in pixels they would span a single one."""
     return all(SHARES[0] <= value <= SHARES[1] for value in values)
 
 
 def _key(value: object) -> int | str | None:
-    """An id as it is compared: 3, 3.0 and "3" are one; None for what is none."""
+    """Return an id in a comparable form: 3, 3.0 and "3" are equal; None for anything that is no id."""
     if isinstance(value, str):
         number = re.fullmatch(r"([+-]?\d{1,18})(\.0*)?", value.strip())
         return int(number[1]) if number else value.strip() or None
@@ -217,7 +232,7 @@ def _key(value: object) -> int | str | None:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width; None where the entry does not tell both."""
+    """Return height and width; None unless the entry tells both."""
     height, width = _key(entry.get("height")), _key(entry.get("width"))
     known = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
     return (height, width) if known else None  # type: ignore[return-value]

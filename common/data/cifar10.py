@@ -1,4 +1,4 @@
-"""CIFAR-10 in its published files or as class folders of small images."""
+"""CIFAR-10 in its published files, in torchvision's layout, or as class folders of small images."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.batching import Splits
+from common.data.image_tensors import SplitSizes, tensor_splits
 from common.data.images import IMAGE_KINDS, open_image
+from common.data.normalization import Normalization
 from common.data.published import load_published
+from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
 from common.progress import track
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PUBLISHED = "cifar-10-batches-py"
 
 
-def load_cifar10(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images ``(N, 3, 32, 32)`` in uint8 and labels ``(N,)``: those of training, then those of the test split.
+def load_cifar10(root: str | Path, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return images ``(N, 3, 32, 32)`` in uint8 and labels ``(N,)``: those of training, then those of the test split.
 
     The published files are Python pickles. torchvision opens them only after their checksums have shown that they
-    are the ones known to it, so no stranger's pickle is ever loaded.
+    are the ones it knows, so that no other pickle is ever loaded.
 
     Args:
         root: the folder that holds ``cifar-10-batches-py/``, which is preferred, or ``train/<class>/`` and
@@ -28,26 +32,24 @@ def load_cifar10(root: str | Path | None, download: bool) -> tuple[Tensor, Tenso
         download: fetch the published files into ``root`` when neither is there.
 
     Raises:
-        ValueError: ``root`` is None, or an image of a class folder is broken.
+        ValueError: an image of a class folder is broken.
         FileNotFoundError: ``root`` holds neither, a published file is altered, or a class folder is missing or empty.
         ConnectionError: the download failed.
     """
-    if root is None:
-        raise ValueError(
-            f"data_root=None: cifar10 needs the folder that holds {PUBLISHED}/, or train/<class>/ and test/<class>/"
-        )
     folder = Path(root)
     if (folder / PUBLISHED).is_dir() or (download and not (folder / "train").is_dir()):
         train, test = load_published("CIFAR10", folder, PUBLISHED, download)
         return (*_tensors(train.data, train.targets), *_tensors(test.data, test.targets))
-    return (*_read(folder, "train"), *_read(folder, "test"))
+    return (*_read_folders(folder, "train"), *_read_folders(folder, "test"))
 
 
 def _tensors(images: np.ndarray, labels: list[int]) -> tuple[Tensor, Tensor]:
+    """Convert torchvision's arrays ``(N, 32, 32, 3)``."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
-def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
+def _read_folders(root: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Read the class folders of one part."""
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(CLASSES):
         found = sorted(path for path in (root / part / name).glob("*.*") if path.suffix.lower() in IMAGE_KINDS)
@@ -67,3 +69,22 @@ def _read(root: Path, part: str) -> tuple[Tensor, Tensor]:
             raise ValueError(f"cifar10: {error}") from error
         images[index] = np.asarray(image.convert("RGB").resize((32, 32))).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor([label for _, label in files])
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read CIFAR-10."""
+    tensors = load_cifar10(root_of(settings), settings.download)
+    return tensor_splits("cifar10", tensors, CLASSES, SplitSizes(), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "cifar10",
+        "60,000 photographs of ten classes, 32 x 32",
+        read,
+        Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        augment=True,
+        layout=f"{PUBLISHED}/, or train/<class>/ and test/<class>/",
+        downloads=True,
+    )
+)

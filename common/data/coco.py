@@ -1,121 +1,138 @@
-"""Images and masks of a COCO set."""
+"""Your own COCO set: images with annotated regions, one mask a category.
+
+The root folder holds ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
+``_annotations.coco.json``; or the official layout, ``annotations/instances_train2017.json`` and the like beside
+``train2017/`` and others. Where there is no part to test on, half of validation is the test split.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from common.data.annotations import AnnotatedImage, AnnotationFile, LeftOut, are_shares, coordinates, shorten
-from common.data.images import open_image
-from common.data.masks import region_mask, resize_mask, union
-from common.progress import track
+from common.data.annotations import AnnotationFile, LeftOut, read_coco
+from common.data.batching import Splits
+from common.data.coco_images import read_images
+from common.data.masked_images import MaskedImages
+from common.data.normalization import CENTRED
+from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
+from common.data.splits import split_indices, subset
 
-MOST_BROKEN = 0.05
-"""Share of a split's images that may be missing or broken."""
-MOST_PIXELS = 2**28
-"""An image that is larger by its annotation file is taken for broken."""
+CALIBRATION_IMAGES = 64
+Pair = tuple[Tensor, Tensor]
+"""Images and masks."""
 
 
-def read_images(
-    file: AnnotationFile, indices: Sequence[int], classes: Sequence[str], size: int, left_out: LeftOut
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Some of a split's images and their masks, resized.
+def coco_splits(name: str, root: Path, settings: ReadSettings) -> Splits:
+    """Read the splits of a COCO set; calibration is 64 images of its ``train/``, or a fifth of fewer than 320.
+
+    Lines on stderr name what was left out, and say where half of validation is the test split.
 
     Args:
-        file: the split.
-        indices: which of its images.
-        classes: the K classes; an annotation of any other category is passed over.
-        size: height and width after resizing, S; the aspect ratio is not kept.
-        left_out: receives what has to be passed over.
-
-    Returns:
-        Images ``(N, C, S, S)`` in uint8, C = 1 where all are grey, otherwise 3; masks ``(N, K, S, S)`` in bool; and
-        for each of ``indices`` whether its image is among the N.
+        name: of the data set, for these lines.
+        root: the folder that holds it.
+        settings: how to read it.
 
     Raises:
-        ValueError: more than 5% of the images are missing or broken.
+        FileNotFoundError: an annotation file is missing.
+        ValueError: an annotation file is damaged, nothing is left of a split, no annotation of a part covers
+            a pixel, or more than 5% of a split's images are missing or broken.
     """
-    images: list[NDArray[np.uint8]] = []
-    masks: list[NDArray[np.bool_]] = []
-    broken: dict[int, str] = {}
-    reasons: list[OSError] = []
-    for index in track(indices, f"reading {file.split}", unit="image"):
-        entry = file.images[index]
-        name = f"{file.split}/{entry.path.name}"
-        try:
-            image, (height, width) = _open(entry)
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            left_out.add("missing images" if missing else "broken images", name)
-            broken[index] = name
-            reasons.append(error)
-            continue
-        if image.size != (width, height):
-            left_out.resized.append(name)
-        resized = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-        images.append(resized[None] if image.mode == "L" else resized.transpose(2, 0, 1))
-        masks.append(_class_masks(entry, (height, width), classes, size, left_out))
-    if len(broken) > MOST_BROKEN * len(indices):
-        raise ValueError(
-            f"{file.folder}: {len(broken)} of {len(indices)} images are missing or broken "
-            f"({shorten(list(broken.values()))}); at most {MOST_BROKEN:.0%} may be; the first: {reasons[0]}"
+    reader = _Reader(root, settings)
+    files, seed = reader.files, settings.split_seed
+    count = len(files["train"].images)
+    parts = split_indices(count, {"calibration": max(2, min(CALIBRATION_IMAGES, count // 5))}, seed)
+    train, calibration = reader.read("train", parts["train"].tolist(), parts["calibration"].tolist())
+    if "test" in files:
+        (validation,), (test,) = (
+            reader.read(part, subset(len(files[part].images), settings.limit, seed).tolist())
+            for part in ("valid", "test")
         )
-    channels = max(len(image) for image in images)
-    stacked = np.stack([np.broadcast_to(image, (channels, size, size)) for image in images])
-    readable = torch.tensor([index not in broken for index in indices])
-    return torch.from_numpy(stacked), torch.from_numpy(np.stack(masks)), readable
+    else:
+        halves = _halves(files["valid"], seed)
+        validation, test = reader.read("valid", halves["train"].tolist(), halves["test"].tolist())
+        half = f"half of {files['valid'].split}, drawn by split_seed, is the test split"
+        print(f"{name} in {root}: there is no part to test on; {half}", file=sys.stderr)
+    for line in reader.left_out.lines():
+        print(f"{name} in {root}: {line}", file=sys.stderr)
+    return Splits(
+        MaskedImages(*train, settings.normalization, settings.augment),
+        MaskedImages(*calibration, settings.normalization, settings.augment),
+        MaskedImages(*validation, settings.normalization),
+        MaskedImages(*test, settings.normalization),
+        reader.classes,
+    )
 
 
-def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:
-    """An image and the height and width that its regions refer to.
+class _Reader:
+    """Reads images and masks of a COCO set.
 
-    Raises:
-        OSError: the image is missing or broken, or contradicts its entry.
+    Attributes:
+        left_out: what had to be passed over.
+        files: part -> its annotations.
+        classes: their names.
     """
-    image = open_image(entry.path, upright=True)  # as tools show it to those who annotate
-    height, width = entry.size or (image.height, image.width)
-    if (width, height) == image.size[::-1] != image.size:  # annotated as it is stored
-        image = open_image(entry.path)
-        if image.size != (width, height):
-            raise OSError(f"{entry.path} lies on its side against its annotations")
-    if height * width > MOST_PIXELS:
-        raise OSError(f"{entry.path}: {height}x{width} pixels are out of range")
-    if image.size != (width, height):
-        polygons = [region.segmentation for region in entry.regions]
-        across, down = (max((v for p in polygons for v in coordinates(p, axis)), default=0.0) for axis in (0, 1))
-        if (across > width + 1 or down > height + 1) and across <= image.width + 1 and down <= image.height + 1:
-            raise OSError(f"{entry.path}: its regions lie outside the {height}x{width} pixels of its entry")
-    return image, (height, width)
+
+    def __init__(self, root: Path, settings: ReadSettings) -> None:
+        self._settings, self.left_out = settings, LeftOut()
+        self.files, self.classes = read_coco(root, self.left_out)
+        if settings.unannotated == "drop":
+            self.files = {part: _annotated(file, self.left_out) for part, file in self.files.items()}
+
+    def read(self, part: str, *groups: Sequence[int]) -> list[Pair]:
+        """Read images and masks of each group of indices, at most ``limit`` of each."""
+        drop = self._settings.unannotated == "drop"
+        file, size = self.files[part], self._settings.image_size
+        groups = tuple(group[: self._settings.limit] for group in groups)
+        indices = [index for group in groups for index in group]
+        images, masks, readable = read_images(file, indices, self.classes, size, self.left_out)
+        also = self.left_out.also()
+        sizes = [int(flags.sum()) for flags in readable.split([len(group) for group in groups])]
+        categories = {region.category for index in indices for region in file.images[index].regions}
+        if (part == "train" or not drop) and not masks.any() and categories & set(self.classes):
+            raise ValueError(f"{file.path}: no annotation covers a pixel{also}")
+        used = masks.flatten(1).any(1) if drop else torch.ones(len(masks), dtype=torch.bool)
+        if not all(some.any() for some in used.split(sizes)):
+            raise ValueError(f"unannotated='drop' leaves no image of {file.path}{also}")
+        read_groups = zip(images.split(sizes), masks.split(sizes), used.split(sizes), strict=True)
+        return [(images[some], masks[some]) for images, masks, some in read_groups]
 
 
-def _class_masks(
-    image: AnnotatedImage, shape: tuple[int, int], classes: Sequence[str], size: int, left_out: LeftOut
-) -> NDArray[np.bool_]:
-    """Masks ``(K, S, S)``; each region is resized by itself, so that a small one beside a large one is kept."""
-    found: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in classes}
-    for region in image.regions:
-        if region.category not in found:
-            left_out.add("annotations of categories that train lacks", region.name)
-            continue
-        if not region.segmentation and (region.boxed or region.segmentation is None):
-            kind = "annotations that are boxes alone" if region.boxed else "annotations without a region"
-            left_out.add(kind, region.name)
-            continue
-        numbers = coordinates(region.segmentation)
-        if numbers and are_shares(numbers):
-            left_out.add("annotations in shares of the image, not in pixels", region.name)
-            continue
-        try:
-            mask = region_mask(region.segmentation, *shape)
-        except ValueError:
-            left_out.add("annotations whose region is malformed", region.name)
-            continue
-        if not mask.any():
-            left_out.add("annotations that cover no pixel", region.name)
-        found[region.category].append(resize_mask(mask, size))
-    return np.stack([union(masks, size) for masks in found.values()])
+def _halves(file: AnnotationFile, split_seed: int) -> dict[str, Tensor]:
+    """Return indices for validation (as ``train``) and ``test`` where one part has to serve for both."""
+    count = len(file.images)
+    if count < 2:
+        raise ValueError(f"{file.path} has one image, and there is no part to test on: half of it cannot serve")
+    return split_indices(count, {"test": count // 2}, split_seed)
+
+
+def _annotated(file: AnnotationFile, left_out: LeftOut) -> AnnotationFile:
+    """Drop the images that have no annotation."""
+    images = [image for image in file.images if image.regions]
+    if not images:
+        raise ValueError(f"unannotated='drop' leaves no image of {file.path}{left_out.also()}")
+    return dataclasses.replace(file, images=images)
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read a COCO set."""
+    return coco_splits("coco", root_of(settings), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "coco",
+        "your own images with masks in COCO's format",
+        read,
+        CENTRED,
+        task="segmentation",
+        image_size=128,
+        augment=True,
+        layout="train/, valid/ and test/, or annotations/",
+    )
+)

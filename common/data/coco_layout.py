@@ -1,4 +1,4 @@
-"""Where the parts of a COCO set lie: each in a folder of its own, or in the official layout."""
+"""Finds the parts of a COCO set: each in a folder of its own, or in the official layout."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 ANNOTATIONS = "_annotations.coco.json"
 NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
-"""Part -> what its folder or file may be called."""
+"""Part -> the possible names of its folder or file."""
 _OFFICIAL = re.compile(r"instances_((train|valid|val|validation|test)[-_]?\d*)\.json")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a set.
+    """One part of a data set.
 
     Attributes:
-        name: as its folder or file calls it, e.g. ``val2017``.
-        annotations: the annotation file.
-        folders: where its images may lie, the likeliest first.
+        name: by its folder or file, e.g. ``val2017``.
+        annotations: path of the annotation file.
+        folders: folders that may hold its images, the likeliest first.
     """
 
     name: str
@@ -28,14 +28,14 @@ class Part:
     folders: tuple[Path, ...]
 
     def image_folder(self, files: list[str]) -> Path:
-        """The first of the folders that holds one of these files; the first of all where none does."""
+        """Return the first folder that holds one of these files; where none does, the first of all."""
         return next(
             (folder for name in files for folder in self.folders if (folder / name).is_file()), self.folders[0]
         )
 
 
 def find_parts(root: Path) -> dict[str, Part]:
-    """The parts ``train``, ``valid`` and, where there is one, ``test``.
+    """Find the parts ``train``, ``valid`` and, where there is one, ``test``.
 
     Args:
         root: holds ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
@@ -44,7 +44,7 @@ def find_parts(root: Path) -> dict[str, Part]:
 
     Raises:
         FileNotFoundError: there is no annotation file for ``train`` or ``valid``.
-        ValueError: there are two for one part.
+        ValueError: a part has two annotation files.
     """
     found: dict[str, list[Part]] = defaultdict(list)
     for part, names in NAMES.items():
@@ -65,13 +65,14 @@ def find_parts(root: Path) -> dict[str, Part]:
 
 
 def _official_folders(root: Path, name: str, plain: str) -> tuple[Path, ...]:
-    """Folders of images for the annotations of ``name``, e.g. ``train2017``, or ``train`` without its year."""
+    """Return the folders that may hold the images of ``name``, e.g. ``train2017``; ``plain`` lacks the year."""
     similar = sorted(folder for folder in root.glob(f"{plain}*") if folder.is_dir())
     names = dict.fromkeys((root / name, root / "images" / name, *similar, root / "images" / plain))
     return (*names, root / "images", root)
 
 
 def _check_complete(root: Path, found: set[str]) -> None:
+    """Raise a FileNotFoundError unless ``train`` and ``valid`` are found."""
     missing = [part for part in ("train", "valid") if part not in found]
     if not missing:
         return

@@ -1,49 +1,56 @@
-"""Image folders in ImageNet's layout, read as they are needed."""
+"""Image folders in ImageNet's layout, read as they are needed.
+
+The root folder holds ``train/<class>/`` and ``val/<class>/``. Where it also holds ``test/<class>/``, that is the test
+split; otherwise half of ``val/`` is.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.data.annotations import shorten
-from common.data.bundle import BatchDataset, Splits
+from common.data.batching import BatchDataset, Splits
 from common.data.images import IMAGE_KINDS, open_image
-from common.data.normalization import Normalization
+from common.data.normalization import IMAGENET, Normalization
+from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
 from common.data.splits import split_indices, subset
 from common.network.batches import Batch
-from common.torchvision_compat import torchvision
 
-_v2 = torchvision.transforms.v2
-Files = list[tuple[str, int]]  # paths and class numbers
+Files = list[tuple[str, int]]
+"""Paths and class numbers."""
+Others = Counter[tuple[str, str]]
+"""Class and ending of files that are no images -> their number."""
 
 CALIBRATION_IMAGES = 512
 MOST_BROKEN = 0.05
 """Share of a split's files that may be broken."""
 NAMED = 10
-"""Broken files that are named, for each process that reads."""
+"""Number of broken files that are named, for each process that reads."""
 
 
 class ImageFiles(BatchDataset):
     """Images that are read from their files batch by batch.
 
-    A file that turns out to be broken is left out of its batch, which is one smaller for it, and is named on stderr:
-    it must not end an epoch after hours. Once more than 5% of the files have turned out so, reading stops.
+    A broken file must not end an epoch after hours. It is left out of its batch and named on stderr. Reading stops
+    once more than 5% of the files have turned out to be broken.
 
     Args:
         files: paths.
         labels: ``(N,)``, int64.
-        image_size: S. As torchvision's weights are evaluated: the shorter side to 256 / 224 S, then S x S out of the
-            centre.
+        image_size: S. Images are cut as for the evaluation of torchvision's weights: the shorter side is resized to
+            256 / 224 S, and S x S are taken from the centre.
         normalization: of the pixels.
-        augment: as those weights are trained instead: a random part of 8% to 100% of the area, resized to S x S, and
-            mirrored half of the time.
+        augment: cut images as for the training of those weights: a random part of 8% to 100% of the area is resized
+            to S x S, and half of the images are mirrored.
     """
 
     def __init__(
@@ -59,13 +66,13 @@ class ImageFiles(BatchDataset):
         self.labels, self.normalization, self.augment = labels, normalization, augment
         self.image_size = image_size
         self._broken = torch.zeros(len(files), dtype=torch.bool).share_memory_()  # seen by all workers
-        self._transform = _v2.Compose([*_geometry(image_size, augment), _v2.PILToTensor()])
+        self._transform = _transform(image_size, augment)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """Inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` of those files that can be read.
+        """Return inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` of the files that can be read.
 
         Raises:
             ValueError: more than 5% of all files are broken, or all of two or more in ``indices``.
@@ -88,15 +95,16 @@ class ImageFiles(BatchDataset):
         return self.normalization(torch.stack(images).float() / 255), self.labels[read]
 
     def path(self, index: int) -> Path:
-        """Of one file."""
+        """Return the path of one file."""
         return Path(os.fsdecode(bytes(self._files[index])))
 
     @property
     def broken(self) -> list[Path]:
-        """The files that could not be read so far."""
+        """The files that turned out to be broken so far."""
         return [self.path(index) for index in self._broken.nonzero().flatten().tolist()]
 
     def _leave_out(self, index: int, error: OSError) -> None:
+        """Note a broken file; raise a ValueError once there are too many."""
         if not self._broken[index]:
             self._broken[index] = True
             count = int(self._broken.sum())
@@ -110,85 +118,90 @@ class ImageFiles(BatchDataset):
             )
 
 
-def _geometry(size: int, augment: bool) -> list[torch.nn.Module]:
+def _transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
+    """Return the transform from an image to a tensor ``(3, size, size)`` in uint8."""
+    from common.torchvision_compat import torchvision
+
+    v2 = torchvision.transforms.v2
+    steps = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
     if augment:
-        return [_v2.RandomResizedCrop(size), _v2.RandomHorizontalFlip()]
-    return [_v2.Resize(round(size * 256 / 224)), _v2.CenterCrop(size)]
+        steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    transform: Callable[[Image.Image], Tensor] = v2.Compose([*steps, v2.PILToTensor()])
+    return transform
 
 
-def imagefolder_splits(
-    root: str | Path | None,
-    image_size: int,
-    normalization: Normalization,
-    *,
-    augment: bool,
-    split_seed: int,
-    limit: int | None,
-) -> Splits:
-    """The splits of a folder with ``train/<class>/``, ``val/<class>/`` and, or not, ``test/<class>/``.
+def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
+    """Read the file names of the splits.
 
-    Calibration is 512 images of ``train/``, or a tenth where it has fewer than 5,120. Without class folders in
-    ``test/`` half of ``val/`` becomes the test split, and a line on stderr says so. Others name the files that are no
-    images of a known kind, and the classes of which ``val/`` or ``test/`` has no image.
+    Calibration is 512 images of ``train/``, or a tenth where it has fewer than 5,120. Lines on stderr say where half
+    of ``val/`` is the test split, and name files of unknown kinds and classes without an image in ``val/`` or
+    ``test/``.
 
     Raises:
-        ValueError: ``root`` is None, there is one class only, no image of a class in ``train/`` can be read, or
-            ``val/`` or ``test/`` has a class that ``train/`` lacks.
+        ValueError: there is only one class, no image of a class in ``train/`` can be read, or ``val/`` or ``test/``
+            has a class that ``train/`` lacks.
         FileNotFoundError: ``train/`` or ``val/`` has no class folders, a class in ``train/`` has no image, or a folder
             holds no images.
     """
-    if root is None:
-        raise ValueError("data_root=None: imagefolder needs the folder that holds train/<class>/ and val/<class>/")
-    root = Path(root)
     classes = _class_names(root / "train")
     if not classes or not _class_names(root / "val"):
         raise FileNotFoundError(
             f"data_root={str(root)!r} does not hold class folders: train/<class>/ and val/<class>/ are needed"
         )
-
     if len(classes) == 1:
         raise ValueError(f"{root / 'train'} has one class folder, {classes[0]!r}; a classifier needs two or more")
 
     def dataset(files: Files, indices: Tensor, augment: bool = False) -> ImageFiles:
-        chosen = [files[index] for index in indices[:limit].tolist()]
+        chosen = [files[index] for index in indices[: settings.limit].tolist()]
         labels = torch.tensor([label for _, label in chosen])
-        return ImageFiles([path for path, _ in chosen], labels, image_size, normalization, augment)
+        paths = [path for path, _ in chosen]
+        return ImageFiles(paths, labels, settings.image_size, settings.normalization, augment)
 
     train = _files(root / "train", classes, learnt=True)
-    validation = test = _files(root / "val", classes)
     calibration = max(2, min(CALIBRATION_IMAGES, len(train) // 10))
-    parts = split_indices(len(train), {"calibration": calibration}, split_seed)
-    if _class_names(root / "test"):
-        test = _files(root / "test", classes)
-        parts["validation"], parts["test"] = (subset(len(files), limit, split_seed) for files in (validation, test))
-        mixed = torch.randperm(len(parts["validation"]), generator=torch.Generator().manual_seed(split_seed))
-        parts["validation"] = parts["validation"][mixed]  # a part of it must not be of the first classes alone
-    else:
-        halves = split_indices(len(validation), {"test": len(validation) // 2}, split_seed)
-        parts["validation"], parts["test"] = halves["train"], halves["test"]
-        print(f"{root} has no test/<class>/: half of val/, drawn by split_seed, is the test split", file=sys.stderr)
+    parts = split_indices(len(train), {"calibration": calibration}, settings.split_seed)
+    validation, test = _validation_and_test(root, classes, settings)
     return Splits(
-        dataset(train, parts["train"], augment),
-        dataset(train, parts["calibration"], augment),
-        dataset(validation, parts["validation"]),
-        dataset(test, parts["test"]),
+        dataset(train, parts["train"], settings.augment),
+        dataset(train, parts["calibration"], settings.augment),
+        dataset(*validation),
+        dataset(*test),
         classes,
     )
 
 
+def _validation_and_test(
+    root: Path, classes: Sequence[str], settings: ReadSettings
+) -> tuple[tuple[Files, Tensor], tuple[Files, Tensor]]:
+    """Return files and the indices to use of them, for validation and for test."""
+    limit, seed = settings.limit, settings.split_seed
+    validation = _files(root / "val", classes)
+    if _class_names(root / "test"):
+        test = _files(root / "test", classes)
+        chosen, tested = (subset(len(files), limit, seed) for files in (validation, test))
+        mixed = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+        # A search may measure a part of validation; that part must show more than the first classes.
+        return (validation, chosen[mixed]), (test, tested)
+    halves = split_indices(len(validation), {"test": len(validation) // 2}, seed)
+    print(f"{root} has no test/<class>/: half of val/, drawn by split_seed, is the test split", file=sys.stderr)
+    return (validation, halves["train"]), (validation, halves["test"])
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders in order; none where there is no such folder."""
     if not folder.is_dir():
         return ()
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
 
 
 def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
-    """Every image below the class folders, in order, with the number of its class.
+    """Return every image below the class folders, in order, with the number of its class.
 
     Args:
         folder: holds the class folders.
         classes: the folders' names.
-        learnt: whether every class must have an image that can be read; otherwise stderr names those that have none.
+        learnt: whether every class must have an image that can be read. Otherwise a line on stderr names the classes
+            that have none.
 
     Raises:
         ValueError: there is a class folder of another name, or no image of a class that is learnt can be read.
@@ -197,19 +210,9 @@ def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
         raise ValueError(f"{folder} has the class {unknown[0]!r}, which train/ lacks")
-    others: Counter[tuple[str, str]] = Counter()  # class and ending of files that are no images
-
-    def is_image(path: str) -> bool:
-        name, (_, kind) = os.path.basename(path), os.path.splitext(path.lower())  # noqa: PTH119, PTH122  # faster
-        if name.startswith("."):
-            return False
-        if kind not in IMAGE_KINDS:
-            others[Path(path).relative_to(folder).parts[0], kind or "without an ending"] += 1
-        return kind in IMAGE_KINDS
-
+    others: Others = Counter()
     numbers = {name: label for label, name in enumerate(classes)}
-    make_dataset = torchvision.datasets.folder.make_dataset
-    files: Files = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
+    files = _list_images(folder, numbers, others)
     counts = Counter(label for _, label in files)
     empty = [name for name, label in numbers.items() if not counts[label]]
     if empty and learnt:
@@ -232,6 +235,23 @@ def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
     return files
 
 
+def _list_images(folder: Path, numbers: dict[str, int], others: Others) -> Files:
+    """Return the images below the class folders; count all other files in ``others``."""
+    from common.torchvision_compat import torchvision
+
+    def is_image(path: str) -> bool:
+        name, (_, kind) = os.path.basename(path), os.path.splitext(path.lower())  # noqa: PTH119, PTH122  # faster
+        if name.startswith("."):
+            return False
+        if kind not in IMAGE_KINDS:
+            others[Path(path).relative_to(folder).parts[0], kind or "without an ending"] += 1
+        return kind in IMAGE_KINDS
+
+    make_dataset = torchvision.datasets.folder.make_dataset
+    files: Files = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
+    return files
+
+
 def _check_readable(folder: Path, files: Files, classes: Sequence[str]) -> None:
     """Raise a ValueError unless an image of every class can be read."""
     faults: dict[int, str] = {}
@@ -245,3 +265,22 @@ def _check_readable(folder: Path, files: Files, classes: Sequence[str]) -> None:
                 faults.setdefault(label, str(error))
     for label in faults.keys() - whole:
         raise ValueError(f"{folder / classes[label]}: none of its images can be read ({faults[label]})")
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read an image folder."""
+    return imagefolder_splits(root_of(settings), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "imagefolder",
+        "your own image folders in ImageNet's layout",
+        read,
+        IMAGENET,
+        image_size=224,
+        augment=True,
+        layout="train/<class>/ and val/<class>/",
+        in_memory=False,
+    )
+)

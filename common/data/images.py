@@ -1,4 +1,4 @@
-"""Opening image files of any kind as 8-bit grey or colour."""
+"""Opens image files of many kinds as 8-bit grey or colour."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 IMAGE_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of the files in class folders that are taken for images."""
+"""Endings by which files in class folders count as images."""
 ORIENTATION = ExifTags.Base.Orientation
-# What Pillow's decoders let through on damaged files, beside OSError.
+# Pillow's decoders raise these on damaged files, beside OSError.
 _DAMAGE = (SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def open_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """The file's first image in mode ``L`` (grey) or ``RGB``; ``upright`` turns it as its EXIF orientation says.
+    """Open a file's first image in mode ``L`` (grey) or ``RGB``.
 
-    16-bit grey is scaled from [0, 65,535] to [0, 255]; 32-bit integers and floats have no range of their own and are
-    stretched from their least to their greatest value. Palettes and CMYK become RGB. An alpha channel is left out.
+    16-bit grey is scaled from [0, 65,535] to [0, 255]. 32-bit integers and floats have no fixed range; they are
+    stretched from their least to their greatest value. Palettes and CMYK become RGB. An alpha channel is dropped.
+
+    Args:
+        path: of the file.
+        upright: turn the image by its EXIF orientation.
 
     Raises:
         OSError: the file is missing or is no whole image; the message names it.
@@ -40,16 +44,18 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1 (upright) where none can be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except (OSError, *_DAMAGE):  # pixels may be whole where what stands beside them is not
+    except (OSError, *_DAMAGE):  # the pixels may be whole although the metadata is not
         return 1
     return found if isinstance(found, int) else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit grey or colour."""
     mode = image.mode
-    # Older versions of Pillow hold 16 bits in its mode of 32-bit integers.
+    # Older versions of Pillow open 16-bit images in the mode of 32-bit integers.
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if mode in ("I", "F"):
@@ -60,5 +66,5 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.round(values * (255 / max(values.max(), 1e-300))).astype(np.uint8))
     if mode in ("1", "L", "LA", "La"):
         return image.convert("L")
-    # Straight from palette to RGB, Pillow warns where the palette has transparent entries.
+    # Pillow warns when a palette with transparent entries is converted to RGB directly.
     return (image.convert("RGBA") if mode in ("P", "PA") else image).convert("RGB")

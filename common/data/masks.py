@@ -1,4 +1,4 @@
-"""COCO's ways to write a region, as masks."""
+"""Turns COCO's regions, polygons and run-length encodings, into masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,17 +15,17 @@ Mask = NDArray[np.bool_]
 
 
 def region_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """The pixels ``(height, width)`` of one annotation's region; what lies outside the image is cut off.
+    """Return the pixels ``(height, width)`` of one annotation's region, cut off at the border of the image.
 
     Args:
-        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels (points and lines beside them cover
-            nothing), or a run-length encoding ``{"size":
-            [height, width], "counts": ...}`` down the columns, whose counts are a list or COCO's compressed text.
+        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels (points and lines among them cover
+            nothing); or a run-length encoding down the columns, ``{"size": [height, width], "counts": ...}``, whose
+            counts are a list or COCO's compressed text.
         height: of the image, in pixels.
         width: of the image, in pixels.
 
     Raises:
-        ValueError: it is neither, or its numbers make no sense.
+        ValueError: it is neither, or its numbers are invalid.
     """
     if isinstance(segmentation, list):
         return _polygon_mask(segmentation, height, width)
@@ -36,10 +35,11 @@ def region_mask(segmentation: Any, height: int, width: int) -> Mask:
 
 
 def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
+    """Return the pixels that are in any of the polygons."""
     farthest = 10 * max(height, width)  # the rasteriser's time and memory grow with a polygon's extent
     if not all(isinstance(polygon, list) for polygon in polygons):
         raise ValueError("a polygon must be a list of numbers")
-    drawn = [polygon for polygon in polygons if len(polygon) not in (2, 4)]  # tools leave points and lines behind
+    drawn = [polygon for polygon in polygons if len(polygon) not in (2, 4)]  # annotation tools leave points and lines
     if polygons and not drawn:
         raise ValueError("a polygon must have at least three points")
     for polygon in drawn:
@@ -49,6 +49,8 @@ def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
             raise ValueError("a polygon's coordinates must be numbers in or near the image")
     if not drawn:
         return np.zeros((height, width), dtype=bool)
+    import pycocotools.mask
+
     with warnings.catch_warnings():  # pycocotools 2.0.11 does not know numpy 2's arguments
         warnings.simplefilter("ignore", DeprecationWarning)
         runs = pycocotools.mask.frPyObjects(drawn, height, width)
@@ -56,7 +58,7 @@ def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
 
 
 def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
-    """Decoded here, for pycocotools reads and writes past its memory where the runs are damaged."""
+    """Decode runs here, because pycocotools reads and writes past its memory where they are damaged."""
     counts = encoding.get("counts")
     if encoding.get("size") != [height, width]:
         raise ValueError(f"its size is {encoding.get('size')}, the image's [{height}, {width}]")
@@ -70,9 +72,11 @@ def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
 
 
 def _decompress(text: str) -> list[int]:
-    """Counts from COCO's text: groups of five bits, lowest first, and from the fourth on the change against two back.
+    """Decode COCO's compressed counts.
 
-    A character is 48 + the group + 32 where more groups follow; bit 4 of the last group is the sign.
+    A number is written in groups of five bits, the lowest first, one character a group: 48 + the group, + 32 where
+    more groups follow. Bit 4 of the last group is the sign. From the fourth number on, each is the difference from
+    the number two places before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -93,11 +97,11 @@ def _decompress(text: str) -> list[int]:
 
 
 def resize_mask(mask: Mask, size: int) -> Mask:
-    """A mask ``(H, W)`` at ``(size, size)``; its area is kept, and nothing that is annotated disappears.
+    """Resize a mask ``(H, W)`` to ``(size, size)``; keep its area, and let no region disappear.
 
-    Of the new pixels those are taken that the region covers most, as many as its area amounts to, at least one, and
-    all that are covered as much as the last of these. For a large region this is the usual half coverage. A thin
-    structure stays in one piece, where half coverage loses it and the nearest pixel keeps it by chance.
+    The new mask takes the pixels that the region covers most. Their number is its area in new pixels, at least one;
+    ties with the last of them are taken too. For a large region this equals the usual threshold of half coverage. A
+    thin structure stays in one piece, whereas half coverage loses it and the nearest pixel keeps it by chance.
     """
     if not mask.any():
         return np.zeros((size, size), dtype=bool)
@@ -109,5 +113,5 @@ def resize_mask(mask: Mask, size: int) -> Mask:
 
 
 def union(masks: Sequence[Mask], size: int) -> Mask:
-    """The pixels ``(size, size)`` that are in any of the masks."""
+    """Return the pixels ``(size, size)`` that are in any of the masks."""
     return np.logical_or.reduce(masks) if masks else np.zeros((size, size), dtype=bool)

@@ -1,4 +1,4 @@
-"""MNIST in its published files."""
+"""MNIST in its published files, in torchvision's layout: ``MNIST/raw`` below the root folder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.batching import Splits
+from common.data.image_tensors import SplitSizes, tensor_splits
+from common.data.normalization import Normalization
 from common.data.published import download_published, wrong_kind
+from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
 
 RAW = Path("MNIST") / "raw"
 PARTS = ("train", "t10k")
 IMAGES, LABELS = 2051, 2049
-"""The first number in a file of images and in one of labels; its last byte is the number of axes."""
-CLASSES = 10
+"""First number in a file of images and in one of labels; its last byte is the number of axes."""
+CLASSES = tuple("0123456789")
 
 
-def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images ``(N, 28, 28)`` in uint8 and labels ``(N,)``: the 60,000 of training, then the 10,000 of the test split.
+def load_mnist(root: str | Path, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return images ``(N, 28, 28)`` in uint8 and labels ``(N,)``: 60,000 of training, then 10,000 of the test split.
 
     Raises:
-        ValueError: ``root`` is None, or a file is damaged or of another kind.
-        FileNotFoundError: ``root`` does not hold the set and ``download`` is off.
+        ValueError: a file is damaged or of another kind.
+        FileNotFoundError: ``root`` does not hold the data set and ``download`` is off.
         ConnectionError: the download failed.
     """
-    if root is None:
-        raise ValueError("data_root=None: mnist needs the folder that holds MNIST/raw (or a folder to download it to)")
     folder = Path(root) / RAW
     files = [folder / f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
     missing = [path for path in files if not path.is_file()]
@@ -44,22 +46,22 @@ def load_mnist(root: str | Path | None, download: bool) -> tuple[Tensor, Tensor,
 
 
 def _read_part(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
-    """Images and labels of one split."""
+    """Read images and labels of one split."""
     images, labels = _read_idx(image_file, IMAGES), _read_idx(label_file, LABELS)
     if len(images) != len(labels):
         raise ValueError(
             f"{image_file} holds {len(images)} images and {label_file.name} {len(labels)} labels; they must be as many"
         )
-    if labels.max() >= CLASSES:
-        raise ValueError(f"{label_file} holds the label {labels.max()}; MNIST's are 0 to {CLASSES - 1}")
+    if labels.max() >= len(CLASSES):
+        raise ValueError(f"{label_file} holds the label {labels.max()}; MNIST's are 0 to {len(CLASSES) - 1}")
     return torch.from_numpy(images), torch.from_numpy(labels).long()
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:
-    """The array in a file in MNIST's format: a magic number and the sizes of the axes, then a byte an element.
+    """Read the array in a file in MNIST's format: a magic number, the sizes of the axes, then a byte an element.
 
     Raises:
-        ValueError: the file is of another kind, or is not whole.
+        ValueError: the file is of another kind, or is incomplete.
     """
     content = path.read_bytes()
     if kind := wrong_kind(content):
@@ -77,3 +79,20 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
     if size == header.size:
         raise ValueError(f"{path} holds no {wanted}")
     return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header.size).reshape(shape)
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read MNIST."""
+    return tensor_splits("mnist", load_mnist(root_of(settings), settings.download), CLASSES, SplitSizes(), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "mnist",
+        "70,000 handwritten digits, 28 x 28",
+        read,
+        Normalization((0.1307,), (0.3081,)),
+        layout="MNIST/raw (or a folder to download it to)",
+        downloads=True,
+    )
+)

@@ -1,4 +1,4 @@
-"""Bringing pixels to the scale that a network is trained on."""
+"""Scales pixels to the inputs that a network is trained on, and remembers that scale."""
 
 from __future__ import annotations
 
@@ -14,53 +14,50 @@ from common.network.provenance import get_provenance, set_provenance
 
 @dataclass(frozen=True)
 class Normalization:
-    """``(value - mean) / deviation`` for each channel, values in [0, 1]; one number serves all channels.
+    """Maps values in [0, 1] to ``(value - mean) / deviation``, channel by channel; one number serves all channels.
 
     Attributes:
-        mean: of each channel's values.
-        deviation: standard deviation of the same.
+        mean: of each channel.
+        deviation: standard deviation of each channel.
     """
 
     mean: Sequence[float]
     deviation: Sequence[float]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Network inputs ``(N, 3, H, W)`` from images ``(N, C, H, W)`` in [0, 1], C = 1 (grey) or 3."""
+        """Return network inputs ``(N, 3, H, W)`` for images ``(N, C, H, W)`` in [0, 1], C = 1 (grey) or 3."""
         mean, deviation = self._statistics()
         return ((images - mean) / deviation).expand(-1, 3, -1, -1).contiguous()
 
     def undo(self, inputs: Tensor) -> Tensor:
-        """Images ``(N, 3, H, W)`` in [0, 1] from network inputs, for pictures."""
+        """Return images ``(N, 3, H, W)`` in [0, 1] for network inputs, for pictures."""
         mean, deviation = self._statistics()
         return (inputs.cpu() * deviation + mean).clamp(0, 1)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation ``(1, C, 1, 1)``."""
         return torch.tensor(self.mean).view(1, -1, 1, 1), torch.tensor(self.deviation).view(1, -1, 1, 1)
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What torchvision's weights were trained on."""
+"""The scale of torchvision's weights."""
 
 CENTRED = Normalization((0.5,), (0.5,))
-"""To [-1, 1], for sets whose statistics are not known beforehand."""
+"""To [-1, 1], for data sets of unknown statistics."""
 
 AS_GIVEN = Normalization((0.0,), (1.0,))
-"""Of inputs whose scale nobody has told: they are taken as they are."""
+"""Inputs of an unknown scale, which stay as they are."""
 
 
 def remember_normalization(network: nn.Module, normalization: Normalization) -> None:
-    """Note on a network of this suite how pixels became the inputs that it is trained on; it is saved with it."""
+    """Note on a network of this suite how pixels become its inputs; the note is saved with it."""
     provenance = get_provenance(network)
     if provenance is not None and normalization != AS_GIVEN:
         set_provenance(network, dataclasses.replace(provenance, inputs=_plain(normalization)))
 
 
 def check_normalization(network: nn.Module, normalization: Normalization) -> None:
-    """Do nothing where ``network`` was trained on pixels of this scale, or either scale is not known.
-
-    Raises:
-        ValueError: it was trained on another.
-    """
+    """Raise a ValueError if ``network`` was trained on inputs of another scale; unknown scales pass."""
     provenance = get_provenance(network)
     given = _plain(normalization)
     if normalization == AS_GIVEN or provenance is None or not provenance.inputs:

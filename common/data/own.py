@@ -1,4 +1,4 @@
-"""Data loaders that users bring along, read as the suite reads its own."""
+"""``OwnLoader``: reads your own data loaders the way the suite reads its own."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from common.data.batching import batch_size_message
+from common.data.tasks import TASKS, task_of
+from common.data.tasks.base import describe_tensor
 from common.network.batches import Batch, pair_of
 from common.network.outputs import describe
 
 MOST_BATCHES = 1_000_000
-"""A loader without a length that gives more batches than this is taken for one without an end."""
+"""A loader without a length counts as endless when it gives more batches than this."""
 SHUFFLES = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-"""Samplers that take a generator."""
+"""Samplers that accept a generator."""
 
 
 class OwnLoader:
-    """Batches of a user's loader, each checked and brought to ``(inputs, targets)`` as the suite's own are.
+    """Checked batches ``(inputs, targets)`` of your own loader.
 
-    Inputs become float32, class numbers int64 and masks float32. Nothing is scaled.
+    Inputs become float32, class numbers int64 and masks float32. Values are not scaled.
 
     Args:
         loader: an iterable of batches that can be read any number of times, e.g. a ``DataLoader``.
-        split: its name in a ``DataBundle``, for errors.
-        task: ``classification`` or ``segmentation``; None goes by the first batch's targets.
-        classes: how many there are; None allows any class number.
+        split: its name in a ``DataBundle``, for error messages.
+        task: name of the task; None recognises it by the targets of the first batch.
+        classes: number of classes; None allows any.
         seed: of the order of every pass, see :func:`seed_order`; None leaves the order to the caller.
-        pairs: leave out a batch of one image, unless the first is as small: BatchNorm cannot learn from one image.
-        most: batches of a pass at most.
+        pairs: leave out a batch of one image, unless the first is as small; BatchNorm cannot learn from one image.
+        most: greatest number of batches in a pass; None for all.
 
     Attributes:
-        task: that of its targets.
+        task: name of the task.
         shape: of the first batch's inputs, ``(N, C, H, W)``.
-        targets: those of the first batch.
+        targets: of the first batch.
 
     Raises:
-        ValueError: it gives no batch, can be read only once, or its batches cannot serve.
+        ValueError: the loader gives no batch, can be read only once, or its batches are unsuitable.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class OwnLoader:
         self._length: int | None = None
         self._images: int | None = None
         inputs, targets = pair_of(self._first(), f"a batch of the {split} loader")
-        self.task = task or ("segmentation" if targets.dim() == 4 else "classification")
+        self.task = task or (task_of(targets) or next(iter(TASKS.values()))).name
         inputs, self.targets = self._checked(inputs, targets)
         if not inputs.isfinite().all():
             raise ValueError(f"the {split} loader: its first batch has inputs that are not finite")
@@ -77,7 +80,7 @@ class OwnLoader:
             self._least = 2
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of a pass."""
+        """Yield the batches of a pass."""
         if self.seed is not None:
             seed_order(self.loader, self.seed)
         passed = 0
@@ -92,7 +95,7 @@ class OwnLoader:
                 yield inputs[rows], targets[rows]
 
     def __len__(self) -> int:
-        """Batches of a pass; a loader that does not know is read once to count them."""
+        """Return the number of batches in a pass; a loader without a length is read once to count them."""
         if self._length is None and (self._parts == 1 or self._equal):
             self._length = self._known_length()
         if self._length is None:
@@ -101,18 +104,18 @@ class OwnLoader:
 
     @property
     def images(self) -> int:
-        """Images of a pass; the first time, the loader is read to count them."""
+        """Number of images in a pass; the first time, the loader is read to count them."""
         if self._images is None:
             self._count()
         return self._images or 0
 
     @property
     def dataset(self) -> Any:
-        """The loader's own data set; None where it has none."""
+        """The loader's own data set; None where there is none."""
         return getattr(self.loader, "dataset", None)
 
     def keeps_order(self) -> bool:
-        """Whether two passes begin with the same images, also where the global random numbers differ."""
+        """Whether two passes start with the same images, even when the global random state differs."""
         firsts: list[Batch] = []
         for seed in (0, 1):
             with torch.random.fork_rng(devices=[]):
@@ -121,18 +124,18 @@ class OwnLoader:
         return all(torch.equal(one, other) for one, other in zip(*firsts, strict=True))
 
     def share(self, part: int, parts: int) -> OwnLoader:
-        """The same loader, with every ``parts``-th image of a pass, from ``part`` on."""
+        """Return a copy that gives every ``parts``-th image of a pass, from ``part`` on."""
         shared = copy.copy(self)
         shared._part, shared._parts, shared._length, shared._images = part, parts, None, None
         return shared
 
     def for_process(self, part: int, parts: int) -> OwnLoader:
-        """The images that one of several processes takes of each batch, as many as every other process.
+        """Return the part of each batch for one of several processes; all parts have the same size.
 
-        A ``DistributedSampler`` deals the images out already, so its loader is returned as it is.
+        A ``DistributedSampler`` already deals out the images, so its loader is returned unchanged.
 
         Raises:
-            ValueError: the order of the images cannot be the same in all processes, or the batches are too small.
+            ValueError: the processes cannot read the images in the same order, or the batches are too small.
         """
         if isinstance(getattr(self.loader, "sampler", None), DistributedSampler):
             return self
@@ -142,16 +145,13 @@ class OwnLoader:
                 "one of torch's samplers, a sampler with a generator or a DistributedSampler"
             )
         if self.shape[0] < 2 * parts or self.shape[0] % parts:
-            raise ValueError(
-                f"batch_size={self.shape[0]}: {parts} processes share each batch; it must be a multiple of {parts}, "
-                f"at least {2 * parts}"
-            )
+            raise ValueError(batch_size_message(self.shape[0], parts))
         shared = self.share(part, parts)
         shared._least, shared._equal = 2 * parts, True
         return shared
 
     def _first(self) -> object:
-        """The loader's first batch."""
+        """Read the loader's first batch without drawing random numbers."""
         if not isinstance(self.loader, Iterable):
             raise ValueError(f"{self.split} must be a DataLoader, it is {describe(self.loader)}")
         if isinstance(self.loader, Iterator):
@@ -162,7 +162,7 @@ class OwnLoader:
             with torch.random.fork_rng(devices=[]):
                 for batch in self.loader:
                     return batch
-        except Exception as error:  # whatever the user's data set or collate_fn raises
+        except Exception as error:  # your data set or collate_fn may raise anything
             raise ValueError(f"the first batch of the {self.split} loader cannot be read: {error}") from error
         batches = getattr(self.loader, "batch_sampler", None)
         reason = ""
@@ -171,7 +171,7 @@ class OwnLoader:
         raise ValueError(f"the {self.split} loader gives no batch{reason}")
 
     def _known_length(self) -> int | None:
-        """Batches of a pass as the loader tells it; None where it does not."""
+        """Return the number of batches in a pass as the loader states it; None where it does not."""
         batches = getattr(self.loader, "batch_sampler", None)
         try:
             count = len(self.loader)
@@ -184,6 +184,7 @@ class OwnLoader:
         return count if self.most is None else min(count, self.most)
 
     def _count(self) -> None:
+        """Read a pass to count its batches and images."""
         sizes: list[int] = []
         for _, targets in self:
             sizes.append(len(targets))
@@ -194,6 +195,7 @@ class OwnLoader:
         self._length, self._images = len(sizes), sum(sizes)
 
     def _checked(self, inputs: Tensor, targets: Tensor) -> Batch:
+        """Return a batch in the suite's types; raise a ValueError if it is unsuitable."""
         where = f"the {self.split} loader"
         if inputs.dim() != 4 or not inputs.is_floating_point():
             advice = ""
@@ -201,56 +203,17 @@ class OwnLoader:
                 advice = "; give the DataLoader a batch_size"
             elif inputs.dim() == 4 and not inputs.is_complex():
                 advice = "; scale them to what the network is trained on, e.g. inputs.float() / 255"
-            raise ValueError(f"{where}: inputs must be floats (N, C, H, W), they are {_kind(inputs)}{advice}")
-        if self.task == "segmentation":
-            return inputs.float(), _checked_masks(targets, len(inputs), self.classes, where)
-        return inputs.float(), _checked_numbers(targets, len(inputs), self.classes, where)
-
-
-def _checked_numbers(targets: Tensor, count: int, classes: int | None, where: str) -> Tensor:
-    whole = not (targets.is_floating_point() or targets.is_complex())
-    if targets.shape != (count,) or not whole:
-        advice = ""
-        if targets.dim() == 2 and targets.shape[1] == 1:
-            advice = "; take targets.squeeze(1), as whole numbers"
-        elif targets.dim() == 2:
-            advice = "; of one-hot targets take targets.argmax(1)"
-        raise ValueError(
-            f"{where}: targets must be class numbers ({count},) of a whole-number type for {count} inputs, they are "
-            f"{_kind(targets)}{advice}"
-        )
-    if count:
-        low, high = (int(value) for value in targets.long().aminmax())
-        if low < 0 or (classes is not None and high >= classes):
-            allowed = "0 or more" if classes is None else f"in 0..{classes - 1}, for there are {classes} classes"
-            raise ValueError(f"{where}: a target is {low if low < 0 else high}; it must be {allowed}")
-    return targets.long()
-
-
-def _checked_masks(targets: Tensor, count: int, classes: int | None, where: str) -> Tensor:
-    if targets.dim() != 4 or len(targets) != count or targets.is_complex():
-        advice = "; give each class a mask of its own" if targets.dim() == 3 else ""
-        raise ValueError(
-            f"{where}: targets must be masks ({count}, K, H, W) for {count} inputs, they are {_kind(targets)}{advice}"
-        )
-    if classes is not None and targets.shape[1] != classes:
-        raise ValueError(f"{where}: there are {targets.shape[1]} masks an image and {classes} classes")
-    masks = targets.float()
-    if not ((masks >= 0) & (masks <= 1)).all():
-        low, high = (float(value) for value in masks.aminmax())
-        raise ValueError(f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1]")
-    return masks
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            given = describe_tensor(inputs)
+            raise ValueError(f"{where}: inputs must be floats (N, C, H, W), they are {given}{advice}")
+        return inputs.float(), TASKS[self.task].checked_targets(targets, len(inputs), self.classes, where)
 
 
 def seed_order(loader: DataLoader[Any] | OwnLoader, seed: int) -> None:
-    """Fix the order of a loader's next pass, as far as the loader can be told.
+    """Fix the order of a loader's next pass, as far as the loader allows.
 
-    The seed goes to the generators of the loader and its samplers, and to a sampler's ``set_epoch``. A shuffling
-    sampler of torch's without a generator gets one. A loader of any other kind keeps its own order.
+    The seed goes to the generators of the loader and its samplers, and to a sampler's ``set_epoch``. torch's shuffling
+    samplers get a generator if they have none. Any other loader, such as one of an ``IterableDataset``, keeps its own
+    order.
     """
     for holder in _holders(loader):
         if isinstance(holder, SHUFFLES) and holder.generator is None:
@@ -264,7 +227,7 @@ def seed_order(loader: DataLoader[Any] | OwnLoader, seed: int) -> None:
 
 
 def _holders(loader: Any) -> list[Any]:
-    """The loader and what decides about its order."""
+    """Return the loader and its samplers, which decide on the order."""
     while isinstance(loader, OwnLoader):
         loader = loader.loader
     found = [loader]
@@ -275,7 +238,7 @@ def _holders(loader: Any) -> list[Any]:
 
 
 def _has_known_order(loader: Any) -> bool:
-    """Whether all samplers follow a seed, or do not shuffle."""
+    """Whether each sampler follows a seed or does not shuffle."""
     samplers = [holder for holder in _holders(loader)[1:] if type(holder) is not BatchSampler]
     known = (SequentialSampler, *SHUFFLES)
     return bool(samplers) and all(

@@ -1,4 +1,4 @@
-"""Generated slices of heads with lesions, as a COCO set: what a segmentation needs to be tried without real data."""
+"""Generates slices of heads with lesions as a COCO set, so that segmentation can be tried without real data."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.data.batching import Splits
+from common.data.coco import coco_splits
 from common.data.coco_layout import ANNOTATIONS
+from common.data.normalization import CENTRED
+from common.data.registry import DATASETS, DataSet, ReadSettings
 
 SIZE = 96
 """Height and width in pixels."""
 COUNTS = {"train": 240, "valid": 60, "test": 60}
 WITHOUT_LESION = 0.25
 VERSION = 1
-"""Part of the folder's name, so that a folder that an older version of this module wrote is not taken for its own."""
+"""Part of the folder's name, so that this module ignores folders of its older versions."""
 
 Slice = NDArray[np.float64]
 Generator = np.random.Generator
 
 
 def phantoms_folder(root: str | Path | None, seed: int) -> Path:
-    """The folder of the set that ``seed`` gives; it is written where it is not yet there, or not whole.
+    """Return the folder of the images that ``seed`` gives; generate them if they are missing or incomplete.
 
     Args:
         root: holds the folder; None for the user's cache (``$XDG_CACHE_HOME``, otherwise ``~/.cache``).
-        seed: of everything that is drawn.
+        seed: fixes everything that is drawn.
     """
     if root is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "low-rank-cnn"
@@ -52,6 +56,7 @@ def phantoms_folder(root: str | Path | None, seed: int) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
+    """Whether the folder holds all files."""
     return all(
         (folder / part / ANNOTATIONS).is_file() and len(list((folder / part).glob("*.png"))) == count
         for part, count in COUNTS.items()
@@ -90,7 +95,7 @@ def write_phantoms(folder: Path, seed: int) -> None:
 
 
 def _draw(generator: Generator) -> tuple[Slice, list[list[float]]]:
-    """A slice ``(S, S)`` in [0, 1] and the polygons of its lesions."""
+    """Draw a slice ``(S, S)`` in [0, 1]; return it with the polygons of its lesions."""
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
     centre = 0.5 + generator.uniform(-0.03, 0.03, 2)
     axes = generator.uniform((0.34, 0.40), (0.40, 0.46))
@@ -117,7 +122,7 @@ def _draw(generator: Generator) -> tuple[Slice, list[list[float]]]:
 
 
 def _lesion(generator: Generator, x: Slice, y: Slice) -> tuple[Slice, Slice]:
-    """Brightness in [0, 1] of a blob around the origin, and its outline ``(points, 2)`` at half of it."""
+    """Draw a blob around the origin; return its brightness in [0, 1] and its outline ``(points, 2)`` at one half."""
     size = generator.uniform(0.04, 0.11)
     waves = np.arange(1, 5)
     heights, phases = generator.normal(0, 0.12, 4) / waves, generator.uniform(0, 2 * np.pi, 4)
@@ -131,22 +136,41 @@ def _lesion(generator: Generator, x: Slice, y: Slice) -> tuple[Slice, Slice]:
 
 
 def _place(generator: Generator, reach: float, centre: Slice, axes: Slice, angle: float) -> Slice:
-    """A point in the head, uniform over the inner ``reach`` of it."""
+    """Draw a point of the head, uniformly over its inner share ``reach``."""
     turn, away = generator.uniform(0, 2 * np.pi), reach * np.sqrt(generator.random())
     x, y = _rotated(away * axes[0] * np.cos(turn), away * axes[1] * np.sin(turn), -angle)
     return centre + np.array([x, y])
 
 
 def _rotated(x: Slice, y: Slice, angle: float) -> tuple[Slice, Slice]:
+    """Rotate points by an angle in radians."""
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def _inside(depth: Slice, softness: float) -> Slice:
-    """1 where ``depth`` is positive, 0 where it is negative, half at 0."""
+    """Return 1 where ``depth`` is positive and 0 where it is negative, with a soft edge of one half at 0."""
     return 0.5 * (1 + np.tanh(depth / (2 * softness)))
 
 
 def _texture(generator: Generator, cells: int) -> Slice:
-    """Smooth noise in [-1, 1] with so many hills along a side."""
+    """Draw smooth noise in [-1, 1] with ``cells`` hills along a side."""
     noise = Image.fromarray(generator.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
+def read(settings: ReadSettings) -> Splits:
+    """Read the phantoms; generate them first where they are not there."""
+    return coco_splits("phantoms", phantoms_folder(settings.root, settings.split_seed), settings)
+
+
+DATASETS.add(
+    DataSet(
+        "phantoms",
+        "generated slices of heads with lesions and their masks, 96 x 96",
+        read,
+        CENTRED,
+        task="segmentation",
+        image_size=64,
+        augment=True,
+    )
+)

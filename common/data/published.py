@@ -1,23 +1,21 @@
-"""Sets that torchvision knows by the checksums of their files."""
+"""Data sets that torchvision knows by the checksums of their files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from common.torchvision_compat import torchvision
-
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 
 
 def load_published(name: str, root: str | Path, files: str, download: bool) -> tuple[Any, Any]:
-    """What torchvision makes of the set: its training images, then its test images.
+    """Return torchvision's data sets of training and test images.
 
     Args:
         name: of the class in ``torchvision.datasets``.
-        root: the folder that holds, or is to hold, the set's own.
-        files: that folder below ``root``.
-        download: fetch the set when it is not there.
+        root: the folder that holds, or is to hold, the data set's own.
+        files: the name of that folder below ``root``.
+        download: fetch the data set when it is not there.
 
     Raises:
         FileNotFoundError: ``root`` does not hold the published files and ``download`` is off.
@@ -25,8 +23,7 @@ def load_published(name: str, root: str | Path, files: str, download: bool) -> t
     """
     if download:
         return download_published(name, root)
-    folder = Path(root)
-    known = getattr(torchvision.datasets, name)
+    folder, known = Path(root), _known(name)
     try:
         return known(folder, train=True), known(folder, train=False)
     except RuntimeError as error:
@@ -37,20 +34,29 @@ def load_published(name: str, root: str | Path, files: str, download: bool) -> t
 
 
 def download_published(name: str, root: str | Path) -> tuple[Any, Any]:
-    """The same, fetched where it is not there.
+    """Return the same data sets; fetch them where they are not there.
 
     Raises:
         ConnectionError: the download failed.
     """
-    folder, known = Path(root), getattr(torchvision.datasets, name)
+    folder, known = Path(root), _known(name)
     try:
         return known(folder, train=True, download=True), known(folder, train=False, download=True)
     except (RuntimeError, OSError) as error:  # URLError among them
         raise ConnectionError(f"{name} could not be downloaded to data_root={str(root)!r}: {error}") from error
 
 
+def _known(name: str) -> Any:
+    """Return the class in ``torchvision.datasets``."""
+    from common.torchvision_compat import torchvision
+
+    return getattr(torchvision.datasets, name)
+
+
 def _differences(known: Any, folder: Path) -> str:
-    """Which files are missing or are not those that torchvision knows."""
+    """Name the files that are missing or have other checksums than torchvision knows."""
+    from common.torchvision_compat import torchvision
+
     listed = [*known.train_list, *known.test_list, [known.meta["filename"], known.meta["md5"]]]
     missing = [name for name, _ in listed if not (folder / name).is_file()]
     altered = [
@@ -63,7 +69,7 @@ def _differences(known: Any, folder: Path) -> str:
 
 
 def wrong_kind(content: bytes) -> str:
-    """What is wrong with a published file that holds something of another kind; empty where nothing is seen."""
+    """Say what a file holds in place of the published content; empty where nothing is seen."""
     start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not content:
         return "is empty"

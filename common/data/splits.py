@@ -1,4 +1,4 @@
-"""Disjoint splits, fixed by a seed."""
+"""Draws disjoint splits, fixed by a seed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
-    """Indices 0..count-1 in random order, dealt out to the named parts; ``train`` receives the rest.
+    """Deal the indices 0..count-1 out to the named parts in random order; ``train`` receives the rest.
 
     Args:
-        count: how many items there are.
-        sizes: part -> how many items it gets.
+        count: number of items.
+        sizes: part -> number of its items.
         seed: the same seed gives the same parts.
 
     Raises:
@@ -28,9 +28,9 @@ def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, 
 
 
 def subset(count: int, limit: int | None, seed: int) -> Tensor:
-    """All of the indices 0..count-1, or ``limit`` of them drawn by ``seed`` where there are more; in order.
+    """Return the indices 0..count-1 in order, or ``limit`` of them drawn by ``seed`` where there are more.
 
-    The first ones would not do: where a set is sorted by class, they are of one class.
+    They are drawn, because the first ones of a data set that is sorted by class would all be of one class.
     """
     if limit is None or limit >= count:
         return torch.arange(count)

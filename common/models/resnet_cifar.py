@@ -1,13 +1,15 @@
-"""ResNet-20 and ResNet-56 for images of 32 x 32 pixels."""
+"""ResNet-20 and ResNet-56 for images of 32 x 32 pixels (He et al. 2016, section 4.2)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from common.models.registry import MODELS, Architecture
+
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: subsampled, and padded with zero channels (option A)."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A): subsampled, and padded by zero channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -18,7 +20,7 @@ class Block(nn.Module):
         self.stride, self.added = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, outputs, H / stride, W / stride)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, outputs, H / stride, W / stride)``."""
         out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         shortcut = x[:, :, :: self.stride, :: self.stride]
         return torch.relu(
@@ -27,7 +29,12 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels, ``6 * blocks + 2`` layers deep."""
+    """Three stages of 16, 32 and 64 channels.
+
+    Args:
+        blocks: in each stage; the network has ``6 * blocks + 2`` layers.
+        num_classes: of the head.
+    """
 
     def __init__(self, blocks: int, num_classes: int) -> None:
         super().__init__()
@@ -49,7 +56,21 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
+        """Map ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
+
+
+def build_resnet20(num_classes: int) -> CifarResNet:
+    """Build ResNet-20, 0.27 M parameters."""
+    return CifarResNet(3, num_classes)
+
+
+def build_resnet56(num_classes: int) -> CifarResNet:
+    """Build ResNet-56, 0.85 M parameters."""
+    return CifarResNet(9, num_classes)
+
+
+MODELS.add(Architecture("resnet20", "ResNet-20 for CIFAR-10 (He et al. 2016)", build_resnet20, family="cifar resnet"))
+MODELS.add(Architecture("resnet56", "ResNet-56 for CIFAR-10 (He et al. 2016)", build_resnet56, family="cifar resnet"))

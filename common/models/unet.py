@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.models.registry import MODELS, Architecture
+from common.validation import check_choice
+
 UPSAMPLING = ("transposed", "bilinear")
 
 
 class UNet(nn.Module):
-    """``(N, in_channels, H, W)`` to logits ``(N, num_classes, H, W)``, H and W of any size.
+    """Maps images ``(N, in_channels, H, W)`` of any size to logits ``(N, num_classes, H, W)``.
 
     Args:
-        num_classes: 1 for one mask (its logit), otherwise one logit a class.
+        num_classes: number of masks, one logit a class.
         in_channels: of the image.
         width: channels of the first level; each level down has twice as many.
-        depth: how many times the image is halved.
+        depth: number of times that the image is halved.
         upsampling: ``transposed`` (a 2x2 transposed convolution) or ``bilinear`` (followed by a 1x1 convolution).
     """
 
@@ -38,7 +41,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the image's own size; where a level was of odd size, the upsampled map is padded at its end."""
+        """Return logits of the image's size; where a level has an odd size, its upsampled map is padded at the end."""
         levels: list[Tensor] = []
         for index, block in enumerate(self.down):
             x = block(x if index == 0 else nn.functional.max_pool2d(x, 2, ceil_mode=False))
@@ -53,7 +56,7 @@ class UNet(nn.Module):
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each with BatchNorm and ReLU."""
+    """Return two 3x3 convolutions, each with BatchNorm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -65,6 +68,39 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _upsample(inputs: int, outputs: int, kind: str) -> nn.Module:
+    """Return a module that doubles height and width."""
     if kind == "transposed":
         return nn.ConvTranspose2d(inputs, outputs, 2, 2)
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(inputs, outputs, 1))
+
+
+def build_unet(num_classes: int, width: int, depth: int, upsampling: str) -> UNet:
+    """Build a U-Net for colour images.
+
+    Raises:
+        ValueError: an argument is out of range or unknown.
+    """
+    for name, value in (("width", width), ("depth", depth)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r}: it must be at least 1")
+    check_choice("upsampling", upsampling, UPSAMPLING)
+    return UNet(num_classes, width=width, depth=depth, upsampling=upsampling)
+
+
+def _min_size(depth: int, **_: object) -> int:
+    """Return the size that leaves one pixel on the deepest level."""
+    least: int = 2**depth
+    return least
+
+
+MODELS.add(
+    Architecture(
+        "unet",
+        "U-Net (Ronneberger et al. 2015)",
+        build_unet,
+        task="segmentation",
+        arguments={"width": 64, "depth": 4, "upsampling": UPSAMPLING[0]},
+        min_classes=1,
+        min_size=_min_size,
+    )
+)

@@ -1,9 +1,9 @@
-"""Google Colab: install what is missing there, and keep results on a mounted Drive.
+"""Google Colab: install what is missing, and copy results to a mounted Drive.
 
 ``python -m common.notebook.colab`` installs.
 
-Colab brings torch, torchvision and numpy that fit its GPU and each other; those are never installed, and neither is
-any package that is there already in another version. Nothing but the standard library is imported here.
+Colab brings torch, torchvision and numpy that fit its GPU and each other. They are never installed, and neither is
+any package that is present in another version. This module imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from common.files import replacing
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
 PAUSE_S, PAUSE_COPIES = 60.0, 9.0
-"""Between two copies of a run that goes on: so many seconds, and so many times as long as the last copy took."""
+"""Least time between two copies of a run in progress: in seconds, and in multiples of what the last copy took."""
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
 _told: set[tuple[Path, str]] = set()
-"""The runs, by the folder of their logs and their name, of which it was said that nothing of them is kept."""
+"""The runs, by log folder and name, whose loss has been announced."""
 
 
 def missing_requirements(lines: Iterable[str]) -> list[str]:
-    """The requirements (``name==version``) whose package is not installed in any version."""
+    """Return the requirements (``name==version``) whose package is not installed in any version."""
     wanted = [line.split("#")[0].strip() for line in lines]
     return [
         requirement
@@ -44,7 +44,7 @@ def missing_requirements(lines: Iterable[str]) -> list[str]:
 
 
 def installed_versions(names: Iterable[str]) -> list[str]:
-    """``name==version`` of those that are installed: what pip must leave as it is."""
+    """Return ``name==version`` of the installed packages, which pip must not change."""
     return [f"{name}=={version(name)}" for name in sorted(names) if _is_installed(name)]
 
 
@@ -56,17 +56,17 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def keep_on_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> list[Path]:
-    """Copy files to Google Drive, each under its own name and whole or not at all; nothing where no Drive is mounted.
+def copy_to_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> list[Path]:
+    """Copy files to Google Drive, each whole or not at all; do nothing where no Drive is mounted.
 
-    Runs write to the local disk, which is fast and knows ``fsync``; it is gone with the session, the Drive is not.
+    Runs write to the local disk, which is fast and knows ``fsync``. It ends with the session; the Drive stays.
 
     Args:
-        files: those that are there are copied, over what the Drive holds of the same name, unless that is as new.
-        drive: a folder of the mounted Drive; it is made.
+        files: the existing ones are copied. A file of the same name on the Drive is replaced unless it is as new.
+        drive: a folder of the mounted Drive; it is created.
 
     Returns:
-        The copies.
+        The paths of the copies.
     """
     folder = Path(drive)
     if not folder.parent.is_dir():
@@ -75,25 +75,25 @@ def keep_on_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> lis
     copies = []
     for file in map(Path, files):
         copy = folder / file.name
-        if file.is_file() and not _is_kept(file, copy):
+        if file.is_file() and not _is_copied(file, copy):
             with replacing(copy) as partial:
                 shutil.copy2(file, partial)
             copies.append(copy)
     return copies
 
 
-def _is_kept(file: Path, copy: Path) -> bool:
-    """Whether the copy is as large, and not older."""
+def _is_copied(file: Path, copy: Path) -> bool:
+    """Whether the copy has the same size and is not older."""
     if not copy.is_file():
         return False
     here, there = file.stat(), copy.stat()
     return here.st_size == there.st_size and there.st_mtime_ns >= here.st_mtime_ns
 
 
-def say_if_not_kept(logs: str | Path, run: str, drive: str | Path = DRIVE) -> None:
-    """On Colab without a Drive, print one line, once for each run: nothing of it is kept when the session ends.
+def say_if_not_saved(logs: str | Path, run: str, drive: str | Path = DRIVE) -> None:
+    """On Colab without a Drive, say once a run that it will be lost; name Drives that are mounted elsewhere.
 
-    Drives that are mounted elsewhere are named. Anywhere but on Colab this does nothing.
+    Outside Colab this does nothing.
     """
     place, key = Path(drive).parent, (Path(logs).absolute(), run)
     if "google.colab" not in sys.modules or key in _told or place.is_dir():
@@ -102,46 +102,46 @@ def say_if_not_kept(logs: str | Path, run: str, drive: str | Path = DRIVE) -> No
     others = ", ".join(map(str, _drives_elsewhere(place)))
     found = f"the one at {others} is not used" if others else "none is mounted"
     print(
-        f"run {run!r} is not kept when this Colab session ends: there is no Drive at {place} ({found}); "
-        f"drive.mount({str(place.parent)!r}) of google.colab makes it kept from then on",
+        f"run {run!r} will be lost when this Colab session ends: there is no Drive at {place} ({found}); "
+        f"drive.mount({str(place.parent)!r}) of google.colab saves it from then on",
         flush=True,
     )
 
 
 def _drives_elsewhere(place: Path) -> list[Path]:
-    """Drives that are mounted, but not at ``place``: in the folder of its mount point and in the one above it."""
+    """Return Drives mounted beside the mount point of ``place``, or in the folder above it."""
     folders = list(place.parents)[1:3]
     found = {path for folder in folders for name in ("MyDrive", "My Drive") for path in folder.glob(f"*/{name}")}
     return sorted(path for path in found if path.is_dir())
 
 
-def keep_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
-    """Keep the log of a run on Drive, its study and its networks; see :func:`keep_on_drive`.
+def copy_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
+    """Copy a run's log, study and networks to Drive, see :func:`copy_to_drive`; return the copies.
 
-    A Drive that is full or gone does not end the run: there is a warning, and nothing is returned. On Colab without a
-    Drive one line says, once for each run, that nothing is kept.
+    A full or missing Drive does not end the run: it gives a warning and no copies. On Colab without a Drive, one line
+    a run says that it will be lost.
     """
-    say_if_not_kept(logs, run, drive)
+    say_if_not_saved(logs, run, drive)
     try:
-        return keep_on_drive(_files_of(Path(logs), run), drive)
+        return copy_to_drive(_files_of(Path(logs), run), drive)
     except OSError as error:
-        warnings.warn(f"run {run!r} could not be kept on Drive: {error}", stacklevel=2)
+        warnings.warn(f"run {run!r} could not be copied to Drive: {error}", stacklevel=2)
         return []
 
 
 def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
-    """Copy back what Drive holds of a run and ``logs`` does not, so that it can go on; returns the copies."""
+    """Copy a run's files that ``logs`` lacks back from Drive, so that it can continue; return the copies."""
     folder, copies = Path(logs), []
-    for kept in _files_of(Path(drive), run):
-        if not (folder / kept.name).exists():
-            with replacing(folder / kept.name) as partial:
-                shutil.copy2(kept, partial)
-            copies.append(folder / kept.name)
+    for saved in _files_of(Path(drive), run):
+        if not (folder / saved.name).exists():
+            with replacing(folder / saved.name) as partial:
+                shutil.copy2(saved, partial)
+            copies.append(folder / saved.name)
     return copies
 
 
 def _files_of(folder: Path, run: str) -> list[Path]:
-    """The run's log, journal and checkpoint, its dense network, those of its trials, and its workers' logs."""
+    """Return the run's log, journal, checkpoint and networks, and its workers' logs."""
     passing = (".lock", ".partial", ".part")
     own = re.compile(rf"{re.escape(run)}(-dense|-trial\d+)?\.[^.]+")
     found = [p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing]
@@ -149,35 +149,35 @@ def _files_of(folder: Path, run: str) -> list[Path]:
 
 
 def _is_workers(log: Path, study: str) -> bool:
-    """Whether a log is that of a worker on a study, not of a run whose name begins alike; its first record tells."""
+    """Whether a log is that of a worker on this study, by its first record; other runs' names may begin alike."""
     with log.open(errors="replace") as file:
         first = next((line for line in file if line.startswith("TRIAL ")), "")
     return f'"study": {json.dumps(study, ensure_ascii=False)}' in first
 
 
-class RunKeeper:
-    """Keeps a run on Drive while it goes on, once in a while; on Colab without one it says, once, that it cannot."""
+class RunCopier:
+    """Copies a run to Drive from time to time while it goes on, see :func:`copy_run`."""
 
     def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
         self._logs, self._drive, self._next = logs, drive, 0.0
 
-    def keep(self, run: str, now: bool = False) -> None:
-        """Copy what has changed, when the last copy is long enough ago, or in any case with ``now``."""
+    def copy(self, run: str, now: bool = False) -> None:
+        """Copy what has changed if the last copy is long enough ago, or with ``now`` in any case."""
         start = time.monotonic()
         if now or start >= self._next:
-            keep_run(self._logs, run, self._drive)
+            copy_run(self._logs, run, self._drive)
             end = time.monotonic()
             self._next = end + max(PAUSE_S, PAUSE_COPIES * (end - start))
 
     def forget(self, file: Path) -> None:
-        """Remove a file of the run that is no longer needed, here and on Drive."""
+        """Remove a file of the run here and on Drive, once it is no longer needed."""
         file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             (Path(self._drive) / file.name).unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Install what is missing, and say what that was."""
+    """Install missing packages, and name them."""
     missing = missing_requirements(REQUIREMENTS.read_text().splitlines())
     if missing:
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:

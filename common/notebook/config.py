@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from common.data import DATASETS, LoadOptions
+from common.data.loading import UNANNOTATED
 from common.environment import default_device
 from common.files import check_writable
 from common.latency import RUNTIMES
-from common.notebook.colab import fetch_run, say_if_not_kept
+from common.models import MODELS
+from common.models.classifiers import STEMS
+from common.models.unet import UPSAMPLING
+from common.notebook.colab import fetch_run, say_if_not_saved
+from common.planning import Budget
+from common.planning.methods import decompositions_of
+from common.search import SearchSettings
 from common.search.policies import POLICIES
+from common.search.study.storage import check_run, journal_path, opened_storage
+from common.training import TrainingSettings
 from common.trials import log_path
-from common.validation import sentence
+from common.validation import check_choice, sentence
 
 Config = TypeVar("Config", bound="NotebookConfig")
 Value = TypeVar("Value", int, float, str)
@@ -34,12 +44,17 @@ _ACCEPTED = "_accepted_parameters"
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class NotebookConfig:
-    """What every notebook is told; the comments in its parameters cell say what each parameter is.
+    """The parameters of every notebook; the comments in its parameters cell say what each one is.
+
+    Attributes:
+        task: name of the task that its data sets must have; empty allows any.
 
     Raises:
-        ValueError: a value is of the wrong type or out of range, a folder or file is not there, or the run has a log
-            and cannot go on.
+        ValueError: a value is of the wrong type, out of range or unknown, a folder or file is not there, or the run
+            has a log and cannot continue.
     """
+
+    task: ClassVar[str] = ""
 
     dataset: str
     data_root: str | None = None
@@ -53,26 +68,28 @@ class NotebookConfig:
     storage: str | None = Field(default=None, repr=False)  # it may hold a password
 
     def __post_init__(self) -> None:
+        served = [name for name, dataset in DATASETS.items() if self.task in ("", dataset.task)]
+        check_choice("dataset", self.dataset, served)
         if self.data_root is not None and not self.download and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
         if self.run is not None and log_path(self.logs, self.run, new=False).exists():
-            from common.search.study.storage import check_run  # Optuna is loaded for this question alone
-
             check_run(self.logs, self.run, self.storage)
         elif self.storage is not None or (self.run and Path(self.logs, f"{self.run}.journal").exists()):
-            from common.search.study.storage import journal_path, opened_storage
-
             with opened_storage(self.storage or journal_path(self.logs, str(self.run))):
                 pass
 
+    def load_options(self) -> LoadOptions:
+        """Return the options of ``load_data`` that only some notebooks have."""
+        return {}
+
     @classmethod
     def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
-        """The configuration that the parameters cell of a notebook, and papermill after it, have set.
+        """Read the parameters that a notebook's parameters cell, and papermill after it, have set.
 
         Args:
-            namespace: the notebook's ``globals()``. Every plain value in it (number, text, list, None) whose name has
-                no underscore in front is a parameter. When the cell is run again later in the same kernel, names that
-                are no parameters are passed over: they are the notebook's own variables by then.
+            namespace: the notebook's ``globals()``. Every plain value in it (number, text, list, None) whose name
+                does not start with an underscore is a parameter. When the cell is run again later in the same kernel,
+                unknown names are passed over: by then they are the notebook's own variables.
 
         Raises:
             ValueError: a parameter is unknown, of the wrong type or out of range; one sentence names it, its value
@@ -93,11 +110,11 @@ class NotebookConfig:
             raise ValueError(
                 f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
             )
-        if found.get("run"):  # on Colab, what an earlier session left on the Drive
+        if found.get("run"):  # on Colab, an earlier session may have left it on the Drive
             logs, run = str(found.get("logs", "logs")), str(found["run"])
             log_path(logs, run, new=False)
             check_writable(logs)
-            say_if_not_kept(logs, run)
+            say_if_not_saved(logs, run)
             fetch_run(logs, run)
         try:
             config = cls(**{name: value for name, value in found.items() if name in known})
@@ -109,15 +126,22 @@ class NotebookConfig:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class ExperimentConfig(NotebookConfig):
-    """Parameters of the notebooks that train a network and compress it."""
+    """Parameters of the notebooks that train a network and compress it; ``model`` names a relative of their own.
 
+    Attributes:
+        model_parameters: argument of ``build_model`` -> the parameter that sets it.
+    """
+
+    model_parameters: ClassVar[Mapping[str, str]] = {}
+
+    model: str | None = None
     weights: str | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes weights as they are
+    optimizer: str = "sgd"
+    dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0 takes the weights as they are
     dense_learning_rate: Positive = 0.1
-    method: Literal["svd", "spatial_svd", "tucker2", "htd"] = "htd"
+    method: str = "htd"
     data_aware: bool = True
-    policy: Literal["adaptive", "static", "uniform", "energy", "vbmf", "budget", "random", "tpe", "nsga2"] = "adaptive"
+    policy: str = "adaptive"
     budget_params: Share | None = None
     budget_macs: Share | None = None
     trials: Count = 30
@@ -135,6 +159,8 @@ class ExperimentConfig(NotebookConfig):
     compare_at: Share | None = None
 
     def __post_init__(self) -> None:
+        decompositions_of(self.method)
+        POLICIES.check(self.policy)
         check_writable(self.logs)
         super().__post_init__()
         if self.weights is not None and not Path(self.weights).is_file():
@@ -147,9 +173,51 @@ class ExperimentConfig(NotebookConfig):
                 RUNTIMES[runtime].check(default_device())
             except ValueError as error:
                 raise ValueError(f"runtimes={self.runtimes!r}: {error}; or leave {runtime} out") from None
+        self.search_settings()
+
+    def training_settings(self, epochs: float, learning_rate: float) -> TrainingSettings:
+        """Return the settings of a training.
+
+        Args:
+            epochs: number of passes over the data.
+            learning_rate: peak rate.
+        """
+        return TrainingSettings(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=cast(Any, self.optimizer),  # pydantic checks it
+            distillation=self.distillation,
+            features=self.feature_list,
+            seed=self.seed,
+        )
+
+    def search_settings(self) -> SearchSettings:
+        """Return the settings of the search."""
+        limited = self.budget_params is not None or self.budget_macs is not None
+        return SearchSettings(
+            method=self.method,
+            policy=self.policy,
+            budget=Budget(self.budget_params, self.budget_macs) if limited else None,
+            trials=self.trials,
+            size_weight=self.size_weight,
+            keep=self.keep,
+            finetune_top=self.finetune_top,
+            finetune=self.training_settings(self.finetune_epochs, self.finetune_learning_rate),
+            finetune_given=self.compare_at is not None,
+            latency_batch=self.latency_batch,
+            runtimes=self.runtime_list,
+            seed=self.seed,
+        )
+
+    def model_arguments(self, model: str) -> dict[str, Any]:
+        """Return the arguments to build a model of this name with."""
+        values = {argument: getattr(self, parameter) for argument, parameter in self.model_parameters.items()}
+        known = {field.name: field.default for field in fields(self)}
+        defaults = {argument: known[parameter] for argument, parameter in self.model_parameters.items()}
+        return MODELS[model].pick(values, defaults)
 
     def command(self, notebook: str) -> str:
-        """The command that runs a notebook with these parameters; those that are None are its defaults."""
+        """Return the command that runs a notebook with these parameters; those that are None stay at its defaults."""
         optional = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {name: v for name, v in optional.items() if v is not None or name == "compare_at"}
         given = [text for name, value in values.items() for text in ("-p", name, str(value))]
@@ -184,47 +252,74 @@ class ExperimentConfig(NotebookConfig):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class ClassifierConfig(ExperimentConfig):
-    """Parameters of the notebooks that compress a classifier; ``model`` names a relative of the notebook's own."""
+    """Parameters of the notebooks that compress a classifier."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "imagefolder"] = "digits"
-    model: str | None = None
+    task: ClassVar[str] = "classification"
+    model_parameters: ClassVar[Mapping[str, str]] = {"weights": "pretrained", "stem": "stem"}
+
+    dataset: str = "digits"
     pretrained: str | None = None
-    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem: str = STEMS[0]
     finetune_epochs: Annotated[float, Field(gt=0, le=3)] = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("stem", self.stem, STEMS)
+        super().__post_init__()
+
+    def load_options(self) -> LoadOptions:
+        """Return the scale of the inputs."""
+        return {"normalize": "imagenet" if self.pretrained else "dataset"}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class SegmentationConfig(ExperimentConfig):
     """Parameters of the notebook that compresses the U-Net."""
 
-    dataset: Literal["phantoms", "coco"] = "phantoms"
+    task: ClassVar[str] = "segmentation"
+    model_parameters: ClassVar[Mapping[str, str]] = {name: name for name in MODELS["unet"].arguments}
+
+    dataset: str = "phantoms"
     image_size: Annotated[int, Field(ge=8)] = 64
     batch_size: Annotated[int, Field(ge=2)] = 16
     augment: bool = True
-    unannotated: Literal["keep", "drop"] = "keep"
+    unannotated: str = UNANNOTATED[0]
     width: Count = 32
     depth: Count = 4
-    upsampling: Literal["transposed", "bilinear"] = "transposed"
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    upsampling: str = UPSAMPLING[0]
+    optimizer: str = "adamw"
     dense_learning_rate: Positive = 0.002
     finetune_learning_rate: Positive = 0.001
+
+    def __post_init__(self) -> None:
+        check_choice("unannotated", self.unannotated, UNANNOTATED)
+        check_choice("upsampling", self.upsampling, UPSAMPLING)
+        super().__post_init__()
+
+    def load_options(self) -> LoadOptions:
+        """Return whether images vary, and what becomes of those without annotation."""
+        return {"augment": self.augment, "unannotated": self.unannotated}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class CompareConfig(NotebookConfig):
     """Parameters of the notebook that compares runs, or saved networks on one data set."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "imagefolder", "phantoms", "coco"] = "digits"
+    dataset: str = "digits"
     models: str = ""
     keep: Share = 0.99
     pretrained: bool = False
-    unannotated: Literal["keep", "drop"] = "keep"
+    unannotated: str = UNANNOTATED[0]
 
     def __post_init__(self) -> None:
+        check_choice("unannotated", self.unannotated, UNANNOTATED)
         super().__post_init__()
         for file in self.files:
             if not Path(file).is_file():
                 raise ValueError(f"models={self.models!r}: there is no file {file!r}")
+
+    def load_options(self) -> LoadOptions:
+        """Return the scale of the inputs, and what becomes of images without annotation."""
+        return {"normalize": "imagenet" if self.pretrained else "dataset", "unannotated": self.unannotated}
 
     @property
     def files(self) -> list[str]:
@@ -235,7 +330,7 @@ class CompareConfig(NotebookConfig):
 def _listed(
     name: str, text: str, kind: Callable[[str], Value], allowed: str, accept: Callable[[Value], bool]
 ) -> list[Value]:
-    """The values of a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
+    """Read a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
     try:
         values: list[Value] | None = [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a notebook shows of networks beside the logs: layer by layer, mask by mask, file by file."""
+"""What a notebook shows of networks beside their logs: layer by layer, mask by mask, file by file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from common.data import DataBundle
 from common.data.normalization import check_normalization
 from common.environment import default_device
 from common.latency import measure_latency
+from common.models import MODELS
 from common.network import profile
 from common.network.inputs import to_network
 from common.network.modes import evaluating
@@ -28,20 +29,20 @@ from common.training import evaluate
 
 
 def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
-    """Layer -> the first of its ranks, in the last of ``plans``; empty where there is none."""
+    """Return layer -> the first of its ranks, in the last of ``plans``; empty where there is no plan."""
     return {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()}
 
 
 def layer_table(
     model: nn.Module, data: DataBundle, plans: Sequence[RankPlan], decompositions: Decompositions
 ) -> pd.DataFrame:
-    """What the last of ``plans`` makes of each layer: method, ranks, relative error, shares removed, or why dense.
+    """Tabulate what the last of ``plans`` does to each layer: method, ranks, relative error, savings, or why dense.
 
     Args:
         model: the dense network.
-        data: what it is for.
+        data: for an example input.
         plans: for this network.
-        decompositions: of ``model``; the errors are of outputs on data where they have moments, else of weights.
+        decompositions: of ``model``. With moments the errors are those of outputs on data, otherwise of weights.
     """
     columns = ["Layer", "Parameters", "Method", "Ranks", "Error", "Params Red.", "MACs Red.", "Why dense"]
     if not plans:
@@ -66,16 +67,16 @@ def layer_table(
 
 @torch.no_grad()
 def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: int = 4) -> dict[str, NDArray[Any]]:
-    """The first test images that have something to find, and what each network finds there.
+    """Return the first test images with a truth, and the masks that each network finds there.
 
     Args:
         networks: title or number of a trial -> network.
-        data: of a segmentation; only its first class is shown.
-        count: how many images at most.
+        data: images with masks; only the first class is shown.
+        count: the greatest number of images.
 
     Returns:
-        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``; no image where
-        there is nothing to find in any.
+        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``; without images
+        where none has a truth.
     """
     pairs = [
         (image, mask[0])
@@ -100,10 +101,11 @@ def _title(network: Any) -> str:
 
 
 def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:
-    """Saved networks, dense or compressed, on one data set: quality on test, cost, and time in turn with the first.
+    """Compare saved networks, dense or compressed, on one data set: quality on test, cost, and time.
 
     Args:
-        files: of :func:`common.compression.save_compressed`; the others' reductions and speedups are over the first.
+        files: written by :func:`common.compression.save_compressed`. The speedups are relative to the first, which is
+            timed in turn with each other one.
         data: its test split is read.
 
     Raises:
@@ -114,22 +116,14 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
     first: nn.Module | None = None
     for file in files:
         network = load_compressed(file).to(default_device())
+        _check_fit(file, network, data)
         provenance = get_provenance(network)
-        classes = provenance.arguments.get("num_classes") if provenance else None
-        task = "segmentation" if provenance and provenance.builder == "unet" else "classification"
-        if provenance is None or (task, classes) != (data.task, data.num_classes):
-            wanted = f"{data.task} of {data.num_classes} classes, which {data.name} is"
-            raise ValueError(f"models: {file} is for {task} of {classes} classes, not for {wanted}")
-        try:
-            check_normalization(network, data.normalization)
-        except ValueError as error:
-            raise ValueError(f"models: {file}: {error}") from None
         first = first or network
         cost, latency = profile(network, x), measure_latency(network, x, baseline=first)
         rows.append(
             {
                 "File": Path(file).name,
-                "Model": provenance.builder,
+                "Model": provenance.builder if provenance else None,
                 "Method": plan.method if (plan := plan_of(network)) else "dense",
                 data.metric: evaluate(network, data.test)[data.metric],
                 "Parameters": cost.params,
@@ -140,3 +134,18 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
             }
         )
     return pd.DataFrame(rows)
+
+
+def _check_fit(file: str | Path, network: nn.Module, data: DataBundle) -> None:
+    """Raise a ValueError unless a saved network is for the task, the classes and the scale of the data."""
+    provenance = get_provenance(network)
+    known = MODELS.get(provenance.builder) if provenance and provenance.builder else None
+    task = known.task if known else "an unknown task"
+    classes = provenance.arguments.get("num_classes") if provenance else None
+    if (task, classes) != (data.task, data.num_classes):
+        wanted = f"{data.task} of {data.num_classes} classes, which {data.name} is"
+        raise ValueError(f"models: {file} is for {task} of {classes} classes, not for {wanted}")
+    try:
+        check_normalization(network, data.normalization)
+    except ValueError as error:
+        raise ValueError(f"models: {file}: {error}") from None

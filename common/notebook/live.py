@@ -1,4 +1,4 @@
-"""A picture in a notebook that is drawn anew while a search goes on."""
+"""A picture in a notebook that is redrawn while a search runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from matplotlib.figure import Figure
 from common.trials import TrialRecord
 
 PAUSE_S = 5.0
-"""Between two drawings at least."""
+"""Least time between two drawings, in seconds."""
 SHARE = 0.05
-"""Of the time goes into drawing at most."""
+"""Greatest share of the time that goes into drawing."""
 
 Draw = Callable[[list[TrialRecord]], Figure]
 
 
 class LivePicture:
-    """Shows the trials so far in the notebook cell that runs; anywhere else it does nothing.
+    """Shows the trials so far in the running notebook cell; outside notebooks it does nothing.
 
     Args:
-        draw: makes the picture of the records.
+        draw: makes a figure of the records.
     """
 
     def __init__(self, draw: Draw) -> None:
@@ -35,9 +35,9 @@ class LivePicture:
         self._next = 0.0
 
     def add(self, record: TrialRecord) -> None:
-        """Take a trial in, or its latest version, and draw when the last drawing is long enough ago.
+        """Add a trial, or its latest version; redraw if the last drawing is long enough ago.
 
-        A picture that cannot be drawn is warned of, once, and does not end the search that it is of.
+        If drawing fails, it warns once and stops drawing; the search goes on.
         """
         self._records[record.trial] = record
         if time.perf_counter() >= self._next:
@@ -48,7 +48,7 @@ class LivePicture:
                 warnings.warn(f"the picture of the search is no longer drawn: {error!r}", stacklevel=2)
 
     def show(self, records: Iterable[TrialRecord]) -> None:
-        """Draw these records now, in place of what was there."""
+        """Draw these records now, in place of the last picture."""
         if not in_notebook():
             return
         from IPython.display import display
@@ -64,6 +64,6 @@ class LivePicture:
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this process: Jupyter, Colab or papermill."""
+    """Whether this process is a Jupyter kernel, as in Jupyter, Colab or papermill."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and hasattr(shell, "kernel")

@@ -1,4 +1,4 @@
-"""The steps that the notebooks share: from a validated config to data, a dense network, plans and search settings."""
+"""The steps that the notebooks share: from a validated config to data, a dense network, plans and a search."""
 
 from __future__ import annotations
 
@@ -13,36 +13,33 @@ from common.compression import load_compressed, save_compressed
 from common.data import DataBundle, load_data
 from common.data.normalization import check_normalization
 from common.environment import default_device
-from common.models import build_model, check_image_size
+from common.models import build_model, check_image_size, relatives
 from common.network import profile
 from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
-from common.notebook.colab import RunKeeper
-from common.notebook.config import ClassifierConfig, CompareConfig, ExperimentConfig, SegmentationConfig
+from common.notebook.colab import RunCopier
+from common.notebook.config import CompareConfig, ExperimentConfig
 from common.notebook.live import LivePicture
 from common.planning import Budget, Entropy, Fixed, RankPlan, plan_ranks
 from common.planning.costs import plan_cost
 from common.planning.decompositions import Decompositions
 from common.reporting import figures
-from common.search import SearchResult, SearchSettings, search_ranks
+from common.search import SearchResult, search_ranks
 from common.search.policies.largest import largest_within
 from common.search.preparation import decompose_for_search
 from common.search.study.runner import print_trial
 from common.search.study.specification import weights_path
-from common.training import EpochLog, TrainingSettings, train
+from common.training import EpochLog, train
 from common.trials import TrialRecord, log_path
 from common.validation import check_choice
 
-RELATIVES = {"resnet18": ("resnet18", "resnet34")}
-"""Notebook -> the architectures that it serves; any other serves its own alone."""
 COMPARED = ("svd", "tucker2", "htd")
-"""The methods that are held against ARSVD at equal budgets."""
+"""The methods that are compared with ARSVD at equal budgets."""
 IMAGENET_CLASSES = 1000
 
 
 def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
-    """The data set that the config names, see :func:`common.data.load_data`."""
-    pretrained = isinstance(config, ClassifierConfig | CompareConfig) and bool(config.pretrained)
+    """Load the data set that the config names, see :func:`common.data.load_data`."""
     return load_data(
         config.dataset,
         config.data_root,
@@ -51,53 +48,37 @@ def load_data_of(config: ExperimentConfig | CompareConfig) -> DataBundle:
         seed=config.seed,
         limit=config.limit,
         download=config.download,
-        augment=config.augment if isinstance(config, SegmentationConfig) else None,
-        normalize="imagenet" if pretrained else "dataset",
-        unannotated=config.unannotated if isinstance(config, SegmentationConfig | CompareConfig) else "keep",
+        **config.load_options(),
     )
 
 
 def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tuple[nn.Module, list[EpochLog]]:
-    """The dense network, with the weights that the config names or trained here; and the history of its training.
+    """Return the dense network and the history of its training.
 
     Args:
-        config: says where the weights are or how to train. A run that was stopped goes on with the network that it
-            had, or with its training.
+        config: names the weights, or says how to train. A run that was stopped continues with its own network, or
+            with its training.
         name: the notebook's architecture; the config may name a relative of it.
-        data: is trained on when there are no weights; the history is empty otherwise.
+        data: is trained on when there are no weights; otherwise the history is empty.
 
     Raises:
-        ValueError: the weights are of another architecture or were trained on inputs of another scale, the config's
-            model is no relative of ``name``, its images are too small for it, it names features that the network does
-            not have, or ranks or budgets that it cannot have, or it asks for a network that nobody has trained.
+        ValueError: the weights belong to another architecture or to inputs of another scale, the config's model is no
+            relative of ``name``, the images are too small for it, the network lacks a feature that the config names,
+            the config names ranks or budgets that it cannot have, or nobody has trained the network.
     """
-    if isinstance(config, ClassifierConfig) and config.model is not None:
-        check_choice("model", config.model, RELATIVES.get(name, (name,)))
-        name = config.model
-    check_image_size(name, data.image_size, getattr(config, "depth", 4))
-    torch.manual_seed(config.seed)
-    if isinstance(config, SegmentationConfig):
-        model = build_model(
-            name, data.num_classes, width=config.width, depth=config.depth, upsampling=config.upsampling
-        )
-    else:
-        assert isinstance(config, ClassifierConfig)
-        model = build_model(name, data.num_classes, weights=config.pretrained, stem=config.stem)
-    for feature in config.feature_list:
-        check_choice("distill_features", feature, dict(model.named_modules()))
-    _check_plans(config, model, data.example())
-    model = model.to(default_device())
+    model = _untrained(config, name, data)
     if weights := config.weights or _weights_of_run(config):
         model = load_compressed(weights, model)
         check_normalization(model, data.normalization)
         return model, []
     if not config.dense_epochs:
-        _check_head(config, data)
+        _check_head(model, config, data)
         return model.eval(), []
-    settings = training_settings(config, config.dense_epochs, config.dense_learning_rate)
+    settings = config.training_settings(config.dense_epochs, config.dense_learning_rate)
+    description = f"dense {config.model or name}"
     if config.run is None:
-        return model, train(model, data, settings, description=f"dense {name}")
-    run, keeper = config.run, RunKeeper(config.logs)
+        return model, train(model, data, settings, description=description)
+    run, copier = config.run, RunCopier(config.logs)
     checkpoint = _checkpoint_of_run(config.logs, run)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = train(
@@ -105,20 +86,31 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
         data,
         settings,
         checkpoint=checkpoint,
-        description=f"dense {name}",
-        on_epoch=lambda _: keeper.keep(run),
+        description=description,
+        on_epoch=lambda _: copier.copy(run),
     )
     save_compressed(model, weights_path(config.logs, run))
-    keeper.keep(run, now=True)
+    copier.copy(run, now=True)
     return model, history
 
 
-def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) -> None:
-    """Refuse ranks and budgets that no plan for this architecture can have, before it is trained.
+def _untrained(config: ExperimentConfig, name: str, data: DataBundle) -> nn.Module:
+    """Build the architecture on this machine's device, once it is clear that it fits the config and the data."""
+    if config.model is not None:
+        check_choice("model", config.model, relatives(name))
+        name = config.model
+    arguments = config.model_arguments(name)
+    check_image_size(name, data.image_size, **arguments)
+    torch.manual_seed(config.seed)
+    model = build_model(name, data.num_classes, **arguments)
+    for feature in config.feature_list:
+        check_choice("distill_features", feature, dict(model.named_modules()))
+    _check_plans(config, model, data.example())
+    return model.to(default_device())
 
-    Raises:
-        ValueError: there is one.
-    """
+
+def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) -> None:
+    """Raise a ValueError for ranks and budgets that no plan for this architecture can have, before it is trained."""
     if config.rank_list:
         try:
             plan_ranks(model, x, "svd", Fixed(max(config.rank_list)))
@@ -140,19 +132,16 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
 
 
 def _dense_cost(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """Parameters and MACs of what a pass runs, of which budgets are fractions."""
+    """Return the parameters and MACs that a pass uses; budgets are fractions of them."""
     cost = profile(model, x)
     return cost.params_in_use, cost.macs
 
 
-def _check_head(config: ExperimentConfig, data: DataBundle) -> None:
-    """Refuse to compress a network of which a part was never trained.
-
-    Raises:
-        ValueError: it would be one.
-    """
-    pretrained = isinstance(config, ClassifierConfig) and config.pretrained is not None
-    if not pretrained or data.num_classes != IMAGENET_CLASSES:
+def _check_head(model: nn.Module, config: ExperimentConfig, data: DataBundle) -> None:
+    """Raise a ValueError where a part of the network was never trained."""
+    provenance = get_provenance(model)
+    arguments = config.model_arguments(provenance.builder) if provenance and provenance.builder else {}
+    if arguments.get("weights") is None or data.num_classes != IMAGENET_CLASSES:
         raise ValueError(
             "dense_epochs=0.0 takes a network as it is, and this one would be random, wholly or in its head for "
             f"{data.num_classes} classes; give weights, or pretrained with a set of ImageNet's {IMAGENET_CLASSES:,} "
@@ -161,7 +150,7 @@ def _check_head(config: ExperimentConfig, data: DataBundle) -> None:
 
 
 def _weights_of_run(config: ExperimentConfig) -> Path | None:
-    """The dense network of a run that was begun before."""
+    """Return the file with the dense network of a run that was started before; None where there is none."""
     if config.run is None or not log_path(config.logs, config.run, new=False).exists():
         return None
     weights = weights_path(config.logs, config.run)
@@ -169,34 +158,22 @@ def _weights_of_run(config: ExperimentConfig) -> Path | None:
 
 
 def _checkpoint_of_run(logs: str, run: str) -> Path:
-    """Of the dense network's training; it stays until the first trial is logged, and a run can go on with that."""
+    """Return the checkpoint of the dense network's training; it stays until the first trial is logged."""
     return weights_path(logs, run).with_suffix(".checkpoint")
 
 
-def training_settings(config: ExperimentConfig, epochs: float, learning_rate: float) -> TrainingSettings:
-    """The config's optimizer, seed and distillation, for so many epochs at this peak rate."""
-    return TrainingSettings(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        optimizer=config.optimizer,
-        distillation=config.distillation,
-        features=config.feature_list,
-        seed=config.seed,
-    )
-
-
 def decompose(config: ExperimentConfig, model: nn.Module, data: DataBundle) -> Decompositions:
-    """The layers' decompositions: best for the outputs on the calibration split, or for the weights alone."""
+    """Decompose the layers, for their outputs on the calibration split or for the weights alone."""
     return decompose_for_search(model, data, config.seed, config.data_aware)
 
 
 def rule_plans(
     config: ExperimentConfig, model: nn.Module, data: DataBundle, decompositions: Decompositions
 ) -> list[RankPlan]:
-    """The plans to compare the search with, in this order.
+    """Return the plans to compare the search with.
 
-    SVD at each of the fixed ranks, ARSVD at each tau and, where the config says at which share of the parameters to
-    compare, ``COMPARED`` at that budget and ARSVD at the greatest tau that keeps to it.
+    These are SVD at each of the fixed ranks and ARSVD at each tau. Where ``compare_at`` names a share of the
+    parameters, the methods in ``COMPARED`` follow at that budget, then ARSVD at the greatest tau that fits it.
     """
     x = data.example().to(default_device())
     fixed = [plan_ranks(model, x, "svd", Fixed(rank), decompositions=decompositions) for rank in config.rank_list]
@@ -209,10 +186,10 @@ def rule_plans(
 
 
 def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
-    """ARSVD's largest plan, over all taus, that keeps no more than a share of the parameters; at tau 0 if none does.
+    """Return ARSVD's largest plan over all taus that fits a budget; where none fits, warn and take tau 0.
 
     Args:
-        budget: the share, in (0, 1].
+        budget: the share of the parameters to keep, in (0, 1].
         model: the dense network.
         x: example input ``(N, C, H, W)``.
         decompositions: of ``model``.
@@ -230,25 +207,6 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
     return plan
 
 
-def search_settings(config: ExperimentConfig) -> SearchSettings:
-    """How the config wants the ranks to be searched for."""
-    limited = config.budget_params is not None or config.budget_macs is not None
-    return SearchSettings(
-        method=config.method,
-        policy=config.policy,
-        budget=Budget(config.budget_params, config.budget_macs) if limited else None,
-        trials=config.trials,
-        size_weight=config.size_weight,
-        keep=config.keep,
-        finetune_top=config.finetune_top,
-        finetune=training_settings(config, config.finetune_epochs, config.finetune_learning_rate),
-        finetune_given=config.compare_at is not None,
-        latency_batch=config.latency_batch,
-        runtimes=config.runtime_list,
-        seed=config.seed,
-    )
-
-
 def search(
     config: ExperimentConfig,
     model: nn.Module,
@@ -256,32 +214,30 @@ def search(
     plans: Sequence[RankPlan],
     decompositions: Decompositions,
 ) -> SearchResult:
-    """The search that the config asks for, see :func:`common.search.search_ranks`.
+    """Run the search that the config asks for, see :func:`common.search.search_ranks`.
 
-    A notebook sees this process's trials in a picture, metric against cost, that follows the search, and in the end
-    all of them.
+    In a notebook a picture, metric against cost, follows this process's trials; at the end it shows all trials.
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None
-    notebook = next((own for own, others in RELATIVES.items() if name in others), name)
-    picture, keeper = LivePicture(figures.pareto), RunKeeper(config.logs)
+    picture, copier = LivePicture(figures.pareto), RunCopier(config.logs)
 
     def on_trial(record: TrialRecord) -> None:
         print_trial(record)
         picture.add(record)
-        keeper.forget(_checkpoint_of_run(config.logs, record.run))
-        keeper.keep(record.run)
+        copier.forget(_checkpoint_of_run(config.logs, record.run))
+        copier.copy(record.run)
 
     result = search_ranks(
         model,
         data,
-        search_settings(config),
+        config.search_settings(),
         plans=plans,
         decompositions=decompositions,
         logs=config.logs,
         run=config.run,
         storage=config.storage,
-        command=config.command(notebook) if notebook else None,
+        command=config.command(relatives(name)[0]) if name else None,
         on_trial=on_trial,
     )
     picture.show(result.records)

@@ -1,6 +1,6 @@
-"""Training and evaluation: loop, losses, distillation, metrics, several GPUs."""
+"""Training and evaluation: the loop, distillation, several GPUs."""
 
+from common.training.evaluation import evaluate
 from common.training.loop import EpochLog, TrainingSettings, train
-from common.training.metrics import evaluate
 
 __all__ = ["EpochLog", "TrainingSettings", "evaluate", "train"]

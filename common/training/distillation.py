@@ -1,52 +1,60 @@
-"""Learning from a teacher: from what it puts out, and from the features inside it."""
+"""Distillation: learn from a teacher's outputs, and from the features inside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from common.data import Task
 from common.network.modes import evaluating
 from common.network.outputs import single_tensor
 
 
 class Teacher:
-    """A network whose outputs, and the outputs of some of its modules, another one is to approach.
+    """A network whose outputs, and the outputs of some of its modules, a student approaches.
 
     Args:
-        teacher: asked in evaluation mode, and left in the mode that it was in; its weights get no gradient.
+        teacher: is evaluated in evaluation mode and keeps its own mode; its weights get no gradient.
         student: takes the same inputs.
-        temperature: that softens both outputs.
-        features: names of modules that both networks have, whose outputs are compared as well.
+        task: of both networks; it gives the distance between their outputs.
+        temperature: softens both outputs.
+        features: names of modules of both networks whose outputs are compared as well.
 
     Raises:
         ValueError: one of the networks has no module of such a name.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, temperature: float, features: Sequence[str]) -> None:
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, task: Task, temperature: float, features: Sequence[str]
+    ) -> None:
         for network in (teacher, student):
             check_features(network, features)
-        self._network, self._temperature = teacher, temperature
+        self._network, self._task, self._temperature = teacher, task, temperature
         self._taught: dict[str, Tensor] = {}
         self._learnt: dict[str, Tensor] = {}
         self._handles = [
-            network.get_submodule(name).register_forward_hook(_keeper(outputs, name))
+            network.get_submodule(name).register_forward_hook(_storing(outputs, name))
             for network, outputs in ((teacher, self._taught), (student, self._learnt))
             for name in features
         ]
 
     def loss(self, inputs: Tensor, logits: Tensor) -> Tensor:
-        """How far the student, whose ``logits`` were just computed from ``inputs``, is from the teacher.
+        """Return the distance of the student from the teacher, a scalar.
+
+        Args:
+            inputs: of a batch.
+            logits: that the student has just computed from them.
 
         Raises:
-            ValueError: the teacher does not return one tensor, or one of another shape than the student's, or the
-                same holds for a feature.
+            ValueError: the teacher does not return one tensor, or its outputs or features have another shape than the
+                student's.
         """
         with torch.no_grad(), evaluating(self._network):
             taught = single_tensor(self._network(inputs), "the teacher").float()
         _check_same_shape("outputs", logits, taught)
-        loss = distillation_loss(logits, taught, self._temperature)
+        loss = self._task.distillation_loss(logits, taught, self._temperature)
         if not self._taught:
             return loss
         for name in self._taught:
@@ -56,58 +64,35 @@ class Teacher:
         )
 
     def close(self) -> None:
-        """Stop listening to both networks."""
+        """Remove the hooks from both networks."""
         for handle in self._handles:
             handle.remove()
 
 
 def check_features(network: nn.Module, features: Sequence[str]) -> None:
-    """Do nothing where ``network`` has a module of each of these names.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """Raise a ValueError unless ``network`` has a module of each of these names."""
     modules = dict(network.named_modules())
     for name in features:
         if name not in modules:
             raise ValueError(f"features={name!r}: the network has no module of this name")
 
 
-def _keeper(outputs: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
+def _storing(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, object], None]:
+    """Return a forward hook that stores a module's output under ``name``."""
+
+    def store(module: nn.Module, inputs: object, output: object) -> None:
         outputs[name] = single_tensor(output, f"features={name!r}: the module")
 
-    return keep
+    return store
 
 
 def _check_same_shape(what: str, learnt: Tensor, taught: Tensor) -> None:
+    """Raise a ValueError unless student and teacher have the same shape."""
     if learnt.shape != taught.shape:
         raise ValueError(
             f"{what}: the network's have the shape {tuple(learnt.shape)} and the teacher's {tuple(taught.shape)}; "
             "they must be the same"
         )
-
-
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened classes, times T^2 (Hinton, Vinyals and Dean 2015).
-
-    Args:
-        logits: the student's, ``(N, classes)`` for one class an image, ``(N, K, H, W)`` for K masks.
-        taught: the teacher's, of the same shape.
-        temperature: T, which divides both.
-
-    Returns:
-        The mean over the images; for masks over their pixels, each of them two classes.
-    """
-    student, target = logits / temperature, taught / temperature
-    if logits.dim() == 4:
-        chances = target.sigmoid()
-        cross, own = (nn.functional.binary_cross_entropy_with_logits(side, chances) for side in (student, target))
-        return (cross - own) * temperature**2
-    divergence = nn.functional.kl_div(
-        student.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True
-    )
-    return divergence * temperature**2
 
 
 def feature_loss(learnt: Tensor, taught: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Training in several processes, one a GPU, as ``torchrun`` starts them; all of it does nothing in a single one."""
+"""Training in several processes, one a GPU, as ``torchrun`` starts them.
+
+In a single process these functions change nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Value = TypeVar("Value")
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the other processes that ``torchrun`` has started, where it has; over NCCL with GPUs, else over Gloo."""
+    """Join the other processes where ``torchrun`` has started some; over NCCL with GPUs, otherwise over Gloo."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -31,7 +34,7 @@ def processes() -> Iterator[None]:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process goes through the block before the others do, e.g. to download what they then find."""
+    """Run the ``with`` block in the first process before the others, e.g. for a download that they all need."""
     if rank() > 0:
         dist.barrier()
     yield
@@ -40,22 +43,22 @@ def first_process_first() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """``model``, or a wrapper around it that averages its gradients over the processes."""
+    """Return ``model``, or a wrapper that averages its gradients over the processes."""
     return nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
 
 
 def from_first(value: Value) -> Value:
-    """What the first process holds as ``value``, in every process."""
+    """Return the first process's ``value`` in every process."""
     if world_size() == 1:
         return value
     held = [value]
@@ -64,7 +67,7 @@ def from_first(value: Value) -> Value:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's buffers (BatchNorm's statistics)."""
+    """Copy the first process's buffers (BatchNorm's statistics) to every process."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

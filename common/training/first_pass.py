@@ -1,4 +1,4 @@
-"""Whether a network and its data fit each other, seen before any work starts."""
+"""Check that a network and its data fit each other before any work starts."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from common.data.bundle import DataBundle
+from common.data import TASKS, DataBundle
 from common.network.inputs import to_network
 from common.network.modes import evaluating
 from common.network.outputs import single_tensor, training_tensor
-from common.training.losses import check_targets
 
 
 def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) -> None:
-    """Do nothing where ``model`` returns one tensor of logits that fits the data's targets.
+    """Raise unless ``model`` returns one tensor of logits that fits the data's targets.
 
-    Two images of validation pass the network; its modes, weights and buffers, and the global random numbers, are left
+    Two validation images pass through the network. Its modes, weights and buffers, and the global random state, stay
     as they were.
 
     Args:
         model: the network.
-        data: that it is to be trained or evaluated on.
-        training: also let the images pass in training mode, in which auxiliary heads may return more.
+        data: for its training or evaluation.
+        training: also pass the images in training mode, where auxiliary heads may return more.
 
     Raises:
         ValueError: it returns anything else, or has fewer outputs than there are classes.
@@ -36,7 +35,7 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         batch = next((batch for batch in data.validation if len(batch[0])), None)
         if batch is None:
             raise ValueError("the validation split gives no image")
-        inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # two, also of one
+        inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # one image counts twice
         inputs = to_network(inputs, model)
         with torch.no_grad(), evaluating(model):
             _check_logits(single_tensor(model(inputs), "the network"), targets, data)
@@ -48,7 +47,7 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
 
 @contextmanager
 def _other_buffers(model: nn.Module) -> Iterator[None]:
-    """Copies in the place of the buffers inside the ``with`` block; afterwards the buffers are back, as they were."""
+    """Replace the buffers by copies inside the ``with`` block, so that the real ones stay as they were."""
     held = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     copies = {id(buffer): buffer.clone() for _, _, buffer in held if buffer is not None}  # one of a shared buffer
     try:
@@ -61,23 +60,25 @@ def _other_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def _check_logits(logits: Tensor, targets: Tensor, data: DataBundle) -> None:
+    """Raise a ValueError unless these logits fit the targets and the classes."""
     if not logits.is_floating_point():
         raise ValueError(f"the network must return logits in floating point, it returns {logits.dtype}")
-    masks, classes = data.task == "segmentation", data.num_classes
-    if logits.dim() == (4 if masks else 2):
-        outputs = logits.shape[1]
-        if outputs < classes or (masks and outputs > classes):
+    task, classes = TASKS[data.task], data.num_classes
+    outputs = task.count_outputs(logits)
+    if outputs is not None:
+        if outputs < classes or (outputs > classes and not task.spare_outputs):
             raise ValueError(
                 f"the network has outputs for {outputs} classes and the data {data.name!r} has {classes}; build it "
                 f"for {classes} classes or name the classes that the data has"
             )
         if outputs > classes:
-            _note_more_outputs(outputs, classes, data.name)
-    check_targets(logits, targets.to(logits.device))
+            _note_spare_outputs(outputs, classes, data.name)
+    task.check(logits, targets.to(logits.device))
 
 
 @cache
-def _note_more_outputs(outputs: int, classes: int, name: str) -> None:
+def _note_spare_outputs(outputs: int, classes: int, name: str) -> None:
+    """Say once that the network has outputs for more classes than the data has."""
     print(
         f"the network has outputs for {outputs} classes and the data {name!r} has {classes}: its first {classes} "
         "outputs are taken for them",

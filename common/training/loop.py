@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from common.calibration import recalibrate_bn
-from common.data.bundle import DataBundle
+from common.data import TASKS, DataBundle
 from common.data.normalization import remember_normalization
 from common.environment import has_bfloat16
 from common.files import replacing
@@ -31,15 +31,14 @@ from common.planning import plan_of
 from common.progress import track
 from common.training import distributed
 from common.training.distillation import Teacher
+from common.training.evaluation import evaluate
 from common.training.first_pass import check_network
-from common.training.losses import task_loss
-from common.training.metrics import evaluate
 
 EpochLog = dict[str, float]
 SAME_DATA = ("batch_size", "split_seed", "limit", "augment", "normalize", "unannotated")
-"""Arguments of ``load_data`` that a training which goes on must have as before, beside those that name the set."""
+"""Arguments of ``load_data`` that a continued training must share with its start, beside those that name the data."""
 EPOCH_STRIDE, RANK_STRIDE = 1_000_003, 7_919
-"""Between the seeds of two epochs and of two processes: what they draw depends on nothing that came before."""
+"""Distance between the seeds of two epochs and of two processes; each draws independently of what came before."""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
@@ -47,21 +46,21 @@ class TrainingSettings:
     """How a network is trained.
 
     Attributes:
-        epochs: passes over the training split; a fraction stops inside one.
+        epochs: number of passes over the training split; a fraction stops inside a pass.
         optimizer: ``sgd`` (with Nesterov's momentum) or ``adamw``.
-        learning_rate: the peak of the one-cycle schedule, or where ``plateau`` starts.
-        schedule: ``one-cycle`` over all steps, or ``plateau``: a tenth of the rate after each ``plateau_patience``
-            epochs without a better validation metric.
+        learning_rate: the peak of the one-cycle schedule, or the start of ``plateau``.
+        schedule: ``one-cycle`` over all steps, or ``plateau``, which divides the rate by ten after each
+            ``plateau_patience`` epochs without a better validation metric.
         momentum: of SGD.
         weight_decay: of either optimizer.
-        label_smoothing: mass spread over all classes, in [0, 1), see :func:`common.training.losses.task_loss`.
-        distillation: weight in [0, 1] of the teacher against the targets, when there is a teacher.
-        temperature: that softens both networks' logits for distillation.
-        features: names of modules whose outputs are to approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
-        patience: stop after so many epochs without a better validation metric; None never stops early.
-        recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. The moving
-            averages of a short training lag behind its weights.
-        amp: bfloat16 autocast; ``auto`` uses it where the processor or GPU has bfloat16 arithmetic.
+        label_smoothing: probability mass spread over all classes, in [0, 1), see :meth:`common.data.Task.loss`.
+        distillation: weight in [0, 1] of the teacher against the targets, if there is a teacher.
+        temperature: softens both networks' logits for distillation.
+        features: names of modules whose outputs approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
+        patience: stop after this many epochs without a better validation metric; None never stops early.
+        recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. In a short
+            training their moving averages lag behind the weights.
+        amp: bfloat16 autocast; ``auto`` uses it where the processor or GPU computes in bfloat16.
         seed: of the order of the images and of dropout.
     """
 
@@ -92,28 +91,28 @@ def train(
     description: str = "training",
     on_epoch: Callable[[EpochLog], None] | None = None,
 ) -> list[EpochLog]:
-    """Train ``model`` in place and leave it with the weights of its best epoch by the data's metric on validation.
+    """Train ``model`` in place; leave it with the weights of the epoch whose validation metric is best.
 
-    Under ``torchrun`` (see :func:`common.training.distributed.processes`) every process takes its part of each batch,
-    and the result is that of one process, except for BatchNorm, the Dice term, dropout and augmentation, which each
-    process has of its own part.
+    Under ``torchrun`` (see :func:`common.training.distributed.processes`) every process takes its part of each batch.
+    The result is that of one process, except that BatchNorm, the Dice term, dropout and augmentation see only the
+    process's own part.
 
     Args:
-        model: the network, on the device it is to be trained on.
-        data: its ``train`` and ``validation`` splits are used.
-        settings: how; None for the defaults.
-        teacher: a network that ``model`` is to approach, see :class:`common.training.distillation.Teacher`.
-        checkpoint: file that is written after every epoch. When it is there already, training goes on from it, to
-            the same result as without the interruption.
-        description: what the progress bar says.
+        model: on the device for its training.
+        data: its ``train`` and ``validation`` splits are used, and ``calibration`` for BatchNorm.
+        settings: how to train; None takes the defaults.
+        teacher: a network that ``model`` approaches, see :class:`common.training.distillation.Teacher`.
+        checkpoint: file that is written after every epoch. Where it exists, training continues from it, to the same
+            result as without the interruption.
+        description: title of the progress bar.
         on_epoch: is called with each epoch's entry of the history as it ends.
 
     Returns:
-        An entry an epoch: ``epoch`` (in passes over the data), ``train_loss``, ``learning_rate``, the metrics of
-        :func:`common.training.evaluate` on validation, and the ``seconds`` it took.
+        An entry an epoch: ``epoch`` (passes over the data), ``train_loss``, ``learning_rate``, the metrics of
+        :func:`common.training.evaluate` on validation, and ``seconds``.
 
     Raises:
-        ValueError: the checkpoint is one of other settings, data or another network, the training split gives no
+        ValueError: the checkpoint belongs to other settings, data or another network, the training split gives no
             batch, or the network or its teacher does not return one tensor that fits the targets.
         FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
@@ -138,22 +137,18 @@ def train(
                 on_epoch(run.history[-1])
     finally:
         run.close()
-    if not any(math.isfinite(entry["loss"]) for entry in run.history):
-        raise FloatingPointError(
-            f"the loss on validation is not finite; learning_rate={settings.learning_rate} is too high"
-        )
-    model.load_state_dict(run.best_weights)
+    run.load_best_weights()
     remember_normalization(model, data.normalization)
     return run.history
 
 
 class _Run:
-    """A training under way: all that its checkpoint has to hold."""
+    """A training in progress; it holds everything that goes into the checkpoint."""
 
     def __init__(
         self, model: nn.Module, teacher: nn.Module | None, settings: TrainingSettings, data: DataBundle
     ) -> None:
-        self.model, self.settings, self.data = model, settings, data
+        self.model, self.settings, self.data, self.task = model, settings, data, TASKS[data.task]
         self.batches = data.train_part(distributed.rank(), distributed.world_size())
         self.steps = max(1, round(settings.epochs * len(self.batches)))
         self.conditions = {
@@ -164,19 +159,22 @@ class _Run:
             "batches": len(self.batches),
             "processes": distributed.world_size(),
             **{name: data.source[name] for name in SAME_DATA if name in data.source},
+            **({"metric": data.metric} if data.metric != self.task.metric else {}),
             **_described(model),
         }
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, settings)
         self.schedule = _schedule(self.optimizer, settings, self.steps)
-        self.teacher = Teacher(teacher, model, settings.temperature, settings.features) if teacher else None
+        self.teacher: Teacher | None = None
+        if teacher:
+            self.teacher = Teacher(teacher, model, self.task, settings.temperature, settings.features)
         self.parallel = distributed.parallel(model)
         self.step = 0
         self.history: list[EpochLog] = []
         self.best_weights: dict[str, Tensor] = {}
 
     def train_epoch(self, description: str) -> EpochLog:
-        """One pass over the batches, or what is left of the steps."""
+        """Make one pass over the batches, or the steps that are left."""
         self.parallel.train()
         count = min(self.steps - self.step, len(self.batches))
         rate = self.optimizer.param_groups[0]["lr"]
@@ -203,27 +201,28 @@ class _Run:
         return {"epoch": self.step / len(self.batches), "train_loss": total / done, "learning_rate": float(rate)}
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch against its targets and, if there is one, the teacher."""
         settings = self.settings
         amp = uses_bfloat16(settings.amp, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
             logits = training_tensor(self.parallel(inputs), "the network").float()
             taught = self.teacher.loss(inputs, logits) if self.teacher else None
-        loss = task_loss(logits, targets, settings.label_smoothing)
+        loss = self.task.loss(logits, targets, settings.label_smoothing)
         if taught is None:
             return loss
         return (1 - settings.distillation) * loss + settings.distillation * taught
 
     def validate(self) -> EpochLog:
-        """The metrics on validation, measured by the first process alone."""
+        """Return the metrics on validation; only the first process measures them."""
         if self.settings.recalibrate and distributed.rank() == 0:
-            with suppress(FloatingPointError):  # the last step was one too far: the metrics will say so
+            with suppress(FloatingPointError):  # the weights have diverged; the metrics will show it
                 recalibrate_bn(self.model, self.data.calibration)
         distributed.share_buffers(self.model)
         metrics = evaluate(self.model, self.data.validation) if distributed.rank() == 0 else {}
         return distributed.from_first(metrics)
 
     def log(self, entry: EpochLog) -> None:
-        """Add an epoch to the history, and keep the weights when they are the best so far."""
+        """Add an epoch to the history; store the weights if they are the best so far."""
         value = self._value(entry)
         if not self.best_weights or value > max(map(self._value, self.history)):
             self.best_weights = copy.deepcopy(self.model.state_dict())
@@ -231,24 +230,36 @@ class _Run:
             self.schedule.step(value)
         self.history.append(entry)
 
+    def load_best_weights(self) -> None:
+        """Give the network the weights of its best epoch.
+
+        Raises:
+            FloatingPointError: the validation loss was not finite after any epoch.
+        """
+        if not any(math.isfinite(entry["loss"]) for entry in self.history):
+            raise FloatingPointError(
+                f"the loss on validation is not finite; learning_rate={self.settings.learning_rate} is too high"
+            )
+        self.model.load_state_dict(self.best_weights)
+
     def _value(self, entry: EpochLog) -> float:
-        """The deciding metric; less than any where what the network puts out is not finite."""
+        """Return the deciding metric; minus infinity where the network's outputs are not finite."""
         return entry[self.data.metric] if math.isfinite(entry["loss"]) else -math.inf
 
     def out_of_patience(self) -> bool:
-        """Whether so many epochs passed without a better metric that training is to stop."""
+        """Whether ``patience`` epochs have passed without a better metric."""
         values = [self._value(entry) for entry in self.history]
         if self.settings.patience is None or not values:
             return False
         return len(values) - 1 - values.index(max(values)) >= self.settings.patience
 
     def close(self) -> None:
-        """Let go of the networks."""
+        """Remove the teacher's hooks from the networks."""
         if self.teacher:
             self.teacher.close()
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint; a kill while writing leaves the one before it."""
+        """Write the checkpoint; if the process is killed meanwhile, the previous one stays."""
         values = {
             "conditions": self.conditions,
             "model": self.model.state_dict(),
@@ -262,7 +273,7 @@ class _Run:
             torch.save(values, partial)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises:
             ValueError: it was written under other settings.
@@ -278,6 +289,7 @@ class _Run:
 
 
 def _described(model: nn.Module) -> dict[str, str]:
+    """Describe the architecture, and the ranks of a compressed network."""
     provenance = get_provenance(model)
     if provenance is None:
         return {"network": type(model).__name__}
@@ -287,7 +299,8 @@ def _described(model: nn.Module) -> dict[str, str]:
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    # Fused: one pass over the memory instead of ten, which is most of a step of VGG16's 134 M parameters on a CPU.
+    # The fused optimizers pass over the memory once instead of ten times. For VGG16's 134 M parameters on a CPU, these
+    # passes are most of a step.
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay, fused=True)
@@ -299,12 +312,12 @@ def _schedule(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
 ) -> OneCycleLR | ReduceLROnPlateau:
     if settings.schedule == "plateau":
-        # ReduceLROnPlateau acts one epoch after its patience is over.
+        # ReduceLROnPlateau acts one epoch after its patience has ended.
         patience = settings.plateau_patience - 1
         return ReduceLROnPlateau(optimizer, "max", factor=0.1, patience=patience, threshold=0.0, eps=0.0)
     return OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2), cycle_momentum=False)
 
 
 def uses_bfloat16(amp: str, device: torch.device) -> bool:
-    """Whether to train under bfloat16 autocast; ``auto`` asks the hardware."""
+    """Whether to train under bfloat16 autocast; with ``auto`` the hardware decides."""
     return has_bfloat16(device) if amp == "auto" else amp == "on"

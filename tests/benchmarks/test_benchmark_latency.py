@@ -62,7 +62,7 @@ def test_a_share_of_the_time_limits_the_plans_too(monkeypatch: pytest.MonkeyPatc
 def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
     """TensorLy's three convolutions cost what ours cost; TensorLy-Torch has its kernel factors besides."""
     case = TINY[name]
-    dense = build_model(case.model, case.classes, width=case.width, depth=case.depth).eval()
+    dense = build_model(case.model, case.classes, **case.arguments).eval()
     x = torch.randn(1, 3, case.size, case.size)
     networks = compressed(case.budget, dense, x, ["tucker2"], round_to=1)
     ours, sequence, factorized = (networks[what] for what in ("tucker2", "TensorLy tucker", "tltorch tucker"))

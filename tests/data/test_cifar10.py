@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.data import DataBundle, load_data
 from common.data.cifar10 import CLASSES
-from common.data.classification import ImageTensors
+from common.data.image_tensors import ImageTensors
 from common.torchvision_compat import torchvision
 
 PARTS = ("train", "calibration", "validation", "test")

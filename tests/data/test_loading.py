@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,8 @@ import torch
 
 from common.data import load_data
 from common.data.bundle import Loader
-from common.data.classification import ImageTensors
 from common.data.digits import load_digits
+from common.data.image_tensors import ImageTensors
 from common.data.normalization import Normalization
 from common.data.splits import split_indices, subset
 
@@ -186,3 +188,36 @@ def test_processes_share_each_batch() -> None:
         whole.train_part(0, 17)
     with pytest.raises(ValueError, match=r"^the training split has 20 images, less than batch_size=32: 2 processes"):
         load_data("digits", image_size=8, batch_size=32, limit=20).train_part(0, 2)
+
+
+def test_importing_data_or_calibration_loads_no_data_library() -> None:
+    libraries = ["sklearn", "pycocotools", "torchvision"]
+    loaded = f"[name for name in {libraries} if name in sys.modules]"
+    command = [sys.executable, "-c", f"import sys, common.data, common.calibration, common.models\nprint({loaded})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_option_that_there_is_not_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^load_data\(\) got an unexpected keyword argument 'limits'$"):
+        load_data("digits", limits=3)  # type: ignore[call-arg]
+
+
+def test_what_was_left_open_is_noted_as_it_was_filled_in() -> None:
+    source = dict(load_data("digits", batch_size=16).source)
+    assert source == {
+        "name": "digits",
+        "root": None,
+        "image_size": 32,
+        "batch_size": 16,
+        "seed": 0,
+        "split_seed": 0,
+        "limit": None,
+        "download": False,
+        "augment": False,
+        "normalize": "dataset",
+        "unannotated": "keep",
+        "workers": None,
+        "metric": "accuracy",
+    }
+    assert dict(load_data(**source).source) == source

@@ -242,7 +242,7 @@ def collated(*parts: object) -> DataLoader[Any]:
 
 
 X, Y = torch.zeros(4, 3, 8, 8), torch.arange(4)
-PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets\), it is "
+PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets\), but it is "
 
 
 @pytest.mark.parametrize(

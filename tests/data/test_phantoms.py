@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from common.data import load_data, phantoms
+from common.data.masked_images import MaskedImages
 from common.data.phantoms import phantoms_folder, write_phantoms
-from common.data.segmentation import MaskedImages
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_every_network_keeps_its_outputs(
     name: str, size: tuple[int, int], settings: dict[str, int], method: str | None
 ) -> None:
     """The U-Net's forward branches on sizes and cannot be traced; its blocks can."""
-    model, x = lived_in(build_model(name, 5, **settings)), torch.randn(2, 3, *size)  # type: ignore[arg-type]
+    model, x = lived_in(build_model(name, 5, **settings)), torch.randn(2, 3, *size)
     if method:
         model = compress(model, plan_ranks(model, x, method, Fixed(0.3)), sweeps=0)
     model.train()

@@ -98,7 +98,7 @@ def test_fewer_macs_do_not_buy_parameters() -> None:
     ],
 )
 def test_full_ranks_go_back_to_the_dense_network(name: str, settings: dict[str, int]) -> None:
-    model, x = lived_in(build_model(name, 3, **settings)), torch.randn(2, 3, 20, 24)  # type: ignore[arg-type]
+    model, x = lived_in(build_model(name, 3, **settings)), torch.randn(2, 3, 20, 24)
     full = compress(model, plan_ranks(model, x, "htd", Fixed("full", only_if_smaller=False)), sweeps=0)
     dense, merged = fold_batchnorm(model), merge_factors(fold_batchnorm(full), x)
     assert profile(full, x).macs > profile(merged, x).macs == profile(dense, x).macs

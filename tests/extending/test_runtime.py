@@ -97,7 +97,9 @@ def test_a_cell_may_add_it_twice_but_a_name_stands_for_one_runtime() -> None:
     class Other(Eager):
         """Another runtime of the same name."""
 
-    with pytest.raises(ValueError, match=r"runtime='eager' is taken by common\.latency\.runtimes\.eager\.Eager\(\)"):
+    with pytest.raises(
+        ValueError, match=r"runtime='eager' is already the name of common\.latency\.runtimes\.eager\.Eager\(\)"
+    ):
         RUNTIMES.add(Other())
 
 

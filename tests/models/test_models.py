@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.models import CLASSIFIERS, build_model
+from common.models import MODELS, build_model, check_image_size, relatives
 from common.network.provenance import get_provenance
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [name for name, known in MODELS.items() if known.task == "classification"])
 def test_heads_fit_the_classes(name: str) -> None:
     model = build_model(name, 7).eval()
     with torch.no_grad():
@@ -50,7 +50,11 @@ def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
     assert provenance.arguments == {"num_classes": 10, "stem": "cifar"}
     with pytest.raises(ValueError, match="weights='DEFAULT' with stem='cifar': there are none"):
         build_model(name, 10, stem="cifar", weights="DEFAULT")
-    with pytest.raises(ValueError, match=r"stem='cifar' is unknown.*allowed: imagenet"):
+    with pytest.raises(ValueError, match=r"stem='big' is unknown; allowed: imagenet, cifar"):
+        build_model(name, 10, stem="big")
+    with pytest.raises(
+        ValueError, match=r"stem='cifar': vgg16 takes no such argument; allowed: num_classes, weights$"
+    ):
         build_model("vgg16", 10, stem="cifar")
 
 
@@ -59,7 +63,7 @@ def test_the_cifar_resnets_have_their_papers_size(name: str, params: int) -> Non
     """0.27 M and 0.85 M (He et al. 2016, table 6)."""
     model = build_model(name, 10)
     assert sum(parameter.numel() for parameter in model.parameters()) == params
-    with pytest.raises(ValueError, match="weights='DEFAULT' is unknown"):
+    with pytest.raises(ValueError, match=r"weights='DEFAULT': resnet.. takes no such argument; allowed: num_classes$"):
         build_model(name, 10, weights="DEFAULT")
 
 
@@ -71,6 +75,33 @@ def test_the_unet_keeps_the_images_size(size: tuple[int, int], classes: int, ups
         assert model(torch.randn(2, 3, *size)).shape == (2, classes, *size)
     with pytest.raises(ValueError, match="upsampling='nearest' is unknown"):
         build_model("unet", 1, upsampling="nearest")
+    with pytest.raises(ValueError, match="depth=0: it must be at least 1"):
+        build_model("unet", 1, depth=0)
+
+
+def test_saved_networks_name_what_they_are_built_again_with() -> None:
+    provenance = get_provenance(build_model("unet", 2, width=4))
+    assert provenance is not None
+    assert provenance.arguments == {"num_classes": 2, "width": 4, "depth": 4, "upsampling": "transposed"}
+
+
+def test_images_may_be_too_small() -> None:
+    check_image_size("unet", 8, depth=3)
+    with pytest.raises(ValueError, match="image_size=8: unet needs at least 16 pixels"):
+        check_image_size("unet", 8)
+    with pytest.raises(ValueError, match="image_size=62: alexnet needs at least 63 pixels"):
+        check_image_size("alexnet", 62)
+
+
+def test_relatives_share_a_family() -> None:
+    assert relatives("resnet34") == relatives("resnet18") == ("resnet18", "resnet34")
+    assert relatives("vgg16") == ("vgg16",)
+
+
+def test_arguments_are_picked_from_a_longer_list() -> None:
+    values, defaults = {"stem": "imagenet", "width": 8}, {"stem": "imagenet", "width": 64}
+    assert MODELS["unet"].pick(values, defaults) == {"width": 8}
+    assert MODELS["vgg16"].pick(values, defaults) == {"width": 8}  # which build_model then refuses
 
 
 def test_the_unet_has_its_papers_size() -> None:

@@ -12,7 +12,7 @@ import jupytext
 import pytest
 
 from common.notebook import colab
-from common.notebook.colab import RunKeeper, fetch_run, keep_on_drive, keep_run, missing_requirements
+from common.notebook.colab import RunCopier, copy_run, copy_to_drive, fetch_run, missing_requirements
 from common.notebook.config import ClassifierConfig
 
 ROOT = Path(__file__).parents[2]
@@ -88,11 +88,11 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, t
 def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
     log, drive = tmp_path / "run.log", tmp_path / "drive" / "MyDrive" / "low-rank-cnn"
     log.write_text("first")
-    assert keep_on_drive([log], drive) == []
+    assert copy_to_drive([log], drive) == []
     drive.parent.mkdir(parents=True)
     for text in ("first", "second"):
         log.write_text(text)
-        assert keep_on_drive([log, tmp_path / "not there.log"], drive) == [drive / "run.log"]
+        assert copy_to_drive([log, tmp_path / "not there.log"], drive) == [drive / "run.log"]
         assert (drive / "run.log").read_text() == text
     assert [path.name for path in drive.iterdir()] == ["run.log"]
 
@@ -100,10 +100,10 @@ def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
 def test_a_copy_that_is_as_new_is_left_alone(tmp_path: Path) -> None:
     file, drive = tmp_path / "a.safetensors", tmp_path / "drive"
     file.write_bytes(b"weights")
-    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
-    assert keep_on_drive([file], drive) == []
+    assert copy_to_drive([file], drive) == [drive / "a.safetensors"]
+    assert copy_to_drive([file], drive) == []
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
-    assert keep_on_drive([file], drive) == [drive / "a.safetensors"]
+    assert copy_to_drive([file], drive) == [drive / "a.safetensors"]
 
 
 def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
@@ -117,15 +117,15 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     (logs / "run-c.log").write_text('TRIAL {"details": {"study": "run-c"}}\n')
     now = 0.0
     monkeypatch.setattr("common.notebook.colab.time.monotonic", lambda: now)
-    keeper = RunKeeper(logs, drive)
-    keeper.keep("run")
+    copier = RunCopier(logs, drive)
+    copier.copy("run")
     kept = ["run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
     assert sorted(path.name for path in drive.iterdir()) == kept
     (logs / "run.log").write_text("more and more")
     for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
-        keeper.keep("run")
+        copier.copy("run")
         assert (drive / "run.log").read_text() == text
-    keeper.forget(logs / "run-dense.safetensors")
+    copier.forget(logs / "run-dense.safetensors")
     assert not any((folder / "run-dense.safetensors").exists() for folder in (logs, drive))
     later = tmp_path / "later"
     later.mkdir()
@@ -146,15 +146,15 @@ def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
 ) -> None:
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     for logs, run in ((tmp_path, "a"), (tmp_path, "b"), (tmp_path / "other", "a")):
-        for _ in range(2):  # the training has a keeper, and so has the search
-            keeper = RunKeeper(logs, drive)
+        for _ in range(2):  # the training has a copier, and so has the search
+            copier = RunCopier(logs, drive)
             for now in (True, False, True):
-                keeper.keep(run, now)
-        assert keep_run(logs, run, drive) == []  # the last cell of a notebook
+                copier.copy(run, now)
+        assert copy_run(logs, run, drive) == []  # the last cell of a notebook
         told = capsys.readouterr()
         assert told.err == ""
         (line,) = told.out.splitlines()
-        assert line.startswith(f"run {run!r} is not kept when this Colab session ends: there is no Drive at ")
+        assert line.startswith(f"run {run!r} will be lost when this Colab session ends: there is no Drive at ")
         assert f"{drive.parent} (none is mounted); drive.mount('{drive.parents[1]}')" in line
 
 
@@ -165,7 +165,7 @@ def test_a_drive_that_is_mounted_elsewhere_is_named(
 ) -> None:
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / "content" / "sample_data").mkdir(parents=True)
-    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    RunCopier(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").copy("run")
     assert f"(the one at {tmp_path / place} is not used)" in capsys.readouterr().out
     assert not list((tmp_path / place).iterdir())
 
@@ -173,8 +173,8 @@ def test_a_drive_that_is_mounted_elsewhere_is_named(
 @pytest.mark.usefixtures("on_colab")
 def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ClassifierConfig.from_notebook({"run": "mine", "logs": str(tmp_path)})
-    assert capsys.readouterr().out.count("run 'mine' is not kept") == 1
-    RunKeeper(tmp_path).keep("mine")
+    assert capsys.readouterr().out.count("run 'mine' will be lost") == 1
+    RunCopier(tmp_path).copy("mine")
     assert capsys.readouterr().out == ""
 
 
@@ -183,13 +183,13 @@ def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.Captu
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     drive.parent.mkdir(parents=True)
     (tmp_path / "run.log").write_text("a trial\n")
-    RunKeeper(tmp_path, drive).keep("run")
+    RunCopier(tmp_path, drive).copy("run")
     assert (drive / "run.log").read_text() == "a trial\n"
     assert capsys.readouterr().out == ""
 
 
 def test_elsewhere_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
+    RunCopier(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").copy("run")
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
 
@@ -198,8 +198,8 @@ def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
     drive = tmp_path / "drive"
     drive.write_text("no folder")
     (tmp_path / "run.log").write_text("")
-    with pytest.warns(UserWarning, match=r"^run 'run' could not be kept on Drive: .*File exists"):
-        assert keep_run(tmp_path, "run", drive) == []
+    with pytest.warns(UserWarning, match=r"^run 'run' could not be copied to Drive: .*File exists"):
+        assert copy_run(tmp_path, "run", drive) == []
 
 
 def test_pip_is_told_to_leave_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

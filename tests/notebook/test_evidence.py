@@ -9,7 +9,7 @@ from torch import nn
 
 from common.compression import compress, save_compressed
 from common.data import load_data
-from common.data.segmentation import MaskedImages
+from common.data.masked_images import MaskedImages
 from common.models import build_model
 from common.notebook.evidence import chosen_ranks, compare_networks, layer_table, predict_masks
 from common.planning import Fixed, plan_ranks

@@ -15,13 +15,17 @@ import torch
 import yaml
 
 from common.compression import save_compressed
+from common.data import DATASETS
+from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
-from common.notebook.config import ClassifierConfig, SegmentationConfig
+from common.notebook.config import ClassifierConfig, CompareConfig, NotebookConfig, SegmentationConfig
+from common.search.policies import POLICIES
 from common.trials import TrialRecord, read_log
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig}
 RULES = ["fixed", "entropy"]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
 
@@ -48,6 +52,16 @@ def test_the_notebook_is_thin(source: Path) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_comments_name_what_is_allowed(source: Path) -> None:
+    config: type[NotebookConfig] = CONFIGS.get(source.stem, ClassifierConfig)
+    served = [name for name, dataset in DATASETS.items() if config.task in ("", dataset.task)]
+    allowed = {"dataset": served, "method": [*DECOMPOSITIONS, "mixed"], "policy": list(POLICIES)}
+    for line in source.read_text().splitlines():
+        parameter, _, comment = line.partition(" = ")
+        assert not [name for name in allowed.get(parameter, []) if name not in comment], line
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_the_badge_opens_this_notebook(source: Path) -> None:
     text = source.read_text()
     assert (
@@ -58,10 +72,11 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.stem)
 def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.environment.default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cpu"))
     values = yaml.safe_load(path.read_text())
     values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
-    config = SegmentationConfig if values.get("dataset") in ("coco", "phantoms") else ClassifierConfig
+    dataset = DATASETS[values.get("dataset", "digits")]
+    config = SegmentationConfig if dataset.task == SegmentationConfig.task else ClassifierConfig
     config.from_notebook({**values, "logs": str(tmp_path)})
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.data.tasks import Classification, Segmentation
 from common.training import TrainingSettings, train
-from common.training.distillation import Teacher, distillation_loss, feature_loss
+from common.training.distillation import Teacher, feature_loss
 from tests.networks import Returning, tiny_cnn, tiny_digits
 
 
@@ -22,7 +23,7 @@ def test_distillation_pulls_toward_the_teacher() -> None:
 
     def distance() -> float:
         with torch.no_grad():
-            return distillation_loss(student.eval()(inputs), teacher(inputs), 2.0).item()
+            return Classification().distillation_loss(student.eval()(inputs), teacher(inputs), 2.0).item()
 
     before = distance()
     train(student, data, TrainingSettings(epochs=8.0, distillation=1.0, amp="off"), teacher=teacher)
@@ -48,20 +49,20 @@ def test_features_pull_toward_the_teachers() -> None:
 
 def test_the_loss_of_classes_by_hand() -> None:
     """Two classes at T = 1: KL((0.8, 0.2) || (0.5, 0.5)) = 0.8 ln 1.6 + 0.2 ln 0.4; softening by 2 multiplies by 4."""
-    taught, logits = torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1, 2)
+    taught, logits, loss = torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1, 2), Classification().distillation_loss
     expected = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
-    assert distillation_loss(logits, taught, 1.0) == pytest.approx(expected, rel=1e-5)
-    assert distillation_loss(2 * logits, 2 * taught, 2.0) == pytest.approx(4 * expected, rel=1e-5)
-    assert distillation_loss(taught, taught, 3.0) == pytest.approx(0, abs=1e-6)
+    assert loss(logits, taught, 1.0) == pytest.approx(expected, rel=1e-5)
+    assert loss(2 * logits, 2 * taught, 2.0) == pytest.approx(4 * expected, rel=1e-5)
+    assert loss(taught, taught, 3.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_of_masks_by_hand() -> None:
     """A pixel of 0.8 against one of 0.5 diverges as two classes do; the mean is over all pixels."""
-    taught = torch.full((2, 1, 3, 3), math.log(0.8 / 0.2))
+    taught, loss = torch.full((2, 1, 3, 3), math.log(0.8 / 0.2)), Segmentation().distillation_loss
     expected = 0.8 * math.log(1.6) + 0.2 * math.log(0.4)
-    assert distillation_loss(torch.zeros_like(taught), taught, 1.0) == pytest.approx(expected, rel=1e-5)
-    assert distillation_loss(torch.zeros_like(taught), 2 * taught, 2.0) == pytest.approx(4 * expected, rel=1e-5)
-    assert distillation_loss(taught, taught, 2.0) == pytest.approx(0, abs=1e-6)
+    assert loss(torch.zeros_like(taught), taught, 1.0) == pytest.approx(expected, rel=1e-5)
+    assert loss(torch.zeros_like(taught), 2 * taught, 2.0) == pytest.approx(4 * expected, rel=1e-5)
+    assert loss(taught, taught, 2.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_of_features_by_hand() -> None:
@@ -71,20 +72,20 @@ def test_the_loss_of_features_by_hand() -> None:
 
 def test_a_feature_that_a_network_lacks_is_named() -> None:
     with pytest.raises(ValueError, match="features='stern': the network has no module of this name"):
-        Teacher(tiny_cnn(), nn.Identity(), 2.0, ("stern",))
+        Teacher(tiny_cnn(), nn.Identity(), Classification(), 2.0, ("stern",))
 
 
 def test_a_name_that_one_of_them_lacks_leaves_no_trace() -> None:
     teacher, student = tiny_cnn(), nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(ValueError, match=r"^features='stem': the network has no module of this name$"):
-        Teacher(teacher, student, 2.0, ("stem",))
+        Teacher(teacher, student, Classification(), 2.0, ("stem",))
     assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
 
 
 def test_the_teacher_keeps_its_mode() -> None:
     teacher, seen = tiny_cnn().train(), []
     teacher.register_forward_hook(lambda module, _, __: seen.append(module.training))
-    teaching = Teacher(teacher, tiny_cnn(seed=5), 2.0, ())
+    teaching = Teacher(teacher, tiny_cnn(seed=5), Classification(), 2.0, ())
     teaching.loss(torch.randn(2, 3, 8, 8), torch.zeros(2, 10))
     assert seen == [False]
     assert all(module.training for module in teacher.modules())

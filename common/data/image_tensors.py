@@ -1,28 +1,37 @@
-"""Small images with class numbers, kept in memory."""
+"""Small images with class numbers, held in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from common.data.bundle import BatchDataset, Splits
+from common.data.batching import BatchDataset, Splits
 from common.data.normalization import Normalization
+from common.data.registry import ReadSettings
 from common.data.splits import split_indices, subset
 from common.network.batches import Batch
-from common.torchvision_compat import torchvision
+
+
+class SplitSizes(NamedTuple):
+    """Numbers of images that are taken from training for two other splits."""
+
+    validation: int = 5000
+    calibration: int = 2000
 
 
 class ImageTensors(BatchDataset):
-    """Small images kept in memory as bytes; a whole batch is resized, augmented and normalised at once.
+    """Small images held in memory as bytes; a whole batch is resized, augmented and normalised at once.
 
     Args:
         images: ``(N, C, H, W)``, uint8, with C = 1 (grey) or 3.
         labels: ``(N,)``, int64.
         image_size: height and width after resizing.
         normalization: of the pixels.
-        augment: mirror every second image at random and move each by up to an eighth of its size, black behind it.
+        augment: mirror every second image at random, and move each by up to an eighth of its size; what comes in from
+            outside is black.
     """
 
     def __init__(
@@ -35,67 +44,66 @@ class ImageTensors(BatchDataset):
         return len(self.images)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """Inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` for a list of indices."""
+        """Return inputs ``(N, 3, S, S)`` in float32 and targets ``(N,)`` for a list of indices."""
         index = torch.as_tensor(indices)
         images = self.images[index].float() / 255
-        size = self.image_size
-        if images.shape[-2:] != (size, size):
-            images = torchvision.transforms.v2.functional.resize(images, [size, size], antialias=True)
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            images = _resized(images, self.image_size)
         if self.augment:
-            images = _mirror_and_move(images, size // 8)
+            images = _mirror_and_move(images, self.image_size // 8)
         return self.normalization(images), self.labels[index]
 
 
 def tensor_splits(
     name: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    sizes: Mapping[str, int],
     classes: tuple[str, ...],
-    image_size: int,
-    normalization: Normalization,
-    *,
-    augment: bool,
-    split_seed: int,
-    limit: int | None,
+    sizes: SplitSizes,
+    settings: ReadSettings,
 ) -> Splits:
-    """The splits of a set in memory; those that are not named here are as for :func:`common.data.load_data`.
+    """Split a data set that is held in memory.
 
     Args:
-        name: of the set, for errors.
+        name: of the data set, for error messages.
         tensors: images ``(N, H, W)`` or ``(N, C, H, W)`` in uint8 and labels ``(N,)`` to learn and choose from, then
             those of the test split.
-        sizes: images of ``validation`` and of ``calibration``, which are taken from the former.
         classes: their names.
-        image_size: height and width after resizing.
-        normalization: of the pixels.
-        augment: training and calibration.
-        split_seed: of the splits.
-        limit: images of each split at most.
+        sizes: of validation and calibration, which are drawn from the images to learn from.
+        settings: how to read the data set.
 
     Raises:
         ValueError: there are too few images for the splits.
     """
     images, labels, test_images, test_labels = tensors
+    limit, seed = settings.limit, settings.split_seed
     try:
-        parts = split_indices(len(images), sizes, split_seed)
+        parts = split_indices(len(images), sizes._asdict(), seed)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
     def dataset(images: Tensor, labels: Tensor, index: Tensor, augment: bool = False) -> ImageTensors:
         images = images[index] if images.dim() == 4 else images[index].unsqueeze(1)
-        return ImageTensors(images, labels[index], image_size, normalization, augment)
+        return ImageTensors(images, labels[index], settings.image_size, settings.normalization, augment)
 
     return Splits(
-        dataset(images, labels, parts["train"][:limit], augment),
-        dataset(images, labels, parts["calibration"][:limit], augment),
+        dataset(images, labels, parts["train"][:limit], settings.augment),
+        dataset(images, labels, parts["calibration"][:limit], settings.augment),
         dataset(images, labels, parts["validation"][:limit]),
-        dataset(test_images, test_labels, subset(len(test_images), limit, split_seed)),
+        dataset(test_images, test_labels, subset(len(test_images), limit, seed)),
         classes,
     )
 
 
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Resize images ``(N, C, H, W)`` to ``(N, C, size, size)``."""
+    from common.torchvision_compat import torchvision
+
+    resized: Tensor = torchvision.transforms.v2.functional.resize(images, [size, size], antialias=True)
+    return resized
+
+
 def _mirror_and_move(images: Tensor, most: int) -> Tensor:
-    """Each image ``(N, C, S, S)`` mirrored or not, and moved by up to ``most`` pixels in both directions."""
+    """Mirror each image ``(N, C, S, S)`` or not, and move it by up to ``most`` pixels in both directions."""
     count, size = len(images), images.shape[-1]
     mirrored = torch.rand(count) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from common.data.tasks import Segmentation
 from common.training import evaluate
-from common.training.losses import task_loss
 from tests.networks import Returning
 
 
@@ -96,7 +96,7 @@ def test_a_logit_of_zero_is_no_prediction_and_the_loss_is_that_of_training() -> 
     logits[0] = 0
     batches = [(logits[:3], truth[:3]), (logits[3:], truth[3:])]
     measured = evaluate(fixed(), batches)
-    expected = (3 * task_loss(*batches[0]) + 2 * task_loss(*batches[1])) / 5
+    expected = (3 * Segmentation().loss(*batches[0]) + 2 * Segmentation().loss(*batches[1])) / 5
     assert measured["loss"] == pytest.approx(float(expected))
     wrong = ((logits > 0) != truth.bool()).float().mean()
     assert measured["pixel_accuracy"] == pytest.approx(1 - float(wrong))
@@ -111,7 +111,7 @@ def test_plain_loaders_serve_and_other_batches_are_named() -> None:
     dataset = TensorDataset(torch.eye(6), torch.tensor([0, 1, 2, 3, 4, 0]))
     assert evaluate(fixed(), DataLoader(dataset, batch_size=4))["accuracy"] == pytest.approx(5 / 6)
     named = [{"image": torch.eye(6), "label": torch.arange(6)}]
-    with pytest.raises(ValueError, match=r"a batch must be a pair of tensors .* it is a dict \(keys image, label\)"):
+    with pytest.raises(ValueError, match=r"a batch must be a pair .* but it is a dict \(keys image, label\)"):
         evaluate(fixed(), named)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"it is a tuple \(of length 3: Tensor, Tensor, Tensor\)"):
         evaluate(fixed(), [(torch.eye(6), torch.arange(6), torch.arange(6))])  # type: ignore[list-item]

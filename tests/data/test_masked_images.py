@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.data.masked_images import MaskedImages
 from common.data.normalization import Normalization
-from common.data.segmentation import MaskedImages
 
 PLAIN = Normalization((0.0,), (1.0,))
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from common.training.losses import soft_dice_loss, task_loss
+from common.data.tasks import Classification, Segmentation
+from common.data.tasks.segmentation import soft_dice_loss
 
 
 def logit(share: float) -> float:
@@ -14,9 +15,9 @@ def logit(share: float) -> float:
 
 def test_class_numbers_mean_cross_entropy() -> None:
     logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
-    loss = task_loss(logits, torch.tensor([0, 1]))
+    loss = Classification().loss(logits, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
-    smoothed = task_loss(logits[:1], torch.tensor([0]), label_smoothing=0.2)
+    smoothed = Classification().loss(logits[:1], torch.tensor([0]), label_smoothing=0.2)
     assert float(smoothed) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
 
 
@@ -27,9 +28,9 @@ def test_masks_mean_dice_and_binary_cross_entropy() -> None:
     dice = 1 - (2 * 0.8 + 1) / (0.8 + 0.4 + 1 + 1)
     assert float(soft_dice_loss(logits, targets)) == pytest.approx(dice, rel=1e-6)
     entropy = -(math.log(0.8) + math.log(0.6)) / 2
-    assert float(task_loss(logits, targets)) == pytest.approx(dice + entropy, rel=1e-6)
+    assert float(Segmentation().loss(logits, targets)) == pytest.approx(dice + entropy, rel=1e-6)
     smoothed = -(0.9 * math.log(0.8) + 0.1 * math.log(0.2) + 0.9 * math.log(0.6) + 0.1 * math.log(0.4)) / 2
-    assert float(task_loss(logits, targets, label_smoothing=0.2)) == pytest.approx(dice + smoothed, rel=1e-6)
+    assert float(Segmentation().loss(logits, targets, label_smoothing=0.2)) == pytest.approx(dice + smoothed, rel=1e-6)
 
 
 def test_dice_is_pooled_over_the_batch_and_averaged_over_classes() -> None:
@@ -42,18 +43,21 @@ def test_dice_is_pooled_over_the_batch_and_averaged_over_classes() -> None:
 
 def test_a_batch_without_truth_pushes_towards_nothing() -> None:
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
-    loss = task_loss(logits, torch.zeros(2, 1, 4, 4))
+    loss = Segmentation().loss(logits, torch.zeros(2, 1, 4, 4))
     loss.backward()
     assert logits.grad is not None
     assert torch.isfinite(loss)
     assert (logits.grad > 0).all()
-    assert float(task_loss(torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4))) == pytest.approx(0, abs=1e-6)
+    certain = Segmentation().loss(torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4))
+    assert float(certain) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("logits", "targets"), [((2, 3), (2, 3)), ((2, 1, 4, 4), (2, 4, 4)), ((2, 3), (3,))])
 def test_shapes_that_do_not_fit_are_named(logits: tuple[int, ...], targets: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="they must be"):
-        task_loss(torch.zeros(logits), torch.zeros(targets))
+        Classification().loss(torch.zeros(logits), torch.zeros(targets))
+    with pytest.raises(ValueError, match="they must be"):
+        Segmentation().loss(torch.zeros(logits), torch.zeros(targets))
 
 
 @pytest.mark.parametrize(
@@ -66,11 +70,11 @@ def test_shapes_that_do_not_fit_are_named(logits: tuple[int, ...], targets: tupl
 )
 def test_class_numbers_without_an_output_are_named(targets: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        task_loss(torch.zeros(2, 3), targets)
+        Classification().loss(torch.zeros(2, 3), targets)
 
 
 def test_class_numbers_may_be_of_any_whole_number_type() -> None:
     logits = torch.randn(2, 3)
-    expected = task_loss(logits, torch.tensor([2, 0]))
+    expected = Classification().loss(logits, torch.tensor([2, 0]))
     for dtype in (torch.uint8, torch.int32):
-        assert task_loss(logits, torch.tensor([2, 0], dtype=dtype)) == expected
+        assert Classification().loss(logits, torch.tensor([2, 0], dtype=dtype)) == expected

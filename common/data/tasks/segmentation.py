@@ -1,0 +1,174 @@
+"""Segmentation: a mask a class; binary cross-entropy plus soft Dice; the mean Dice decides.
+
+A case is one image and one class. A split has many cases without any truth, on which the usual fractions are 0/0.
+A pixel counts as predicted where its logit is positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
+
+SMOOTH = 1.0
+"""Pixels added to both sides of the Dice fraction, so that a batch without truth has a finite loss."""
+
+
+class Segmentation(Task):
+    """Targets are masks ``(N, K, H, W)`` with values in [0, 1]; logits have the same shape, one sigmoid a class.
+
+    A pixel may be of several classes or of none.
+    """
+
+    name = "segmentation"
+    shapes = "both (N, K, H, W)"
+    metric = "dice"
+    shows_all_classes = True
+    spare_outputs = False
+
+    def matches(self, targets: Tensor) -> bool:
+        """Whether there are masks ``(N, K, H, W)``."""
+        return targets.dim() == 4
+
+    def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
+        """Masks ``(N, K, H, W)`` in float32."""
+        if targets.dim() != 4 or len(targets) != images or targets.is_complex():
+            advice = "; give each class a mask of its own" if targets.dim() == 3 else ""
+            raise ValueError(
+                f"{where}: targets must be masks ({images}, K, H, W) for {images} inputs, they are "
+                f"{describe_tensor(targets)}{advice}"
+            )
+        if classes is not None and targets.shape[1] != classes:
+            raise ValueError(f"{where}: there are {targets.shape[1]} masks an image and {classes} classes")
+        masks = targets.float()
+        if not ((masks >= 0) & (masks <= 1)).all():
+            low, high = (float(value) for value in masks.aminmax())
+            raise ValueError(f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1]")
+        return masks
+
+    def count_classes(self, targets: Tensor) -> int:
+        """The number of masks an image."""
+        return targets.shape[1]
+
+    def count_outputs(self, logits: Tensor) -> int | None:
+        """The second axis of ``(N, K, H, W)``."""
+        return logits.shape[1] if logits.dim() == 4 else None
+
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Raise a ValueError unless both are ``(N, K, H, W)``."""
+        if logits.dim() != 4 or targets.shape != logits.shape:
+            raise self.misfit(logits, targets)
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Binary cross-entropy in nats plus the soft Dice loss in [0, 1].
+
+        Label smoothing moves a pixel's target toward one half; the Dice term ignores it.
+        """
+        self.check(logits, targets)
+        smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
+        return binary_cross_entropy_with_logits(logits, smoothed) + soft_dice_loss(logits, targets)
+
+    def distillation_loss(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """The divergence of each pixel's two outcomes, the mean over pixels and classes."""
+        student, teacher = (side / temperature for side in (logits, taught))
+        chances = teacher.sigmoid()
+        cross, own = (binary_cross_entropy_with_logits(side, chances) for side in (student, teacher))
+        return (cross - own) * temperature**2
+
+
+def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """``1 - (2 sum p t + s) / (sum p + sum t + s)``, the mean over classes; p are the sigmoids of the logits.
+
+    The sums run over the whole batch, as nnU-Net's batch Dice does (Isensee et al. 2021; Drozdzal et al. 2016 for the
+    loss itself). Over a single image without any truth, the term would not tell how wrong a prediction is.
+
+    Args:
+        logits: ``(N, K, H, W)``.
+        targets: masks ``(N, K, H, W)``.
+    """
+    shares = logits.sigmoid()
+    both = (shares * targets).sum((0, 2, 3))
+    either = (shares + targets).sum((0, 2, 3))
+    return (1 - (2 * both + SMOOTH) / (either + SMOOTH)).mean()
+
+
+def areas(logits: Tensor, targets: Tensor) -> Tensor:
+    """Pixels ``(N, K, 4)`` of each case: in both prediction and truth, in the prediction, in the truth, in all."""
+    predicted, truth = logits > 0, targets > 0.5
+    counts = [part.sum((2, 3)) for part in (predicted & truth, predicted, truth)]
+    return torch.stack([*counts, torch.full_like(counts[0], targets[0, 0].numel())], dim=2)
+
+
+def dice(cases: Tensor) -> float:
+    """2 |P and T| / (|P| + |T|), the mean over all cases; 1 for a case where both are empty."""
+    return float(_dice_of_cases(cases).mean())
+
+
+def dice_present(cases: Tensor) -> float | None:
+    """The mean Dice over the cases that have a truth; None where there is none."""
+    present = cases[:, :, 2] > 0
+    return float(_dice_of_cases(cases)[present].mean()) if present.any() else None
+
+
+def dice_pooled(cases: Tensor) -> float:
+    """Dice over the pixels of all images at once, the mean over classes; 1 for a class that is nowhere."""
+    both, predicted, truth, _ = cases.double().unbind(2)
+    return float(_fraction(2 * both.sum(0), (predicted + truth).sum(0)).mean())
+
+
+def iou(cases: Tensor) -> float:
+    """|P and T| / |P or T|, the mean over all cases; 1 for a case where both are empty."""
+    both, predicted, truth, _ = cases.double().unbind(2)
+    return float(_fraction(both, predicted + truth - both).mean())
+
+
+def pixel_accuracy(cases: Tensor) -> float:
+    """The share of the pixels of a case that are right, the mean over all cases."""
+    both, predicted, truth, pixels = cases.double().unbind(2)
+    return float(1 - ((predicted + truth - 2 * both) / pixels).mean())
+
+
+def missed(cases: Tensor) -> float | None:
+    """Of the cases that have a truth, the share whose prediction shares no pixel with it; None where none has."""
+    both, _, truth, _ = cases.unbind(2)
+    present = truth > 0
+    return float((both[present] == 0).double().mean()) if present.any() else None
+
+
+def false_alarms(cases: Tensor) -> float | None:
+    """Of the cases that have no truth, the share in which something is predicted; None where all have one."""
+    _, predicted, truth, _ = cases.unbind(2)
+    absent = truth == 0
+    return float((predicted[absent] > 0).double().mean()) if absent.any() else None
+
+
+def _dice_of_cases(cases: Tensor) -> Tensor:
+    """``(N, K)``."""
+    both, predicted, truth, _ = cases.double().unbind(2)
+    return _fraction(2 * both, predicted + truth)
+
+
+def _fraction(part: Tensor, whole: Tensor) -> Tensor:
+    """``part / whole``, and 1 where ``whole`` is 0."""
+    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
+
+
+TASKS.add(Segmentation())
+_SUMMARIES: dict[str, Callable[[Tensor], float | None]] = {
+    "dice": dice,
+    "iou": iou,
+    "dice_pooled": dice_pooled,
+    "pixel_accuracy": pixel_accuracy,
+    "dice_present": dice_present,
+    "missed": missed,
+    "false_alarms": false_alarms,
+}
+"""All in [0, 1]. Records list them in this order."""
+for _name, _summary in _SUMMARIES.items():
+    METRICS.add(
+        Metric(_name, Segmentation.name, areas, _summary, greater_is_better=_name not in ("missed", "false_alarms"))
+    )

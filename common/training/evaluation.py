@@ -1,0 +1,59 @@
+"""``evaluate``: the metrics of a network on a split."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from common.data.tasks import TASKS, Task, metrics_of, task_of
+from common.network.batches import pair_of
+from common.network.inputs import to_network
+from common.network.modes import evaluating
+from common.network.outputs import single_tensor
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Measure a network in float32 and evaluation mode; its modules keep their training modes.
+
+    The targets tell the task: class numbers ``(N,)`` mean classification, masks ``(N, K, H, W)`` segmentation.
+
+    Args:
+        model: maps ``(N, C, H, W)`` to logits ``(N, classes)``, or to ``(N, K, H, W)`` for masks.
+        batches: pairs of inputs and targets.
+
+    Returns:
+        Every registered metric of the task, see :data:`common.data.METRICS`, that is defined on these images, e.g.
+        ``accuracy``, the share of inputs in [0, 1] whose greatest logit is at their class. Also ``loss``: that of
+        the task, the mean over the batches weighted by their numbers of inputs.
+
+    Raises:
+        ValueError: there is no batch, a batch is no pair of tensors, the network does not return one tensor, or the
+            targets do not fit what it returns.
+    """
+    device = next(model.parameters()).device
+    observed: dict[Callable[[Tensor, Tensor], Tensor], list[Tensor]] = defaultdict(list)
+    task: Task | None = None
+    loss, images = 0.0, 0
+    with evaluating(model):
+        for batch in batches:
+            inputs, targets = pair_of(batch)
+            if not len(inputs):
+                continue
+            logits = single_tensor(model(to_network(inputs, model)), "the network").float()
+            targets = targets.to(device)
+            task = task or task_of(targets) or next(iter(TASKS.values()))
+            loss += float(task.loss(logits, targets)) * len(targets)
+            images += len(targets)
+            for observe in {metric.observe for metric in metrics_of(task.name)}:
+                observed[observe].append(observe(logits, targets).cpu())
+    if task is None:
+        raise ValueError("there is no batch to evaluate on")
+    rows = {observe: torch.cat(parts) for observe, parts in observed.items()}
+    found = {metric.name: metric.summarize(rows[metric.observe]) for metric in metrics_of(task.name)}
+    return {**{name: value for name, value in found.items() if value is not None}, "loss": loss / images}
