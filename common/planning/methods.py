@@ -14,12 +14,14 @@ class Method(NamedTuple):
 
     Attributes:
         name: of the decomposition that plans are called by, or ``mixed``.
+        title: as reports write it.
         decompositions: that stand to choice for each layer.
         rule: that is applied where the caller names none.
         only: the one kind of rule that the name allows; None for any.
     """
 
     name: str
+    title: str
     decompositions: tuple[str, ...]
     rule: Rule
     only: type[Rule] | None = None
@@ -38,9 +40,9 @@ def method_named(name: str) -> Method:
     """
     check_choice("method", name, method_names())
     if name in DECOMPOSITIONS:
-        return Method(name, (name,), Energy())
+        return Method(name, DECOMPOSITIONS[name].title, (name,), Energy())
     several = {
-        "mixed": Method("mixed", tuple(DECOMPOSITIONS), Energy()),
-        "arsvd": Method("svd", ("svd",), Entropy(), only=Entropy),
+        "mixed": Method("mixed", "Mixed", tuple(DECOMPOSITIONS), Energy()),
+        "arsvd": Method("svd", "ARSVD", ("svd",), Entropy(), only=Entropy),
     }
     return several[name]
