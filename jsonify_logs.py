@@ -47,7 +47,7 @@ def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
     logs = [log.path.name for log in index.logs]
     head = {"schema": SCHEMA_VERSION, "run": run, "logs": logs, "skipped": skipped}
     opening = json.dumps(head, ensure_ascii=False)[:-1] + ', "trials": [\n' if kind == "json" else ""
-    between, closing = (b",\n", b"\n]}\n") if kind == "json" else (b"\n", b"\n" if index.numbers else b"")
+    between, closing = (b",\n", b"\n]}\n") if kind == "json" else (b"\n", b"\n" if len(index) else b"")
     with replacing(path) as part, part.open("wb") as file:
         # A lone surrogate (from an undecodable file name) has no UTF-8 form; its escape is valid JSON.
         file.write(opening.encode(errors="backslashreplace"))
@@ -68,7 +68,7 @@ def name_studies(logs: Sequence[Path], by_name: bool) -> dict[Path, str]:
     empty = []
     for log in logs:
         first = next(iter_trials(log, SkippedLines()), None)
-        study = str(first.details.get("study") or "") if first else ""
+        study = first.details.study if first else ""
         if study := study or (re.sub(r"-w\d+$", "", log.stem) if by_name else ""):
             studies[log] = study
         elif first is None:
@@ -141,13 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for target, paths in plan_outputs(logs, options.out, options.format, options.by_name).items():
             index = Index([Log(path) for path in paths])
             index.fill(wanted, options.by_name)
-            if not index.numbers and (options.model or options.method or options.since):
+            if not len(index) and (options.model or options.method or options.since):
                 continue
             write_atomically(target, target.stem, index, options.format)
             skipped = sum(log.skipped.total for log in index.logs)
             passed, written = passed + skipped, written + 1
             sources = ", ".join(map(str, paths))
-            print(f"{sources} -> {target}: {len(index.numbers):,} trials, {skipped:,} lines skipped")
+            print(f"{sources} -> {target}: {len(index):,} trials, {skipped:,} lines skipped")
             print("".join(f"  {line}\n" for log in index.logs for line in log.sentences()), end="")
         for name, values in seen.items():
             for asked in getattr(options, name) or ():

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -24,6 +23,8 @@ from common.trials import TRIAL_MARK, TrialWriter, summary_line
 from tests.make_logs import METHODS, NETWORKS, make_trials
 
 ROOT = Path(__file__).resolve().parent.parent
+NUMBER = 2**62
+"""Stands where each line has a number of its own."""
 
 LOADS = """
 import json, sys
@@ -37,11 +38,11 @@ with open(sys.argv[1], "rb") as file:
 def write_log(folder: Path, lines: int) -> Path:
     """A log of so many trials; only the number differs from one hundred to the next."""
     records = [
-        replace(record, run="large", trial=-1)
+        record.replace(run="large", trial=NUMBER)
         for method in METHODS
         for record in list(make_trials(NETWORKS[0], method, 0, 26))[1:26]
     ]
-    halves = [record.to_json().split('"trial": -1') for record in records]
+    halves = [record.to_line().split(f'"trial": {NUMBER}') for record in records]
     with TrialWriter(folder, "large") as writer, writer.path.open("a", encoding="utf-8") as file:
         for number in range(lines):
             before, after = halves[number % len(halves)]

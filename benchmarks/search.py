@@ -57,7 +57,7 @@ def search(
             raise
         records = read_log(logs / f"{run}.log")[0]
         dense = evaluate(model, data.validation)[data.metric]
-        known = records[0].baseline["metrics"]["validation"][data.metric]
+        known = records[0].baseline.metric(data.metric)
         if len(records) != settings.places or abs(dense - known) > 1e-6:
             raise ValueError(
                 f"{logs / run}.log holds {len(records)} trials of a network with {known:.2%}, not "

@@ -140,12 +140,12 @@ def target(options: argparse.Namespace) -> None:
         rows.append(["ratio", images / ours.images, seconds / ours.seconds])
     print(tabulate(rows, ["", "images", "seconds"], floatfmt=",.0f", tablefmt="github"))
     for record in tested:
-        kept = record.params / record.baseline["params"], record.macs / record.baseline["macs"]
+        kept = record.params / record.baseline.params, record.macs / record.baseline.macs
         last = final_metric(record) or 0.0
         print(
             f"ours: trial {record.trial} has {kept[0]:.2%} of the parameters and {kept[1]:.2%} of the MACs, "
             f"validation {last:.2%} (dense {dense:.2%}), test {record.metrics['test'][data.metric]:.2%} (dense "
-            f"{record.baseline['metrics']['test'][data.metric]:.2%})"
+            f"{record.baseline.metric(data.metric, 'test'):.2%})"
         )
     if not reaching:
         print(f"ours: NO trial lost at most {POINTS:.1%} on validation, so that the costs above do not compare")

@@ -13,13 +13,14 @@ import argparse
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.trials import TrialRecord, TrialWriter
 
 METHODS = {"svd": "svd", "arsvd": "svd", "tucker2": "tucker2", "htd": "htd"}
+TITLES = {"svd": "SVD", "arsvd": "ARSVD", "tucker2": "Tucker-2", "htd": "HTD"}
 BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -231,6 +232,8 @@ def make_trials(network: Network, method: str, seed: int, trials: int, **fixed: 
             model=network.name,
             dataset=network.dataset,
             method=METHODS[method],
+            method_name=method,
+            method_title=TITLES[method],
             rule=rule,
             metric=network.metric,
             seconds=round(chance.uniform(4, 7), 3),
@@ -241,12 +244,12 @@ def make_trials(network: Network, method: str, seed: int, trials: int, **fixed: 
         )
         fate = chance.random()
         if fate < 0.03 and number:
-            record = replace(record, status="failed", metrics={}, latency=None, params=0, macs=0, size_bytes=0)
-            record = replace(record, error="RuntimeError: not enough memory", details=details)
+            record = record.replace(status="failed", metrics={}, latency=None, params=0, macs=0, size_bytes=0)
+            record = record.replace(error="RuntimeError: not enough memory", details=details)
         elif fate < 0.12 and number:
-            record = replace(record, status="pruned", metrics={"raw": record.metrics["raw"]}, latency=None)
-            record = replace(record, details=details)
-        records.append(replace(record, **fixed))
+            record = record.replace(status="pruned", metrics={"raw": record.metrics["raw"]}, latency=None)
+            record = record.replace(details=details)
+        records.append(record.replace(**fixed))
         yield records[-1]
     yield from _finalists(network, [record for record in records if record.status == "ok"])
 
@@ -257,22 +260,22 @@ def _finalists(network: Network, records: Sequence[TrialRecord]) -> Iterator[Tri
 
     def score(record: TrialRecord) -> float:
         lost = 1 - record.metrics["recalibrated"][network.metric] / dense
-        return -record.params / record.baseline["params"] - 8 * lost
+        return -record.params / record.baseline.params - 8 * lost
 
     for record in sorted(records, key=score, reverse=True)[:4]:
         recalibrated = record.metrics["recalibrated"][network.metric]
         tuned = round(dense - 0.3 * (dense - recalibrated) + 0.001, 5)
         stages = {**record.metrics, "finetuned": {network.metric: tuned, "loss": 0.21}}
-        yield replace(record, metrics=stages, seconds=record.seconds + 60)
+        yield record.replace(metrics=stages, seconds=record.seconds + 60)
         tested = {**stages, "test": {network.metric: round(tuned - 0.003, 5), "loss": 0.22}}
         baseline = record.baseline
-        both = {**baseline["metrics"], "test": {network.metric: network.test, "loss": 0.21}}
-        kept = record.details["layers"]
+        both = {**baseline.metrics, "test": {network.metric: network.test, "loss": 0.21}}
+        kept = record.details.layers
         before = {layer.name: layer.params * layer.places / 9e10 for layer in network.layers}
-        after = {name: seconds * kept.get(name, {}).get("macs", 1.0) for name, seconds in before.items()}
+        after = {name: seconds * (kept[name].macs if name in kept else 1.0) for name, seconds in before.items()}
         times = {"runtime": "PyTorch eager", "before": {**before, "rest": 1e-4}, "after": {**after, "rest": 1e-4}}
-        record = replace(record, details={**record.details, "layer_times": times})
-        yield replace(record, metrics=tested, seconds=record.seconds + 60, baseline={**baseline, "metrics": both})
+        record = record.replace(details=record.details.replace(layer_times=times))
+        yield record.replace(metrics=tested, seconds=record.seconds + 60, baseline=baseline.replace(metrics=both))
 
 
 def write_logs(folder: str | Path, trials: int = 100, networks: Sequence[Network] = NETWORKS) -> list[Path]:
@@ -286,9 +289,9 @@ def write_logs(folder: str | Path, trials: int = 100, networks: Sequence[Network
                     writers = (writer, second) if (network.name, method) == ("unet", "htd") else (writer,)
                     for record in make_trials(network, method, seed, trials // 2):
                         if len(writers) > 1:
-                            record = replace(record, details={**record.details, "study": run})
+                            record = record.replace(details=record.details.replace(study=run))
                         worker = writers[record.trial % len(writers)]
-                        worker.write(replace(record, run=worker.run))
+                        worker.write(record.replace(run=worker.run))
                 paths += [w.path for w in writers]
                 if len(writers) == 1:
                     second.path.unlink()

@@ -14,12 +14,14 @@ class Method(NamedTuple):
 
     Attributes:
         name: the method's name in plans: a decomposition, or ``mixed``.
+        title: its name in reports.
         decompositions: the candidates for each layer.
         rule: the default rank rule.
         only: the only class of rules that the method allows; None for any rule.
     """
 
     name: str
+    title: str
     decompositions: tuple[str, ...]
     rule: Rule
     only: type[Rule] | None = None
@@ -38,10 +40,10 @@ def method_named(name: str) -> Method:
     """
     check_choice("method", name, method_names())
     if name in DECOMPOSITIONS:
-        return Method(name, (name,), Energy())
+        return Method(name, DECOMPOSITIONS[name].title, (name,), Energy())
     several = {
-        "mixed": Method("mixed", tuple(DECOMPOSITIONS), Energy()),
-        "arsvd": Method("svd", ("svd",), Entropy(), only=Entropy),
+        "mixed": Method("mixed", "Mixed", tuple(DECOMPOSITIONS), Energy()),
+        "arsvd": Method("svd", "ARSVD", ("svd",), Entropy(), only=Entropy),
     }
     return several[name]
 

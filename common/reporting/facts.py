@@ -4,49 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain, count
 from typing import Any
+from zlib import crc32
 
-from common.trials import TrialRecord
+from common.trials import Timing, TrialRecord
 
-METHOD_TITLES = {
-    "svd": "SVD",
-    "arsvd": "ARSVD",
-    "spatial_svd": "Spatial SVD",
-    "tucker2": "Tucker-2",
-    "htd": "HTD",
-    "mixed": "Mixed",
-}
-"""How a picture names the methods; one that is not here goes by its own name."""
-
-
-def method_title(name: str) -> str:
-    """How a picture names a method."""
-    return METHOD_TITLES.get(name, name)
-
-
-def method_order(names: Iterable[str]) -> list[str]:
-    """The methods in the order of `METHOD_TITLES`, others behind them by name."""
-    known = list(METHOD_TITLES)
-    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5}
+"""The methods that are compared most, in the order of a legend, and the place of each among colours and markers: the
+first places are the farthest apart. A method that is not here takes one of the other places."""
+COLORS_APART = 10
+"""How many places differ in their colour."""
 
 
 def method_name(record: TrialRecord) -> str:
-    """The method as a user asks for it: ``arsvd`` is ``svd`` with the entropy rule."""
-    return "arsvd" if (record.method, record.rule) == ("svd", "entropy") else record.method
+    """The method as a user asks for it."""
+    return record.method_name or record.method
+
+
+def method_title(record: TrialRecord) -> str:
+    """The method as a report writes it; its name where the record does not say."""
+    return record.method_title or method_name(record)
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """The methods in the order of `PLACES`, others behind them by name."""
+    known = list(PLACES)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def method_places(names: Iterable[str]) -> dict[str, int]:
+    """The place of each method among colours and markers, which no two of them share.
+
+    A method that `PLACES` does not have takes the free colour that its name points to. Of several that point to the
+    same one, the later by name takes the next.
+    """
+    places: dict[str, int] = {}
+    spare = COLORS_APART - len(PLACES)
+    for name in method_order(names):
+        if name in PLACES:
+            places[name] = PLACES[name]
+            continue
+        start = crc32(name.encode(errors="surrogatepass")) % spare
+        turned = [len(PLACES) + (start + step) % spare for step in range(spare)]
+        places[name] = next(place for place in chain(turned, count(COLORS_APART)) if place not in places.values())
+    return places
 
 
 def setting_text(record: TrialRecord) -> str:
     """What the rank rule was told, e.g. ``tau=0.5``; the paper's exponent of 1 goes without saying."""
-    settings = record.details.get("rule_settings")
-    if not isinstance(settings, dict):
-        return ""
+    settings = record.details.rule_settings
     shown = {name: value for name, value in settings.items() if (name, value) != ("exponent", 1)}
     return ", ".join(f"{name}={_plain(value)}" for name, value in shown.items() if value is not None)
 
 
 def proposer_of(record: TrialRecord) -> str:
     """Who proposed the plan: the sampler of a search, or the rank rule of a plan that was given to it."""
-    sampler = str(record.details.get("sampler") or "given")
+    sampler = record.details.sampler or "given"
     return record.rule if sampler == "given" else sampler
 
 
@@ -56,43 +70,35 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def latencies(record: TrialRecord) -> list[dict[str, Any]]:
-    """Every timing of a trial, one for each runtime: ``details["latencies"]`` where there are several.
-
-    Of one that was too noisy to tell how much faster the network is, the speedup is None and its ``note`` says so.
-    """
-    several = record.details.get("latencies")
-    found = several if isinstance(several, list) and several else [record.latency]
-    timings = [timing for timing in found if isinstance(timing, dict)]
-    return [timing for timing in timings if number(timing.get("speedup")) > 0 or timing.get("note")]
+def timings(record: TrialRecord) -> list[Timing]:
+    """Every timing of a trial that tells a speedup or why there is none, one for each runtime."""
+    found = record.details.latencies or ([record.latency] if record.latency else [])
+    return [timing for timing in found if number(timing.speedup) > 0 or timing.note]
 
 
-def macs_ratio(record: TrialRecord, timing: dict[str, Any]) -> float:
+def macs_ratio(record: TrialRecord, timing: Timing) -> float:
     """The dense network's MACs over the compressed one's; NaN where it is not known.
 
-    As the runtime of ``timing`` computes them, where it merges layers; else as they are.
+    They are counted as the runtime of ``timing`` computes them, where it merges layers; else as they are.
     """
-    logged = number(timing.get("macs_ratio"))
-    return logged if logged > 0 else number(record.baseline.get("macs")) / record.macs if record.macs else math.nan
+    logged = number(timing.macs_ratio)
+    return logged if logged > 0 else record.baseline.macs / record.macs if record.macs else math.nan
 
 
-def conditions(timing: dict[str, Any]) -> str:
-    """Under which conditions a time was taken, e.g. ``PyTorch eager, 2 threads, batch 1``."""
-    threads, batch = timing.get("threads"), timing.get("batch_size")
-    layout = timing.get("memory_format")
+def conditions(timing: Timing) -> str:
+    """The conditions in which a time was taken, e.g. ``PyTorch eager, 2 threads, batch 1``."""
     parts = [
-        str(timing.get("runtime") or "unknown runtime"),
-        f"{threads} thread{'s' if threads != 1 else ''}" if threads else "",
-        f"batch {batch}" if batch else "",
-        str(layout) if layout and layout != "contiguous" else "",
+        timing.runtime or "unknown runtime",
+        f"{timing.threads} thread{'s' if timing.threads != 1 else ''}" if timing.threads else "",
+        f"batch {timing.batch_size}" if timing.batch_size else "",
+        timing.memory_format if timing.memory_format != "contiguous" else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
-def number(value: Any) -> float:
-    """``value`` as a finite float, else NaN."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if usable else math.nan
+def number(value: float | None) -> float:
+    """``value`` as a finite number, else NaN."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 def environment_text(record: TrialRecord) -> str:

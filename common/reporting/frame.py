@@ -7,7 +7,6 @@ needs whole (the plan of the best trial) are read again from where they stand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from common.reporting.columns import Columns
 from common.reporting.facts import method_order
 from common.reporting.runs import Log
 from common.reporting.workers import Versions
-from common.trials import Entry, TrialRecord, parse_record, study_of
+from common.trials import Entry, TrialRecord, study_of
 from common.trials.best import choose_best
 
 
@@ -37,13 +36,14 @@ class Trials:
             if row is None:
                 continue
             study = study_of(entry.record, by_name)
-            origin = f"{entry.record.seed} {entry.record.baseline.get('metrics', {}).get('validation')}"
+            origin = f"{entry.record.seed} {entry.record.baseline.metrics.get('validation')}"
             known = folders.setdefault(study, {})
             folder = known.setdefault(origin, path.parent)
             if folder != next(iter(known.values())):  # another study of that name, in another folder
                 study = f"{study} ({folder})"
             if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
-                entry = entry._replace(record=replace(entry.record, run=f"{entry.record.run} ({path.parent})"))
+                named = entry.record.replace(run=f"{entry.record.run} ({path.parent})")
+                entry = entry._replace(record=named)
             columns.put(row, entry, files.setdefault(path, len(files)), study)
         self._paths, self._held = list(files), columns.held
         self.frame = _with_blocks(columns.frame())
@@ -97,12 +97,20 @@ class Trials:
         with path.open("rb") as file:
             file.seek(int(self.frame["offset"][row]))
             try:
-                record = parse_record(file.read(int(self.frame["size"][row])))
+                record = TrialRecord.from_line(file.read(int(self.frame["size"][row])))
             except ValueError:
                 raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
         run, study = str(self.frame["run"][row]), str(self.frame["study"][row])
-        details = record.details if study == study_of(record) else record.details | {"study": study}
-        return replace(record, run=run, details=details)
+        details = record.details if study == study_of(record) else record.details.replace(study=study)
+        return record.replace(run=run, details=details)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Method -> its title, of every method that is in these trials, in the order of `method_order`."""
+        pairs = self.frame[["method", "title"]].drop_duplicates()
+        pairs = pairs.assign(untitled=pairs["title"].astype(str) == pairs["method"].astype(str))
+        pairs = pairs.sort_values(["method", "untitled"]).drop_duplicates("method")
+        return dict(zip(pairs["method"], pairs["title"], strict=True))
 
     def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
         """The rows of each block, blocks in the order in which they first appear.

@@ -31,9 +31,9 @@ class Versions:
         source = path, record.run
         rows = self._rows.setdefault(source, {})
         row = rows.get(record.trial)
-        if self._by_name or record.details.get("study"):
+        if self._by_name or record.details.study:
             if row is None:
-                dense = record.baseline.get("metrics", {}).get("validation")
+                dense = record.baseline.metrics.get("validation")
                 study = f"{study_of(record, self._by_name)} {record.seed} {dense}"
                 files = self._files.setdefault((study, record.run), [])
                 if path not in files:

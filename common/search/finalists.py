@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -77,7 +76,7 @@ class Finalists:
             elif done:
                 self.networks[record.trial] = load_compressed(self._file(record.trial), self.objective.model)
             if done:
-                self.records[record.trial] = dataclasses.replace(record, **done)
+                self.records[record.trial] = record.replace(**done)
 
     def _ranked(self) -> list[TrialRecord]:
         """The trials that were measured in full and keep to the budget, the best first.
@@ -86,7 +85,7 @@ class Finalists:
         """
         measured = [record for record in self.records.values() if record.status == "ok"]
         if self.settings.budget is None:
-            return sorted(measured, key=lambda record: record.details["score"], reverse=True)
+            return sorted(measured, key=lambda record: record.details.score or 0.0, reverse=True)
         return best_first(filter(self._keeps_to_budget, measured), self._images)
 
     def _keeps_to_budget(self, record: TrialRecord) -> bool:
@@ -107,7 +106,7 @@ class Finalists:
             self.writer.note(f"{description} failed: {error}")
             return {}
         tuned, metric = self.objective.evaluate(network), self.data.metric
-        after = dataclasses.replace(record, metrics={**record.metrics, "finetuned": tuned})
+        after = record.replace(metrics={**record.metrics, "finetuned": tuned})
         if self._worse(after, record):
             self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
             return {}
@@ -116,9 +115,9 @@ class Finalists:
         done: dict[str, Any] = {
             "metrics": after.metrics,
             "seconds": record.seconds + time.perf_counter() - start,
-            "details": {**record.details, "rung": "finetuned", "finetuning": history},
+            "details": {**record.details.to_json(), "rung": "finetuned", "finetuning": history},
         }
-        self._write(dataclasses.replace(record, **done))
+        self._write(record.replace(**done))
         return done
 
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
@@ -150,16 +149,14 @@ class Finalists:
             network, record = self.networks[number], self.records[number]
             file = save_compressed(network, self._file(number))
             metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
-            dense = {**record.baseline, "metrics": {**record.baseline["metrics"], "test": test}}
+            dense = record.baseline.replace(metrics={**record.baseline.metrics, "test": test})
             times = []
             for runtime in self.settings.runtimes:
                 ratio = self.objective.macs_ratio(network, runtime)
                 times.append({**self.objective.time(network, 31, runtime).to_json(), "macs_ratio": ratio})
             layers = self.objective.layer_times(network, plan_of_record(record))
-            details = {**record.details, "weights": file.name, "latencies": times, "layer_times": layers}
-            self._write(
-                dataclasses.replace(record, metrics=metrics, latency=times[0], baseline=dense, details=details)
-            )
+            details = record.details.replace(weights=file.name, latencies=times, layer_times=layers)
+            self._write(record.replace(metrics=metrics, latency=times[0], baseline=dense, details=details))
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
         return self.best()
 
@@ -170,7 +167,7 @@ class Finalists:
 
     def stored_networks(self) -> dict[int, nn.Module]:
         """Number of a chosen trial -> its network, from the files beside the log that are still there."""
-        files = {number: self._file(number) for number, record in self.records.items() if "weights" in record.details}
+        files = {number: self._file(number) for number, record in self.records.items() if record.details.weights}
         return {
             number: load_compressed(file, self.objective.model)
             for number, file in sorted(files.items())

@@ -9,21 +9,38 @@ from common.trials.log import (
     iter_entries,
     iter_trials,
     log_path,
-    parse_record,
     read_log,
     summary_line,
     time_number,
 )
-from common.trials.record import SCHEMA_VERSION, STAGES, Status, TrialRecord, study_of
+from common.trials.migration import SCHEMA_VERSION
+from common.trials.record import (
+    STAGES,
+    Baseline,
+    Details,
+    LayerFigures,
+    LayerTimes,
+    PlannedLayer,
+    Status,
+    Timing,
+    TrialRecord,
+    study_of,
+)
 
 __all__ = [
     "CRITERIA",
     "SCHEMA_VERSION",
     "STAGES",
     "TRIAL_MARK",
+    "Baseline",
+    "Details",
     "Entry",
+    "LayerFigures",
+    "LayerTimes",
+    "PlannedLayer",
     "Skipped",
     "Status",
+    "Timing",
     "TrialRecord",
     "TrialWriter",
     "choose_best",
@@ -32,7 +49,6 @@ __all__ = [
     "iter_entries",
     "iter_trials",
     "log_path",
-    "parse_record",
     "read_log",
     "reductions",
     "study_of",

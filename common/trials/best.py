@@ -30,12 +30,10 @@ def reductions(record: TrialRecord) -> dict[str, float]:
     ``params`` and ``macs`` are the fractions removed (0.85 is 85% fewer), ``speedup`` the dense latency over
     the compressed one, timed in turn.
     """
-    found = {
-        name: 1 - value / record.baseline[name]
-        for name, value in (("params", record.params), ("macs", record.macs))
-        if record.baseline.get(name)
-    }
-    speedup = (record.latency or {}).get("speedup")
+    dense = record.baseline
+    pairs = {"params": (record.params, dense.params), "macs": (record.macs, dense.macs)}
+    found = {name: 1 - value / whole for name, (value, whole) in pairs.items() if whole > 0}
+    speedup = record.latency.speedup if record.latency else None
     return {**found, "speedup": speedup} if speedup is not None and math.isfinite(speedup) else found
 
 
@@ -45,8 +43,8 @@ def is_accepted(record: TrialRecord, keep: float) -> bool:
     With ``keep`` 0 every trial that was measured did, also where the baseline has no such metric.
     """
     value = final_metric(record)
-    dense = record.baseline.get("metrics", {}).get("validation", {}).get(record.metric)
-    enough = value is not None and (keep == 0 or (dense is not None and value >= keep * dense))
+    dense = record.baseline.metric(record.metric)
+    enough = value is not None and (keep == 0 or value >= keep * dense)
     return record.status == "ok" and enough
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import datetime
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ class TrialWriter:
         if record.run != self.run:
             raise ValueError(f"a record of run {record.run!r} does not belong into {self.path.name}")
         self.note(summary_line(record))
-        self._append(f"{TRIAL_MARK}{record.to_json()}\n")
+        self._append(f"{TRIAL_MARK}{record.to_line()}\n")
         os.fsync(self._file.fileno())
 
     def _append(self, text: str) -> None:
@@ -107,11 +106,11 @@ def summary_line(record: TrialRecord) -> str:
         return f"trial {record.trial} failed: {record.error}"
     stages = [record.metrics[stage].get(record.metric) for stage in STAGES if stage in record.metrics]
     shown = " -> ".join("nan" if value is None or math.isnan(value) else f"{value:.2%}" for value in stages)
-    speedup = (record.latency or {}).get("speedup")
+    speedup = record.latency.speedup if record.latency else None
     parts = [
         f"trial {record.trial} {record.status}",
-        f"params {_change(record.params, record.baseline.get('params'))}",
-        f"MACs {_change(record.macs, record.baseline.get('macs'))}",
+        f"params {_change(record.params, record.baseline.params)}",
+        f"MACs {_change(record.macs, record.baseline.macs)}",
         f"{record.metric} {shown or 'not measured'}",
         *([f"{speedup:.2f}x"] if speedup else []),
         f"{record.seconds:.1f} s",
@@ -119,8 +118,8 @@ def summary_line(record: TrialRecord) -> str:
     return "  ".join(parts)
 
 
-def _change(value: int, reference: int | None) -> str:
-    return f"{value / reference - 1:+.1%}" if reference else f"{value:,}"
+def _change(value: int, reference: float) -> str:
+    return f"{value / reference - 1:+.1%}" if reference > 0 else f"{value:,}"
 
 
 @dataclass(frozen=True)
@@ -151,22 +150,6 @@ class Entry(NamedTuple):
     size: int
 
 
-_DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities of foreign writers
-
-
-def parse_record(text: bytes) -> TrialRecord:
-    """The record whose JSON is ``text``; NaN and infinities become None.
-
-    Raises:
-        ValueError: the text is no valid record.
-    """
-    try:
-        values = _DECODER.decode(text.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("torn: the record is not whole") from None
-    return TrialRecord.from_dict(values)
-
-
 def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
     """Every whole record of one log in the order of its lines, later versions of a trial included.
 
@@ -190,7 +173,7 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
                 continue
             text = raw[len(mark) :].strip()
             try:
-                yield Entry(parse_record(text), time, start + raw.index(text), len(text))
+                yield Entry(TrialRecord.from_line(text), time, start + raw.index(text), len(text))
             except ValueError as error:
                 skipped.append(Skipped(path, number, str(error)))
             time = 0

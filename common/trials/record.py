@@ -1,141 +1,293 @@
-"""The trial record: one compressed network and everything measured on it."""
+"""The trial record: one compressed network and everything measured on it.
+
+A log holds the JSON of these models, keys as they are named here. What a part does not know, because another version
+wrote it, it keeps.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
-SCHEMA_VERSION = 1
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from common.trials.migration import SCHEMA_VERSION, migrate, without_misfits
 
 Status = Literal["ok", "pruned", "failed"]
 STAGES = ("raw", "recalibrated", "finetuned")
 """The stages at which a trial is measured on the validation split, in the order in which they happen."""
+READING = {"reading": True}
+"""The context in which records are read: there a measure that is infinite is an error."""
 
 
-@dataclass(frozen=True)
-class TrialRecord:
+def _measure(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, float) and not math.isfinite(value) and info.context is not None:
+        raise ValueError("not finite")
+    return math.nan if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+Measure = Annotated[float, BeforeValidator(_measure)]
+"""A finite number; NaN where it was not measured or not finite, for which JSON has null."""
+Metrics = dict[str, dict[str, Measure]]
+"""Stage or split -> metric -> value."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Part(BaseModel):
+    """A part of a trial record. It is written with the keys that it was given, and with no others."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", validate_by_name=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy in which these fields have other values, which are validated.
+
+        Raises:
+            ValidationError: a value is not of its field's type.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate({**given, **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with the keys that were given; numbers that are not finite become None."""
+        values: dict[str, Any] = _plain(self.model_dump(by_alias=True, exclude_unset=True))
+        return values
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: every float that is not finite replaced by None, however deep it lies."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class PlannedLayer(Part):
+    """What a plan does to one layer.
+
+    Attributes:
+        method: of its decomposition; None where it stays dense.
+        ranks: in the order in which the input meets them; empty where it stays dense.
+        shift: whether the last factor has a bias of its own where the layer has none.
+        dense: why it stays dense.
+    """
+
+    method: str | None = None
+    ranks: list[int] = []
+    shift: bool = False
+    dense: str | None = None
+
+
+class Timing(Part):
+    """Time of one forward pass of a batch, and the conditions in which it was taken.
+
+    Attributes:
+        median_s, iqr_s: seconds; median and interquartile range.
+        speedup: over the dense network, timed in turn; None when there is none to tell, see ``note``.
+        baseline_median_s, baseline_iqr_s: seconds of the dense network.
+        spread: interquartile range of the rounds' ratios, over their median.
+        runtime, threads, batch_size, memory_format: the conditions.
+        peak_bytes, baseline_peak_bytes: the most memory that a pass took.
+        macs_ratio: dense MACs over compressed ones, as the runtime computes them.
+        note: why there is no speedup.
+    """
+
+    median_s: float | None = None
+    iqr_s: float | None = None
+    speedup: float | None = None
+    baseline_median_s: float | None = None
+    baseline_iqr_s: float | None = None
+    spread: float | None = None
+    runtime: str = ""
+    threads: int | None = None
+    batch_size: int | None = None
+    memory_format: str = ""
+    peak_bytes: int | None = None
+    baseline_peak_bytes: int | None = None
+    macs_ratio: float | None = None
+    note: str = ""
+
+
+class Baseline(Part):
+    """The dense network's figures; NaN or None where they were not measured.
+
+    Attributes:
+        params, macs, size_bytes: as in `TrialRecord`; counters of other people return fractions at times.
+        latency: of the dense network by itself.
+        metrics: ``validation``, and ``test`` once it was read.
+    """
+
+    params: int | Measure = math.nan
+    macs: int | Measure = math.nan
+    size_bytes: int | Measure = math.nan
+    latency: Timing | None = None
+    metrics: Metrics = {}
+
+    def metric(self, name: str, split: str = "validation") -> float:
+        """The metric ``name`` on a split; NaN where it was not measured."""
+        return self.metrics.get(split, {}).get(name, math.nan)
+
+
+class LayerFigures(Part):
+    """What became of a factored layer.
+
+    Attributes:
+        error: relative, of its output on calibration data, or of its weight where no data was used.
+        params, macs: the fractions that were kept.
+    """
+
+    error: float = math.nan
+    params: float = math.nan
+    macs: float = math.nan
+
+
+class LayerTimes(Part):
+    """Where the time of a pass goes, each layer timed by itself.
+
+    Attributes:
+        runtime: as a reader should see it.
+        before, after: layer -> seconds, in the dense and in the compressed network; ``rest`` is what is no layer.
+    """
+
+    runtime: str = ""
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+
+
+class Details(Part):
+    """How a trial came about, and what reports show beside its figures. Each part may be missing.
+
+    Attributes:
+        study: that the trial belongs to, where several workers share one.
+        worker: the process that ran it.
+        optuna_trial: its number in the study.
+        run_again: whether an earlier attempt ended with its process.
+        sampler: that proposed the plan; ``given`` where a rank rule made it before the search.
+        rule_settings: of the rank rule.
+        score, rung: what the trial reached, and the last rung of the ladder that it climbed.
+        part: metric -> value on a part of validation.
+        layers: factored layer -> its figures.
+        spectra: layer -> singular values, greatest first; in the first trial of a search alone.
+        finetuning: epochs, as :func:`common.training.train` returns them.
+        weights: file of the network, beside the log.
+        latencies: of a chosen network, one for each runtime.
+        layer_times: of a chosen network.
+        command: that started the run, in older logs.
+    """
+
+    study: str = ""
+    worker: str = ""
+    optuna_trial: int | None = None
+    run_again: bool = False
+    sampler: str = ""
+    rule_settings: dict[str, Any] = {}
+    score: float | None = None
+    rung: str = ""
+    part: dict[str, Measure] = {}
+    layers: dict[str, LayerFigures] = {}
+    spectra: dict[str, list[float]] = {}
+    finetuning: list[dict[str, Any]] = []
+    weights: str = ""
+    latencies: list[Timing] = []
+    layer_times: LayerTimes | None = None
+    command: str = ""
+
+
+class TrialRecord(Part):
     """One compressed network and everything measured on it.
 
     Attributes:
         run: name of the run, which is also the name of its log file without ``.log``.
         trial: number within the run, from 0.
         status: ``ok``, ``pruned`` (given up early) or ``failed`` (see ``error``).
+        method: of the plan.
+        method_name: as a user asks for it, e.g. ``arsvd`` for ``svd`` by entropy; empty where it is ``method``.
+        method_title: as reports write it, e.g. ``Tucker-2``; empty where it is the name.
+        rule: that chose the ranks, or the sampler.
         metric: name of the metric that decides, e.g. ``accuracy`` (a fraction in [0, 1]).
-        plan: layer name -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": why}``.
-        metrics: stage -> metric -> value. ``raw``, ``recalibrated`` and ``finetuned`` are on the validation
-            split; ``test`` is there for the networks that were chosen at the end, and only for them.
+        plan: layer name -> what became of it.
+        metrics: ``raw``, ``recalibrated`` and ``finetuned`` are on the validation split; ``test`` is there for the
+            networks that were chosen at the end, and only for them.
         params: every parameter of the network.
         macs: multiply-accumulates of one input.
         size_bytes: bytes of the saved file.
-        latency: ``median_s``, ``iqr_s``, ``speedup`` over the dense network timed in turn with it, and the
-            conditions (``runtime``, ``threads``, ``batch_size``, ``memory_format``); None when not measured.
+        latency: None when not measured.
         seconds: what the trial took.
-        baseline: the same figures of the dense network: ``params``, ``macs``, ``size_bytes``, ``latency``,
-            ``metrics`` (``validation``, and ``test`` once it was read).
+        baseline: the same figures of the dense network.
+        environment: versions and machine, see :func:`common.environment.describe_environment`.
     """
 
+    model_config = ConfigDict(extra="ignore")
+
     run: str
-    trial: int
+    trial: Count
     status: Status
     model: str
     dataset: str
     method: str
+    method_name: str = ""
+    method_title: str = ""
     rule: str
     metric: str
-    plan: dict[str, dict[str, Any]]
-    metrics: dict[str, dict[str, float]]
-    params: int
-    macs: int
-    size_bytes: int
-    latency: dict[str, Any] | None
-    seconds: float
-    seed: int
-    baseline: dict[str, Any]
+    plan: dict[str, PlannedLayer]
+    metrics: Metrics
+    params: Count
+    macs: Count
+    size_bytes: Count
+    latency: Timing | None
+    seconds: Measure
+    seed: Annotated[int, Field(gt=-(2**64), lt=2**64)]
+    baseline: Baseline
     environment: dict[str, Any]
     git_commit: str | None = None
     error: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA_VERSION
+    details: Details = Details()
+    schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
 
-    def to_json(self) -> str:
+    def to_line(self) -> str:
         """The record as one line of JSON. Numbers that are not finite become null, which JSON can hold."""
-        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+        every = {name: getattr(self, name) for name in type(self).model_fields}
+        return json.dumps(self.model_copy(update=every).to_json(), ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
-        """The record held by ``values``.
+    def from_dict(cls, values: Any) -> TrialRecord:
+        """The record held by ``values``, as this version of the suite or an earlier one wrote it.
+
+        What only adds to a record, such as its details, is left out where it is not of its type; a log of someone
+        else may hold anything there.
 
         Raises:
-            ValueError: another schema version, a field that is missing, or one of the wrong type.
+            ValueError: an unknown schema version, a field that is missing, or one of the wrong type.
         """
-        if not isinstance(values, dict):
-            raise ValueError(f"a trial must be a JSON object, got {type(values).__name__}")
-        schema = values.get("schema")
-        if schema != SCHEMA_VERSION:
-            raise ValueError(f"schema version {schema!r} is unknown; this reader knows version {SCHEMA_VERSION}")
-        if missing := _REQUIRED - values.keys():
-            raise ValueError(f"the field {min(missing)!r} is missing")
-        for name, kind in _KINDS.items():
-            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
-                raise ValueError(f"the field {name!r} holds {values[name]!r}, which is not of the right type")
-        for name in _COUNTS:
-            if not 0 <= values[name] < 2**63:
-                raise ValueError(f"the field {name!r} holds {values[name]}, which is no count of 63 bits")
-        _check_metrics("metrics", values["metrics"])
-        _check_metrics("baseline.metrics", values["baseline"].get("metrics", {}))
-        figures = {f"baseline.{name}": values["baseline"].get(name) for name in ("params", "macs", "size_bytes")}
-        figures |= {"seed": values["seed"], "seconds": values["seconds"]}
-        figures |= {f"latency.{name}": value for name, value in (values["latency"] or {}).items() if name in _SECONDS}
-        for name, value in figures.items():
-            if not _is_number(value):
-                raise ValueError(f"the field {name!r} holds {value!r}, which is no finite number")
-        if values["status"] not in _STATUSES:
-            raise ValueError(f"the status {values['status']!r} is unknown; it is one of {_STATUSES}")
-        seconds = math.nan if values["seconds"] is None else values["seconds"]
-        return cls(**{name: value for name, value in values.items() if name in _KNOWN} | {"seconds": seconds})
+        values = migrate(values)
+        try:
+            return cls.model_validate(values, strict=True, context=READING)
+        except ValidationError as error:
+            return cls.model_validate(without_misfits(values, error), strict=True, context=READING)
+
+    @classmethod
+    def from_line(cls, text: bytes) -> TrialRecord:
+        """The record whose JSON is ``text``; NaN and infinities become None.
+
+        Raises:
+            ValueError: the text is no valid record.
+        """
+        if text.endswith(_CURRENT) and b"NaN" not in text and b"Infinity" not in text:
+            try:
+                return cls.model_validate_json(text, strict=True, context=READING)
+            except ValidationError:
+                pass  # the slower way says what is wrong, or leaves it out
+        try:
+            values = _DECODER.decode(text.decode())
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            raise ValueError("torn: the record is not whole") from None
+        return cls.from_dict(values)
 
 
-_OPTIONAL = {"git_commit", "error", "details"}
-_KNOWN = {f.name for f in fields(TrialRecord)}
-_REQUIRED = _KNOWN - _OPTIONAL
-_STATUSES = get_args(Status)
-_COUNTS = ("trial", "params", "macs", "size_bytes")
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("run", "status", "model", "dataset", "method", "rule", "metric", "error"), str),
-    **dict.fromkeys(("trial", "params", "macs", "size_bytes", "seed"), int),
-    **dict.fromkeys(("plan", "metrics", "baseline", "environment", "details"), dict),
-    "latency": (dict, type(None)),
-    "seconds": (int, float, type(None)),
-}
-_SECONDS = {"median_s", "iqr_s", "speedup", "baseline_median_s"}
-
-
-def _is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number, or None, which stands for one that was not finite or not measured."""
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300)
-
-
-def _check_metrics(name: str, stages: Any) -> None:
-    if not isinstance(stages, dict) or not all(isinstance(metrics, dict) for metrics in stages.values()):
-        raise ValueError(f"the field {name!r} holds {stages!r}; it must map stages to metrics")
-    for stage, metrics in stages.items():
-        for metric, value in metrics.items():
-            if not _is_number(value):
-                raise ValueError(f"the field {name!r} holds {value!r} for {stage}/{metric}, which is no finite number")
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with every float that is not finite replaced by None, however deep it lies."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+_CURRENT = f'"schema": {SCHEMA_VERSION}}}'.encode()
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities of foreign writers
 
 
 def study_of(record: TrialRecord, by_name: bool = False) -> str:
@@ -145,5 +297,5 @@ def study_of(record: TrialRecord, by_name: bool = False) -> str:
         record: a trial.
         by_name: whether the run ``<name>-w2`` of a record that names no study is a worker of ``<name>``.
     """
-    named = record.details.get("study")
-    return str(named) if named else re.sub(r"-w\d+$", "", record.run) if by_name else record.run
+    named = record.details.study
+    return named if named else re.sub(r"-w\d+$", "", record.run) if by_name else record.run

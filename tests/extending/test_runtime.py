@@ -109,9 +109,9 @@ def test_it_is_searched_logged_and_reported(tmp_path: Path) -> None:
     result = search_ranks(
         tiny_cnn(width=16), tiny_digits(), settings, logs=tmp_path, run="own", on_trial=lambda _: None
     )
-    timed = [record for record in read_log(result.log)[0] if "latencies" in record.details]
+    timed = [record for record in read_log(result.log)[0] if record.details.latencies]
     assert timed
     for record in timed:
-        assert [timing["runtime"] for timing in record.details["latencies"]] == ["PyTorch eager", "PyTorch bfloat16"]
+        assert [timing.runtime for timing in record.details.latencies] == ["PyTorch eager", "PyTorch bfloat16"]
     assert analyze_results.main([str(tmp_path / "own.log"), "--out", str(tmp_path / "results")]) == 0
     assert "PyTorch bfloat16" in (tmp_path / "results" / "report.html").read_text()

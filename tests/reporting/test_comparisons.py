@@ -15,12 +15,13 @@ from common.reporting.frame import Trials
 from common.reporting.runs import Log
 from common.reporting.tables import all_tables
 from common.reporting.tables.comparisons import budgets_table, methods_table, searches_table, sweeps_table
-from common.reporting.tables.networks import latency_table, layers_table, runs_table
+from common.reporting.tables.networks import latencies_table, layers_table, runs_table
 from common.reporting.tables.summary import summary_table
 from tests.make_logs import NETWORKS, write_logs
-from tests.records import make_baseline, make_record
+from tests.records import foreign_record, make_baseline, make_record
 
 Raw = dict[str, Any]
+ODD = {"rule_settings": [1], "latencies": "x"}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_layers_and_latency_of_the_chosen(trials: Trials, raw: list[Raw]) -> Non
             assert same(row["Params Red."], 1 - found.get("params", math.nan))
             assert same(row["MACs Red."], 1 - found.get("macs", math.nan))
     assert any("its factors would have" in text for text in layers["Dense because"])
-    latency = latency_table(trials, 0.99).raw
+    latency = latencies_table(trials, 0.99).raw
     assert set(latency["Measured in"]) == {
         "PyTorch eager, 2 threads, batch 1",
         "ONNX Runtime, 2 threads, batch 1",
@@ -224,7 +225,7 @@ def test_layers_and_latency_of_the_chosen(trials: Trials, raw: list[Raw]) -> Non
 def test_a_time_that_was_too_noisy_is_shown_with_its_reason() -> None:
     noisy = {"runtime": "ONNX Runtime", "median_s": 0.001, "iqr_s": 0.001, "speedup": None, "note": "too noisy"}
     record = make_record(run="one", trial=3, details={"latencies": [make_record().latency, noisy]})
-    table = latency_table(Trials.of([record]), 0.5)
+    table = latencies_table(Trials.of([record]), 0.5)
     assert table.raw["Speedup"].isna().tolist() == [False, True]
     assert table.text["Speedup"].tolist()[1] == "-"
     assert table.notes[-1] == "one, trial 3, ONNX Runtime: too noisy."
@@ -279,8 +280,8 @@ def test_seeds_with_dense_networks_of_their_own_are_averaged() -> None:
         [make_record(model="never heard of 網", dataset="?", metric="score", metrics={"raw": {"score": 3.5}})],
         [make_record(metrics={"raw": {"accuracy": float("nan")}}), make_record(trial=1, seconds=float("nan"))],
         [make_record(baseline={}, latency=None, plan={})],
-        [make_record(plan={"a": {"method": "svd"}, "b": {}}, details={"rule_settings": [1], "latencies": "x"})],
-        [make_record(git_commit=["a", "b"])],
+        [foreign_record(plan={"a": {"method": "svd"}, "b": {}, "c": "why"}, details=ODD)],
+        [foreign_record(git_commit=["a", "b"])],
         [make_record(baseline=make_baseline(params=1e299, macs=2.5))],
     ],
     ids=["none", "one", "failed", "unknown", "nan", "bare", "odd", "commit", "huge"],

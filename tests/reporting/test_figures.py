@@ -21,7 +21,7 @@ from common.reporting.frame import Trials
 from common.reporting.html.report import SECTIONS
 from common.reporting.runs import Log
 from tests.make_logs import write_logs
-from tests.records import make_baseline, make_record
+from tests.records import foreign_record, make_baseline, make_record
 
 
 def texts(figure: Figure) -> str:
@@ -655,7 +655,7 @@ def test_every_picture_has_a_place_in_the_report(pictures: dict[str, Figure]) ->
 def test_shapes_that_no_search_wrote_are_left_out() -> None:
     plan = {"a": {"method": "svd", "ranks": 16}, "b": {"method": "svd", "ranks": ["x"]}}
     details = {"spectra": {"a": [1.0, 0.5], "b": [1.0]}, "layer_times": [1, 2]}
-    drawn = {entry.name: entry.draw() for entry in gallery(Trials.of([make_record(plan=plan, details=details)]))}
+    drawn = {entry.name: entry.draw() for entry in gallery(Trials.of([foreign_record(plan=plan, details=details)]))}
     assert "spectra-resnet18-cifar10" in drawn
     assert "times-resnet18-cifar10" not in drawn
 

@@ -6,13 +6,24 @@ from typing import Any
 
 import pytest
 
-from common.reporting.facts import conditions, latencies, macs_ratio, method_name, method_order, setting_text
+from common.reporting.facts import (
+    COLORS_APART,
+    PLACES,
+    conditions,
+    macs_ratio,
+    method_name,
+    method_order,
+    method_places,
+    method_title,
+    setting_text,
+    timings,
+)
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.runs import Log
-from common.trials import TrialRecord, TrialWriter, read_log, study_of
+from common.trials import Timing, TrialRecord, TrialWriter, read_log, study_of
 from common.trials.best import choose_best
 from common.trials.best import is_accepted as record_is_accepted
-from tests.records import make_baseline, make_record
+from tests.records import foreign_record, make_baseline, make_record
 
 
 def labels(records: list[TrialRecord], by: str = "label") -> dict[str, list[int]]:
@@ -153,21 +164,37 @@ def test_only_and_since() -> None:
 
 
 def test_facts() -> None:
-    assert method_name(make_record(method="svd", rule="entropy")) == "arsvd"
-    assert method_name(make_record(method="svd", rule="fixed")) == "svd"
+    own = make_record(method="zeta", method_name="my_zeta", method_title="My ζ")
+    assert (method_name(own), method_title(own)) == ("my_zeta", "My ζ")
+    assert method_name(own.replace(method_name="")) == "zeta"
+    assert method_title(own.replace(method_title="")) == "my_zeta"
     assert method_order({"zeta", "htd", "alpha", "svd"}) == ["svd", "htd", "alpha", "zeta"]
     assert setting_text(make_record(details={"rule_settings": {"budget": {"params": 0.5, "macs": None}}})) == (
         "budget=params 0.5"
     )
     assert setting_text(make_record(details={"rule_settings": {"tau": 0.5, "exponent": 2}})) == "tau=0.5, exponent=2"
-    assert setting_text(make_record(details={"rule_settings": 3})) == ""
+    assert setting_text(foreign_record(details={"rule_settings": 3})) == ""
     noisy = {"speedup": None, "note": "too noisy"}
     several = [{"speedup": 2.0, "runtime": "a"}, noisy, {"speedup": None}, 7, {"speedup": float("inf")}]
-    assert latencies(make_record(details={"latencies": several})) == several[:2]
+    found = timings(foreign_record(details={"latencies": several}))
+    assert [timing.to_json() for timing in found] == several[:2]
     record = make_record(macs=50, baseline=make_baseline(macs=200))
-    assert [macs_ratio(record, timing) for timing in ({}, {"macs_ratio": 5.0})] == [4.0, 5.0]
-    assert latencies(make_record(latency=None)) == []
-    assert latencies(make_record())[0]["speedup"] == 1.93
-    timing = {"runtime": "eager", "threads": 2, "batch_size": 8, "memory_format": "channels_last"}
+    assert [macs_ratio(record, timing) for timing in (Timing(), Timing(macs_ratio=5.0))] == [4.0, 5.0]
+    assert timings(make_record(latency=None)) == []
+    assert timings(make_record())[0].speedup == 1.93
+    timing = Timing(runtime="eager", threads=2, batch_size=8, memory_format="channels_last")
     assert conditions(timing) == "eager, 2 threads, batch 8, channels_last"
-    assert conditions({}) == "unknown runtime"
+    assert conditions(Timing()) == "unknown runtime"
+
+
+def test_places_of_methods() -> None:
+    """Each has a place of its own; what the suite does not know takes none of those that it does."""
+    known = method_places(PLACES)
+    assert known == PLACES
+    assert sorted(PLACES.values()) == list(range(len(PLACES)))
+    alone = method_places(["mine"])["mine"]
+    assert len(PLACES) <= alone < COLORS_APART
+    assert method_places([*reversed(PLACES), "mine"]) == known | {"mine": alone}
+    many = method_places([*PLACES, *(f"m{n}" for n in range(20))])
+    assert len(set(many.values())) == len(many)
+    assert many == method_places(reversed(many))

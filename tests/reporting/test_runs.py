@@ -33,8 +33,8 @@ def test_a_log_wins_over_its_json(tmp_path: Path) -> None:
 
 
 def test_json_is_read_where_there_is_no_log(tmp_path: Path) -> None:
-    good, old = make_record(trial=1).to_json(), '{"schema": 7}'
-    again = '{"time": "2026-11-20 15:48:53", ' + make_record(trial=1, seconds=1.0).to_json()[1:]
+    good, old = make_record(trial=1).to_line(), '{"schema": 7}'
+    again = '{"time": "2026-11-20 15:48:53", ' + make_record(trial=1, seconds=1.0).to_line()[1:]
     skipped = '{"log": "a.log", "lines": [9], "count": 3, "reason": "torn"}'
     (tmp_path / "a.json").write_text(f'{{"schema": 1, "trials": [{good}, {old}, {again}], "skipped": [{skipped}]}}')
     trials, sentences = read(tmp_path)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pandas as pd
@@ -68,7 +67,7 @@ def test_formatted_row_by_hand() -> None:
 def test_the_test_metric_is_shown_where_it_was_read() -> None:
     baseline = make_baseline(metrics={"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.9432}})
     tested = make_record(trial=1, baseline=baseline, metrics={**SMALL.metrics, "test": {"accuracy": 0.9401}})
-    unfinished = dataclasses.replace(FAST, run="another-run")
+    unfinished = FAST.replace(run="another-run")
     frame = summary_table(
         [unfinished, tested]
     )  # the first record's baseline knows no test metric, the second one's does

@@ -103,9 +103,9 @@ def check_log(path: Path, metric: str, rules: list[str]) -> list[TrialRecord]:
     for record in records:
         assert record.status == "ok", record.error
         assert record.metric == metric
-        assert 0 < record.params < record.baseline["params"]
-        assert 0 < record.macs < record.baseline["macs"]
-        assert record.size_bytes < record.baseline["size_bytes"]
+        assert 0 < record.params < record.baseline.params
+        assert 0 < record.macs < record.baseline.macs
+        assert record.size_bytes < record.baseline.size_bytes
         assert all(0 <= stage[metric] <= 1 for stage in record.metrics.values())
     assert any("finetuned" in record.metrics for record in records) or "made it worse" in path.read_text()
     assert any("test" in record.metrics for record in records)
@@ -116,7 +116,7 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
     notebook = execute("resnet18", tmp_path, **TINY, run="resnet18")
     assert pictures(notebook) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
     records = check_log(tmp_path / "logs" / "resnet18.log", "accuracy", [*RULES, *["adaptive policy"] * 4])
-    assert records[0].baseline["params"] == 11_181_642
+    assert records[0].baseline.params == 11_181_642
 
     command = [sys.executable, str(ROOT / "analyze_results.py"), str(tmp_path / "logs"), "--keep", "0.05"]
     shown = subprocess.run([*command, "--out", str(tmp_path / "results")], capture_output=True, text=True, check=True)
@@ -134,7 +134,7 @@ def test_the_other_classifiers(name: str, params: int, tmp_path: Path) -> None:
     notebook = execute(name, tmp_path, **{**TINY, "trials": 2, "dense_epochs": 1.0}, run=name)
     assert pictures(notebook) == 6
     records = check_log(tmp_path / "logs" / f"{name}.log", "accuracy", [*RULES, *["adaptive policy"] * 2])
-    assert {record.baseline["params"] for record in records} == {params}
+    assert {record.baseline.params for record in records} == {params}
     assert min(record.params for record in records) < 0.1 * params  # the Linear layers are compressed too
 
 
@@ -145,7 +145,7 @@ def test_unet_and_the_comparison_of_runs(tmp_path: Path) -> None:
     records = check_log(tmp_path / "logs" / "unet.log", "dice", rules)
     compared = [record for record in records if record.rule == "budget"]
     assert [record.method for record in compared] == ["svd", "tucker2", "htd"]
-    assert all(0.45 < record.params / record.baseline["params"] <= 0.5 for record in compared)
+    assert all(0.45 < record.params / record.baseline.params <= 0.5 for record in compared)
     assert {"dice", "iou", "pixel_accuracy"} <= compared[0].metrics["raw"].keys()
 
     saved = sorted(str(path) for path in (tmp_path / "logs").glob("*.safetensors"))

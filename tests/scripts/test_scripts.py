@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.trials import TRIAL_MARK, TrialWriter
+from common.trials import SCHEMA_VERSION, TRIAL_MARK, TrialWriter
 from tests.records import make_record
 
 ROOT = Path(__file__).parents[2]
@@ -98,12 +98,12 @@ def test_jsonify_holds_the_latest_version_of_each_trial(workplace: Path) -> None
     assert result.returncode == 0, result.stderr
     assert "2 trials, 0 lines skipped" in result.stdout
     document = strict(workplace / "logs" / "ünet-網.json")
-    assert (document["schema"], document["run"], document["skipped"]) == (1, "ünet-網", [])
+    assert (document["schema"], document["run"], document["skipped"]) == (SCHEMA_VERSION, "ünet-網", [])
     assert [(trial["trial"], trial["seconds"]) for trial in document["trials"]] == [(0, 41.7), (1, 1.5)]
     assert document["trials"][0]["metrics"]["raw"]["accuracy"] is None
     latest = dict(document["trials"][1])
     assert datetime.fromisoformat(latest.pop("time")) <= datetime.now()
-    assert latest == json.loads(make_record(run="ünet-網", trial=1, seconds=1.5).to_json())
+    assert latest == json.loads(make_record(run="ünet-網", trial=1, seconds=1.5).to_line())
 
 
 def test_jsonify_says_what_was_torn_and_again_gives_the_same_bytes(workplace: Path) -> None:
@@ -131,7 +131,7 @@ def test_jsonify_says_what_was_torn_and_again_gives_the_same_bytes(workplace: Pa
 
 def test_jsonify_takes_a_log_without_a_trial_and_a_name_that_utf8_cannot_hold(workplace: Path) -> None:
     write(workplace / "logs", "none")
-    values = json.loads(make_record(run="odd").to_json()) | {"error": "\ud800"}
+    values = json.loads(make_record(run="odd").to_line()) | {"error": "\ud800"}
     (workplace / "logs" / "odd.log").write_text(f"{TRIAL_MARK}{json.dumps(values)}\n")
     assert run(workplace, "jsonify_logs.py").returncode == 0
     assert strict(workplace / "logs" / "none.json")["trials"] == []
@@ -445,19 +445,19 @@ def test_workers_that_name_no_study_are_merged_by_name_only_when_asked(workplace
 
 def test_mixed_schema_versions_and_foreign_numbers(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {})
-    values = json.loads(make_record(run="r", trial=1).to_json())
+    values = json.loads(make_record(run="r", trial=1).to_line())
     nan = json.dumps(values | {"metrics": {"raw": {"accuracy": float("nan")}, "finetuned": {"accuracy": 0.95}}})
     infinite = json.dumps(values | {"trial": 2, "metrics": {"raw": {"accuracy": 0.5}}}).replace("0.5", "1e999")
     with log.open("a") as file:
         file.write("".join(f"{TRIAL_MARK}{text}\n" for text in (nan, infinite)))
-        file.write("".join(f"{TRIAL_MARK}{json.dumps(values | {'schema': 2})}\n" for _ in range(20)))
+        file.write("".join(f"{TRIAL_MARK}{json.dumps(values | {'schema': 3})}\n" for _ in range(20)))
     shown = run(workplace, "analyze_results.py", "--format", "csv")
     assert shown.returncode == 0, shown.stderr
     assert (
-        "r.log, lines 5, 6, 7, 8, 9 and 15 more: schema version 2 is unknown; this reader knows version 1"
+        "r.log, lines 5, 6, 7, 8, 9 and 15 more: schema version 3 is unknown; this reader knows versions 1 to 2"
         in shown.stdout
     )
-    assert "r.log, line 4: the field 'metrics' holds inf for raw/accuracy, which is no finite number" in shown.stdout
+    assert "r.log, line 4: the field 'metrics.raw.accuracy' holds inf; it is" in shown.stdout
     assert shown.stdout.startswith("2 trials")
     assert run(workplace, "analyze_results.py", "--format", "csv", "--strict").returncode == 1
     assert "21 lines skipped" in run(workplace, "jsonify_logs.py").stdout
@@ -496,7 +496,7 @@ def test_a_log_is_read_while_it_grows(workplace: Path) -> None:
 
 def test_jsonify_needs_little_memory_for_each_trial(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {})
-    mark, record = TRIAL_MARK, make_record(run="r", trial=-1).to_json()
+    mark, record = TRIAL_MARK, make_record(run="r", trial=-1).to_line()
     log.write_text("".join(f"{mark}{record.replace(': -1,', f': {n},', 1)}\n" for n in range(20_000)))
     code = """
 import resource

@@ -216,8 +216,8 @@ def test_a_search_by_a_rule_keeps_what_was_asked_for(
     )
     model = tiny_cnn(width=32)
     (record,) = search_ranks(model, data, settings, logs=tmp_path, run="r", on_trial=lambda _: None).records
-    assert 0.45 < record.macs / record.baseline["macs"] <= 0.5
-    shown = record.details["rule_settings"]
+    assert 0.45 < record.macs / record.baseline.macs <= 0.5
+    shown = record.details.rule_settings
     assert all(0 < share <= 1 and math.isfinite(share) for share in shown.values())
 
 

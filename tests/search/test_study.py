@@ -24,6 +24,7 @@ from common.search.finalists import best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search, measure_sensitivities
 from common.search.space import Space
+from common.search.study.records import plan_of_record
 from common.search.study.storage import open_study, opened_storage
 from common.training import TrainingSettings, evaluate, train
 from common.trials import TrialRecord, read_log
@@ -67,13 +68,13 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
     records, skipped = read_log(result.log)
     assert not skipped
     assert [record.trial for record in records] == list(range(10))
-    assert records == [TrialRecord.from_dict(json.loads(record.to_json())) for record in result.records]
+    assert records == [TrialRecord.from_dict(json.loads(record.to_line())) for record in result.records]
     assert [record.rule for record in records] == ["fixed", "entropy"] + ["adaptive policy"] * 8
     assert [record.method for record in records] == ["svd", "svd"] + ["htd"] * 8
     assert {record.status for record in records} == {"ok"}
     tuned = [record.trial for record in records if "finetuned" in record.metrics]
-    scores = {record.trial: record.details["score"] for record in records}
-    assert set(tuned) <= set(sorted(scores, key=lambda trial: scores[trial], reverse=True)[:2])
+    scores = {record.trial: record.details.score for record in records}
+    assert set(tuned) <= set(sorted(scores, key=lambda trial: scores[trial] or 0.0, reverse=True)[:2])
     assert len(tuned) + result.log.read_text().count("made it worse") == 2
     for record in records:
         if "finetuned" in record.metrics:
@@ -83,21 +84,21 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
     for record in records:
         assert "recalibrated" in record.metrics
         assert ("raw" in record.metrics) == (record.trial < 2 or "test" in record.metrics)
-        assert record.details["study"] == "run"
+        assert record.details.study == "run"
         assert record.environment["command"].startswith("python ")
-        assert record.params < dense_cost.params == record.baseline["params"]
-        assert record.macs <= dense_cost.macs == record.baseline["macs"]
+        assert record.params < dense_cost.params == record.baseline.params
+        assert record.macs <= dense_cost.macs == record.baseline.macs
         assert record.latency is not None
-        assert record.latency["median_s"] > 0
-        assert record.latency["note"] or record.latency["speedup"] > 0
+        assert (record.latency.median_s or 0) > 0
+        assert record.latency.note or (record.latency.speedup or 0) > 0
         assert record.seconds > 0
-        assert ("spectra" in record.details) == (record.trial == 0)
-        layers = record.details["layers"]
-        assert layers.keys() == {name for name, made in record.plan.items() if "dense" not in made}
-        assert all(0 <= found["error"] < 1.5 and 0 < found["params"] < 1 for found in layers.values())
-        assert all(0 < found["macs"] <= 1 for found in layers.values())
+        assert bool(record.details.spectra) == (record.trial == 0)
+        layers = record.details.layers
+        assert layers.keys() == {name for name, made in record.plan.items() if made.dense is None}
+        assert all(0 <= found.error < 1.5 and 0 < found.params < 1 for found in layers.values())
+        assert all(0 < found.macs <= 1 for found in layers.values())
 
-    spectra = records[0].details["spectra"]
+    spectra = records[0].details.spectra
     assert spectra.keys() == records[0].plan.keys()
     assert all(values == sorted(values, reverse=True) for values in spectra.values())
     assert {name: record.trial for name, record in result.best.items()} == {
@@ -113,15 +114,16 @@ def test_a_search_from_end_to_end(dense: TinyCNN, tmp_path: Path) -> None:
         last = record.metrics.get("finetuned", record.metrics["recalibrated"])
         assert evaluate(network, tiny_digits().validation)["accuracy"] == pytest.approx(last["accuracy"])
         assert profile(network, x).params == record.params
-        (timing,) = record.details["latencies"]
-        assert timing["runtime"] == "PyTorch eager"
-        assert timing["macs_ratio"] == record.baseline["macs"] / record.macs
-        times = record.details["layer_times"]
-        assert times["before"].keys() == {*record.plan, "rest"}
-        assert times["after"].keys() == times["before"].keys()
-        assert all(seconds > 0 for name, seconds in times["after"].items() if name != "rest")
-        assert record.baseline["metrics"]["test"] == pytest.approx(evaluate(dense, tiny_digits().test))
-        assert same_weights(load_compressed(tmp_path / record.details["weights"], tiny_cnn()), network)
+        (timing,) = record.details.latencies
+        assert timing.runtime == "PyTorch eager"
+        assert timing.macs_ratio == record.baseline.macs / record.macs
+        times = record.details.layer_times
+        assert times is not None
+        assert times.before.keys() == {*record.plan, "rest"}
+        assert times.after.keys() == times.before.keys()
+        assert all(seconds > 0 for name, seconds in times.after.items() if name != "rest")
+        assert record.baseline.metrics["test"] == pytest.approx(evaluate(dense, tiny_digits().test))
+        assert same_weights(load_compressed(tmp_path / record.details.weights, tiny_cnn()), network)
     assert len(seen) == 10 + len(tuned) + len(chosen)
 
 
@@ -175,7 +177,7 @@ def test_a_trial_that_fails_is_logged_and_the_search_goes_on(
     assert [record.status for record in result.records] == ["ok", "failed"] + ["ok"] * 6
     assert result.records[1].error == "RuntimeError: out of luck"
     assert result.records[1].plan
-    assert {record.details["sampler"] for record in result.records} == {"adaptive"}
+    assert {record.details.sampler for record in result.records} == {"adaptive"}
 
 
 def test_a_finetuning_that_diverges_does_not_end_the_search(
@@ -308,13 +310,13 @@ def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(den
     settings = SearchSettings(method="svd", trials=8, batch=4, budget=budget, keep=0.3, finetune_top=0, table=False)
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
     for record in result.records:
-        assert 0.37 < record.macs / record.baseline["macs"] <= 0.4
+        assert 0.37 < record.macs / record.baseline.macs <= 0.4
     decompositions = decompose_for_search(dense, tiny_digits(), settings.seed)
     _, divergences = measure_sensitivities(dense, tiny_digits(), decompositions, settings)
     x = tiny_digits().example()
     plan = plan_ranks(dense, x, "svd", budget, divergences=divergences, decompositions=decompositions)
-    assert result.records[0].plan == plan.layers_as_json()
-    assert len({json.dumps(record.plan) for record in result.records}) > 2
+    assert plan_of_record(result.records[0]).layers == plan.layers
+    assert len({repr(record.plan) for record in result.records}) > 2
 
 
 def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:
@@ -411,10 +413,10 @@ def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
     dense_part = evaluate(dense, list(data.validation)[:4])["accuracy"]
     climbed: list[float] = []
     for record in result.records:
-        score = record.details["part"]["accuracy"] / dense_part
+        score = record.details.part["accuracy"] / dense_part
         if record.status == "pruned":
-            assert (record.details["rung"], record.metrics, record.latency) == ("part", {}, None)
-            assert record.details["score"] == pytest.approx(score)
+            assert (record.details.rung, record.metrics, record.latency) == ("part", {}, None)
+            assert record.details.score == pytest.approx(score)
             assert score < statistics.median(climbed)
         else:
             assert len(climbed) < 5 or score >= statistics.median(climbed)
@@ -432,7 +434,7 @@ def test_under_a_budget_the_policy_goes_by_the_loss(dense: TinyCNN, tmp_path: Pa
     outcomes = [trial.user_attrs["outcome"] for trial in result.study.get_trials()]
     for record, outcome in zip(result.records, outcomes, strict=True):
         if outcome["rung"]:
-            metrics = record.metrics["recalibrated"] if outcome["rung"] == 2 else record.details["part"]
+            metrics = record.metrics["recalibrated"] if outcome["rung"] == 2 else record.details.part
             assert outcome["merit"] == -metrics["loss"]
         else:
             assert outcome["merit"] == outcome["score"]
@@ -464,7 +466,7 @@ def test_a_pareto_study_keeps_the_front(dense: TinyCNN, tmp_path: Path) -> None:
         record = result.records[trial.number]
         assert trial.values[:3] == [record.metrics["recalibrated"]["accuracy"], record.params, record.macs]
         assert record.latency is not None
-        assert trial.values[3] == pytest.approx(record.latency["median_s"]) or "test" in record.metrics
+        assert trial.values[3] == pytest.approx(record.latency.median_s) or "test" in record.metrics
 
 
 @pytest.mark.parametrize("policy", ["uniform", "energy", "vbmf", "budget"])
@@ -473,7 +475,7 @@ def test_a_rank_rule_has_one_plan_at_the_budget(policy: Any, dense: TinyCNN, tmp
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run=policy, on_trial=lambda _: None)
     (record,) = result.records
     assert record.rule == f"{policy} rule"
-    assert record.params <= 0.5 * record.baseline["params"]
+    assert record.params <= 0.5 * record.baseline.params
 
 
 @pytest.mark.parametrize(
@@ -591,7 +593,7 @@ def test_a_budget_leaves_heads_out_that_only_training_runs(policy: Any, tmp_path
     assert idle > 0.5 * cost.params
     for record in result.records:
         assert 0.4 * cost.params_in_use < record.params - idle <= 0.5 * cost.params_in_use
-    assert result.best["metric"].details["rung"] in ("finetuned", "full")
+    assert result.best["metric"].details.rung in ("finetuned", "full")
 
 
 def test_a_finished_run_takes_no_more_trials(dense: TinyCNN, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
     assert sorted(attempts.judged) == sorted(undisturbed.judged)
     plans = [{place: trial.params for place, trial in run.judged.items()} for run in (attempts, undisturbed)]
     assert plans[0] == plans[1]
-    again = [record for record in read_log(killed / "k.log")[0] if "run_again" in record.details]
+    again = [record for record in read_log(killed / "k.log")[0] if record.details.run_again]
     assert len(again) >= 1 or KILLS < 5
 
 
@@ -139,8 +139,8 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     search_ranks(load_compressed(weights), tiny_digits(), SETTINGS, logs=logs, run=study, storage=postgresql)
     attempts = check_finished(study, postgresql, logs)
     records = [record for path in logs.glob("*.log") for record in read_log(path)[0]]
-    assert {record.details["worker"] for record in records} <= {"main", "a", "b"}
-    again = {record.trial for record in records if "run_again" in record.details}
+    assert {record.details.worker for record in records} <= {"main", "a", "b"}
+    again = {record.trial for record in records if record.details.run_again}
     print(f"{KILLS} kills, {len(attempts.judged)} trials finished, {len(again)} of them run again")
     assert again
     assert again <= hit
@@ -178,7 +178,7 @@ def test_the_one_that_began_takes_the_workers_trials_into_its_result_and_log(whe
         model, tiny_digits(), settings, logs=tmp_path, run="r", storage=storage, on_trial=lambda _: None
     )
     assert [record.trial for record in result.records] == [0, 1, 2, 3]
-    assert [record.details["worker"] for record in result.records] == ["main", "w", "w", "w"]
+    assert [record.details.worker for record in result.records] == ["main", "w", "w", "w"]
     assert {record.run for record in result.records} == {"r"}
     assert logged(tmp_path, "r.log") == [0, 1, 2, 3]
     assert result.networks

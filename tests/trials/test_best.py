@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from common.trials import TrialRecord
@@ -63,5 +61,5 @@ def test_once_a_search_has_chosen_only_its_chosen_trials_count() -> None:
     assert choose_best([lucky, tested])["speedup"] is tested
     assert choose_best([lucky, tested, unfinished])["speedup"] is unfinished
     study = {"study": tested.run}  # the unfinished trial is one of a worker of the search that has chosen
-    worker = dataclasses.replace(unfinished, trial=2, details=study)
-    assert choose_best([lucky, dataclasses.replace(tested, details=study), worker])["speedup"].trial == 1
+    worker = unfinished.replace(trial=2, details=study)
+    assert choose_best([lucky, tested.replace(details=study), worker])["speedup"].trial == 1

@@ -16,7 +16,6 @@ from common.trials import (
     TrialWriter,
     iter_entries,
     iter_trials,
-    parse_record,
     read_log,
     summary_line,
 )
@@ -93,7 +92,7 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path, number: float)
 )
 def test_a_wrong_field_is_reported_with_its_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = write_log(tmp_path, make_record(trial=0))
-    broken = json.loads(make_record(trial=1).to_json()) | change
+    broken = json.loads(make_record(trial=1).to_line()) | change
     with path.open("a") as file:
         file.write(f"{TRIAL_MARK}{json.dumps(broken)}\n")
     trials, skipped = read_log(path)
@@ -105,7 +104,7 @@ def test_a_wrong_field_is_reported_with_its_line(tmp_path: Path, change: dict[st
 
 @pytest.mark.parametrize("name", ["model", "baseline", "seconds", "schema"])
 def test_a_missing_field_is_reported_by_name(tmp_path: Path, name: str) -> None:
-    values = json.loads(make_record().to_json())
+    values = json.loads(make_record().to_line())
     del values[name]
     path = tmp_path / "x.log"
     path.write_text(f"a note\n{TRIAL_MARK}{json.dumps(values)}\n")
@@ -116,7 +115,7 @@ def test_a_missing_field_is_reported_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_optional_and_unknown_fields(tmp_path: Path) -> None:
-    values = json.loads(make_record().to_json())
+    values = json.loads(make_record().to_line())
     for name in ("git_commit", "error", "details"):
         del values[name]
     assert TrialRecord.from_dict(values | {"added_later": 1}) == make_record(git_commit=None)
@@ -125,7 +124,7 @@ def test_optional_and_unknown_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["TRIAL ", "TRIAL [1, 2]", "TRIAL 12", "TRIAL {}", 'TRIAL "a"', "TRIAL \xff"])
 def test_no_bad_line_stops_the_reader(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.log"
-    good = f"{TRIAL_MARK}{make_record().to_json()}\n".encode()
+    good = f"{TRIAL_MARK}{make_record().to_line()}\n".encode()
     path.write_bytes(text.encode("latin-1") + b"\n" + good)
     trials, skipped = read_log(path)
     assert len(trials) == 1
@@ -135,7 +134,7 @@ def test_no_bad_line_stops_the_reader(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_of_another_encoding_nothing_is_lost_in_silence(tmp_path: Path, encoding: str) -> None:
     log, skipped = tmp_path / "r.log", list[Skipped]()
-    log.write_text(f"{TRIAL_MARK}{make_record().to_json()}\n" * 2, encoding=encoding)
+    log.write_text(f"{TRIAL_MARK}{make_record().to_line()}\n" * 2, encoding=encoding)
     entries = list(iter_entries(log, skipped))
     if encoding == "utf-16":
         assert [str(line) for line in skipped] == [
@@ -144,7 +143,7 @@ def test_of_another_encoding_nothing_is_lost_in_silence(tmp_path: Path, encoding
     else:
         assert not skipped
         texts = [log.read_bytes()[entry.offset :][: entry.size] for entry in entries]
-        assert [parse_record(text) for text in texts] == [make_record()] * 2
+        assert [TrialRecord.from_line(text) for text in texts] == [make_record()] * 2
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40, 700])

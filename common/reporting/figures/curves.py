@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common.reporting.facts import method_title
 from common.reporting.figures.style import (
     DASHES,
     MARKERS,
@@ -86,7 +85,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     searched = frame.groupby(["study", "method", "sampler"], observed=True)["trial"].transform("size") >= 10
     fruitful = (searched & frame["accepted"]).groupby(frame["label"], observed=True).transform("any")
     frame = frame[searched | ~fruitful]
-    looks, samplers = method_looks(frame["method"].unique()), list(dict.fromkeys(frame["sampler"]))
+    looks, samplers = method_looks(frame["method"]), list(dict.fromkeys(frame["sampler"]))
     groups = list(frame.groupby("label", observed=True))
     with styled():
         figure = picture(WIDE, 0.9 + 1.5 * len(groups))
@@ -96,7 +95,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
         grid[-1][0].set_xlabel("Trials made")
         grid[-1][1].set_xlabel("Time spent in trials (min)")
         figure.suptitle(f"Smallest network so far that kept ≥ {percent(keep)} of the dense metric", fontsize=8)
-        handles = [Line2D([], [], color=color, lw=2, label=method_title(name)) for name, (color, _) in looks.items()]
+        handles = [Line2D([], [], color=color, lw=2, label=trials.titles[name]) for name, (color, _) in looks.items()]
         handles += [
             Line2D([], [], color="0.3", linestyle=DASHES[i % len(DASHES)], label=sampler)
             for i, sampler in enumerate(samplers)

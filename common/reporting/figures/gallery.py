@@ -10,10 +10,9 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from common.reporting import figures
-from common.reporting.facts import number
 from common.reporting.figures.pareto import thin
 from common.reporting.frame import Trials, is_accepted
-from common.trials import TrialRecord
+from common.trials import LayerTimes, TrialRecord
 
 TOGETHER = 6
 """So many blocks share a picture that has a row of panels for each."""
@@ -75,10 +74,11 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
             )
             yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
         timed = trials.best(rows, keep).get("speedup")
-        if timed and _has_times(timed.details.get("layer_times")):
+        times = timed.details.layer_times if timed else None
+        if timed and times and times.before and times.after:
             caption = f"{label}: where the time of one pass goes, each layer timed by itself, dense and in "
             caption += f"trial {timed.trial} of {timed.run}."
-            yield Entry(f"times-{slug}", caption, partial(_times, timed))
+            yield Entry(f"times-{slug}", caption, partial(_times, times))
 
 
 def _slug(label: str, taken: set[str]) -> str:
@@ -97,36 +97,16 @@ def _ranks(trials: Trials, rows: list[int], label: str) -> Figure:
 
 def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
     """The spectra that a search logged with its first trial; the rank of a layer's output is its last one."""
-    held = holder.details.get("spectra")
-    values = {
-        str(layer): [float(value) for value in spectrum if isinstance(value, (int, float))]
-        for layer, spectrum in (held.items() if isinstance(held, dict) else ())
-        if isinstance(spectrum, list)
-    }
-    ranks = {
-        layer: made["ranks"][-1]
-        for layer, made in (best.plan.items() if best else ())
-        if isinstance(made, dict) and isinstance(made.get("ranks"), list) and made["ranks"]
-    }
-    chosen = {
-        layer: rank
-        for layer, rank in ranks.items()
-        if isinstance(rank, int) and 1 <= rank <= len(values.get(layer, ()))
-    }
+    values = holder.details.spectra
+    ranks = {layer: made.ranks[-1] for layer, made in (best.plan if best else {}).items() if made.ranks}
+    chosen = {layer: rank for layer, rank in ranks.items() if 1 <= rank <= len(values.get(layer, ()))}
     return figures.spectra({layer: spectrum for layer, spectrum in values.items() if spectrum}, chosen)
 
 
-def _has_times(held: object) -> bool:
-    return isinstance(held, dict) and all(isinstance(held.get(when), dict) for when in ("before", "after"))
-
-
-def _times(timed: TrialRecord) -> Figure:
+def _times(times: LayerTimes) -> Figure:
     """The layers' times that a search logged with a network that it chose."""
-    held = timed.details["layer_times"]
     before, after = (
-        {str(layer): number(seconds) for layer, seconds in times.items() if number(seconds) >= 0}
-        for times in (held["before"], held["after"])
+        {layer: seconds for layer, seconds in held.items() if seconds >= 0} for held in (times.before, times.after)
     )
-    return figures.layer_times(
-        before, {layer: after[layer] for layer in before if layer in after}, held.get("runtime")
-    )
+    shared = {layer: after[layer] for layer in before if layer in after}
+    return figures.layer_times(before, shared, times.runtime)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -203,28 +202,15 @@ def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
         name: sorted((r for r in planned if method_name(r) == name), key=lambda record: record.params)
         for name in names
     }
-    greatest: dict[tuple[str, str, int], float] = {}
-    for record in planned:
-        for layer in layers:
-            for place, rank in enumerate(_ranks(record, layer)):
-                key = (method_name(record), layer, place)
-                greatest[key] = max(greatest.get(key, 0.0), rank)
     colors = sns.color_palette("viridis", as_cmap=True).with_extremes(under="0.8", bad="white")
     widths = [max(len(found), len(planned) / (2 * len(names))) for found in panels.values()]
     with styled(axes_grid=False):
         figure = picture(WIDE, _layer_height(min(len(layers), 60)) + 0.7)
         row = figure.subplots(1, len(names), sharey=True, squeeze=False, width_ratios=widths)[0]
-        for axes, (name, found) in zip(row, panels.items(), strict=True):
-            grid = np.full((len(layers), len(found)), np.nan)
-            for column, record in enumerate(found):
-                for line, layer in enumerate(layers):
-                    shares = [r / greatest[name, layer, place] for place, r in enumerate(_ranks(record, layer))]
-                    if shares:
-                        grid[line, column] = np.mean(shares)
-                    elif layer in record.plan:
-                        grid[line, column] = -1.0
+        for axes, found in zip(row, panels.values(), strict=True):
+            grid = _rank_shares(found, layers)
             image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap=colors, vmin=0, vmax=1)
-            axes.set_title(f"{method_title(name)}\n{len(found)} trial{'s' if len(found) > 1 else ''}")
+            axes.set_title(f"{method_title(found[0])}\n{len(found)} trial{'s' if len(found) > 1 else ''}")
             axes.set_xticks([])
             axes.tick_params(axis="y", length=0)
             axes.spines[:].set_visible(False)
@@ -239,8 +225,17 @@ def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
     return figure
 
 
-def _ranks(record: TrialRecord, layer: str) -> list[float]:
-    """A layer's ranks; none when it stayed dense."""
-    made: Any = record.plan.get(layer)
-    ranks = made.get("ranks") if isinstance(made, dict) else None
-    return [float(r) for r in ranks if isinstance(r, (int, float)) and r > 0] if isinstance(ranks, list) else []
+def _rank_shares(records: Sequence[TrialRecord], layers: Sequence[str]) -> Floats:
+    """Mean share of the greatest ranks, ``(layers, trials)``; -1 where a layer is dense, NaN where there is none."""
+    greatest: dict[tuple[str, int], int] = {}
+    for record in records:
+        for layer, made in record.plan.items():
+            for place, rank in enumerate(made.ranks):
+                greatest[layer, place] = max(greatest.get((layer, place), 1), rank)
+    grid = np.full((len(layers), len(records)), np.nan)
+    for column, record in enumerate(records):
+        for line, layer in enumerate(layers):
+            if layer in record.plan:
+                shares = [rank / greatest[layer, place] for place, rank in enumerate(record.plan[layer].ranks)]
+                grid[line, column] = np.mean(shares) if shares else -1.0
+    return grid

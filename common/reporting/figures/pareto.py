@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import method_title
 from common.reporting.figures.style import WIDE, message, method_looks, palette, picture, styled
 from common.reporting.frame import Trials, is_measured
 from common.reporting.tables.summary import baseline_row
@@ -165,14 +164,13 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
     A point is a trial in its last stage, pruned ones left out, a line the Pareto front of a method's trials. Latency
     is that of ``record.latency``, as a share of the dense network's; trials that were not timed are left out there.
     """
+    trials = Trials.of(trials)
     groups = {
-        label: rows
-        for label, block in Trials.of(trials).blocks()
-        if not (rows := measured(block[block["status"] == "ok"])).empty
+        label: rows for label, block in trials.blocks() if not (rows := measured(block[block["status"] == "ok"])).empty
     }
     if not groups:
         return message("No trial was measured.")
-    looks = method_looks(name for rows in groups.values() for name in rows["method"].unique())
+    looks = method_looks(pd.concat([rows["method"] for rows in groups.values()]))
     costs = {**COSTS, "latency_kept": "Latency kept (% of dense)"}
     with styled():
         figure = picture(WIDE, 0.6 + 1.6 * len(groups))
@@ -197,7 +195,7 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
         for axes, title in zip(grid[-1], costs.values(), strict=True):
             axes.set_xlabel(title)
         handles = [
-            Line2D([], [], color=color, marker=marker, label=method_title(name))
+            Line2D([], [], color=color, marker=marker, label=trials.titles[name])
             for name, (color, marker) in looks.items()
         ]
         star = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")

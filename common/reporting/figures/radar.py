@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import method_name, method_title
+from common.reporting.facts import method_title
 from common.reporting.figures.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
 from common.reporting.frame import Trials
 from common.reporting.runs import check_keep
@@ -58,7 +58,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
         _draw_radar_grid(axes, ranges)
         angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
         for index, (label, gains) in enumerate(values.items()):
-            made = f"trial {chosen[label].trial}, {method_title(method_name(chosen[label]))}{_missing(gains)}"
+            made = f"trial {chosen[label].trial}, {method_title(chosen[label])}{_missing(gains)}"
             radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
             axes.plot(
                 [*angles, angles[0]],
@@ -84,14 +84,14 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
 def _gains(record: TrialRecord) -> dict[str, float]:
     """What the polygon shows of one trial, NaN where it was not measured."""
     found = reductions(record)
-    dense = record.baseline.get("metrics", {}).get("validation", {}).get(record.metric)
-    value, size = final_metric(record), record.baseline.get("size_bytes")
+    dense = record.baseline.metric(record.metric)
+    value, size = final_metric(record), record.baseline.size_bytes
     return {
-        "metric": value / dense if value is not None and dense else math.nan,
+        "metric": value / dense if value is not None and dense > 0 else math.nan,
         "params": found.get("params", math.nan),
         "macs": found.get("macs", math.nan),
         "speedup": found.get("speedup", math.nan),
-        "size": 1 - record.size_bytes / size if size else math.nan,
+        "size": 1 - record.size_bytes / size if size > 0 else math.nan,
     }
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from common.reporting.facts import method_order
+from common.reporting.facts import COLORS_APART, method_places
 
 WIDE, NARROW = 7.0, 3.5
 """Inches: the width of a page and of one of its two columns."""
@@ -28,8 +29,6 @@ COLORS = (
 )
 """Seaborn's ``colorblind`` colours in another order, and a black: its first four hold orange and vermilion, which look
 alike with red-green blindness; these first four stay far apart."""
-LOOKS = ("svd", "arsvd", "tucker2", "htd", "spatial_svd", "mixed")
-"""The methods that are compared most get the colours that are farthest apart."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -154,11 +153,20 @@ def palette(number: int) -> list[tuple[float, float, float]]:
     return list(sns.color_palette(COLORS, number))
 
 
-def method_looks(names: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Colour and marker of each method, the same in every figure, in the order in which a legend names them."""
-    ordered = method_order(names)
-    places = {name: place for place, name in enumerate(dict.fromkeys((*LOOKS, *ordered)))}
-    return {name: (palette(10)[places[name] % 10], MARKERS[places[name] % len(MARKERS)]) for name in ordered}
+def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Colour and marker of each method, in the order in which a legend names them.
+
+    Args:
+        methods: their names. Of a column of a trials' frame, which knows all methods of the report, each has the same
+            look in every figure.
+    """
+    known = methods.cat.categories if isinstance(methods, pd.Series) else list(methods)
+    shown = set(methods)
+    return {
+        name: (palette(COLORS_APART)[place % COLORS_APART], MARKERS[place % len(MARKERS)])
+        for name, place in method_places(known).items()
+        if name in shown
+    }
 
 
 def percent(value: float) -> str:

@@ -1,15 +1,20 @@
-"""``report.html``: tables that can be sorted and pictures in one file that needs nothing else, not even a network."""
+"""``report.html``: tables that can be sorted and pictures in one file that needs nothing else, not even a network.
+
+The page itself is the template `report.html` beside this module; here stands what fills it.
+"""
 
 from __future__ import annotations
 
 import base64
 import platform
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from common.reporting.tables.table import Table
 
@@ -24,6 +29,97 @@ SECTIONS = (
 """Heading, tables and pictures of each section; a picture belongs to the part of its name before the first ``-``."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What a browser may load for this page: nothing but what it holds."""
+HERE = Path(__file__)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The heading of a column, and whether the column holds numbers."""
+
+    text: str
+    is_number: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what a reader sees.
+        key: the number by which the cell is sorted; empty where it was not measured, None where the text decides.
+        link: what the text leads to; empty when nothing.
+    """
+
+    text: str
+    key: str | None = None
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class SortableTable:
+    """A table as the template shows it."""
+
+    name: str
+    title: str
+    heads: list[Head]
+    rows: list[list[Cell]]
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, table: Table) -> SortableTable:
+        """The cells of ``table``."""
+        names = list(table.text.columns)
+        keys = {name: [_key(value) for value in table.raw[raw]] for name, raw in table.keys.items()}
+        rows = []
+        for place, texts in enumerate(table.text.to_numpy().tolist()):
+            cells = [
+                Cell(text, keys[name][place] if name in keys else None)
+                for name, text in zip(names, texts, strict=True)
+            ]
+            if table.links:
+                cells[0] = Cell(texts[0], link=table.links[place])
+            rows.append(cells)
+        return cls(table.name, table.title, [Head(name, name in keys) for name in names], rows, table.notes)
+
+
+def _key(value: object) -> str:
+    return "" if pd.isna(value) else str(value)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture as the template shows it; the caption alone where there is no PNG.
+
+    Attributes:
+        name: of its files.
+        caption: below it.
+        png: in base64.
+        width: in pixels of the page. All pictures are on one scale, so that their letters are of one size.
+    """
+
+    name: str
+    caption: str
+    png: str
+    width: int
+
+    @classmethod
+    def of(cls, name: str, caption: str, png: bytes) -> EmbeddedPicture:
+        """The picture with its content ``png``."""
+        return cls(name, caption, base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section with what it shows."""
+
+    heading: str
+    tables: list[SortableTable]
+    pictures: list[EmbeddedPicture]
+
+    @property
+    def anchor(self) -> str:
+        """What a link to the section names."""
+        return self.heading.lower().replace(" ", "-")
 
 
 def report_page(
@@ -38,78 +134,28 @@ def report_page(
         command: the command that made it.
         passed: what could not be read, one line each.
     """
-    here = Path(__file__)
-    parts, headings = [], []
-    for heading, names, kinds in SECTIONS:
-        shown = [_table(table, heading) for name in names for table in tables if table.name == name]
-        shown += [
-            _picture(name, *held) for kind in kinds for name, held in pictures.items() if name.split("-")[0] == kind
-        ]
-        if shown:
-            anchor = heading.lower().replace(" ", "-")
-            headings.append(f'<a href="#{anchor}">{heading}</a>')
-            parts.append(f'<section id="{anchor}"><h2>{heading}</h2>{"".join(shown)}</section>')
-    versions = ", ".join(f"{name} {version(name)}" for name in ("pandas", "matplotlib", "seaborn"))
-    skipped = "".join(f"<li>{escape(line)}</li>" for line in passed)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Low-rank networks</title>
-<link rel="icon" href="data:,">
-<style>{here.with_suffix(".css").read_text()}</style>
-</head>
-<body>
-<h1>Low-rank networks</h1>
-<p>{escape(lead)}</p>
-<nav>{"".join(headings)}</nav>
-{"".join(parts)}
-<h3>This page</h3>
-<pre>{escape(command)}</pre>
-<p class="notes">Python {platform.python_version()}, {versions}</p>
-{f'<h3>Lines that held no usable trial</h3><ul class="notes">{skipped}</ul>' if skipped else ""}
-<script>{here.with_suffix(".js").read_text()}</script>
-</body>
-</html>
-"""
-
-
-def _table(table: Table, above: str) -> str:
-    heads = "".join(
-        f'<th{" class=number" if name in table.keys else ""}><button type="button">{escape(name)}</button></th>'
-        for name in table.text.columns
-    )
-    keys = {name: table.raw[raw].tolist() for name, raw in table.keys.items()}
-    rows = []
-    for place, texts in enumerate(table.text.to_numpy().tolist()):
-        cells = [
-            f"<td{_key(keys[name][place]) if name in keys else ''}>{escape(text)}</td>"
-            for name, text in zip(table.text.columns, texts, strict=True)
-        ]
-        if table.links:
-            cells[0] = f'<td><a href="{escape(table.links[place])}">{escape(texts[0])}</a></td>'
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    title = "" if table.title == above else f"<h3>{escape(table.title)}</h3>"
-    return (
-        f'{title}<div class="table"><table id="{table.name}"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>" + (f'<ul class="notes">{notes}</ul>' if notes else "")
-    )
-
-
-def _key(value: object) -> str:
-    """The number by which a cell is sorted; empty where it was not measured."""
-    return ' data-key=""' if pd.isna(value) else f' data-key="{value}"'  # type: ignore[call-overload]
-
-
-def _picture(name: str, caption: str, png: bytes) -> str:
-    """All on one scale, so that the letters of all are of one size; the caption alone where there is no picture."""
-    if not png:
-        return f"<figure><figcaption>{escape(caption)}</figcaption></figure>"
-    source, width = base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14
-    return (
-        f'<figure><div class="picture"><img id="{escape(name)}" alt="{escape(caption)}" width="{width}" '
-        f'src="data:image/png;base64,{source}"></div><figcaption>{escape(caption)}</figcaption></figure>'
+    sections = [
+        Section(
+            heading,
+            [SortableTable.of(table) for name in names for table in tables if table.name == name],
+            [
+                EmbeddedPicture.of(name, *held)
+                for kind in kinds
+                for name, held in pictures.items()
+                if name.split("-")[0] == kind
+            ],
+        )
+        for heading, names, kinds in SECTIONS
+    ]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("pandas", "matplotlib", "seaborn"))
+    environment = Environment(loader=FileSystemLoader(HERE.parent), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html").render(
+        sections=[section for section in sections if section.tables or section.pictures],
+        policy=Markup(POLICY),
+        style=Markup(HERE.with_suffix(".css").read_text()),
+        script=Markup(HERE.with_suffix(".js").read_text()),
+        lead=lead,
+        command=command,
+        versions=f"Python {platform.python_version()}, {packages}",
+        passed=passed,
     )

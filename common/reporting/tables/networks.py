@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from common.reporting.facts import conditions, environment_text, latencies, macs_ratio, number
+from common.reporting.facts import conditions, environment_text, macs_ratio, number, timings
 from common.reporting.frame import Trials
 from common.reporting.tables.table import Table, as_text, change, milliseconds, percentage, times
-from common.trials import TrialRecord
+from common.trials import LayerFigures, TrialRecord
 from common.trials.best import CRITERIA
 
 PLACE = ("Model", "Run", "Trial")
@@ -34,19 +34,17 @@ def layers_table(trials: Trials, keep: float) -> Table:
     for label, criteria, record in chosen_networks(trials, keep):
         place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": ", ".join(criteria)}
         for layer, made in record.plan.items():
-            found = made if isinstance(made, dict) else {"dense": made}
-            ranks = found.get("ranks")
-            figures = _layer_figures(record, layer)
+            figures = record.details.layers.get(layer, LayerFigures())
             rows.append(
                 {
                     **place,
                     "Layer": layer,
-                    "Method": str(found.get("method", "dense")),
-                    "Ranks": " ".join(map(str, ranks)) if isinstance(ranks, list) else "",
-                    "Error": figures["error"],
-                    "Params Red.": 1 - figures["params"],
-                    "MACs Red.": 1 - figures["macs"],
-                    "Dense because": str(found.get("dense", "")),
+                    "Method": made.method or "dense",
+                    "Ranks": " ".join(map(str, made.ranks)),
+                    "Error": figures.error,
+                    "Params Red.": 1 - figures.params,
+                    "MACs Red.": 1 - figures.macs,
+                    "Dense because": made.dense or "",
                 }
             )
     shares = ("Error", "Params Red.", "MACs Red.")
@@ -59,30 +57,22 @@ def layers_table(trials: Trials, keep: float) -> Table:
     return Table("layers", "Ranks of the layers", raw, text, notes, {name: name for name in ("Trial", *shares)})
 
 
-def _layer_figures(record: TrialRecord, layer: str) -> dict[str, float]:
-    """``error``, ``params`` and ``macs`` of a layer as the search logged them; NaN where it did not."""
-    layers = record.details.get("layers")
-    found = layers.get(layer) if isinstance(layers, dict) else None
-    values = found if isinstance(found, dict) else {}
-    return {name: number(values.get(name)) for name in ("error", "params", "macs")}
-
-
-def latency_table(trials: Trials, keep: float) -> Table:
+def latencies_table(trials: Trials, keep: float) -> Table:
     """The times of the chosen networks under all conditions in which they were taken."""
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     for label, _, record in chosen_networks(trials, keep):
-        for timing in latencies(record):
-            speedup, saved = number(timing.get("speedup")), macs_ratio(record, timing)
-            if note := timing.get("note"):
-                refused.append(f"{record.run}, trial {record.trial}, {conditions(timing)}: {note}.")
+        for timing in timings(record):
+            speedup, saved = number(timing.speedup), macs_ratio(record, timing)
+            if timing.note:
+                refused.append(f"{record.run}, trial {record.trial}, {conditions(timing)}: {timing.note}.")
             rows.append(
                 {
                     **{"Model": label, "Run": record.run, "Trial": record.trial},
                     "Measured in": conditions(timing),
-                    "Dense": number(timing.get("baseline_median_s")),
-                    "Compressed": number(timing.get("median_s")),
-                    "Compressed IQR": number(timing.get("iqr_s")),
+                    "Dense": number(timing.baseline_median_s),
+                    "Compressed": number(timing.median_s),
+                    "Compressed IQR": number(timing.iqr_s),
                     "Speedup": speedup,
                     "MACs ratio": saved,
                     "Realised": speedup / saved,
@@ -116,7 +106,7 @@ def runs_table(trials: Trials, folder: Path) -> Table:
                 **{name.capitalize(): int(states.get(name, 0)) for name in ("ok", "pruned", "failed")},
                 "Seeds": ", ".join(f"{seed:.0f}" for seed in sorted(part["seed"].unique())),
                 "Commit": str(first.git_commit or "unknown"),
-                "Command": str(first.environment.get("command") or first.details.get("command") or ""),
+                "Command": str(first.environment.get("command") or first.details.command or ""),
                 "Environment": environment_text(first),
             }
         )

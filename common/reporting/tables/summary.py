@@ -14,6 +14,7 @@ from common.reporting.runs import check_keep
 from common.reporting.tables.table import Table, change, human_count, percentage, shown, times
 from common.trials import TrialRecord
 from common.trials.best import CRITERIA, final_metric, reductions
+from common.trials.record import Metrics
 
 COLUMNS = (
     *("Model", "Criterion", "Params Red.", "MACs Red.", "Value", "Speedup", "Parameters", "MACs", "Comp. Rate"),
@@ -62,21 +63,21 @@ def _baseline_row(record: TrialRecord) -> dict[str, Any]:
     dense = record.baseline
     return {
         "Criterion": "baseline",
-        "Params Red.": 0.0 if dense.get("params") else math.nan,
-        "MACs Red.": 0.0 if dense.get("macs") else math.nan,
+        "Params Red.": 0.0 if dense.params > 0 else math.nan,
+        "MACs Red.": 0.0 if dense.macs > 0 else math.nan,
         "Speedup": 1.0,
-        "Parameters": _count(dense.get("params")),
-        "MACs": _count(dense.get("macs")),
+        "Parameters": _count(dense.params),
+        "MACs": _count(dense.macs),
         "Comp. Rate": 1.0,
         "Method": "dense",
         "Run": record.run,
-        **_metric(dense.get("metrics", {}), record.metric),
+        **_metric(dense.metrics, record.metric),
     }
 
 
-def _count(value: float | None) -> int | None:
+def _count(value: float) -> int | None:
     """Others' counters return fractions at times; one of more than 63 bits is no count."""
-    return None if value is None or abs(value) >= 2**63 else round(value)
+    return round(value) if abs(value) < 2**63 else None
 
 
 def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
@@ -89,18 +90,18 @@ def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
         "Speedup": gains.get("speedup", math.nan),
         "Parameters": record.params,
         "MACs": record.macs,
-        "Comp. Rate": (record.baseline.get("params") or math.nan) / record.params if record.params else math.nan,
+        "Comp. Rate": (record.baseline.params or math.nan) / record.params if record.params else math.nan,
         "Method": method_name(record),
         "Trial": record.trial,
         "Run": record.run,
-        **_metric({**record.metrics, "validation": {record.metric: last}}, record.metric),
+        **_metric({**record.metrics, "validation": {} if last is None else {record.metric: last}}, record.metric),
     }
 
 
-def _metric(metrics: dict[str, Any], name: str) -> dict[str, Any]:
+def _metric(metrics: Metrics, name: str) -> dict[str, Any]:
     """The metric on the test split where it was read, else on validation."""
-    split = "test" if metrics.get("test", {}).get(name) is not None else "validation"
-    return {"Value": metrics.get(split, {}).get(name), "Split": split, "Metric": name}
+    split = "validation" if math.isnan(metrics.get("test", {}).get(name, math.nan)) else "test"
+    return {"Value": metrics.get(split, {}).get(name, math.nan), "Split": split, "Metric": name}
 
 
 def format_summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 NOT_MEASURED = "-"
 TABLE_FORMATS = ("csv", "md", "tex")
-IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\to$"}
+IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\to$", "<": "$<$", ">": "$>$"}
 
 
 def human_count(value: float, units: str = "KMG") -> str:
@@ -95,17 +95,16 @@ class Table:
 
         A first cell that repeats the one above is left blank, and a little space stands between such blocks.
         """
-        text = self._without_repeats()
-        lines = self._lines(text, "latex_booktabs").split("\n")
-        blocks = text.iloc[1:, 0] != ""
-        for row in range(1, len(text)):
-            if blocks.iloc[row - 1] and not blocks.all():
-                lines[row + 4] = f"\\addlinespace\n{lines[row + 4]}"  # four lines stand above the first row
-        table = re.sub(r"(?<= )-(?=\d)", "$-$", "\n".join(lines))
-        for sign, command in IN_LATEX.items():
-            table = table.replace(sign, command)
+        text = self._without_repeats().map(_one_line).reset_index(drop=True)
+        firsts = text.index[text.iloc[:, 0] != ""]
+        blocks = [row for row in firsts if row > 0 and len(firsts) < len(text)]
+        style = text.style.hide(axis="index").format(_in_latex, escape="latex")
+        style.format_index(_in_latex, axis="columns", escape="latex")
+        style.format(_after_space, subset=(blocks, list(text.columns[:1])), escape="latex")
+        sides = "".join("r" if name in self.keys else "l" for name in text.columns)
         above = (self.title, *self.notes, r"\usepackage{booktabs}")
-        return "".join(f"% {' '.join(line.splitlines())}\n" for line in above) + table + "\n"
+        comments = "".join(f"% {_one_line(line)}\n" for line in above)
+        return comments + style.to_latex(column_format=sides, hrules=True)
 
     def _without_repeats(self) -> pd.DataFrame:
         text = self.text.copy()
@@ -114,7 +113,7 @@ class Table:
 
     def _lines(self, text: pd.DataFrame, kind: str) -> str:
         """``text`` in one of tabulate's formats; numbers, which are what a column is sorted by, on the right."""
-        text = text.map(lambda cell: " ".join(cell.splitlines()))  # a line that ends inside a name would end its row
+        text = text.map(_one_line)
         sides = ["right" if name in self.keys else "left" for name in text.columns]
         return tabulate(
             text.to_numpy().tolist(), list(text.columns), tablefmt=kind, disable_numparse=True, colalign=sides
@@ -139,6 +138,24 @@ class Table:
             path.write_bytes(content.encode(errors="backslashreplace"))
             written.append(path)
         return written
+
+
+def _one_line(text: str) -> str:
+    """``text`` without its line ends, which would end the row of a table."""
+    return " ".join(text.splitlines())
+
+
+def _in_latex(escaped: object) -> str:
+    """A text, escaped already, with the signs that LaTeX sets as mathematics."""
+    text = re.sub(r"(?:^|(?<= ))-(?=\d)", "$-$", str(escaped))
+    for sign, command in IN_LATEX.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def _after_space(text: object) -> str:
+    """The first cell of a row that has a little space above it."""
+    return f"\\addlinespace\n{_in_latex(text)}"
 
 
 Shape = Callable[[Any], str]

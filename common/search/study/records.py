@@ -11,6 +11,7 @@ from typing import Any
 from common.data import DataBundle
 from common.environment import describe_environment, git_commit, hide_passwords
 from common.planning.decompositions import Decompositions
+from common.planning.methods import method_named, method_names
 from common.planning.plan import RankPlan
 from common.search.objective import RUNGS, Measured, four_digits
 from common.search.study.attempts import OUTCOME, Attempts
@@ -101,7 +102,7 @@ class Recorder:
         }
 
     def _values(self, plan: RankPlan) -> Values:
-        return {"method": plan.method, "rule": plan.rule, "plan": plan.layers_as_json()}
+        return {**_names(plan), "rule": plan.rule, "plan": plan.layers_as_json()}
 
     def of_attempts(self, attempts: Attempts, given: int) -> dict[int, TrialRecord]:
         """The records of all places that are done with; the numbers begin after ``given`` plans."""
@@ -113,19 +114,30 @@ class Recorder:
         return dict(sorted((found | lost).items()))
 
 
+def _names(plan: RankPlan) -> Values:
+    """How the record, a user and a report name the method: by the rule where a method allows that one alone."""
+    for name in method_names():
+        method = method_named(name)
+        if method.only and (method.name, method.only.name) == (plan.method, plan.rule):
+            break
+    else:
+        name = plan.method
+        method = method_named(name)
+    return {"method": plan.method, "method_name": name, "method_title": method.title}
+
+
 def logged_trials(logs: str | Path, run: str, study: str) -> set[int]:
     """Numbers of the study's trials that a log of the run, or of a worker on it, holds."""
     logs = Path(logs)
     found: set[int] = set()
     for path in (logs / f"{run}.log", *sorted(logs.glob(f"{run}-*.log"))):
         if path.exists():
-            found |= {record.trial for record in read_log(path)[0] if record.details.get("study") == study}
+            found |= {record.trial for record in read_log(path)[0] if record.details.study == study}
     return found
 
 
 def plan_of_record(record: TrialRecord) -> RankPlan:
     """The plan that a record holds."""
-    settings = record.details.get("rule_settings", {})
-    return RankPlan.from_json(
-        {"method": record.method, "rule": record.rule, "layers": record.plan, "settings": settings}
-    )
+    layers = {name: layer.to_json() for name, layer in record.plan.items()}
+    settings = record.details.rule_settings
+    return RankPlan.from_json({"method": record.method, "rule": record.rule, "layers": layers, "settings": settings})

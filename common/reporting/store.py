@@ -1,0 +1,45 @@
+"""A column store that grows row by row, in a few bytes for each value."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ColumnStore:
+    """Columns of numbers of one length.
+
+    Args:
+        kinds: name of each column -> type code of the module `array`: ``i`` and ``q`` are integers of 32 and 64 bits,
+            ``d`` floating-point numbers.
+    """
+
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        self._columns: dict[str, array[Any]] = {name: array(kind) for name, kind in kinds.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, name: str) -> array[Any]:
+        return self._columns[name]
+
+    def put(self, row: int, values: Iterable[float]) -> None:
+        """Write one value into each column, in ``row``, which is there already or the next.
+
+        Raises:
+            IndexError: ``row`` lies further behind the last one.
+            ValueError: there is not one value for each column.
+        """
+        for column, value in zip(self._columns.values(), values, strict=True):
+            if row == len(column):
+                column.append(value)
+            else:
+                column[row] = value
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name -> the column, which shares its memory with the store."""
+        return {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._columns.items()}

@@ -1,0 +1,96 @@
+"""Records of earlier schema versions, made into those of this one; and what to do with values that do not fit."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+SCHEMA_VERSION: Literal[2] = 2
+TITLES_1 = {
+    "svd": "SVD",
+    "arsvd": "ARSVD",
+    "spatial_svd": "Spatial SVD",
+    "tucker2": "Tucker-2",
+    "htd": "HTD",
+    "mixed": "Mixed",
+}
+"""The methods that version 1 knew; its records do not hold the titles."""
+DECIDING = ("params", "macs", "size_bytes", "metrics")
+TIMES = ("median_s", "iqr_s", "speedup", "baseline_median_s")
+
+
+def migrate(values: Any) -> dict[str, Any]:
+    """The values of a record in the present version.
+
+    Raises:
+        ValueError: they are no JSON object, or of a version that this reader does not know.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"a trial must be a JSON object, got {type(values).__name__}")
+    if values.get("schema") == 1 and not isinstance(values["schema"], bool):
+        values = _from_1(values)
+    if values.get("schema") != SCHEMA_VERSION:
+        known = f"this reader knows versions 1 to {SCHEMA_VERSION}"
+        raise ValueError(f"schema version {values.get('schema')!r} is unknown; {known}")
+    return values
+
+
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 holds how a user and a report name the method."""
+    return {**values, **method_names_1(values.get("method"), values.get("rule")), "schema": 2}
+
+
+def method_names_1(method: Any, rule: Any) -> dict[str, str]:
+    """The fields that name the method, as reports of version 1 did: ``arsvd`` is ``svd`` with the rule ``entropy``."""
+    name = "arsvd" if (method, rule) == ("svd", "entropy") else str(method)
+    return {"method_name": name, "method_title": TITLES_1.get(name, "")}
+
+
+def without_misfits(values: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """``values`` without what ``error`` names, where a record is of use without it.
+
+    Raises:
+        ValueError: a record is of no use without it; the sentence names the field.
+    """
+    found = error.errors(include_url=False)
+    for each in found:
+        _check_dispensable(each)
+    fitted = _copied(values)
+    for each in reversed(found):  # the last item of an array first, so that the others keep their places
+        _leave_out(fitted, each["loc"])
+    return fitted
+
+
+def _check_dispensable(found: ErrorDetails) -> None:
+    place = found["loc"]
+    name = ".".join(map(str, place))
+    if found["type"] == "missing":
+        raise ValueError(f"the field {name!r} is missing")
+    first, second = [*place, None][:2]
+    deciding = {"metrics": True, "baseline": second in DECIDING, "latency": second in TIMES}.get(str(first), False)
+    if deciding or (len(place) == 1 and first != "git_commit"):
+        allowed = found.get("ctx", {}).get("expected")
+        why = f"it must be {allowed}" if allowed else "it is of another type or not finite"
+        raise ValueError(f"the field {name!r} holds {reprlib.repr(found['input'])}; {why}")
+
+
+def _copied(value: Any) -> Any:
+    """A copy of the objects and arrays of JSON, whose other values never change."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _leave_out(values: dict[str, Any], place: Sequence[str | int]) -> None:
+    """Remove the value at ``place``; a layer of a plan becomes a dense one that shows it."""
+    parent: Any = values
+    for step in place[:-1]:
+        parent = parent[step]
+    if place[0] == "plan" and len(place) == 2:
+        parent[place[-1]] = {"dense": str(parent[place[-1]])}
+    else:
+        del parent[place[-1]]
