@@ -31,23 +31,23 @@ X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @dataclass(frozen=True)
 class Root(PerLayerRule):
-    """Every rank is its greatest value to the power of ``exponent``.
+    """Every rank is its greatest value to the ``power``.
 
     Raises:
-        ValueError: ``exponent`` is not in [0, 1].
+        ValueError: ``power`` is not in [0, 1].
     """
 
     name = "root"
-    exponent: float = 0.5
+    power: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.exponent <= 1:
-            raise ValueError(f"exponent={self.exponent!r}: it must be in [0, 1]")
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"power={self.power!r}: it must be in [0, 1]")
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"exponent": self.exponent}
+        return {"power": self.power}
 
     def choose(self, network: Network) -> dict[str, LayerPlan]:
         layers = {}
@@ -57,7 +57,7 @@ class Root(PerLayerRule):
                 continue
             method = layer_method(network.methods[0], shape)
             decomposition = network.decompositions.get(name, method)
-            ranks = tuple(math.ceil(most**self.exponent) for most in decomposition.max_ranks)
+            ranks = tuple(math.ceil(most**self.power) for most in decomposition.max_ranks)
             layers[name] = network.decompositions.plan(name, method, decomposition.fit(ranks))
         return layers
 
@@ -87,7 +87,7 @@ def test_it_is_planned_and_compressed_by_every_method(method: str) -> None:
     model = tiny_cnn(width=32)
     moments = calibrate(model, [X])
     plan = plan_ranks(model, X[:1], method, Root(), moments=moments)
-    assert (plan.rule, dict(plan.settings)) == ("root", {"exponent": 0.5})
+    assert (plan.rule, dict(plan.settings)) == ("root", {"power": 0.5})
     assert RankPlan.from_json(plan.to_json()) == plan
     small = compress(model, plan, moments=moments)
     assert profile(small, X[:1]).params < profile(model, X[:1]).params
@@ -102,7 +102,7 @@ def test_it_rounds_and_keeps_layers_dense_as_every_rule_does() -> None:
 
 
 def test_it_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"exponent=2: it must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"power=2: it must be in \[0, 1\]"):
         Root(2)
     with pytest.raises(ValueError, match=r"round_to=0: it must be at least 1"):
         Root(round_to=0)
@@ -113,17 +113,17 @@ def test_it_refuses_what_it_cannot_do() -> None:
 def test_its_plan_is_measured_first_in_a_search_logged_and_reported(tmp_path: Path) -> None:
     model = tiny_cnn(width=32)
     moments = calibrate(model, [X])
-    plans = [plan_ranks(model, X[:1], "svd", Root(exponent), moments=moments) for exponent in (0.3, 0.5)]
+    plans = [plan_ranks(model, X[:1], "svd", Root(power), moments=moments) for power in (0.3, 0.5)]
     settings = SearchSettings(method="svd", trials=2, finetune_top=1, finetune_given=True)
     result = search_ranks(model, tiny_digits(), settings, plans=plans, logs=tmp_path, run="own", on_trial=_ignore)
     records, _ = read_log(result.log)
     assert [record.rule for record in records] == ["root", "root", "adaptive policy", "adaptive policy"]
-    assert [dict(plan_of_record(record).settings) for record in records[:2]] == [{"exponent": 0.3}, {"exponent": 0.5}]
+    assert [dict(plan_of_record(record).settings) for record in records[:2]] == [{"power": 0.3}, {"power": 0.5}]
     assert all("test" in record.metrics for record in records[:2])
     assert analyze_results.main([str(result.log), "--out", str(tmp_path / "results")]) == 0
     report = (tmp_path / "results" / "report.html").read_text()
     assert "root" in report
-    assert "exponent 0.3" in report
+    assert "power=0.3" in report
 
 
 def test_it_is_a_search_policy_at_a_budget(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_it_is_a_search_policy_at_a_budget(tmp_path: Path) -> None:
     (record,) = search_ranks(model, tiny_digits(), settings, logs=tmp_path, run="own", on_trial=_ignore).records
     assert record.rule == "root rule"
     assert 0.3 < record.params / profile(model, X[:1]).params <= 0.5
-    assert 0 < plan_of_record(record).settings["exponent"] < 1
+    assert 0 < plan_of_record(record).settings["power"] < 1
 
 
 def _ignore(_: object) -> None:
