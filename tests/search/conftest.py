@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from common.training import TrainingSettings, train
+from tests.networks import TinyCNN, tiny_cnn, tiny_digits
+
 
 @pytest.fixture(autouse=True)
 def ctrl_c_is_heard() -> Iterator[None]:
@@ -21,6 +24,14 @@ def ctrl_c_is_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def dense() -> TinyCNN:
+    """A trained network, which no test may change."""
+    model = tiny_cnn()
+    train(model, tiny_digits(limit=600), TrainingSettings(epochs=5.0, amp="off"))
+    return model.eval()
 
 
 def find_postgresql() -> Path | None:
