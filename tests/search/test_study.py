@@ -354,7 +354,7 @@ def test_under_a_budget_the_chosen_is_not_the_luckiest(dense: TinyCNN, tmp_path:
         SETTINGS, method="svd", policy="random", budget=Budget(macs=0.4), climb=1, keep=1.0, finetune_top=1, seed=6
     )
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
-    raw = [dataclasses.replace(r, metrics={"recalibrated": r.metrics["recalibrated"]}) for r in result.records]
+    raw = [r.replace(metrics={"recalibrated": r.metrics["recalibrated"]}) for r in result.records]
     least = best_first(raw, 96)[0].trial
     accuracies = [record.metrics["recalibrated"]["accuracy"] for record in result.records]
     assert accuracies[least] < max(accuracies)  # otherwise the seed tells nothing

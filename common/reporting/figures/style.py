@@ -163,7 +163,7 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
     known = methods.cat.categories if isinstance(methods, pd.Series) else list(methods)
     shown = set(methods)
     return {
-        name: (palette(COLORS_APART)[place % COLORS_APART], MARKERS[place % len(MARKERS)])
+        name: (palette(COLORS_APART)[place % COLORS_APART], MARKERS[(place + place // COLORS_APART) % len(MARKERS)])
         for name, place in method_places(known).items()
         if name in shown
     }
