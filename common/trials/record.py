@@ -40,6 +40,16 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", validate_by_name=True)
 
+    def __getitem__(self, key: str) -> Any:
+        """The value under a key of the log's JSON.
+
+        Raises:
+            KeyError: the part has no such key.
+        """
+        if key not in type(self).model_fields and key not in (self.model_extra or {}):
+            raise KeyError(key)
+        return getattr(self, key)
+
     def replace(self, **changes: Any) -> Self:
         """A copy in which these fields have other values, which are validated.
 
