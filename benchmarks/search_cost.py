@@ -40,8 +40,8 @@ from common.planning import Budget
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
 from common.search import SearchSettings, search_ranks
-from common.search.policy import Policy, static_logits
 from common.search.preparation import measure_sensitivities
+from common.search.probabilities import Probabilities, static_logits
 from common.search.space import Space
 from common.search.study.attempts import Attempts
 from common.training import TrainingSettings, evaluate, train
@@ -90,7 +90,7 @@ def earlier_method(
     settings = SearchSettings(method=options.method, policy="static")
     sensitivities, _ = measure_sensitivities(model, data, decompositions, settings)
     space = Space(model, x, decompositions, options.method)
-    policy = Policy(static_logits(space.candidates, space.shapes, sensitivities, beta=options.static_beta))
+    policy = Probabilities(static_logits(space.candidates, space.shapes, sensitivities, beta=options.static_beta))
     generator = torch.Generator().manual_seed(options.seed)
     plans: list[RankPlan] = []
     small = 0

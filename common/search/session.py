@@ -12,8 +12,8 @@ from torch import nn
 
 from common.data import DataBundle
 from common.search.finalists import Finalists
-from common.search.policy import Policy
 from common.search.preparation import Prepared
+from common.search.probabilities import Probabilities
 from common.search.study.attempts import MAIN, Attempts, check_claim
 from common.search.study.records import Recorder, logged_trials
 from common.search.study.runner import Runner
@@ -134,15 +134,15 @@ class RunningSearch:
         attempts: Attempts,
     ) -> SearchResult:
         start = self.runner.start
-        first, last = Policy(start.logits), self.runner.policy.last_distributions(self.study, start)
+        first, last = Probabilities(start.logits), self.runner.policy.last_probabilities(self.study, start)
         return SearchResult(
             records=[records[number] for number in sorted(records)],
             best=best,
             networks=networks,
             sensitivities=self.specification.sensitivities,
             layer_sizes={name: shape.dense_cost[0] for name, shape in self.prepared.space.shapes.items()},
-            first_policy=first.probabilities,
-            last_policy=last.probabilities,
+            first_policy=first.by_layer,
+            last_policy=last.by_layer,
             log=self.writer.path,
             study=self.study,
             remaining=self.specification.settings.places - attempts.finished,

@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 
 from common.planning.decompositions import Decompositions
 from common.search.policies import POLICIES, Start
-from common.search.policies.proposing import PolicySampler, tried_trials
-from common.search.policy import Policy, elite_of, even_logits
+from common.search.policies.samplers import DrawnLevels, tried_trials
+from common.search.probabilities import Probabilities, elite_of, even_logits
 from common.search.settings import SearchSettings
 from common.search.space import Space
 from common.search.study.attempts import OUTCOME, SET_ASIDE, Attempts
@@ -64,35 +64,35 @@ def test_a_stop_changes_nothing(policy: Any, space: Space) -> None:
 def test_the_policy_moves_toward_the_elite_after_every_batch(space: Space) -> None:
     study = study_with(space, SETTINGS)
     run(study, space, 11)
-    assert isinstance(study.sampler, PolicySampler)
-    expected = Policy(even_logits(space.candidates))
+    assert isinstance(study.sampler, DrawnLevels)
+    expected = Probabilities(even_logits(space.candidates))
     trials = [((2.0, score(trial.params)), trial.params) for trial in study.trials]
     for place in range(12):
         if place in (4, 8):
             expected.update(elite_of(trials[:place], SETTINGS.elite), SETTINGS.smoothing)
-        assert study.sampler.policy(study, place).probabilities == expected.probabilities
-    last = POLICIES["adaptive"].last_distributions(study, Start(space, SETTINGS, even_logits(space.candidates)))
-    assert last.probabilities != Policy(even_logits(space.candidates)).probabilities
+        assert study.sampler.probabilities(study, place).by_layer == expected.by_layer
+    last = POLICIES["adaptive"].last_probabilities(study, Start(space, SETTINGS, even_logits(space.candidates)))
+    assert last.by_layer != Probabilities(even_logits(space.candidates)).by_layer
 
 
 def test_the_policy_learns_from_what_it_drew_not_from_what_was_made_of_it(space: Space) -> None:
     def probabilities(levels: dict[str, int] | None) -> dict[str, list[float]]:
         study = study_with(space, SETTINGS)
         run(study, space, 4, levels)
-        assert isinstance(study.sampler, PolicySampler)
-        return study.sampler.policy(study, 4).probabilities
+        assert isinstance(study.sampler, DrawnLevels)
+        return study.sampler.probabilities(study, 4).by_layer
 
     made = {name: d.low for name, d in space.distributions().items()}
-    assert probabilities(made) == probabilities(None) != Policy(even_logits(space.candidates)).probabilities
+    assert probabilities(made) == probabilities(None) != Probabilities(even_logits(space.candidates)).by_layer
 
 
 def test_the_last_policy_of_a_stopped_study_is_that_of_its_next_trial(space: Space) -> None:
     study = study_with(space, SETTINGS)
     run(study, space, 5)
-    assert isinstance(study.sampler, PolicySampler)
-    last = POLICIES["adaptive"].last_distributions(study, Start(space, SETTINGS, even_logits(space.candidates)))
-    assert last.probabilities == study.sampler.policy(study, 5).probabilities
-    assert last.probabilities != study.sampler.policy(study, 12).probabilities
+    assert isinstance(study.sampler, DrawnLevels)
+    last = POLICIES["adaptive"].last_probabilities(study, Start(space, SETTINGS, even_logits(space.candidates)))
+    assert last.by_layer == study.sampler.probabilities(study, 5).by_layer
+    assert last.by_layer != study.sampler.probabilities(study, 12).by_layer
 
 
 def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> None:

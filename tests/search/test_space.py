@@ -16,7 +16,7 @@ from common.planning.decompositions import Decompositions
 from common.planning.options import layer_options
 from common.search.candidates import LEVELS, option_candidates
 from common.search.policies import POLICIES
-from common.search.policy import Policy, budget_logits, static_logits
+from common.search.probabilities import Probabilities, budget_logits, static_logits
 from common.search.space import Space, _price
 from tests.networks import TinyCNN, tiny_cnn, tiny_digits
 
@@ -154,7 +154,7 @@ def test_the_first_policy_expects_the_budget_and_closes_in_on_its_allocation(
     allocated = space.levels_of(space.allocation)
     likely = []
     for temperature in (3.0, 0.3, 0.03):
-        rows = Policy(budget_logits(space, temperature=temperature)).probabilities
+        rows = Probabilities(budget_logits(space, temperature=temperature)).by_layer
         expected = space.rest[0] + sum(
             probability * choice.params
             for name, row in rows.items()

@@ -1,6 +1,6 @@
 """Search policies, one file each; ``POLICIES`` maps a policy's name to it."""
 
-from common.search.policies.base import POLICIES, SearchPolicy, Start
+from common.search.policies.base import POLICIES, SearchPolicy, SinglePlan, Start
 from common.search.policies.settings import PolicySettings
 
 # Messages list the policies in this order.
@@ -28,6 +28,7 @@ __all__ = [
     "SameRanks",
     "ScaledVBMF",
     "SearchPolicy",
+    "SinglePlan",
     "Start",
     "Static",
 ]

@@ -1,4 +1,4 @@
-"""What a search policy is: who proposes the plans of a search."""
+"""The interface of search policies: who proposes the plans of a search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
-from common.search.policies.proposing import tried_trials
+from common.search.policies.samplers import FixedLevels, tried_trials
 from common.search.policies.settings import PolicySettings
-from common.search.policy import Logits, Policy, elite_of, even_logits
+from common.search.probabilities import Logits, Probabilities, elite_of, even_logits
 from common.search.space import Space
 from common.validation import Registry
 
@@ -22,9 +22,9 @@ class Start(NamedTuple):
     """Where a search starts.
 
     Attributes:
-        space: candidates of each layer.
+        space: the candidates of each layer.
         settings: of the search.
-        logits: of the first distributions.
+        logits: those of the first probabilities.
     """
 
     space: Space
@@ -37,9 +37,9 @@ class SearchPolicy(ABC):
 
     Attributes:
         name: its name, by which it is registered.
-        kind: ``policy``, ``rule`` or ``sampler``; a trial record says ``<name> <kind>``.
+        kind: ``policy``, ``rule`` or ``sampler``; a trial record names its rule ``<name> <kind>``.
         needs_budget: whether it plans for a budget and cannot do without.
-        has_single_plan: whether it proposes one plan only. A search then runs one trial, which is never pruned.
+        has_single_plan: whether it proposes one plan only. A search then runs one trial and never prunes it.
         mixes_methods: whether it can choose among several decompositions for each layer.
     """
 
@@ -49,29 +49,19 @@ class SearchPolicy(ABC):
     has_single_plan: ClassVar[bool] = False
     mixes_methods: ClassVar[bool] = True
 
-    def first_logits(self, space: Space, settings: PolicySettings, sensitivities: dict[str, float]) -> Logits:
-        """The logits of the first distributions; here all candidates of a layer are equally likely.
-
-        Args:
-            space: candidates of each layer.
-            settings: of the search.
-            sensitivities: of each layer.
-        """
-        return even_logits(space.candidates)
-
     @abstractmethod
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
         """The Optuna sampler that proposes the levels of all layers.
 
         Args:
             start: where the search starts.
-            plan: the single plan of a policy that has one.
+            plan: the single plan, if the policy has one.
         """
 
     def single_plan(
         self, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
     ) -> RankPlan | None:
-        """The single plan of a policy that has one.
+        """The single plan, if the policy has one.
 
         Args:
             model: the dense network.
@@ -85,17 +75,46 @@ class SearchPolicy(ABC):
         return None
 
     def first_plan(self, space: Space) -> RankPlan | None:
-        """The plan of the first trial where it is known beforehand; None where it is drawn."""
+        """The plan of the first trial; None if it comes from the sampler."""
         return None
 
-    def last_distributions(self, study: optuna.Study, start: Start) -> Policy:
-        """The distributions after the last trial; here the elite's frequencies."""
-        last = Policy(start.logits)
+    def first_logits(self, space: Space, settings: PolicySettings, sensitivities: dict[str, float]) -> Logits:
+        """The logits of the first probabilities. By default, all candidates of a layer are equally likely.
+
+        Args:
+            space: the candidates of each layer.
+            settings: of the search.
+            sensitivities: layer -> its sensitivity.
+        """
+        return even_logits(space.candidates)
+
+    def last_probabilities(self, study: optuna.Study, start: Start) -> Probabilities:
+        """The probabilities after the last trial, for pictures. By default, the elite's frequencies."""
+        last = Probabilities(start.logits)
         tried = [(trial.merit, trial.made) for trial in tried_trials(study)]
         if tried:
             last.update(elite_of(tried, start.settings.elite), smoothing=1.0)
         return last
 
 
+class SinglePlan(SearchPolicy):
+    """A rank rule as a search policy: it has one plan, which keeps to the budget."""
+
+    kind = "rule"
+    needs_budget = True
+    has_single_plan = True
+
+    @abstractmethod
+    def single_plan(
+        self, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
+    ) -> RankPlan | None:
+        """See :meth:`SearchPolicy.single_plan`."""
+
+    def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
+        """Propose the levels nearest to the plan."""
+        assert plan is not None
+        return FixedLevels(start.space.distributions(), start.space.levels_of(plan))
+
+
 POLICIES: Registry[SearchPolicy] = Registry("policy", lambda policy: policy.name)
-"""Every search policy by name."""
+"""The search policies by name."""

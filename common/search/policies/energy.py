@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from common.planning import Energy
 from common.planning.decompositions import Decompositions
 from common.search.policies.base import POLICIES
-from common.search.policies.largest import Candidates, LargestPlan, plans_by
+from common.search.policies.largest import LargestPlan, PlansAt, plans_by
 
 
 class SameEnergy(LargestPlan):
@@ -15,7 +15,7 @@ class SameEnergy(LargestPlan):
 
     name = "energy"
 
-    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
+    def plans_at(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> PlansAt:
         """Plans of ``Energy(share)``."""
         return plans_by(lambda share: Energy(share, only_if_smaller=False), model, x, decompositions, method)
 

@@ -1,4 +1,4 @@
-"""The largest plan of a rank rule within a budget: what a search is compared with."""
+"""The largest plan of a rank rule within a budget, which a search can be compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from optuna.samplers import BaseSampler
 from torch import Tensor, nn
 
 from common.network.shapes import LayerShape
@@ -16,14 +15,13 @@ from common.planning.costs import dense_unless_smaller, kept_shares
 from common.planning.decompositions import Decompositions
 from common.planning.methods import decompositions_of
 from common.planning.plan import LayerPlan
-from common.search.policies.base import SearchPolicy, Start
-from common.search.policies.proposing import FixedPlan
+from common.search.policies.base import SinglePlan
 from common.search.space import Space
 
 Cost = tuple[int, int]
 """Parameters and MACs of a whole network."""
-Candidates = Callable[[float], Sequence[RankPlan]]
-"""From a share in [0, 1] to a plan for each method; greater shares give no layer lesser ranks."""
+PlansAt = Callable[[float], Sequence[RankPlan]]
+"""From a share in [0, 1] to a plan for each method. A greater share lowers no layer's ranks."""
 
 
 @dataclass(frozen=True)
@@ -32,62 +30,50 @@ class Fit:
 
     Attributes:
         share: in [0, 1].
-        options: a plan for each method, layers factored whatever it costs.
-        layers: of each layer the option that keeps least of it, or the dense layer where factors are not smaller.
+        plans: a plan for each method, with layers factored whatever their cost.
+        layers: for each layer the plan that keeps least of it, or the dense layer if factors are not smaller.
         cost: of the network that ``layers`` make.
         size: the shares of the dense network that it keeps, summed over what the budget limits.
     """
 
     share: float
-    options: Sequence[RankPlan]
+    plans: Sequence[RankPlan]
     layers: Mapping[str, LayerPlan]
     cost: Cost
     size: float
 
 
-class LargestPlan(SearchPolicy):
-    """A rank rule as a search policy: its largest plan within the budget.
+class LargestPlan(SinglePlan):
+    """The largest plan within the budget among a rule's plans at all shares.
 
-    No share has a larger plan that keeps to the budget.
+    Attributes:
+        least_share: the least share that the rule takes.
     """
 
-    kind = "rule"
-    needs_budget = True
-    has_single_plan = True
     least_share: ClassVar[float] = 0.0
 
     @abstractmethod
-    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
-        """From a share in [0, 1] to a plan for each decomposition that ``method`` stands for."""
+    def plans_at(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> PlansAt:
+        """Return a function from a share in [0, 1] to a plan for each decomposition that ``method`` stands for."""
 
     def single_plan(
         self, model: nn.Module, x: Tensor, decompositions: Decompositions, space: Space
     ) -> RankPlan | None:
         """See :meth:`SearchPolicy.single_plan`."""
         assert space.budget is not None
-        candidates = self.candidates(model, x, decompositions, space.method)
-        found = largest_within(candidates, space.shapes, space.dense, space.budget, self.least_share)
+        plans_at = self.plans_at(model, x, decompositions, space.method)
+        found = largest_within(plans_at, space.shapes, space.dense, space.budget, self.least_share)
         if found is None:
             raise ValueError(
                 f"policy={self.name!r}: {space.budget} cannot be met by this rule, however few ranks it keeps"
             )
-        return RankPlan(found.layers, space.method, self.name, found.options[0].settings)
-
-    def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
-        """Proposes the single plan."""
-        return plan_sampler(start, plan)
-
-
-def plan_sampler(start: Start, plan: RankPlan | None) -> BaseSampler:
-    """A sampler that proposes one plan."""
-    assert plan is not None
-    return FixedPlan(start.space.levels_of(plan), start.space.distributions())
+        return RankPlan(found.layers, space.method, self.name, found.plans[0].settings)
 
 
 def plans_by(
     rule: Callable[[float], Rule], model: nn.Module, x: Tensor, decompositions: Decompositions, method: str
-) -> Candidates:
-    """From a share to the plans of ``rule(share)``, one for each decomposition that ``method`` stands for."""
+) -> PlansAt:
+    """Return a function from a share to the plans of ``rule(share)``, one for each decomposition of ``method``."""
     methods = decompositions_of(method)
 
     def plans(share: float) -> list[RankPlan]:
@@ -97,16 +83,16 @@ def plans_by(
 
 
 def largest_within(
-    candidates: Candidates, shapes: Mapping[str, LayerShape], dense: Cost, budget: Budget, least: float = 0.0
+    plans_at: PlansAt, shapes: Mapping[str, LayerShape], dense: Cost, budget: Budget, least: float = 0.0
 ) -> Fit | None:
-    """Of all shares in [``least``, 1] the one whose plan is largest within the budget; None where none fits.
+    """Find the share in [``least``, 1] whose plan is the largest within the budget; None if no plan fits.
 
-    Ranks grow with the share, and so does each method's cost of a layer. Where a layer has several methods the choice
-    between them may lower a cost. So intervals of shares are halved, the upper half first, and those are given up in
-    which no plan can fit or none can be larger than what was found.
+    Ranks grow with the share, and so does each method's cost of a layer. With several methods for a layer, the choice
+    between them may lower the cost. The function therefore halves intervals of shares, the upper half first. It drops
+    an interval if no plan in it can fit, or none can be larger than the best so far.
 
     Args:
-        candidates: of the rule.
+        plans_at: the rule's plans at a share.
         shapes: of the network's layers.
         dense: the dense network's cost.
         budget: of parameters, MACs or both.
@@ -114,10 +100,10 @@ def largest_within(
     """
 
     def at(share: float) -> Fit:
-        options = candidates(share)
-        layers = {name: _cheapest(shape, [plan.layers[name] for plan in options]) for name, shape in shapes.items()}
+        plans = plans_at(share)
+        layers = {name: _cheapest(shape, [plan.layers[name] for plan in plans]) for name, shape in shapes.items()}
         cost = _network_cost(dense, [(shape.dense_cost, shape.cost(layers[name])) for name, shape in shapes.items()])
-        return Fit(share, options, layers, cost, _size(cost, dense, budget))
+        return Fit(share, plans, layers, cost, _size(cost, dense, budget))
 
     ends = at(least), at(1.0)
     best = max((fit for fit in ends if budget.allows(fit.cost, dense)), key=lambda fit: fit.size, default=None)
@@ -138,12 +124,17 @@ def largest_within(
     return best
 
 
-def _cheapest(shape: LayerShape, options: Sequence[LayerPlan]) -> LayerPlan:
-    return dense_unless_smaller(shape, min(options, key=lambda plan: sum(kept_shares(shape, plan))))
+def _cheapest(shape: LayerShape, plans: Sequence[LayerPlan]) -> LayerPlan:
+    return dense_unless_smaller(shape, min(plans, key=lambda plan: sum(kept_shares(shape, plan))))
 
 
 def _network_cost(dense: Cost, layers: Sequence[tuple[Cost, Cost]]) -> Cost:
-    """The cost of a network whose layers had the first and have the second cost of each pair."""
+    """The cost of the network after each layer's cost changed.
+
+    Args:
+        dense: the dense network's cost.
+        layers: for each layer its cost before and after.
+    """
     params, macs = (dense[i] + sum(after[i] - before[i] for before, after in layers) for i in (0, 1))
     return params, macs
 
@@ -154,25 +145,23 @@ def _size(cost: Cost, dense: Cost, budget: Budget) -> float:
 
 
 def _steps_between(low: Fit, high: Fit) -> int:
-    """By how much the ranks differ, all modes, layers and options together; of less than two, no plan lies between."""
+    """The sum of the differences in rank over all modes, layers and plans. Below two, no plan lies between."""
     return sum(
         abs(more - less)
-        for lower, upper in zip(low.options, high.options, strict=True)
+        for lower, upper in zip(low.plans, high.plans, strict=True)
         for name, layer in lower.layers.items()
         for less, more in zip(layer.ranks, upper.layers[name].ranks, strict=True)
     )
 
 
 def _bounds(shapes: Mapping[str, LayerShape], dense: Cost, low: Fit, high: Fit) -> tuple[Cost, Cost]:
-    """Between which costs all plans lie whose shares lie between two."""
+    """A lower and an upper bound on the cost of every plan whose share lies between two."""
     least, most = [], []
     for name, shape in shapes.items():
-        pairs = [
-            (lower.layers[name], upper.layers[name]) for lower, upper in zip(low.options, high.options, strict=True)
-        ]
+        pairs = [(lower.layers[name], upper.layers[name]) for lower, upper in zip(low.plans, high.plans, strict=True)]
         limit = min(sum(kept_shares(shape, upper)) for _, upper in pairs)
-        open_to = [pair for pair in pairs if sum(kept_shares(shape, pair[0])) <= limit]  # the others are never taken
-        costs = [[shape.cost(dense_unless_smaller(shape, plan)) for plan in pair] for pair in open_to]
+        possible = [pair for pair in pairs if sum(kept_shares(shape, pair[0])) <= limit]  # the others are never taken
+        costs = [[shape.cost(dense_unless_smaller(shape, plan)) for plan in pair] for pair in possible]
         least.append((shape.dense_cost, _each(min, [lower for lower, _ in costs])))
         most.append((shape.dense_cost, _each(max, [upper for _, upper in costs])))
     return _network_cost(dense, least), _network_cost(dense, most)

@@ -1,4 +1,4 @@
-"""Search policy ``nsga2``: the genetic algorithm NSGA-II, for fronts, by Optuna."""
+"""Search policy ``nsga2``: the genetic algorithm NSGA-II, which spreads trials along a front, by Optuna."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from optuna.samplers import BaseSampler, NSGAIISampler
 
 from common.planning import RankPlan
 from common.search.policies.base import POLICIES, SearchPolicy, Start
-from common.search.policies.proposing import Resumable
+from common.search.policies.samplers import Resumable
 
 POPULATION = 20
-"""Optuna's 50 would leave a study of 100 trials two generations."""
+"""With Optuna's default of 50, a study of 100 trials has only two generations."""
 
 
 class NSGA2(SearchPolicy):
@@ -18,7 +18,7 @@ class NSGA2(SearchPolicy):
     name = "nsga2"
 
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
-        """The sampler, made so that it resumes."""
+        """Optuna's sampler, which continues after a stop."""
         return Resumable(lambda seed: NSGAIISampler(population_size=POPULATION, seed=seed), start.settings.seed)
 
 

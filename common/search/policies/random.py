@@ -1,4 +1,4 @@
-"""Search policy ``random``: candidates drawn evenly, by Optuna."""
+"""Search policy ``random``: every candidate of a layer equally likely, by Optuna."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from common.planning import RankPlan
 from common.search.policies.base import POLICIES, SearchPolicy, Start
-from common.search.policies.proposing import Resumable
+from common.search.policies.samplers import Resumable
 
 
 class Random(SearchPolicy):
@@ -15,7 +15,7 @@ class Random(SearchPolicy):
     name = "random"
 
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
-        """The sampler, made so that it resumes."""
+        """Optuna's sampler, which continues after a stop."""
         return Resumable(lambda seed: RandomSampler(seed=seed), start.settings.seed)
 
 

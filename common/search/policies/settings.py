@@ -1,4 +1,4 @@
-"""What search policies are told."""
+"""``PolicySettings``: the settings that search policies read."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class PolicySettings:
     """The part of ``SearchSettings`` that search policies read.
 
     Attributes:
-        budget: every plan keeps to it and fills it; None lets the score weigh size against the metric.
-        trials: how many plans are tried.
-        batch: trials between two moves of the policy.
-        elite: share of all trials so far that the policy moves toward.
+        budget: every plan keeps to it and fills it. None lets the score weigh size against the metric.
+        trials: number of plans to try.
+        batch: number of trials after which the adaptive policy moves.
+        elite: share of all trials so far that the adaptive policy moves toward, in (0, 1].
         smoothing: how far it moves, in (0, 1].
-        alpha, beta, temperature: of the first distributions; ``beta`` is found anew under a budget.
+        alpha, beta, temperature: of its first probabilities, see
+            :func:`common.search.probabilities.sensitivity_logits`. A budget replaces ``beta``.
         static_beta: weight of the size in the static policy.
-        seed: of the sampling.
+        seed: seed of the sampling.
     """
 
     budget: Budget | None = None

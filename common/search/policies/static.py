@@ -1,4 +1,4 @@
-"""Search policy ``static``: the fixed distribution of the work that this suite follows."""
+"""Search policy ``static``: the fixed probabilities of the work that this suite follows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from optuna.samplers import BaseSampler
 
 from common.planning import RankPlan
 from common.search.policies.base import POLICIES, SearchPolicy, Start
-from common.search.policies.proposing import PolicySampler
+from common.search.policies.samplers import DrawnLevels
 from common.search.policies.settings import PolicySettings
-from common.search.policy import Logits, Policy, static_logits
+from common.search.probabilities import Logits, Probabilities, static_logits
 from common.search.space import Space
 
 
 class Static(SearchPolicy):
-    """It never moves, see :func:`static_logits`."""
+    """Its probabilities never change, see :func:`static_logits`."""
 
     name = "static"
     kind = "policy"
@@ -26,12 +26,12 @@ class Static(SearchPolicy):
         )
 
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
-        """Draws every trial from the first distributions."""
-        return PolicySampler(start.space.distributions(), lambda *_: Policy(start.logits), start.settings.seed)
+        """Draw every trial from the first probabilities."""
+        return DrawnLevels(start.space.distributions(), lambda *_: Probabilities(start.logits), start.settings.seed)
 
-    def last_distributions(self, study: optuna.Study, start: Start) -> Policy:
+    def last_probabilities(self, study: optuna.Study, start: Start) -> Probabilities:
         """The first ones."""
-        return Policy(start.logits)
+        return Probabilities(start.logits)
 
 
 POLICIES.add(Static())

@@ -6,7 +6,7 @@ from optuna.samplers import BaseSampler, TPESampler
 
 from common.planning import RankPlan
 from common.search.policies.base import POLICIES, SearchPolicy, Start
-from common.search.policies.proposing import Resumable
+from common.search.policies.samplers import Resumable
 
 
 class TPE(SearchPolicy):
@@ -15,7 +15,7 @@ class TPE(SearchPolicy):
     name = "tpe"
 
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
-        """The sampler, made so that it resumes."""
+        """Optuna's sampler, which continues after a stop."""
         return Resumable(lambda seed: TPESampler(seed=seed), start.settings.seed)
 
 

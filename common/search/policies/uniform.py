@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from common.planning import Fixed
 from common.planning.decompositions import Decompositions
 from common.search.policies.base import POLICIES
-from common.search.policies.largest import Candidates, LargestPlan, plans_by
+from common.search.policies.largest import LargestPlan, PlansAt, plans_by
 
 
 class SameRanks(LargestPlan):
@@ -17,7 +17,7 @@ class SameRanks(LargestPlan):
     mixes_methods = False
     least_share = 2.0**-24  # rank 1 in every layer
 
-    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
+    def plans_at(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> PlansAt:
         """Plans of ``Fixed(share)``."""
         return plans_by(lambda share: Fixed(share, only_if_smaller=False), model, x, decompositions, method)
 

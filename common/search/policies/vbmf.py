@@ -1,4 +1,4 @@
-"""Search policy ``vbmf``: the ranks of variational Bayes times a common factor."""
+"""Search policy ``vbmf``: the ranks of variational Bayes, times a common factor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from common.planning import VBMF, LayerPlan, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 from common.search.policies.base import POLICIES
-from common.search.policies.largest import Candidates, LargestPlan
+from common.search.policies.largest import LargestPlan, PlansAt
 
 
 class ScaledVBMF(LargestPlan):
@@ -17,17 +17,17 @@ class ScaledVBMF(LargestPlan):
 
     name = "vbmf"
 
-    def candidates(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> Candidates:
-        """The ranks of ``VBMF``, scaled."""
-        found = plan_ranks(model, x, method, VBMF(only_if_smaller=False), decompositions=decompositions)
-        return _scaled(found, decompositions)
+    def plans_at(self, model: nn.Module, x: Tensor, decompositions: Decompositions, method: str) -> PlansAt:
+        """Plans whose ranks are a common factor times those of ``VBMF``."""
+        plan = plan_ranks(model, x, method, VBMF(only_if_smaller=False), decompositions=decompositions)
+        return _scaled(plan, decompositions)
 
 
 POLICIES.add(ScaledVBMF())
 
 
-def _scaled(found: RankPlan, decompositions: Decompositions) -> Candidates:
-    """The ranks of a plan times a common factor, from 1 in every mode to the most that each can have."""
+def _scaled(found: RankPlan, decompositions: Decompositions) -> PlansAt:
+    """Scale the ranks of a plan by a common factor, from rank 1 in every mode to the greatest rank of each."""
     limits = {name: decompositions.get(name, str(layer.method)).max_ranks for name, layer in found.factored.items()}
     factors = [
         max(limit / rank, rank)
@@ -39,7 +39,7 @@ def _scaled(found: RankPlan, decompositions: Decompositions) -> Candidates:
     def scaled(share: float) -> list[RankPlan]:
         layers: dict[str, LayerPlan] = dict(found.layers)
         for name, layer in found.factored.items():
-            # Geometric steps: most layers need a factor near 1, a few could take a hundred.
+            # The factor grows geometrically: most layers need one near 1, a few could take a hundred.
             wanted = [round(rank * most ** (2 * share - 1)) for rank in layer.ranks]
             ranks = tuple(min(max(rank, 1), limit) for rank, limit in zip(wanted, limits[name], strict=True))
             layers[name] = replace(layer, ranks=decompositions.get(name, str(layer.method)).fit(ranks))

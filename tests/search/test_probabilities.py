@@ -9,7 +9,7 @@ from common.network.shapes import trace_layers
 from common.planning import LayerPlan
 from common.planning.decompositions import Decompositions
 from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
-from common.search.policy import Policy, elite_of, sensitivity_logits
+from common.search.probabilities import Probabilities, elite_of, sensitivity_logits
 from common.search.sensitivity import REFERENCE_LEVEL, layer_sensitivities
 from tests.networks import tiny_cnn
 
@@ -52,7 +52,7 @@ def test_candidates_keep_to_their_level(method: str) -> None:
 
 
 def test_the_first_policy_follows_sensitivity_and_size() -> None:
-    probabilities = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.1)).probabilities
+    probabilities = Probabilities(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.1)).by_layer
     for row in probabilities.values():
         assert sum(row) == pytest.approx(1)
     assert probabilities["small"][SMALLEST] == 0
@@ -68,7 +68,7 @@ def test_logits_by_hand() -> None:
         "a": (candidate(0.1, 0.4), *filler[1:], candidate(0.3, 0.2), candidate(1.0, 0.0)),
         "b": (*filler, candidate(0.3, 0.2), candidate(1.0, 0.0)),
     }
-    rows = Policy(sensitivity_logits(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5)).probabilities
+    rows = Probabilities(sensitivity_logits(two, {"a": 1.0, "b": 3.0}, alpha=0.5, beta=2.0, temperature=0.5)).by_layer
     divergences = torch.tensor([4 / 2, 1 / 2, 0.0]).log1p()
     expected = (0.5 * divergences + 2 * torch.tensor([0.1, 0.3, 1.0])).div(-0.5).softmax(0).tolist()
     assert [probability for probability in rows["a"] if probability] == pytest.approx(expected)
@@ -78,37 +78,37 @@ def test_logits_by_hand() -> None:
 
 
 def test_without_any_sensitivity_only_size_counts() -> None:
-    row = Policy(sensitivity_logits(CANDIDATES, {}, temperature=0.1)).probabilities["tender"]
+    row = Probabilities(sensitivity_logits(CANDIDATES, {}, temperature=0.1)).by_layer["tender"]
     assert row[SMALLEST] > row[MIDDLE] > row[DENSE]
 
 
 def test_samples_follow_the_probabilities_and_the_seed() -> None:
-    policy = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
+    policy = Probabilities(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
     generator = torch.Generator().manual_seed(0)
     drawn = [policy.sample(generator) for _ in range(3000)]
-    for name, row in policy.probabilities.items():
+    for name, row in policy.by_layer.items():
         for level, probability in enumerate(row):
             assert sum(levels[name] == level for levels in drawn) / 3000 == pytest.approx(probability, abs=0.03)
     assert policy.sample(torch.Generator().manual_seed(7)) == policy.sample(torch.Generator().manual_seed(7))
 
 
 def test_the_update_moves_toward_the_elite_and_keeps_a_share_of_the_first() -> None:
-    policy = Policy(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
-    before = policy.probabilities
+    policy = Probabilities(sensitivity_logits(CANDIDATES, SENSITIVITIES, temperature=0.5))
+    before = policy.by_layer
     policy.update([], smoothing=0.5)
-    assert policy.probabilities == before
+    assert policy.by_layer == before
     most = {"tough": DENSE, "tender": SMALLEST, "small": MIDDLE}
     elite = [most] * 3 + [{**most, "tough": MIDDLE}]
     policy.update(elite, smoothing=0.5, floor=0.0)
     weights = [math.log(5 / place) for place in (1, 2, 3, 4)]  # the last of the elite alone chose otherwise
     shares = [0.0] * SMALLEST + [0, weights[3] / sum(weights), sum(weights[:3]) / sum(weights)]
     expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], shares, strict=True)]
-    assert policy.probabilities["tough"] == pytest.approx(expected)
+    assert policy.by_layer["tough"] == pytest.approx(expected)
     for _ in range(50):
         policy.update(elite, smoothing=1.0, floor=0.03)
     for name, level in (("tender", SMALLEST), ("small", MIDDLE)):
         expected = [0.03 * p + 0.97 * (index == level) for index, p in enumerate(before[name])]
-        assert policy.probabilities[name] == pytest.approx(expected)
+        assert policy.by_layer[name] == pytest.approx(expected)
 
 
 def test_the_elite_is_the_best_share() -> None:

@@ -1,4 +1,4 @@
-"""The policy: for each layer a categorical distribution over its candidates, moved toward the best trials."""
+"""For each layer the probabilities of its candidates: where they start, and how they move toward the best trials."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from common.search.space import Levels, Space
 COSTS = ("params", "macs")
 BISECTIONS = 60
 Logits = Mapping[str, Tensor]
-"""Layer -> one logit a level, minus infinity where there is no candidate."""
+"""Layer -> one logit for each level ``(levels,)``, minus infinity if the level has no candidate."""
 
 
-class Policy:
-    """A product of categorical distributions, one a layer.
+class Probabilities:
+    """A categorical distribution over the levels of each layer; the layers are independent.
 
-    The adaptive policy follows the cross-entropy method (Rubinstein 1999): after each batch of trials it moves toward
-    the frequencies of the elite, in which the better count for more: the k-th of n weighs log((n + 1) / k), as in
-    evolution strategies (Hansen and Ostermeier 2001).
+    :meth:`update` is a step of the cross-entropy method (Rubinstein 1999): the probabilities move toward the
+    frequencies of the elite. Better trials count for more: the k-th of n weighs log((n + 1) / k), as in evolution
+    strategies (Hansen and Ostermeier 2001).
 
     Args:
-        logits: of the first distributions.
+        logits: those of the first probabilities.
     """
 
     def __init__(self, logits: Logits) -> None:
@@ -36,12 +36,12 @@ class Policy:
         self._probabilities = dict(self._first)
 
     @property
-    def probabilities(self) -> dict[str, list[float]]:
-        """Layer -> the probability of each candidate, 0 for those that do not exist."""
+    def by_layer(self) -> dict[str, list[float]]:
+        """Layer -> the probability of each level, 0 if the level has no candidate."""
         return {name: values.tolist() for name, values in self._probabilities.items()}
 
     def sample(self, generator: torch.Generator) -> Levels:
-        """One candidate for each layer, drawn independently."""
+        """Draw a level for each layer, independently of the others."""
         return {
             name: int(torch.multinomial(values, 1, generator=generator))
             for name, values in self._probabilities.items()
@@ -51,24 +51,23 @@ class Policy:
         """Move toward the elite.
 
         Args:
-            elite: the choices of the best trials, the best first; nothing moves when there are none.
-            smoothing: how far, in [0, 1]: 0 stays, 1 takes the elite's frequencies.
-            floor: share of the first distributions that is mixed in, so that nothing which they allow is ever out of
-                reach.
+            elite: the levels of the best trials, the best first. If there are none, nothing moves.
+            smoothing: how far to move, in [0, 1]: 0 stays, 1 takes the elite's frequencies.
+            floor: share of the first probabilities that is mixed in, so that no level they allow gets out of reach.
         """
         if not elite:
             return
         weights = math.log(len(elite) + 1) - torch.arange(1, len(elite) + 1).log()
         weights /= weights.sum()
         for name, values in self._probabilities.items():
-            levels = torch.tensor([choice[name] for choice in elite])
+            levels = torch.tensor([trial[name] for trial in elite])
             frequencies = torch.zeros_like(values).index_add(0, levels, weights)
             moved = (1 - smoothing) * values + smoothing * frequencies
             self._probabilities[name] = (1 - floor) * moved + floor * self._first[name]
 
 
 def even_logits(candidates: Candidates) -> Logits:
-    """All candidates of a layer are equally likely."""
+    """Logits that make all candidates of a layer equally likely."""
     return {name: _masked(choices, torch.zeros(len(choices))) for name, choices in candidates.items()}
 
 
@@ -80,20 +79,20 @@ def sensitivity_logits(
     beta: float = 1.0,
     temperature: float = 0.3,
 ) -> Logits:
-    """The first logits without a budget, from what is known before any trial.
+    """The first logits without a budget.
 
-    A candidate's expected loss d is the layer's sensitivity, times the candidate's squared error over that at
-    which the sensitivity was measured. Its ``loss`` is ``log(1 + d / m)`` with m the median sensitivity: layers differ
-    by powers of ten, and one that must not be touched should not make all others look free. Its ``size`` is the mean
-    of its shares of the network's parameters and of its MACs, in units of a layer's average share. Its logit is
-    ``-(alpha * loss + beta * size) / temperature``.
+    A candidate's logit is ``-(alpha * loss + beta * size) / temperature``. Its expected divergence d is the layer's
+    sensitivity times the candidate's squared error over the squared error at which the sensitivity was measured. Its
+    ``loss`` is ``log(1 + d / m)`` with m the median sensitivity. (Sensitivities differ by powers of ten; without the
+    logarithm, one very sensitive layer would make all others look free.) Its ``size`` is the mean of its shares of
+    the network's parameters and MACs, in units of a layer's average share.
 
     Args:
-        candidates: of each layer.
-        sensitivities: of each layer, not negative.
+        candidates: the candidates of each layer.
+        sensitivities: layer -> its sensitivity, at least 0.
         alpha: weight of the loss.
         beta: weight of the size.
-        temperature: the greater, the more even the distributions.
+        temperature: a higher one makes the probabilities more even.
     """
     logits = {}
     average = [sum(getattr(c[-1], cost) for c in candidates.values()) / len(candidates) for cost in COSTS]
@@ -109,9 +108,14 @@ def sensitivity_logits(
 def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3) -> Logits:
     """The first logits under a budget: ``-(alpha * loss / h + price * size) / temperature``.
 
-    ``h`` is the mean loss of a layer in the budget's own allocation, and the price is the one at which the expected
-    size of a sample is the budget. As the temperature falls the distributions close in on the allocation, which has
-    the least loss + price * size; at any temperature they have the most entropy for their expected loss and size.
+    ``h`` is the mean loss of a layer in the budget's own allocation. At the chosen price, the expected size of a
+    sample equals the budget. The allocation has the least ``loss + price * size``, and the probabilities close in on
+    it as the temperature falls. At any temperature they have the most entropy for their expected loss and size.
+
+    Args:
+        space: with a budget.
+        alpha: weight of the loss.
+        temperature: a higher one makes the probabilities more even.
     """
     assert space.allocation is not None
     assert space.budget is not None
@@ -136,7 +140,7 @@ def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3)
         expected = sum(values.softmax(0) @ costs[name] for name, values in logits(price).items())
         return all(cost <= limit for cost, limit in zip(torch.as_tensor(expected).tolist(), limits, strict=True))
 
-    low, high = -20.0, 40.0  # powers of two
+    low, high = -20.0, 40.0  # exponents of 2
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if fits(2.0**middle) else (middle, high)
@@ -151,11 +155,17 @@ def static_logits(
     alpha: float = 1.0,
     beta: float = 0.05,
 ) -> Logits:
-    """The distribution of the work that this suite follows.
+    """The logits of the work that this suite follows: ``(r / r_max)^(alpha * s) - beta * r / log(C_in * C_out + 1)``.
 
-    The logit is ``(r / r_max)^(alpha * s) - beta * r / log(C_in * C_out + 1)``. r is a candidate's last rank (the one
-    along the output channels); r_max, the layer's output channels, also stands for the dense layer's rank; s is the
-    layer's sensitivity as a share of the greatest.
+    ``r`` is a candidate's last rank, the one along the output channels. ``r_max`` is the number of the layer's output
+    channels, which also stands for the dense layer's rank. ``s`` is the layer's sensitivity relative to the greatest.
+
+    Args:
+        candidates: the candidates of each layer.
+        shapes: the layers' shapes.
+        sensitivities: layer -> its sensitivity, at least 0.
+        alpha: exponent of the sensitivity.
+        beta: weight of the size.
     """
     greatest = max(sensitivities.values(), default=0.0) or 1.0
     logits = {}
@@ -179,11 +189,11 @@ def _expected_divergences(choices: Sequence[Candidate | None], sensitivity: floa
 
 
 def elite_of(trials: Sequence[tuple[tuple[float, ...], Levels]], share: float) -> list[Levels]:
-    """The choices of the best trials, the best first.
+    """The levels of the best trials, the best first.
 
     Args:
-        trials: ``(merit, choices)`` of the trials that were measured; the greater merit is better.
-        share: of the trials that make the elite, in (0, 1]; at least one trial does.
+        trials: ``(merit, levels)`` of each measured trial; a greater merit is better.
+        share: the share of the trials that make the elite, in (0, 1]. At least one does.
     """
     ranked = sorted(trials, key=lambda trial: trial[0], reverse=True)
     return [levels for _, levels in ranked[: max(1, round(share * len(ranked)))]]

@@ -1,7 +1,8 @@
-"""How Optuna is told what to try next: a plan that is known, a policy's distributions, or a sampler of its own."""
+"""Optuna samplers that propose the levels of all layers: known ones, drawn ones, or those of another sampler."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,21 +13,42 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from common.search.policy import Policy
+from common.search.probabilities import Probabilities
 from common.search.space import Levels
 from common.search.study.attempts import OUTCOME, places_of
 
 
 def trial_seed(seed: int, place: int) -> int:
-    """The seed of one trial's random stream, so that it does not matter which trials this process has run before."""
+    """The seed of one trial's random stream. It does not depend on which trials this process ran before.
+
+    Args:
+        seed: the study's seed.
+        place: the trial's place in the study.
+    """
     return int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
 
 
-class FixedPlan(BaseSampler):
-    """Proposes the levels nearest to a plan that is known beforehand."""
+class LevelSampler(BaseSampler):
+    """Proposes the levels of all layers of a trial together. A subclass says which.
 
-    def __init__(self, levels: Levels, distributions: dict[str, IntDistribution]) -> None:
-        self._levels, self._distributions = levels, distributions
+    Args:
+        distributions: layer -> the range of its levels, from :meth:`common.search.space.Space.distributions`.
+    """
+
+    def __init__(self, distributions: dict[str, IntDistribution]) -> None:
+        self._distributions = distributions
+
+    @abstractmethod
+    def levels(self, study: optuna.Study, place: int) -> Levels:
+        """The levels of one trial.
+
+        The answer must depend on the study's earlier trials and on ``place`` only, never on this process's past.
+        Then a stopped study continues as if it had not been stopped.
+
+        Args:
+            study: the study, with all trials so far.
+            place: the trial's place in the study, from 0.
+        """
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All layers."""
@@ -35,55 +57,72 @@ class FixedPlan(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The same levels for every trial."""
-        return dict(self._levels)
+        """See :meth:`levels`."""
+        return dict(self.levels(study, places_of(study)[trial.number]))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Never called: all layers are sampled together."""
+        """Never called, because all layers are sampled together."""
         raise ValueError(f"{param_name!r} is no layer of this study")
 
 
-class PolicySampler(FixedPlan):
-    """Draws the levels of all layers from distributions.
-
-    It keeps no state: the distributions of a trial follow from the study's earlier trials, and its random stream from
-    the seed and the trial's place. A stopped study therefore continues as if it had not been stopped. Workers on one
-    study each learn from all finished trials.
+class FixedLevels(LevelSampler):
+    """Proposes the same levels for every trial.
 
     Args:
-        distributions: the levels of each layer.
-        policy: the distributions for the trial at a place of the study.
-        seed: of the study.
-        first: levels of the first trial; None draws them like all others.
+        distributions: layer -> the range of its levels.
+        levels: layer -> its level.
+    """
+
+    def __init__(self, distributions: dict[str, IntDistribution], levels: Levels) -> None:
+        super().__init__(distributions)
+        self._levels = levels
+
+    def levels(self, study: optuna.Study, place: int) -> Levels:
+        """The same for every place."""
+        return self._levels
+
+
+class DrawnLevels(LevelSampler):
+    """Draws the level of each layer from its probabilities.
+
+    It keeps no state: the probabilities follow from the study's earlier trials, and a trial's random stream from the
+    seed and the trial's place. Workers on one study each learn from all finished trials.
+
+    Args:
+        distributions: layer -> the range of its levels.
+        probabilities: returns the probabilities for the trial at a place of the study.
+        seed: the study's seed.
+        first: the levels of the first trial; None draws them like all others.
     """
 
     def __init__(
         self,
         distributions: dict[str, IntDistribution],
-        policy: Callable[[optuna.Study, int], Policy],
+        probabilities: Callable[[optuna.Study, int], Probabilities],
         seed: int,
         first: Levels | None = None,
     ) -> None:
-        super().__init__(first or {}, distributions)
-        self.policy, self._seed, self._has_first = policy, seed, first is not None
+        super().__init__(distributions)
+        self.probabilities, self._seed, self._first = probabilities, seed, first
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Levels drawn from the policy, or those of the first trial."""
-        place = places_of(study)[trial.number]
-        if place == 0 and self._has_first:
-            return dict(self._levels)
+    def levels(self, study: optuna.Study, place: int) -> Levels:
+        """Drawn levels, or those of the first trial."""
+        if place == 0 and self._first is not None:
+            return self._first
         generator = torch.Generator().manual_seed(trial_seed(self._seed, place))
-        return dict(self.policy(study, place).sample(generator))
+        return self.probabilities(study, place).sample(generator)
 
 
 class Resumable(BaseSampler):
     """One of Optuna's samplers, made anew for every trial with a seed of the trial's own.
 
-    Its state is in the study already, all but its random stream, which would begin again after a stop.
+    A sampler's state lies in the study, except for its random stream, which would begin again after a stop.
+
+    Args:
+        make: makes the sampler from a seed.
+        seed: the study's seed.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -96,30 +135,30 @@ class Resumable(BaseSampler):
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """That of the sampler."""
+        """Ask the sampler."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Those of the sampler."""
+        """Ask the sampler."""
         return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """That of the sampler."""
+        """Ask the sampler."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """What the sampler does then."""
+        """Tell the sampler."""
         self._sampler.after_trial(study, trial, state, values)
 
 
 class Tried(NamedTuple):
-    """A trial that was judged.
+    """A trial that was measured, in full or in part.
 
     Attributes:
         place: its place in the study.
@@ -135,7 +174,7 @@ class Tried(NamedTuple):
 
 
 def tried_trials(study: optuna.Study) -> list[Tried]:
-    """Every trial that was judged, by place."""
+    """Every measured trial of ``study``, by place."""
     places = places_of(study)
     found = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
