@@ -47,7 +47,7 @@ def wanted_paths(asked: argparse.Namespace) -> list[str]:
 
 
 def check_left(asked: argparse.Namespace, left: object) -> None:
-    """Something must be left of what the options choose.
+    """Raise unless something is left of what the options choose.
 
     Raises:
         ValueError: nothing is ``left``; the sentence names the options that were given.
@@ -59,7 +59,7 @@ def check_left(asked: argparse.Namespace, left: object) -> None:
 
 
 def be_printable() -> None:
-    """A name that this terminal cannot show must not end the run."""
+    """Write the escape of a character that this terminal cannot show, instead of ending the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -125,8 +125,8 @@ def test_workers_that_name_no_study_are_merged_by_name_only_when_asked(workplace
 
 def test_jsonify_needs_little_memory_for_each_trial(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {})
-    mark, record = TRIAL_MARK, make_record(run="r", trial=-1).to_line()
-    log.write_text("".join(f"{mark}{record.replace(': -1,', f': {n},', 1)}\n" for n in range(20_000)))
+    mark, record = TRIAL_MARK, make_record(run="r", trial=2**62).to_line()
+    log.write_text("".join(f"{mark}{record.replace(str(2**62), str(n), 1)}\n" for n in range(20_000)))
     code = """
 import resource
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
