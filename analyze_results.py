@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.reporting.command_line import add_log_arguments, be_printable, check_left, folder, wanted_paths
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.html.report import SECTIONS, report_page
-from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.tables import all_tables
 from common.reporting.tables.table import TABLE_FORMATS, Table
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_log_options(parser)
+    add_log_arguments(parser)
     parser.add_argument("--out", type=folder, default=Path("results"), metavar="FOLDER", help="default: results")
     parser.add_argument(
         "--keep",
@@ -75,24 +75,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
+def read(asked: argparse.Namespace) -> tuple[Trials, list[Log]]:
     """The trials that were asked for, and the logs that were read.
 
     Raises:
         OSError: a log is not there or cannot be read.
         ValueError: no trial is left; the sentence says what there is.
     """
-    paths = wanted_paths(options)
+    paths = wanted_paths(asked)
     logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
-    trials = Trials.read(logs, by_name=options.by_name)
+    trials = Trials.read(logs, by_name=asked.by_name)
     if trials.frame.empty:
         passed = "".join(f"{line}\n" for log in logs for line in log.sentences())
         raise ValueError(f"{passed}There is no trial in {', '.join(paths)}; run a notebook first.")
     for name in ("model", "method"):
-        for wanted in getattr(options, name) or ():
+        for wanted in getattr(asked, name) or ():
             check_choice(name, wanted, sorted(trials.frame[name].unique()))
-    chosen = trials.only(model=options.model, method=options.method).since(options.since)
-    check_left(options, len(chosen.frame))
+    chosen = trials.only(model=asked.model, method=asked.method).since(asked.since)
+    check_left(asked, len(chosen.frame))
     return chosen, logs
 
 
@@ -117,7 +117,7 @@ def show(tables: Sequence[Table]) -> None:
 
 
 def write(
-    trials: Trials, logs: Sequence[Log], tables: Sequence[Table], options: argparse.Namespace
+    trials: Trials, logs: Sequence[Log], tables: Sequence[Table], asked: argparse.Namespace
 ) -> tuple[list[Path], list[str]]:
     """Every file that was asked for, and a sentence for each picture that could not be drawn.
 
@@ -125,11 +125,11 @@ def write(
         OSError: the folder cannot be written.
         ValueError: matplotlib cannot be loaded.
     """
-    formats = options.format or DEFAULT_FORMATS
-    written = [path for table in tables for path in table.write(options.out, formats)]
+    formats = asked.format or DEFAULT_FORMATS
+    written = [path for table in tables for path in table.write(asked.out, formats)]
     pictures, failures = {}, []
     kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
-    for name, caption, contents in draw(trials, options.keep, kinds) if kinds else ():
+    for name, caption, contents in draw(trials, asked.keep, kinds) if kinds else ():
         if isinstance(contents, Exception):
             reason = (str(contents).splitlines() or [""])[0]
             failures.append(f"The picture {name} could not be drawn: {type(contents).__name__}: {reason}")
@@ -138,13 +138,13 @@ def write(
         pictures[name] = caption, contents.get("png", b"")
         for kind in kinds:
             if kind in formats:
-                written.append(options.out / f"{name}.{kind}")
+                written.append(asked.out / f"{name}.{kind}")
                 written[-1].write_bytes(contents[kind])
     if "html" in formats:
-        command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
+        command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *asked.given])])
         passed = [line for log in logs for line in log.sentences()]
-        page = report_page(tables, pictures, lead(trials, options.keep), command, passed)
-        written.append(options.out / "report.html")
+        page = report_page(tables, pictures, lead(trials, asked.keep), command, passed)
+        written.append(asked.out / "report.html")
         written[-1].write_bytes(page.encode(errors="backslashreplace"))
     return written, failures
 
@@ -182,34 +182,34 @@ def left_behind(out: Path, written: Sequence[Path]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Analyse the logs; the exit codes are those of ``--help``."""
-    options = parse(arguments)
-    options.given = sys.argv[1:] if arguments is None else arguments
+    asked = parse(arguments)
+    asked.given = sys.argv[1:] if arguments is None else arguments
     be_printable()
     try:
-        trials, logs = read(options)
+        trials, logs = read(asked)
         passed = [line for log in logs for line in log.sentences()]
-        print("\n  ".join([lead(trials, options.keep), *passed]))
-        tables = all_tables(trials, options.keep, options.out)
+        print("\n  ".join([lead(trials, asked.keep), *passed]))
+        tables = all_tables(trials, asked.keep, asked.out)
         show(tables)
-        options.out.mkdir(parents=True, exist_ok=True)
-        written, failures = write(trials, logs, tables, options)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        written, failures = write(trials, logs, tables, asked)
     except KeyboardInterrupt:
         print("stopped; not everything is written", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if left := left_behind(options.out, written):
+    if left := left_behind(asked.out, written):
         print(f"\nfrom an earlier analysis, not of these trials: {', '.join(left)}")
     numbers = {kind: sum(path.suffix == f".{kind}" for path in written) for kind in FORMATS}
     kinds = ", ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
-    print(f"\nwrote {len(written)} files into {options.out}: {kinds}")
+    print(f"\nwrote {len(written)} files into {asked.out}: {kinds}")
     if written and written[-1].name == "report.html":
         print(f"open {written[-1]} for all of it in one page")
     if failures:
         print("", *failures, sep="\n", file=sys.stderr)
         return 2
-    return 1 if passed and options.strict else 0
+    return 1 if passed and asked.strict else 0
 
 
 if __name__ == "__main__":

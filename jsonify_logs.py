@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import replacing
+from common.reporting.command_line import add_log_arguments, be_printable, check_left, folder, wanted_paths
 from common.reporting.facts import method_name
 from common.reporting.index import Index
-from common.reporting.options import add_log_options, be_printable, check_left, folder, wanted_paths
 from common.reporting.runs import Log, SkippedLines, find_logs
 from common.trials import SCHEMA_VERSION, TrialRecord, iter_trials
 from common.validation import check_choice
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_log_options(parser)
+    add_log_arguments(parser)
     parser.add_argument(
         "--out", type=folder, metavar="FOLDER", help="where the files go (default: beside a study's first log)"
     )
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert the logs; the exit codes are those of ``--help``."""
-    options = parse(arguments)
+    asked = parse(arguments)
     be_printable()
     seen: dict[str, set[str]] = {"model": set(), "method": set()}
 
@@ -133,33 +133,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {"model": record.model, "method": method_name(record)}
         for name, value in found.items():
             seen[name].add(value)
-        return time >= options.since and all(value in (getattr(options, n) or [value]) for n, value in found.items())
+        return time >= asked.since and all(value in (getattr(asked, n) or [value]) for n, value in found.items())
 
     passed = written = 0
     try:
-        logs = find_logs(wanted_paths(options))
-        for target, paths in plan_outputs(logs, options.out, options.format, options.by_name).items():
+        logs = find_logs(wanted_paths(asked))
+        for target, paths in plan_outputs(logs, asked.out, asked.format, asked.by_name).items():
             index = Index([Log(path) for path in paths])
-            index.fill(wanted, options.by_name)
-            if not len(index) and (options.model or options.method or options.since):
+            index.fill(wanted, asked.by_name)
+            if not len(index) and (asked.model or asked.method or asked.since):
                 continue
-            write_atomically(target, target.stem, index, options.format)
+            write_atomically(target, target.stem, index, asked.format)
             skipped = sum(log.skipped.total for log in index.logs)
             passed, written = passed + skipped, written + 1
             sources = ", ".join(map(str, paths))
             print(f"{sources} -> {target}: {len(index):,} trials, {skipped:,} lines skipped")
             print("".join(f"  {line}\n" for log in index.logs for line in log.sentences()), end="")
         for name, values in seen.items():
-            for asked in getattr(options, name) or ():
-                check_choice(name, asked, sorted(values))
-        check_left(options, written)
+            for value in getattr(asked, name) or ():
+                check_choice(name, value, sorted(values))
+        check_left(asked, written)
     except KeyboardInterrupt:
         print("stopped; not everything is written", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    return 1 if passed and options.strict else 0
+    return 1 if passed and asked.strict else 0
 
 
 if __name__ == "__main__":

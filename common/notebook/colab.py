@@ -155,13 +155,13 @@ def _is_workers(log: Path, study: str) -> bool:
     return f'"study": {json.dumps(study, ensure_ascii=False)}' in first
 
 
-class RunCopier:
+class RunKeeper:
     """Copies a run to Drive from time to time while it goes on, see :func:`copy_run`."""
 
     def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
         self._logs, self._drive, self._next = logs, drive, 0.0
 
-    def copy(self, run: str, now: bool = False) -> None:
+    def keep(self, run: str, now: bool = False) -> None:
         """Copy what has changed if the last copy is long enough ago, or with ``now`` in any case."""
         start = time.monotonic()
         if now or start >= self._next:

@@ -17,7 +17,7 @@ from common.models import build_model, check_image_size, relatives
 from common.network import profile
 from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
-from common.notebook.colab import RunCopier
+from common.notebook.colab import RunKeeper
 from common.notebook.config import CompareConfig, ExperimentConfig
 from common.notebook.live import LivePicture
 from common.planning import Budget, Entropy, Fixed, RankPlan, plan_ranks
@@ -78,7 +78,7 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
     description = f"dense {config.model or name}"
     if config.run is None:
         return model, train(model, data, settings, description=description)
-    run, copier = config.run, RunCopier(config.logs)
+    run, keeper = config.run, RunKeeper(config.logs)
     checkpoint = _checkpoint_of_run(config.logs, run)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = train(
@@ -87,10 +87,10 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
         settings,
         checkpoint=checkpoint,
         description=description,
-        on_epoch=lambda _: copier.copy(run),
+        on_epoch=lambda _: keeper.keep(run),
     )
     save_compressed(model, weights_path(config.logs, run))
-    copier.copy(run, now=True)
+    keeper.keep(run, now=True)
     return model, history
 
 
@@ -220,13 +220,13 @@ def search(
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None
-    picture, copier = LivePicture(figures.pareto), RunCopier(config.logs)
+    picture, keeper = LivePicture(figures.pareto), RunKeeper(config.logs)
 
     def on_trial(record: TrialRecord) -> None:
         print_trial(record)
         picture.add(record)
-        copier.forget(_checkpoint_of_run(config.logs, record.run))
-        copier.copy(record.run)
+        keeper.forget(_checkpoint_of_run(config.logs, record.run))
+        keeper.keep(record.run)
 
     result = search_ranks(
         model,

@@ -117,8 +117,8 @@ class Trials:
 
         ``label`` is ``model (dataset)``. The runs of one model are compared with each other when they started from
         the same dense network; when they did not, each study is a block of its own and the label names it. ``group``
-        differs in one thing: dense networks of one size and metric that differ by their seed alone are together, for
-        means over seeds.
+        is the same, but dense networks of one size and metric that differ only by their seed stay together, for means
+        over seeds.
         """
         for label, rows in self.frame.groupby(by, observed=True, sort=False):
             yield str(label), rows

@@ -12,7 +12,7 @@ from typing import Any
 from common.trials import Entry, Skipped, TrialRecord, iter_entries, time_number
 
 NAMED_LINES, NAMED_REASONS = 5, 50
-"""So many lines are named for each reason, and so many reasons for each log; the others are only counted."""
+"""The most lines that are named for a reason, and the most reasons for a log; others are only counted."""
 
 
 class SkippedLines(list[Skipped]):
@@ -76,8 +76,8 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
         paths: files and folders; a folder is not searched any deeper.
         suffixes: what a log may end with. An earlier suffix wins: of ``a.log`` and ``a.json`` in one folder or
             among the paths, ``(".log", ".json")`` keeps ``a.log``, because the JSON was made from it; so was
-            ``s.json`` from the logs of the workers that it names. A warning tells of one that lies elsewhere than the
-            log, and may be another run's.
+            ``s.json`` from the logs of the workers that it names. A JSON file that is left out although it lies in
+            another folder than the log may be another run's, so a warning names it.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no such file.

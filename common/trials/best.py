@@ -7,7 +7,7 @@ import math
 from common.trials.record import STAGES, TrialRecord, study_of
 
 CRITERIA = ("params", "macs", "speedup")
-"""What the summary looks for the best trial of: parameters removed, MACs removed, measured speedup."""
+"""What a trial can be the best by: parameters removed, MACs removed, measured speedup."""
 
 
 def final_metric(record: TrialRecord, name: str | None = None) -> float | None:

@@ -42,7 +42,7 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
 
 
 class TrialWriter:
-    """Appends to ``logs/<run>.log``; what it has returned from is on the disk, whatever happens next.
+    """Appends to ``logs/<run>.log``. A record is on the disk when `write` returns, whatever happens next.
 
     Args:
         folder: where the logs lie; made when it is not there.
@@ -71,7 +71,7 @@ class TrialWriter:
             ValueError: the record belongs to another run.
         """
         if record.run != self.run:
-            raise ValueError(f"a record of run {record.run!r} does not belong into {self.path.name}")
+            raise ValueError(f"a record of run {record.run!r} does not belong in {self.path.name}")
         self.note(summary_line(record))
         self._append(f"{TRIAL_MARK}{record.to_line()}\n")
         os.fsync(self._file.fileno())

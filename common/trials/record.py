@@ -12,6 +12,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import from_json
 
 from common.trials.migration import SCHEMA_VERSION, migrate, without_misfits
 
@@ -39,6 +40,16 @@ class Part(BaseModel):
     """A part of a trial record. It is written with the keys that it was given, and with no others."""
 
     model_config = ConfigDict(frozen=True, extra="allow", validate_by_name=True)
+
+    def __getitem__(self, key: str) -> Any:
+        """The value under a key of the log's JSON.
+
+        Raises:
+            KeyError: the part has no such key.
+        """
+        if key not in type(self).model_fields and key not in (self.model_extra or {}):
+            raise KeyError(key)
+        return getattr(self, key)
 
     def replace(self, **changes: Any) -> Self:
         """A copy in which these fields have other values, which are validated.
@@ -274,16 +285,30 @@ class TrialRecord(Part):
         Raises:
             ValueError: the text is no valid record.
         """
-        if text.endswith(_CURRENT) and b"NaN" not in text and b"Infinity" not in text:
+        finite = b"NaN" not in text and b"Infinity" not in text
+        if finite and text.endswith(_CURRENT):
             try:
                 return cls.model_validate_json(text, strict=True, context=READING)
             except ValidationError:
                 pass  # the slower way says what is wrong, or leaves it out
+        return cls.from_dict(_parsed(text, finite))
+
+
+def _parsed(text: bytes, finite: bool) -> Any:
+    """The values of a line of JSON; where it is not ``finite``, NaN and infinities become None.
+
+    Raises:
+        ValueError: the text is no JSON.
+    """
+    if finite:
         try:
-            values = _DECODER.decode(text.decode())
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            raise ValueError("torn: the record is not whole") from None
-        return cls.from_dict(values)
+            return from_json(text)  # twice as fast as the decoder
+        except ValueError:
+            pass  # torn, or with half a surrogate pair, which the decoder takes
+    try:
+        return _DECODER.decode(text.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("torn: the record is not whole") from None
 
 
 _CURRENT = f'"schema": {SCHEMA_VERSION}}}'.encode()

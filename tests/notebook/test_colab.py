@@ -12,7 +12,7 @@ import jupytext
 import pytest
 
 from common.notebook import colab
-from common.notebook.colab import RunCopier, copy_run, copy_to_drive, fetch_run, missing_requirements
+from common.notebook.colab import RunKeeper, copy_run, copy_to_drive, fetch_run, missing_requirements
 from common.notebook.config import ClassifierConfig
 
 ROOT = Path(__file__).parents[2]
@@ -117,15 +117,15 @@ def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
     (logs / "run-c.log").write_text('TRIAL {"details": {"study": "run-c"}}\n')
     now = 0.0
     monkeypatch.setattr("common.notebook.colab.time.monotonic", lambda: now)
-    copier = RunCopier(logs, drive)
-    copier.copy("run")
+    keeper = RunKeeper(logs, drive)
+    keeper.keep("run")
     kept = ["run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
     assert sorted(path.name for path in drive.iterdir()) == kept
     (logs / "run.log").write_text("more and more")
     for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
-        copier.copy("run")
+        keeper.keep("run")
         assert (drive / "run.log").read_text() == text
-    copier.forget(logs / "run-dense.safetensors")
+    keeper.forget(logs / "run-dense.safetensors")
     assert not any((folder / "run-dense.safetensors").exists() for folder in (logs, drive))
     later = tmp_path / "later"
     later.mkdir()
@@ -146,10 +146,10 @@ def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
 ) -> None:
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     for logs, run in ((tmp_path, "a"), (tmp_path, "b"), (tmp_path / "other", "a")):
-        for _ in range(2):  # the training has a copier, and so has the search
-            copier = RunCopier(logs, drive)
+        for _ in range(2):  # the training has a keeper, and so has the search
+            keeper = RunKeeper(logs, drive)
             for now in (True, False, True):
-                copier.copy(run, now)
+                keeper.keep(run, now)
         assert copy_run(logs, run, drive) == []  # the last cell of a notebook
         told = capsys.readouterr()
         assert told.err == ""
@@ -165,7 +165,7 @@ def test_a_drive_that_is_mounted_elsewhere_is_named(
 ) -> None:
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / "content" / "sample_data").mkdir(parents=True)
-    RunCopier(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").copy("run")
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
     assert f"(the one at {tmp_path / place} is not used)" in capsys.readouterr().out
     assert not list((tmp_path / place).iterdir())
 
@@ -174,7 +174,7 @@ def test_a_drive_that_is_mounted_elsewhere_is_named(
 def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ClassifierConfig.from_notebook({"run": "mine", "logs": str(tmp_path)})
     assert capsys.readouterr().out.count("run 'mine' will be lost") == 1
-    RunCopier(tmp_path).copy("mine")
+    RunKeeper(tmp_path).keep("mine")
     assert capsys.readouterr().out == ""
 
 
@@ -183,13 +183,13 @@ def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.Captu
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     drive.parent.mkdir(parents=True)
     (tmp_path / "run.log").write_text("a trial\n")
-    RunCopier(tmp_path, drive).copy("run")
+    RunKeeper(tmp_path, drive).keep("run")
     assert (drive / "run.log").read_text() == "a trial\n"
     assert capsys.readouterr().out == ""
 
 
 def test_elsewhere_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RunCopier(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").copy("run")
+    RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
 

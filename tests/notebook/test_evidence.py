@@ -14,7 +14,7 @@ from common.models import build_model
 from common.notebook.evidence import chosen_ranks, compare_networks, layer_table, predict_masks
 from common.planning import Fixed, plan_ranks
 from common.planning.decompositions import Decompositions
-from common.reporting.figures.masks import sample_masks
+from common.reporting.figures.outlines import sample_masks
 from common.training import evaluate
 from tests.networks import tiny_cnn, tiny_digits
 

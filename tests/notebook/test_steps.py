@@ -10,7 +10,7 @@ from common.compression import save_compressed
 from common.data.normalization import IMAGENET, remember_normalization
 from common.models import build_model
 from common.network.provenance import get_provenance
-from common.notebook.colab import RunCopier
+from common.notebook.colab import RunKeeper
 from common.notebook.config import ClassifierConfig, CompareConfig
 from common.notebook.evidence import compare_networks
 from common.notebook.steps import decompose, dense_network, load_data_of, search
@@ -123,7 +123,7 @@ def test_networks_that_started_from_imagenet_are_compared_on_its_scale() -> None
 
 def test_on_colab_a_training_is_kept_as_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = tmp_path / "drive"
-    monkeypatch.setattr(RunCopier.__init__, "__defaults__", (drive,))
+    monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
     mine = dataclasses.replace(config(None), logs=str(tmp_path / "logs"), run="mine", dense_epochs=2.0)
     kept: list[str] = []
 

@@ -217,3 +217,10 @@ def test_a_note_stays_one_line(tmp_path: Path) -> None:
         writer.note("two\nlines\nTRIAL {}")
     assert len(writer.path.read_text().splitlines()) == 1
     assert read_log(writer.path) == ([], [])
+
+
+def test_parts_are_read_by_the_keys_of_the_log_too() -> None:
+    record = make_record()
+    assert record.baseline["params"] == record.baseline.params
+    with pytest.raises(KeyError, match="nothing"):
+        record.baseline["nothing"]

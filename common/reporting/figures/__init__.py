@@ -8,7 +8,7 @@ from common.reporting.figures.curves import progress, training_curves
 from common.reporting.figures.effect import speedups, stages
 from common.reporting.figures.layer_times import layer_times
 from common.reporting.figures.layers import policy_heatmap, rank_heatmap, sensitivities, spectra
-from common.reporting.figures.masks import sample_masks
+from common.reporting.figures.outlines import sample_masks
 from common.reporting.figures.pareto import methods, pareto, pareto_front
 from common.reporting.figures.radar import radar
 from common.reporting.figures.style import save_figure

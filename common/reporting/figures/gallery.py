@@ -15,7 +15,7 @@ from common.reporting.frame import Trials, is_accepted
 from common.trials import LayerTimes, TrialRecord
 
 TOGETHER = 6
-"""So many blocks share a picture that has a row of panels for each."""
+"""At most this many blocks share a picture that has a row of panels for each."""
 HEATMAP_TRIALS = 400
 
 
@@ -29,7 +29,10 @@ class Entry:
 
 
 def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
-    """The pictures that these trials can fill; the radar and the Pareto front always, be it with a sentence."""
+    """The pictures that these trials can fill.
+
+    The radar and the Pareto front are always there; with nothing to draw they say so.
+    """
     frame = trials.frame
     yield Entry(
         "radar",

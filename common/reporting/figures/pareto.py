@@ -21,7 +21,7 @@ STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-
 STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 DRAWN = 1500
-"""So many trials of a block are drawn at most, evenly spread over all; the fronts are those of all."""
+"""At most this many trials of a block are drawn, evenly spread over all; the fronts are those of all."""
 COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
 
 
@@ -69,7 +69,7 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
-    """Neither may a few hundredths of a percent look like a cliff, nor a few failed trials flatten all the others.
+    """Set the height so that small differences look small and a few failed trials do not flatten the others.
 
     Args:
         axes: their marks are drawn; how many of ``values`` lie below the lower edge is said there.

@@ -70,7 +70,9 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
                 clip_on=False,
                 zorder=3,
             )
-            if len(values) == 1 and not np.isnan(radii).any():  # several fills would mix into a colour of nobody
+            if (
+                len(values) == 1 and not np.isnan(radii).any()
+            ):  # several fills would mix into a colour that stands for none
                 axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
         tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
         heading = f"Fewest parameters of {tested}trials with ≥ {percent(keep)} of the dense metric"

@@ -22,7 +22,7 @@ from common.reporting.facts import COLORS_APART, method_places
 WIDE, NARROW = 7.0, 3.5
 """Inches: the width of a page and of one of its two columns."""
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>"
 COLORS = (
     *("#0173b2", "#de8f05", "#029e73", "#1f1f1f", "#56b4e9"),
     *("#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"),
@@ -94,10 +94,10 @@ class Picture(Figure):
         with _settings(SAVING):
             return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
 
-    def savefig(self, *arguments: Any, **options: Any) -> None:
+    def savefig(self, *arguments: Any, **keywords: Any) -> None:
         """Save it, as matplotlib's own ``savefig`` does."""
         with _drawing():
-            super().savefig(*arguments, **options)
+            super().savefig(*arguments, **keywords)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
     known = methods.cat.categories if isinstance(methods, pd.Series) else list(methods)
     shown = set(methods)
     return {
-        name: (palette(COLORS_APART)[place % COLORS_APART], MARKERS[place % len(MARKERS)])
+        name: (palette(COLORS_APART)[place % COLORS_APART], MARKERS[(place + place // COLORS_APART) % len(MARKERS)])
         for name, place in method_places(known).items()
         if name in shown
     }

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 
-def add_log_options(parser: argparse.ArgumentParser) -> None:
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that choose logs and trials: ``paths``, ``logs``, ``model``, ``method``, ``since`` and the rest."""
     parser.add_argument("paths", nargs="*", metavar="LOG", help="logs or folders of logs (default: logs)")
     parser.add_argument("--logs", action="append", default=[], metavar="LOG", help="the same, may be repeated")
@@ -41,25 +41,25 @@ def moment(text: str) -> int:
         raise argparse.ArgumentTypeError(f"since={text} is not allowed; {allowed}") from None
 
 
-def wanted_paths(options: argparse.Namespace) -> list[str]:
+def wanted_paths(asked: argparse.Namespace) -> list[str]:
     """The logs and folders that were named, else the folder ``logs``."""
-    return [*options.paths, *options.logs] or ["logs"]
+    return [*asked.paths, *asked.logs] or ["logs"]
 
 
-def check_left(options: argparse.Namespace, left: object) -> None:
-    """Something must be left of what the options choose.
+def check_left(asked: argparse.Namespace, left: object) -> None:
+    """Raise unless something is left of what the options choose.
 
     Raises:
         ValueError: nothing is ``left``; the sentence names the options that were given.
     """
-    given = [f"--{name}" for name in ("model", "method", "since") if getattr(options, name)]
+    given = [f"--{name}" for name in ("model", "method", "since") if getattr(asked, name)]
     if given and not left:
         what = "it" if len(given) == 1 else "one of them"
         raise ValueError(f"No trial is left with {' and '.join(given)} as given; leave {what} out.")
 
 
 def be_printable() -> None:
-    """A name that this terminal cannot show must not end the run."""
+    """Write the escape of a character that this terminal cannot show, instead of ending the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.reporting.figures.masks import sample_masks
+from common.reporting.figures.outlines import sample_masks
 
 
 def squares() -> dict[str, np.ndarray]:
