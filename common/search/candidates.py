@@ -1,4 +1,4 @@
-"""The candidate ranks of each layer, from which a policy picks one a layer."""
+"""The candidates of each layer, of which a search policy picks one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from common.planning.allocation import Options
 from common.planning.decompositions import Decompositions, layer_method
 from common.planning.plan import LayerPlan, RankPlan
 
-LEVELS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
-"""Shares of a layer's parameters that a candidate may keep; the last is the dense layer."""
-LEVEL_NAMES = (*(f"{level:.0%}" for level in LEVELS[:-1]), "dense")
+LEVEL_SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
+"""For each level the share of a layer's parameters that its candidate may keep. The last level is the dense layer."""
+LEVEL_NAMES = (*(f"{level:.0%}" for level in LEVEL_SHARES[:-1]), "dense")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice for one layer.
+    """A plan for one layer.
 
     Attributes:
-        plan: what it is.
-        params, macs: what it costs.
-        error: its relative error; NaN for a candidate that was chosen by its loss.
-        loss: what it is expected to cost the network; NaN for a candidate that was chosen by its ranks.
+        plan: the plan.
+        params, macs: the layer's cost under the plan.
+        error: the layer's relative error. NaN if the search has a budget.
+        loss: the predicted loss. NaN if the search has no budget.
     """
 
     plan: LayerPlan
@@ -38,13 +38,13 @@ class Candidate:
 
 
 Candidates = Mapping[str, tuple[Candidate | None, ...]]
-"""Layer -> one entry a level; None where not even rank 1 is that small."""
+"""Layer -> one entry for each level; None if not even rank 1 is that small."""
 
 
 def layer_candidates(shapes: Mapping[str, LayerShape], decompositions: Decompositions, method: str) -> Candidates:
-    """For each layer and level the candidate with the greatest ranks, all modes at the same share of their maximum.
+    """For each layer and level, the candidate with the greatest ranks that fits.
 
-    A candidate never has more MACs than the dense layer.
+    All modes have the same share of their greatest rank. A candidate never has more MACs than the dense layer.
     """
     return {name: _candidates(name, shape, decompositions, method) for name, shape in shapes.items()}
 
@@ -55,7 +55,7 @@ def _candidates(
     dense_params, dense_macs = shape.dense_cost
     dense = Candidate(LayerPlan(reason="the policy chose it dense"), dense_params, dense_macs, 0.0)
     if dense_reason(shape):
-        return (*[None] * (len(LEVELS) - 1), dense)
+        return (*[None] * (len(LEVEL_SHARES) - 1), dense)
     chosen = layer_method(method, shape)
     decomposition = decompositions.get(name, chosen)
     steps = range(1, max(decomposition.max_ranks) + 1)
@@ -65,8 +65,8 @@ def _candidates(
         return params / dense_params if macs <= dense_macs else float("inf")
 
     found: list[Candidate | None] = []
-    for level in LEVELS[:-1]:
-        step = bisect.bisect_right(steps, level, key=kept)
+    for share in LEVEL_SHARES[:-1]:
+        step = bisect.bisect_right(steps, share, key=kept)
         if step:
             ranks = decomposition.fraction(step / len(steps))
             plan = decompositions.plan(name, chosen, ranks)
@@ -77,13 +77,13 @@ def _candidates(
 
 
 def option_candidates(options: Mapping[str, Options]) -> Candidates:
-    """For each layer and level the option with the least loss among those that are that small."""
+    """For each layer and level, the option with the least loss that fits."""
     found: dict[str, tuple[Candidate | None, ...]] = {}
     for name, layer in options.items():
         dense = int(np.argmax(layer.params))
         choices: list[Candidate | None] = []
-        for level in LEVELS[:-1]:
-            fitting = np.flatnonzero(layer.params <= level * layer.params[dense])
+        for share in LEVEL_SHARES[:-1]:
+            fitting = np.flatnonzero(layer.params <= share * layer.params[dense])
             best = fitting[np.argmin(layer.loss[fitting])] if len(fitting) else None
             choices.append(None if best is None else _option(layer, int(best)))
         found[name] = (*choices, _option(layer, dense))
@@ -96,7 +96,14 @@ def _option(options: Options, index: int) -> Candidate:
 
 
 def plan_of(candidates: Candidates, levels: Mapping[str, int], method: str, rule: str) -> RankPlan:
-    """The plan that takes for each layer the candidate at the index ``levels`` names."""
+    """The plan that takes each layer's candidate at its level.
+
+    Args:
+        candidates: the candidates of each layer.
+        levels: layer -> index of its level.
+        method: name of the method, for the plan.
+        rule: name of the rule, for the plan.
+    """
     layers = {}
     for name, index in levels.items():
         candidate = candidates[name][index]

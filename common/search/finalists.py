@@ -1,4 +1,4 @@
-"""The end of a search: the best few are fine-tuned, and the test split is read once for those that were chosen."""
+"""The end of a search: fine-tune the best few, and read the test split once for the chosen ones."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
 FINETUNED = "finetuned trial {}"
-"""A study's attribute: the file and figures of a trial that was fine-tuned; empty when that made it worse."""
+"""A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
 
 
 class Finalists:
-    """Fine-tunes and tests the best trials of a study; what is done stays done when it is stopped and begun again.
+    """Fine-tunes and tests the best trials of a study. After a stop, it continues where it was.
 
     Args:
-        study: all of whose trials are done.
-        objective: to measure with.
+        study: the study, with all of its trials done.
+        objective: measures the networks.
         settings: of the study.
         records: every trial by number; changed in place.
-        writer: of the run's log.
-        write: takes every record that has changed.
+        writer: writes the run's log.
+        write: is called with every record that changes.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class Finalists:
         return self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors")
 
     def finetune_best(self, given: int) -> None:
-        """Fine-tune the best trials, the dense network as their teacher, and log them again.
+        """Fine-tune the best trials with the dense network as their teacher, and log them again.
 
-        The best by score; under a budget the best by :func:`best_first` that keep to it, which the given plans need
-        not do. Where the settings ask for it, so are the first ``given``, which were planned by others.
+        The best are those with the highest scores. Under a budget they are the first by :func:`best_first` among
+        those that keep to it (given plans need not). If the settings ask for it, the given plans are fine-tuned too.
+
+        Args:
+            given: how many plans were given; their trials have the first numbers.
         """
         best = self._ranked()[: self.settings.finetune_top]
         measured = [record for record in self.records.values() if record.status == "ok"]
@@ -81,7 +84,7 @@ class Finalists:
     def _ranked(self) -> list[TrialRecord]:
         """The trials that were measured in full and keep to the budget, the best first.
 
-        Under a budget by what they reached last, else by their score, which fine-tuning does not change.
+        Under a budget their latest metrics decide, otherwise their scores, which fine-tuning does not change.
         """
         measured = [record for record in self.records.values() if record.status == "ok"]
         if self.settings.budget is None:
@@ -126,11 +129,17 @@ class Finalists:
         return best_first([after, before], self._images)[0] is before
 
     def test_chosen(self, given: int) -> dict[str, TrialRecord]:
-        """Read the test split once, for the chosen trials and the dense network; time and save the chosen.
+        """Test, time and save the chosen trials; test the dense network. This alone reads the test split.
 
-        Chosen are the best of all trials by each criterion and, where the first ``given`` plans beat those of the
-        policy, the policy's best as well; under a budget also the first by :func:`best_first`, whether it is accepted
-        or not; and all given plans where they are to be compared.
+        The chosen are the best of all trials by each criterion, and the best of the policy's own trials. Under a
+        budget, the first by :func:`best_first` is chosen too, accepted or not. So are all given plans if the settings
+        ask for it.
+
+        Args:
+            given: how many plans were given; their trials have the first numbers.
+
+        Returns:
+            See :meth:`best`.
         """
         every = list(self.records.values())
         sampled = [record for record in every if record.trial >= given]
@@ -161,12 +170,12 @@ class Finalists:
         return self.best()
 
     def best(self) -> dict[str, TrialRecord]:
-        """Criterion -> the best trial; under a budget ``metric`` is one of them."""
+        """Criterion -> the best trial; under a budget ``metric`` is one of the criteria."""
         best, top = choose_best(list(self.records.values()), self.settings.keep), self._best_within_budget()
         return {**best, "metric": self.records[top.trial]} if top else best
 
     def stored_networks(self) -> dict[int, nn.Module]:
-        """Number of a chosen trial -> its network, from the files beside the log that are still there."""
+        """Number of a chosen trial -> its network, from those files beside the log that still exist."""
         files = {number: self._file(number) for number, record in self.records.items() if record.details.weights}
         return {
             number: load_compressed(file, self.objective.model)
@@ -175,11 +184,11 @@ class Finalists:
         }
 
     def _best_within_budget(self) -> TrialRecord | None:
-        """Under a budget, the best that keeps to it, by what it reached last."""
+        """Under a budget, the best trial that keeps to it; otherwise None."""
         return next(iter(self._ranked()), None) if self.settings.budget is not None else None
 
     def _raw(self, record: TrialRecord) -> dict[str, float]:
-        """Metrics on validation before BatchNorm was recalibrated; a search measures them for the chosen alone."""
+        """Metrics on validation before BatchNorm was recalibrated. A search measures them for the chosen only."""
         if "raw" in record.metrics:
             return record.metrics["raw"]
         plan = plan_of_record(record)
@@ -189,16 +198,16 @@ class Finalists:
 
 
 def best_first(records: Iterable[TrialRecord], images: int) -> list[TrialRecord]:
-    """Trials of one size in the order in which they are worth fine-tuning, by what they reached on validation.
+    """Order trials of one size by their latest metrics on validation, the one most worth fine-tuning first.
 
-    The first has the least loss of those whose metric lies within a standard error of the best, and so on for the rest
-    (the rule of one standard error, Breiman et al. 1984): the best of many on few images is so by luck in part, and
-    the loss tells more of those that differ by luck. By the loss alone, networks that say nothing would come before
-    those that say something wrong at times.
+    The first has the least loss among those whose metric lies within one standard error of the best; the rest follow
+    in the same way (the rule of one standard error, Breiman et al. 1984). The best of many trials on few images is
+    partly luck, and the loss distinguishes trials that differ by luck. The loss alone would not do: it would prefer
+    networks that are never sure to networks that are sometimes wrong.
 
     Args:
-        records: measured in full.
-        images: of validation, N; the standard error of a metric m is sqrt(m (1 - m) / N).
+        records: trials that were measured in full.
+        images: number of images of validation, N. The standard error of a metric m is sqrt(m (1 - m) / N).
     """
     left = [record for record in records if final_metric(record) is not None]
     ranked: list[TrialRecord] = []

@@ -1,4 +1,4 @@
-"""What a trial measures, as a ladder: predicted, a part of validation, all of validation."""
+"""What a trial measures, as a ladder of three rungs: predicted, on a part of validation, on all of validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from common.training import evaluate
 Metrics = dict[str, dict[str, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 RUNGS = ("predicted", "part", "full")
-"""The rungs of the ladder; fine-tuning and the test come after the last trial, for the best few."""
+"""The rungs of the ladder. Fine-tuning and the test follow after the last trial, for the best few."""
 HELD_BYTES = 2**29
 """Batches up to this size are prepared once and kept in memory."""
 
@@ -39,13 +39,14 @@ class Measured:
 
     Attributes:
         rung: the last rung that was measured.
-        score: there, see :meth:`Objective.score`.
-        merit: what the adaptive policy goes by there, see :meth:`Objective.merit`; of a prediction the score.
-        params, macs: of the network.
-        part: metrics on a part of validation; empty when it was not measured.
+        score: the score there, see :meth:`Objective.score`.
+        merit: the adaptive policy's criterion there, see :meth:`Objective.merit`; for a prediction, the score.
+        params, macs: the network's cost.
+        part: metrics on a part of validation; empty if not measured.
         metrics: stage -> metric -> value on all of validation; empty below the last rung.
-        layers: what became of each factored layer, see :meth:`Objective.layer_figures`; empty where none was built.
-        cost, latency: of the network on the last rung; None below it, or when trials are not timed.
+        layers: the figures of each factored layer, see :meth:`Objective.layer_figures`; empty if none was built.
+        cost: the network's profile; None below the last rung.
+        latency: the network's latency; None below the last rung, or if trials are not timed.
     """
 
     rung: int
@@ -61,7 +62,7 @@ class Measured:
 
 
 Climb = Callable[[int, float], bool]
-"""Rung and score there -> whether the plan is measured on the next rung."""
+"""From a rung and the score there to whether to measure the plan on the next rung."""
 
 
 class Objective:
@@ -71,9 +72,9 @@ class Objective:
         model: the dense network.
         data: calibration is used for BatchNorm, validation for the metrics.
         decompositions: of ``model``.
-        space: of ``model``; it knows what plans cost and, under a budget, what divergence they are expected to do.
-        settings: of the search. Under a budget, the size does not count in the score, and no trial is timed unless
-            the search goes for a front.
+        space: of ``model``. It predicts the costs of plans and, under a budget, their losses.
+        settings: of the search. Under a budget, the size does not count in the score, and trials are timed only if
+            the search seeks a front.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Objective:
         return islice(self._validation, self._parts["validation"])
 
     def build(self, plan: RankPlan) -> nn.Module:
-        """The compressed network with its BatchNorm recalibrated."""
+        """Compress the network and recalibrate its BatchNorm."""
         small = compress(self.model, plan, decompositions=self.decompositions)
         self._recalibrate(small)
         return small
@@ -122,8 +123,8 @@ class Objective:
         """Measure a plan rung by rung.
 
         Args:
-            plan: for the dense network; with ``climb`` and a budget it has to be one that the space makes.
-            climb: is asked after each rung but the last; None measures the last one alone.
+            plan: for the dense network. With ``climb`` and a budget, the space must have made it.
+            climb: decides after each rung but the last. None measures only the last one.
             raw: also evaluate the network before its BatchNorm is recalibrated.
         """
         params, macs = self.space.cost(plan)
@@ -151,9 +152,9 @@ class Objective:
         return Measured(2, score, merit, cost.params, cost.macs, part, metrics, layers, cost, latency)
 
     def layer_figures(self, plan: RankPlan) -> dict[str, dict[str, float]]:
-        """Factored layer -> its relative ``error``, and the shares of its ``params`` and ``macs`` that are kept.
+        """Factored layer -> its relative ``error``, and the shares of its ``params`` and ``macs`` that it keeps.
 
-        The error is that of the layer's output on calibration data, or of its weight where there are no moments.
+        The error is that of the layer's output on calibration data, or of its weight if there are no moments.
         """
         found = {}
         for name, layer in plan.factored.items():
@@ -163,13 +164,13 @@ class Objective:
         return found
 
     def time(self, network: nn.Module, rounds: int, runtime: str = "eager") -> Latency:
-        """Latency of ``network``, with the dense one timed in turn."""
+        """Measure the latency of ``network``, with the dense network timed in turn."""
         return measure_latency(network, self.timed, baseline=self.model, rounds=rounds, runtime=runtime)
 
     def macs_ratio(self, network: nn.Module, runtime: str) -> float:
         """The dense network's MACs over those of ``network``, both as ``runtime`` computes them.
 
-        Of ranks that are filled up to a multiple when a network is exported, the zeros are not counted.
+        An export may pad ranks to a multiple; the padding does not count.
         """
         networks = [self.model, network]
         if RUNTIMES[runtime].merges_factors:
@@ -178,9 +179,9 @@ class Objective:
         return dense / small
 
     def layer_times(self, network: nn.Module, plan: RankPlan) -> dict[str, object] | None:
-        """Where the time of a pass goes in the dense network and in this one; None on a GPU, where none is measured.
+        """The seconds of each layer in the dense network and in this one, in PyTorch; None on a GPU.
 
-        See :func:`common.latency.layer_times`; both are timed as they are, in PyTorch.
+        See :func:`common.latency.layer_times`.
         """
         if self.timed.is_cuda:
             return None
@@ -195,7 +196,7 @@ class Objective:
         return layer_times(self.model, self.timed, "eager")
 
     def baseline(self) -> dict[str, object]:
-        """The dense network's figures, as a trial record holds them."""
+        """The dense network's figures, in the form of a trial record."""
         return {
             "params": self.dense_cost.params,
             "macs": self.dense_cost.macs,
@@ -213,9 +214,9 @@ class Objective:
         return reached - self.size_weight * self._kept(params, macs)
 
     def merit(self, metrics: Mapping[str, float], score: float) -> float:
-        """What the adaptive policy goes by: under a budget ``-loss``, otherwise the score.
+        """The adaptive policy's criterion: ``-loss`` under a budget, otherwise the score.
 
-        Networks of one size differ by few images, mostly by luck; the loss tells them apart, see docs/methods.md.
+        Networks of one size differ by few images, mostly by luck. The loss tells them apart, see docs/methods.md.
         """
         if self.space.budget is None:
             return score
@@ -226,19 +227,19 @@ class Objective:
 
 
 def four_digits(value: float) -> float:
-    """Four digits, which are enough to read and keep a log's lines short."""
+    """Round to four significant digits, which keeps a log's lines short."""
     return float(f"{value:.4g}")
 
 
 def held(batches: Loader) -> Batches:
-    """The batches, in memory where they are small enough; a search reads them hundreds of times."""
+    """Keep the batches in memory if they are small enough. A search reads them hundreds of times."""
     inputs, targets = next(iter(batches))
     size = (inputs.nbytes + targets.nbytes) * len(batches)
     return list(batches) if size <= HELD_BYTES else batches
 
 
 def calibration_inputs(data: DataBundle, count: int) -> Tensor:
-    """The first ``count`` inputs of the calibration split, or all of it where it is smaller: ``(N, C, H, W)``."""
+    """The first ``count`` inputs of the calibration split, or all of them if it is smaller: ``(N, C, H, W)``."""
     batches: list[Tensor] = []
     for inputs, _ in data.calibration:
         batches.append(inputs)

@@ -1,4 +1,4 @@
-"""What a process does before its first trial: decompositions, sensitivities, the space, the dense figures."""
+"""What a process prepares before its first trial: decompositions, sensitivities, the space, the dense figures."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from common.search.study.specification import Points, StudySpecification
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a process needs to measure trials, the same in every process of a study.
+    """Everything a process needs to measure trials. It is the same in every process of a study.
 
     Attributes:
         specification: of the study.
         space: what the trials choose from.
-        objective: what they are measured by.
-        single_plan: of a policy that has one plan only.
+        objective: measures the trials.
+        single_plan: the policy's plan, if it has only one.
     """
 
     specification: StudySpecification
@@ -47,7 +47,7 @@ class Prepared:
 
 
 def nothing_to_search(model: nn.Module, data: DataBundle) -> str:
-    """Why no layer of ``model`` can be factored; empty where one can."""
+    """Why no layer of ``model`` can be factored; empty if one can."""
     x = data.example().to(next(model.parameters()).device)
     shapes = trace_layers(model, x)
     if not shapes:
@@ -61,9 +61,14 @@ def nothing_to_search(model: nn.Module, data: DataBundle) -> str:
 def decompose_for_search(
     model: nn.Module, data: DataBundle, seed: int, data_aware: bool = True, sweeps: int = 0
 ) -> Decompositions:
-    """The decompositions of ``model``, best for its outputs on the calibration split or for its weights alone.
+    """The decompositions of ``model``, on the calibration split or on its weights alone.
 
-    The images of the calibration split are augmented from ``seed``, the same in every process.
+    Args:
+        model: the dense network.
+        data: its calibration split is read.
+        seed: seeds the split's augmentation, so that every process gets the same decompositions.
+        data_aware: whether to minimise the errors of the layers' outputs on data instead of the weights' errors.
+        sweeps: number of improving sweeps, see :class:`common.planning.decompositions.Decompositions`.
     """
     if not data_aware:
         return Decompositions(model, sweeps=sweeps)
@@ -75,7 +80,7 @@ def decompose_for_search(
 def measure_sensitivities(
     model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings
 ) -> tuple[dict[str, float], dict[str, Points]]:
-    """Each layer's sensitivity, and its measured divergences over the layer's squared error."""
+    """Each layer's sensitivity, and its points (squared relative error, measured divergence)."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
@@ -92,7 +97,7 @@ def measure_sensitivities(
 def prepare(
     model: nn.Module, data: DataBundle, specification: StudySpecification, decompositions: Decompositions
 ) -> Prepared:
-    """All that a process needs to measure the trials of a study.
+    """Prepare everything a process needs to measure the trials of a study.
 
     Raises:
         ValueError: the budget cannot be met.
@@ -101,11 +106,4 @@ def prepare(
     x = data.example().to(next(model.parameters()).device)
     space = Space(model, x, decompositions, settings.method, settings.budget, specification.divergences)
     plan = POLICIES[settings.policy].single_plan(model, x, decompositions, space)
-    objective = Objective(
-        model,
-        data,
-        decompositions,
-        space,
-        settings,
-    )
-    return Prepared(specification, space, objective, plan)
+    return Prepared(specification, space, Objective(model, data, decompositions, space, settings), plan)

@@ -1,4 +1,4 @@
-"""``search_ranks``: a study of rank plans, from the first trial to the test of the best."""
+"""``search_ranks``: search rank plans, from the first trial to the test of the best."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from common.search.session import RunningSearch, SearchResult
 from common.search.settings import SearchSettings
 from common.search.study.attempts import MAIN, claim, release, this_worker
 from common.search.study.runner import print_trial
-from common.search.study.specification import KEY, StudySpecification, data_digest, network_digest, weights_path
+from common.search.study.specification import (
+    SPECIFICATION,
+    StudySpecification,
+    data_digest,
+    network_digest,
+    weights_path,
+)
 from common.search.study.storage import FINISHED, check_run, journal_path, open_study, opened_storage
 from common.training.distillation import check_features
 from common.training.first_pass import check_network
@@ -34,13 +40,14 @@ from common.trials import TrialRecord, TrialWriter, log_path
 
 
 class StudyOptions(TypedDict, total=False):
-    """Where a study lives and how it is called.
+    """Where a study is stored, and its name.
 
     Attributes:
-        logs: folder of the log; ``logs`` by default.
-        run: name of the run, its log and its study; made from the model, data set, method and time by default.
-        storage: of the study: a URL that Optuna knows, or a journal file; ``<logs>/<run>.journal`` by default.
-        command: what starts this search again, for the records; this process's own command line by default.
+        logs: folder of the log; by default ``logs``.
+        run: name of the run, its log and its study; by default from the model, data set, method and time.
+        storage: where the study is stored: a URL that Optuna knows, or a journal file; by default
+            ``<logs>/<run>.journal``.
+        command: the command that starts this search again, for the records; by default this process's command line.
     """
 
     logs: str | Path
@@ -62,23 +69,23 @@ def search_ranks(
     on_trial: Callable[[TrialRecord], None] | None = None,
     **options: Unpack[StudyOptions],
 ) -> SearchResult:
-    """Search the ranks of every layer of ``model``. Every trial is on the disk before the next one starts.
+    """Search the ranks of every layer of ``model``. Every trial is on disk before the next one starts.
 
     A trial compresses the network, recalibrates BatchNorm and evaluates on a part of validation. Optuna's pruner
     decides which trials are evaluated on all of it, counted and timed. The finalists are then fine-tuned with the
-    dense network as their teacher. Only at the end, the chosen networks and the dense one are evaluated on the test
-    split, timed again and saved beside the log: the fastest of many noisy timings would flatter.
+    dense network as their teacher. Only at the end are the chosen networks and the dense one evaluated on the test
+    split, timed again and saved beside the log. (The fastest of many noisy timings would flatter.)
 
-    A stopped search continues when the same call is made again with its ``run``, and gives the same trials. A finished
-    one is read from its log. Other processes can take part, see :mod:`common.search.study.worker`.
+    To continue a stopped search, make the same call again with its ``run``; the trials will be the same. A finished
+    search is read from its log. Other processes can take part, see :mod:`common.search.study.worker`.
 
     Args:
-        model: the dense network, trained. It stays unchanged.
-        data: its four splits.
+        model: the dense, trained network. It stays unchanged.
+        data: the data set with its four splits.
         settings: of the search; None for the defaults.
-        plans: measured first, as trials that the policy does not learn from. A continued study keeps its own.
-        decompositions: of ``model``; None makes them, with the moments of the calibration split.
-        on_trial: called with every record as it is written; None prints its summary line.
+        plans: plans to measure first. The policy does not learn from them. A continued study keeps its own.
+        decompositions: of ``model``. None makes them from the moments of the calibration split.
+        on_trial: is called with every record as it is written. None prints the record's summary line.
         options: ``logs``, ``run``, ``storage`` and ``command``, see :class:`StudyOptions`.
 
     Warns:
@@ -86,9 +93,10 @@ def search_ranks(
 
     Raises:
         ValueError: another process searches this run; the run has a log but no study, or was begun with another
-            network, other data or settings; the folder or the storage cannot be used; the budget cannot be met; the
-            network does not fit the data.
+            network, other data or settings; the folder or the storage cannot be used; the budget cannot be met; or
+            the network does not fit the data.
         RuntimeError: a runtime cannot be used here.
+        TypeError: an option is unknown.
     """
     if unknown := sorted(options.keys() - StudyOptions.__annotations__.keys()):
         raise TypeError(f"{unknown[0]!r} is no parameter of search_ranks; besides its own it takes {_OPTIONS}")
@@ -115,7 +123,7 @@ def search_ranks(
 
 def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSettings, logs: str | Path, run: str) -> None:
     """Raise unless the search can begin, before any work starts."""
-    log_path(logs, run, new=False)  # the run must be able to name a file before its folder is made
+    log_path(logs, run, new=False)  # checks the run's name before any folder is made
     check_writable(logs)
     for runtime in settings.runtimes:
         RUNTIMES[runtime].check(next(model.parameters()).device)
@@ -125,7 +133,7 @@ def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSetting
 
 
 def _empty_result(logs: str | Path, run: str) -> SearchResult:
-    """That of a network that offers no choice: no trial, no log."""
+    """The result for a network without a layer to factor: no trial and no log."""
     study = optuna.create_study(study_name=run)
     return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study)
 
@@ -145,8 +153,8 @@ def _check_same(
     data: DataBundle,
     decompositions: Decompositions | None,
 ) -> None:
-    """Refuse to go on with a study that was begun with something else."""
-    if (known := study.user_attrs.get(KEY)) is None:
+    """Raise a ValueError if the study was begun with something else."""
+    if (known := study.user_attrs.get(SPECIFICATION)) is None:
         return
     if differences := StudySpecification.from_json(known).differences(settings, model, data, decompositions):
         raise ValueError(
@@ -164,8 +172,8 @@ def _prepare_study(
     decompositions: Decompositions | None,
     weights: Path,
 ) -> Prepared:
-    """Describe a new study, or take up one that goes on; and prepare to measure its trials."""
-    known = study.user_attrs.get(KEY)
+    """Describe a new study or read the description of a known one, and prepare to measure its trials."""
+    known = study.user_attrs.get(SPECIFICATION)
     if known is None:
         decompositions = decompositions or decompose_for_search(model, data, settings.seed)
         prepared = _begin(model, data, settings, plans, decompositions, weights)
@@ -176,7 +184,7 @@ def _prepare_study(
         )
         prepared = prepare(model, data, dataclasses.replace(specification, settings=settings), decompositions)
     if known is None or prepared.specification.settings != StudySpecification.from_json(known).settings:
-        study.set_user_attr(KEY, prepared.specification.to_json())
+        study.set_user_attr(SPECIFICATION, prepared.specification.to_json())
     return prepared
 
 

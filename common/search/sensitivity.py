@@ -1,4 +1,4 @@
-"""How much the network's output suffers when one layer alone is decomposed."""
+"""How much the network's output changes when one layer alone is factored."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ from common.planning.decompositions import Decompositions
 from common.planning.options import Divergences
 from common.planning.plan import LayerPlan, RankPlan
 from common.progress import track
-from common.search.candidates import LEVELS, Candidate, Candidates
+from common.search.candidates import LEVEL_SHARES, Candidate, Candidates
 
-REFERENCE_LEVEL = LEVELS.index(0.1)
+REFERENCE_LEVEL = LEVEL_SHARES.index(0.1)
 
 
 def reference_candidate(choices: Sequence[Candidate | None]) -> Candidate | None:
-    """The candidate at which a layer's sensitivity is measured: a tenth of its parameters, or the next that errs."""
+    """The candidate at which a layer's sensitivity is measured.
+
+    It has a tenth of the layer's parameters, or is the next larger one with an error. None if there is none.
+    """
     return next((choice for choice in choices[REFERENCE_LEVEL:] if choice and choice.error), None)
 
 
 def layer_sensitivities(
     model: nn.Module, candidates: Candidates, decompositions: Decompositions, inputs: Tensor
 ) -> dict[str, float]:
-    """Measured sensitivity of every layer to decomposition.
+    """Measure the sensitivity of every layer.
 
-    Each layer in turn is cut to about a tenth of its parameters, the rest left dense; its sensitivity is the mean
-    Kullback-Leibler divergence of the network's outputs from the dense ones, in nats for an image or, where there is
-    an output for each, for a pixel. No target is needed. A layer that has no candidate with an error gets 0.
+    Each layer in turn is cut to about a tenth of its parameters while the others stay dense. Its sensitivity is the
+    mean Kullback-Leibler divergence of the network's outputs from the dense ones, in nats for each image, or for each
+    pixel if there is an output for each. No target is needed. A layer without a candidate that errs gets 0.
 
     Args:
-        model: the dense network; its training mode is left as it was.
-        candidates: of its layers.
-        decompositions: of its layers.
+        model: the dense network. Its training mode stays as it was.
+        candidates: the candidates of its layers.
+        decompositions: the decompositions of its layers.
         inputs: ``(N, C, H, W)`` from the calibration split.
     """
     references = {name: reference_candidate(choices) for name, choices in candidates.items()}
@@ -53,18 +56,18 @@ def measure_divergences(
     candidates: Candidates,
     decompositions: Decompositions,
     inputs: Tensor,
-    levels: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
+    shares: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
 ) -> Divergences:
-    """A table, layer x level, of what decomposing that layer alone does to the network's output.
+    """Measure the divergence of the network's output at several errors of each layer alone.
 
-    Measured once, it serves every budget: :func:`common.planning.plan_ranks` interpolates in it.
+    One measurement serves every budget, because :func:`common.planning.plan_ranks` interpolates in it.
 
     Args:
-        model: the dense network; its training mode is left as it was.
-        candidates: of its layers, by any one method.
-        decompositions: of its layers.
+        model: the dense network. Its training mode stays as it was.
+        candidates: the candidates of its layers, by one method.
+        decompositions: the decompositions of its layers.
         inputs: ``(N, C, H, W)`` from the calibration split.
-        levels: which of ``LEVELS`` are measured.
+        shares: the levels to measure, by their share in ``LEVEL_SHARES``.
 
     Returns:
         Layer -> points (squared relative error, Kullback-Leibler divergence from the dense outputs in nats).
@@ -72,8 +75,8 @@ def measure_divergences(
     chosen = [
         (name, choice)
         for name, choices in candidates.items()
-        for level in levels
-        if (choice := choices[LEVELS.index(level)]) and choice.error
+        for share in shares
+        if (choice := choices[LEVEL_SHARES.index(share)]) and choice.error
     ]
     measured = _divergences(model, [(name, choice.plan) for name, choice in chosen], decompositions, inputs)
     table: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
@@ -86,7 +89,7 @@ def measure_divergences(
 def _divergences(
     model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
-    """For each (layer, plan) the divergence of the outputs when only that layer is decomposed."""
+    """For each (layer, plan), the divergence of the outputs when only that layer is factored."""
     inputs = to_network(inputs, model)
     with evaluating(model):
         dense = _log_probabilities(model(inputs))
@@ -100,7 +103,7 @@ def _divergences(
 
 
 def _log_probabilities(output: object) -> Tensor:
-    """Of the classes, along axis 1; a single channel is the logit of a mask, which has two."""
+    """The classes' log-probabilities along axis 1. A single channel is the logit of a mask, which has two classes."""
     logits = single_tensor(output, "the network")
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
@@ -108,7 +111,7 @@ def _log_probabilities(output: object) -> Tensor:
 
 
 def interpolated_sensitivities(candidates: Candidates, divergences: Divergences) -> dict[str, float]:
-    """Each layer's sensitivity read off its table of divergences, at the error of its reference candidate."""
+    """Each layer's sensitivity, interpolated in its divergences at the error of its reference candidate."""
     found = dict.fromkeys(candidates, 0.0)
     for name, choices in candidates.items():
         reference = reference_candidate(choices)
@@ -121,6 +124,6 @@ def interpolated_sensitivities(candidates: Candidates, divergences: Divergences)
 def single_divergences(
     candidates: Candidates, sensitivities: Mapping[str, float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """A table of divergences with one point a layer: its sensitivity, at the squared error where that was measured."""
+    """Divergences with one point for each layer: its sensitivity, at the squared error where it was measured."""
     references = {name: reference_candidate(choices) for name, choices in candidates.items()}
     return {name: [(reference.error**2, sensitivities[name])] for name, reference in references.items() if reference}

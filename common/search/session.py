@@ -1,4 +1,4 @@
-"""A search under way: the given plans, the trials, the finalists, and what came of them."""
+"""A running search: the given plans, the trials, the finalists, and the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.search.study.storage import FINISHED
 from common.trials import TrialRecord, TrialWriter, choose_best, read_log
 
 GIVEN = "given plan {}"
-"""A study's attribute: what came of a plan that was measured first."""
+"""A study's attribute: the record of a given plan, without what all records share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,17 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        records: every trial in its latest version, by number.
-        best: criterion -> the accepted trial that is best by it, see :func:`common.trials.best.choose_best`; under a
-            budget also ``metric``, the first by :func:`common.search.finalists.best_first`, accepted or not.
-        networks: number of a chosen trial -> its network; empty when the search was stopped before its end.
-        sensitivities: layer -> measured sensitivity.
-        layer_sizes: layer -> its parameters in the dense network.
-        first_policy, last_policy: layer -> probability of each candidate, before and after.
+        records: the latest record of every trial, by number.
+        best: criterion -> the best accepted trial, see :func:`common.trials.best.choose_best`. Under a budget also
+            ``metric`` -> the first by :func:`common.search.finalists.best_first`, accepted or not.
+        networks: number of a chosen trial -> its network; empty if the search was stopped.
+        sensitivities: layer -> its measured sensitivity.
+        layer_sizes: layer -> its number of parameters in the dense network.
+        first_policy, last_policy: layer -> the probability of each level, before and after the trials.
         log: the log file.
-        study: the Optuna study, for its own plots and for ``best_trials``.
-        remaining: how many trials are still to be run; 0 unless the search was stopped.
-        finished: whether it came to its end: the chosen were tested, and nothing is left to be done.
+        study: the Optuna study, for Optuna's plots and its ``best_trials``.
+        remaining: number of trials still to run; 0 unless the search was stopped.
+        finished: whether the chosen networks were tested and nothing is left to do.
     """
 
     records: list[TrialRecord]
@@ -56,13 +56,22 @@ class SearchResult:
 
     @property
     def best_networks(self) -> dict[int, nn.Module]:
-        """Number of a best trial -> its network, as far as it is there."""
+        """Number of a best trial -> its network, if ``networks`` holds it."""
         numbers = dict.fromkeys(record.trial for record in self.best.values())
         return {number: self.networks[number] for number in numbers if number in self.networks}
 
 
 class RunningSearch:
-    """A search under way in the process that ends it."""
+    """A search in the study's main process, which also fine-tunes and tests the finalists.
+
+    Args:
+        study: the study, opened and claimed by this process.
+        prepared: measures the trials.
+        data: the data set.
+        writer: writes the run's log.
+        show: is called with every record as it is written.
+        command: the command that starts the search again; None for this process's command line.
+    """
 
     def __init__(
         self,
@@ -80,7 +89,7 @@ class RunningSearch:
         self.runner = Runner(study, prepared, self.recorder, writer, show, MAIN)
 
     def run(self) -> SearchResult:
-        """Run what is left of the study; a KeyboardInterrupt ends it with what there is."""
+        """Run the rest of the study. A KeyboardInterrupt ends it with what there is so far."""
         self._note_start()
         networks: dict[int, nn.Module] = {}
         records: dict[int, TrialRecord] = {}
@@ -88,29 +97,26 @@ class RunningSearch:
             self._measure_given()
             attempts = self.runner.run()
             records = self._records(attempts)
-            self._log_what_no_log_holds(records)
+            self._log_unlogged(records)
             check_claim(self.study, self.runner.worker)
-            finalists = Finalists(
-                self.study,
-                self.prepared.objective,
-                self.specification.settings,
-                records,
-                self.writer,
-                self.runner.write,
-            )
+            finalists = self._finalists(records)
             finalists.finetune_best(self.runner.given)
             best = finalists.test_chosen(self.runner.given)
             networks = finalists.networks
             self.study.set_user_attr(FINISHED, True)
         except KeyboardInterrupt:
             attempts = Attempts(self.study, self.specification.settings.places)
-            records = self._records(attempts) | records  # with what was fine-tuned, if it came to that
+            records = self._records(attempts) | records  # fine-tuned records replace the others
             best = choose_best(list(records.values()), self.specification.settings.keep)
             self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
         return self._result(records, best, networks, attempts)
 
     def stored(self) -> SearchResult:
-        """What a search that is finished has found, from its log and the files beside it."""
+        """Read what a finished search found from its log and the files beside it.
+
+        Raises:
+            ValueError: the settings ask for more trials than the study has.
+        """
         attempts = Attempts(self.study, self.specification.settings.places)
         if attempts.finished < self.specification.settings.places:
             raise ValueError(
@@ -159,7 +165,7 @@ class RunningSearch:
         )
 
     def _measure_given(self) -> None:
-        """Measure and log the plans that were given, those that an earlier process has not."""
+        """Measure and log the given plans that no earlier process has measured."""
         for number, plan in enumerate(self.specification.rank_plans()):
             if GIVEN.format(number) in self.study.user_attrs:
                 continue
@@ -181,8 +187,8 @@ class RunningSearch:
         }
         return given | self.recorder.of_attempts(attempts, self.runner.given)
 
-    def _log_what_no_log_holds(self, records: dict[int, TrialRecord]) -> None:
-        """Trials of workers elsewhere, and those whose process was killed before it could write."""
+    def _log_unlogged(self, records: dict[int, TrialRecord]) -> None:
+        """Log the trials of workers elsewhere, and those whose process was killed before it could write."""
         logged = logged_trials(self.writer.path.parent, self.writer.run, self.study.study_name)
         for number in sorted(records.keys() - logged):
             self.writer.write(records[number])

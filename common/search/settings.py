@@ -17,34 +17,35 @@ from common.validation import check_choice
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
 class SearchSettings(PolicySettings):
-    """How ranks are searched for; :class:`PolicySettings` holds what only the policies read.
+    """How to search for ranks. :class:`PolicySettings` holds the settings that only the policies read.
 
     Attributes:
         method: the decomposition; ``mixed`` lets each layer take any of them and needs a budget.
-        policy: who proposes the plans, by its name in :data:`common.search.policies.POLICIES`. ``adaptive`` moves
-            toward the best trials, ``static`` is the fixed distribution of earlier work. ``uniform``, ``energy``,
-            ``vbmf`` and ``budget`` are rank rules, which have a single plan and need a budget. ``random``, ``tpe`` and
+        policy: the name of the search policy in :data:`common.search.policies.POLICIES`. ``adaptive`` moves toward
+            the best trials; ``static`` has the fixed probabilities of earlier work. ``uniform``, ``energy``, ``vbmf``
+            and ``budget`` are rank rules, which have a single plan and need a budget. ``random``, ``tpe`` and
             ``nsga2`` are Optuna's samplers.
-        objective: ``score``, or ``pareto`` for the front of (metric, params, MACs, latency), where no trial is pruned.
-            ``nsga2`` spreads its trials along the front; the ``adaptive`` policy goes for the best score on it.
-        table: under a budget, measure each layer's sensitivity at four of its sizes rather than one.
-        size_weight: what the score takes off for the size kept, see :meth:`common.search.objective.Objective.score`;
-            under a budget nothing.
-        climb: share of the trials that Optuna's percentile pruner lets climb from one rung to the next: predicted
-            (under a budget only), a part of validation, all of it. At 1 every trial is measured in full.
-        startup: trials that are measured in full before any is pruned.
-        part: share of the calibration and validation batches that the first measurement takes.
-        keep: a trial is accepted when it keeps this share of the dense metric.
-        finetune_top: how many of the best trials are fine-tuned: by score, under a budget by metric and loss.
-        finetune: how; at most 5 epochs.
-        finetune_given: fine-tune the given plans too, and test them at the end, to compare the rules that made them.
-        sensitivity_images: from the calibration split, for the sensitivities.
-        latency_batch: inputs in a timed pass.
-        runtimes: in which the chosen networks are timed at the end; trials are timed in ``eager``.
+        objective: ``score``, or ``pareto`` for the front of (metric, params, MACs, latency), which prunes no trial.
+            ``nsga2`` spreads its trials along the front; ``adaptive`` seeks the best score on it.
+        table: under a budget, measure each layer's divergence at four of its sizes instead of one.
+        size_weight: weight of the size in the score, see :meth:`common.search.objective.Objective.score`. A budget
+            replaces it by 0.
+        climb: share of the trials that Optuna's percentile pruner lets climb from each rung to the next. The rungs
+            are the predicted loss (under a budget only), a part of validation, and all of it. At 1, every trial is
+            measured in full.
+        startup: number of trials to measure in full before any is pruned.
+        part: share of the calibration and validation batches in the second rung.
+        keep: a trial is accepted if it keeps this share of the dense metric.
+        finetune_top: number of the best trials to fine-tune: by score, or under a budget by metric and loss.
+        finetune: settings of this fine-tuning, at most 5 epochs.
+        finetune_given: also fine-tune and test the given plans, to compare the rules that made them.
+        sensitivity_images: number of images of the calibration split on which sensitivities are measured.
+        latency_batch: number of inputs in a timed pass.
+        runtimes: the runtimes in which the chosen networks are timed at the end. Trials are timed in ``eager``.
 
     Raises:
-        ValueError: a value is not allowed, a choice needs a budget and there is none, or a rule has no plan by the
-            method.
+        ValueError: a value is not allowed, the policy or the method needs a budget and there is none, or the policy
+            does not fit the method.
     """
 
     method: str = "htd"
@@ -87,15 +88,15 @@ class SearchSettings(PolicySettings):
 
     @property
     def prunes(self) -> bool:
-        """Whether trials that look poor are given up early."""
+        """Whether poor trials end early."""
         return self.climb < 1 and self.objective == "score" and not POLICIES[self.policy].has_single_plan
 
     @property
     def places(self) -> int:
-        """How many different plans are tried: ``trials``, or 1 for a policy that has a single plan."""
+        """The number of places of the study: ``trials``, or 1 for a policy with a single plan."""
         return 1 if POLICIES[self.policy].has_single_plan else self.trials
 
     @property
     def proposer(self) -> str:
-        """Who proposes the plans, in words for a trial record."""
+        """The rule that a trial record names, e.g. ``adaptive policy``."""
         return f"{self.policy} {POLICIES[self.policy].kind}"

@@ -1,4 +1,4 @@
-"""What a search chooses from: levels of every layer, and the plan that a choice of levels stands for."""
+"""What a search chooses from: the levels of every layer, and the plan that a choice of levels stands for."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ Levels = dict[str, int]
 
 
 class Space:
-    """Levels of every layer; with a budget, also all ranks, from which a choice of levels is made to fit it.
+    """The levels of every layer, and the plans that they stand for.
+
+    With a budget it also holds every rank of every layer, so that it can fit any choice of levels to the budget.
 
     Args:
         model: the dense network.
         x: one example input ``(N, C, H, W)``.
         decompositions: of ``model``.
         method: the decomposition, or ``mixed``.
-        budget: that every plan keeps to; None takes the chosen candidates as they are.
-        divergences: measured loss of errors, layer by layer.
+        budget: every plan keeps to it. None takes the chosen candidates as they are.
+        divergences: layer -> measured divergences, see :func:`common.search.sensitivity.measure_divergences`.
 
     Raises:
-        ValueError: the budget cannot be met; the sentence names the least that can.
+        ValueError: the budget cannot be met. The message names the least that can.
     """
 
     def __init__(
@@ -74,18 +76,22 @@ class Space:
         }
 
     def distributions(self) -> dict[str, IntDistribution]:
-        """Layer -> the levels that it has."""
+        """Layer -> the range of its levels."""
         return {
             name: IntDistribution(next(i for i, choice in enumerate(choices) if choice), len(choices) - 1)
             for name, choices in self.candidates.items()
         }
 
     def plan(self, levels: Mapping[str, int], rule: str) -> RankPlan:
-        """The plan that ``levels`` stand for; with a budget, one that fills it.
+        """The plan that ``levels`` stand for. With a budget, the plan fills it.
 
-        A level says at what price per size its layer would choose it. The plan has the least loss within the budget
-        when every layer's loss is counted in units of its price, so that what the levels say of the layers relative
-        to each other is kept, and levels that all name the same price give the budget's own allocation.
+        A level implies a price per size: the price at which its layer would choose it. The plan has the least loss
+        within the budget if each layer's loss is divided by its price. Thus the levels decide how the layers share
+        the budget, and levels that all imply the same price give the budget's own allocation.
+
+        Args:
+            levels: layer -> index of its level.
+            rule: name of the rule, for the plan.
         """
         if self.budget is None:
             return plan_of(self.candidates, levels, self.method, rule)
@@ -102,7 +108,7 @@ class Space:
         return RankPlan(layers, self.method, "budget", {"params": self.budget.params, "macs": self.budget.macs})
 
     def _prices(self, levels: Mapping[str, int]) -> dict[str, float]:
-        """Prices in units of their median; a layer that has one level only has no say."""
+        """Layer -> its price in units of the median price, without the layers that have only one level."""
         prices = {}
         for name, level in levels.items():
             choices = [choice for choice in self.candidates[name] if choice]
@@ -116,7 +122,7 @@ class Space:
         return {name: min(max(price / typical, 1e-6), 1e6) for name, price in prices.items()}
 
     def size(self, choice: Candidate) -> float:
-        """Mean of a candidate's shares of the whole network, in the costs that the budget limits."""
+        """The candidate's share of the whole network, averaged over the costs that the budget limits."""
         budget = self.budget or Budget(params=1.0, macs=1.0)
         shares = [
             cost / dense
@@ -128,7 +134,7 @@ class Space:
         return sum(shares) / len(shares)
 
     def predicted_loss(self, plan: RankPlan) -> float:
-        """The sum over layers of what a plan under the budget is expected to cost the network."""
+        """The predicted loss of a plan under the budget, summed over its layers."""
         return sum(self._losses[name][layer] for name, layer in plan.factored.items())
 
     def cost(self, plan: RankPlan) -> tuple[int, int]:
@@ -136,7 +142,7 @@ class Space:
         return plan_cost(self.shapes, self._whole, plan)
 
     def levels_of(self, plan: RankPlan) -> Levels:
-        """For each layer the level whose size is nearest to the plan's."""
+        """Layer -> the level whose size is nearest to the layer's size in the plan."""
         found = {}
         for name, layer in plan.layers.items():
             params = self.shapes[name].cost(layer)[0]
@@ -154,10 +160,15 @@ class Space:
 
 
 def _price(sizes: Sequence[float], losses: Sequence[float], index: int) -> float:
-    """The price per size at which a layer would choose option ``index``, or what is better and no larger.
+    """The price per size at which a layer would choose option ``index``, or a better one that is no larger.
 
-    It is the geometric mean of the slopes of the layer's convex hull on both sides; for the smallest option twice, for
-    the dense one half the only slope there is.
+    It is the geometric mean of the slopes of the layer's convex hull on both sides. The smallest option has only one
+    slope and takes twice its value; the dense one takes half of its only slope.
+
+    Args:
+        sizes: the sizes of the layer's options.
+        losses: their predicted losses.
+        index: the option.
     """
     size, loss = min(zip(sizes, losses, strict=True), key=lambda o: (o[0] > sizes[index], o[1], o[0]))
     left = [(loss - other) / (smaller - size) for smaller, other in zip(sizes, losses, strict=True) if smaller < size]

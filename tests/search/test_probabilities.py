@@ -8,7 +8,7 @@ import torch
 from common.network.shapes import trace_layers
 from common.planning import LayerPlan
 from common.planning.decompositions import Decompositions
-from common.search.candidates import LEVELS, Candidate, Candidates, layer_candidates, plan_of
+from common.search.candidates import LEVEL_SHARES, Candidate, Candidates, layer_candidates, plan_of
 from common.search.probabilities import Probabilities, elite_of, sensitivity_logits
 from common.search.sensitivity import REFERENCE_LEVEL, layer_sensitivities
 from tests.networks import tiny_cnn
@@ -38,10 +38,10 @@ def test_candidates_keep_to_their_level(method: str) -> None:
     assert list(found) == list(shapes)
     for name, choices in found.items():
         dense_params, dense_macs = shapes[name].dense_cost
-        assert len(choices) == len(LEVELS)
-        for level, choice in zip(LEVELS, choices, strict=True):
+        assert len(choices) == len(LEVEL_SHARES)
+        for share, choice in zip(LEVEL_SHARES, choices, strict=True):
             if choice is not None:
-                assert choice.params <= level * dense_params
+                assert choice.params <= share * dense_params
                 assert choice.macs <= dense_macs
         errors = [choice.error for choice in choices if choice]
         assert errors == sorted(errors, reverse=True)

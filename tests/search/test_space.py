@@ -14,7 +14,7 @@ from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 from common.planning.options import layer_options
-from common.search.candidates import LEVELS, option_candidates
+from common.search.candidates import LEVEL_SHARES, option_candidates
 from common.search.policies import POLICIES
 from common.search.probabilities import Probabilities, budget_logits, static_logits
 from common.search.space import Space, _price
@@ -123,12 +123,12 @@ def test_candidates_of_a_budget_are_the_least_harmful_of_their_size(
     }
     for name, choices in option_candidates(options).items():
         dense = max(options[name].params)
-        for level, choice in zip(LEVELS, choices, strict=True):
-            fitting = options[name].loss[options[name].params <= level * dense]
+        for share, choice in zip(LEVEL_SHARES, choices, strict=True):
+            fitting = options[name].loss[options[name].params <= share * dense]
             assert (choice is None) == (len(fitting) == 0)
             if choice is not None:
                 assert choice.loss == fitting.min()
-                assert choice.params <= level * dense
+                assert choice.params <= share * dense
         assert choices[-1] is not None
         assert choices[-1].plan.method is None
 
@@ -137,7 +137,7 @@ def test_levels_of_a_plan_are_the_nearest(model: TinyCNN, decompositions: Decomp
     space = make_space(model, decompositions, params=0.4)
     plan = plan_ranks(model, X, "svd", Fixed({"conv": 8}), decompositions=decompositions)
     levels = space.levels_of(plan)
-    assert all(level == len(LEVELS) - 1 for name, level in levels.items() if name != "conv")
+    assert all(level == len(LEVEL_SHARES) - 1 for name, level in levels.items() if name != "conv")
     params = space.shapes["conv"].cost(plan.layers["conv"])[0]
     distances = [
         abs(math.log(choice.params / params)) if choice else math.inf for choice in space.candidates["conv"][:-1]

@@ -1,8 +1,8 @@
-"""Which of a study's trials count: every place is run once, and once more when its process died.
+"""Which of a study's trials count: every place runs once, and once more if its process died.
 
-A study of n trials has the places 0 to n - 1. Optuna numbers every attempt; a repeated attempt at a place is marked
-with the number of the first one, as Optuna marks its own retries. The place of a first attempt is the number of first
-attempts before it, so all processes agree on it without talking to each other.
+A study of n trials has the places 0 to n - 1. Optuna's trials are attempts at these places. A repeated attempt is
+marked with the number of the first one, as Optuna marks its own retries. The place of a first attempt is the number of
+first attempts before it, so all processes agree on it without talking to each other.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 WORKER, OUTCOME, SET_ASIDE = "worker", "outcome", "set_aside"
-"""Attributes of a trial: the process that runs it, what came out, why an attempt does not count."""
+"""Attributes of a trial: the process that runs it, its outcome, and why an attempt does not count."""
 MAIN = "main"
-"""A study's attribute: the process that ends it, None when there is none now."""
+"""A study's attribute: the main process, which ends the study; None if there is none now."""
 MOST_DEATHS = 2
+"""A place is lost once this many processes died at it."""
 JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 UNDER_WAY = (TrialState.RUNNING, TrialState.WAITING)
 PATIENCE_S, PATIENCE_TRIALS = 600.0, 5.0
-"""A trial of a machine that cannot be asked is given up after so long, and so many times the longest one so far; where
-none has ended yet, that counts as so long."""
+"""When to give up a trial on another machine: after the greater of this many seconds and this multiple of the longest
+trial so far. Before any trial has ended, the longest counts as this many seconds."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -41,7 +42,7 @@ def places_of(study: optuna.Study) -> dict[int, int]:
 
 
 def number_places(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-    """The same, for the trials of a study in the order of their numbers."""
+    """Trial number -> place, for the trials of a study in the order of their numbers."""
     found: dict[int, int] = {}
     first_attempts = 0
     for trial in trials:
@@ -55,11 +56,15 @@ def number_places(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 class Attempts:
-    """The trials of a study by place, as they are now.
+    """A snapshot of the attempts at each place of a study.
+
+    Args:
+        study: the study.
+        places: how many places it has.
 
     Attributes:
-        judged: place -> the trial that counts, measured, pruned or failed.
-        lost: places whose process died twice.
+        judged: place -> the attempt that counts: measured, pruned or failed.
+        lost: the places at which two processes died.
         begun: how many places have been begun.
     """
 
@@ -83,15 +88,15 @@ class Attempts:
 
     @property
     def finished(self) -> int:
-        """How many places are done with."""
+        """How many places are judged or lost."""
         return len(self.judged) + len(self.lost)
 
     def in_state(self, state: TrialState) -> list[FrozenTrial]:
-        """The trials in ``state``."""
+        """The attempts in ``state``."""
         return [trial for trial in self.trials if trial.state == state]
 
     def retry(self, worker: dict[str, Any]) -> bool:
-        """Queue what has to be run again, in the name of this process; returns whether there was any."""
+        """Queue every place that must run again, in the name of ``worker``. Return whether there was any."""
         again = [
             attempts[-1]
             for place, attempts in sorted(self._by_place.items())
@@ -104,9 +109,9 @@ class Attempts:
         return bool(again)
 
     def set_aside(self, trial: FrozenTrial | optuna.Trial) -> str:
-        """Why this attempt must not count; empty for one that does.
+        """Why this attempt must not count; empty if it counts.
 
-        Two processes may begin the last place, or queue a place again, at the same time.
+        Two processes may begin the last place, or queue the same place again, at the same time.
         """
         place = self.place[trial.number]
         if place >= self.places:
@@ -118,7 +123,7 @@ class Attempts:
 
 
 def _failed(trial: FrozenTrial) -> bool:
-    """Whether the trial failed by itself; trying again would not help."""
+    """Whether the trial itself failed. Then trying again would not help."""
     return trial.state == TrialState.FAIL and trial.user_attrs.get(OUTCOME, {}).get("rung") == -1
 
 
@@ -135,13 +140,13 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, worker: dict[str, Any]
 
 
 def claim(study: optuna.Study, worker: dict[str, Any]) -> None:
-    """Make this process the one that ends the study; there is one at a time, all others are workers.
+    """Make this process the study's main process. There is one at a time; all others are workers.
 
-    The process that was it before is presumed dead when it was on another machine, or on this one before its start,
-    and so is the trial that it ran: a session that goes on elsewhere does not wait for it.
+    An earlier main process is presumed dead, and its running trial fails, unless it still runs on this machine. A
+    session that continues on another machine therefore does not wait for it.
 
     Raises:
-        ValueError: the process that was it before is at work on this machine.
+        ValueError: the earlier main process still runs on this machine.
     """
     before: dict[str, Any] = study.user_attrs.get(MAIN) or {}
     if before and before != worker and before["host"] == worker["host"] and _exists(before):
@@ -157,10 +162,10 @@ def claim(study: optuna.Study, worker: dict[str, Any]) -> None:
 
 
 def check_claim(study: optuna.Study, worker: dict[str, Any]) -> None:
-    """Do nothing where ``worker`` is the process that ends the study.
+    """Raise unless ``worker`` is the study's main process.
 
     Raises:
-        ValueError: another has taken its place.
+        ValueError: another process has taken its place.
     """
     now: dict[str, Any] = study.user_attrs.get(MAIN) or {}
     if now != worker:
@@ -169,27 +174,27 @@ def check_claim(study: optuna.Study, worker: dict[str, Any]) -> None:
 
 
 def release(study: optuna.Study, worker: dict[str, Any]) -> None:
-    """Let another process be the one that ends the study, if ``worker`` is that now."""
+    """Let another process become the main process, if ``worker`` is it now."""
     if study.user_attrs.get(MAIN) == worker:
         study.set_user_attr(MAIN, None)
 
 
 def begin(study: optuna.Study, worker: dict[str, Any]) -> None:
-    """Queue the next place. It bears this process's name from its birth, so that no death leaves it without one."""
+    """Queue the next place. The trial names its worker from the start, so that it has one even if the worker dies."""
     study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={WORKER: worker}))
 
 
 def this_worker(name: str) -> dict[str, Any]:
-    """What identifies this process among all workers of a study."""
+    """The identity of this process among all workers of a study."""
     pid = os.getpid()
     return {"name": name, "host": _host(), "pid": pid, "started": _started(pid)}
 
 
 def _host() -> str:
-    """The machine since it was started, or the container: process numbers mean nothing outside it."""
+    """Identify this boot of this machine or container. Process numbers mean nothing outside it."""
     try:
         inside = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not a Linux
+    except OSError:  # not Linux
         inside = ""
     return f"{socket.gethostname()} {inside}".strip()
 
@@ -199,13 +204,13 @@ def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]
 
     Args:
         attempts: of the study.
-        worker: this process, which runs none now.
-        seen: number of a running trial -> when this process saw it first, by its own clock: those of other machines
-            may stand in another time zone. Completed here.
+        worker: this process, which runs no trial now.
+        seen: number of a running trial -> when this process first saw it, by its own clock, because clocks of other
+            machines may differ. This function adds to it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        fail_stale_trials(attempts.study)  # in a database, those whose worker has fallen silent
+        fail_stale_trials(attempts.study)  # in a database: trials whose worker sends no heartbeat
     longest = max(
         (t.duration.total_seconds() for t in attempts.trials if t.state in JUDGED and t.duration is not None),
         default=PATIENCE_S,
@@ -222,7 +227,7 @@ def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]
 
 
 def fail(study: optuna.Study, number: int) -> None:
-    """Fail a trial, unless another process has finished it meanwhile."""
+    """Fail a trial unless another process has finished it meanwhile."""
     try:
         study.tell(number, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
@@ -236,14 +241,14 @@ def _exists(worker: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> float | None:
-    """When a process was started; None where it is gone, or dead and not yet waited for by its parent."""
+    """When a process started; None if it is gone, or dead with a parent that has not yet waited for it."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         if not psutil.LINUX:
             return process.create_time()
-        # Field 22 of proc_pid_stat(5), in ticks since the machine was started: create_time() moves with its clock.
+        # Field 22 of proc_pid_stat(5): ticks since the boot. create_time() would change with the machine's clock.
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None

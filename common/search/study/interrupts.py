@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back where they would do divergence."""
+"""Hold Ctrl-C and SIGTERM back where they would do damage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class Interrupts:
-    """While entered, signals whose handlers raise wait until :meth:`allowed`, :meth:`check` or the end.
+    """A ``with`` block in which SIGINT and SIGTERM wait until :meth:`allowed`, :meth:`check` or the block's end.
 
-    Optuna starts a thread that keeps a trial's heart beating. An exception between that start and the block which ends
-    the thread would leave it running: the process could not exit, and the trial would look alive for ever.
+    Optuna starts a thread that sends a trial's heartbeat. An exception between that start and the block that ends the
+    thread would leave it running. The process could then not exit, and the trial would look alive forever.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Interrupts:
         self._held: int | None = None
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():  # Python handles signals there alone
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
                 if callable(handler):
@@ -46,14 +46,14 @@ class Interrupts:
             self._held = number
 
     def check(self) -> None:
-        """Let a signal that was held back take effect."""
+        """Let a held-back signal take effect."""
         if self._held is not None:
             number, self._held = self._held, None
             self._handlers[number](number, None)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Where signals take effect at once."""
+        """A ``with`` block in which signals take effect at once."""
         self._allowed = True
         try:
             self.check()

@@ -1,4 +1,4 @@
-"""A study's journal: a file of JSON, a line an entry. A file that is no journal is never written to."""
+"""A study's journal: a file with one JSON entry on each line. A file that is no journal is never written to."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ KINDS = {
     b"PK\3\4": "a ZIP archive",
     b"\x1f\x8b": "a file packed by gzip",
 }
-"""How files of other programs begin, and what they are called."""
+"""How other kinds of files begin -> what they are, for messages."""
 
 
 class DamagedJournal(ValueError):
-    """A line of a journal holds no entry, or one that cannot follow those before it."""
+    """A line of a journal holds no entry, or an entry that cannot follow those before it."""
 
     def __init__(self, path: Path, line: int, why: str) -> None:
         super().__init__(
@@ -34,14 +34,14 @@ class DamagedJournal(ValueError):
 
 
 def open_journal(path: Path, lock_grace_s: int) -> JournalStorage:
-    """The study's journal at ``path``, which is made when it is missing; an unterminated last line is dropped.
+    """Open the study's journal at ``path``, or make it if it is missing. An unterminated last line is dropped.
 
     Args:
-        path: of the file.
+        path: the journal's path.
         lock_grace_s: seconds after which a lock on it counts as left behind.
 
     Raises:
-        ValueError: ``path`` is no journal, or one that is damaged, or it cannot be read or written.
+        ValueError: ``path`` is no journal, or the journal is damaged or cannot be read and written.
     """
     try:
         check_journal(path)
@@ -56,10 +56,10 @@ def open_journal(path: Path, lock_grace_s: int) -> JournalStorage:
 
 
 def check_journal(path: Path) -> None:
-    """Do nothing where ``path`` is missing, empty, or begins as a journal does.
+    """Raise unless ``path`` is missing, empty, or begins as a journal does.
 
     Raises:
-        ValueError: it is another file or a folder; the sentence says what it is and what can be named instead.
+        ValueError: it is another file or a folder. The message says what it is and what to name instead.
     """
     if path.is_dir():
         raise ValueError(f"storage={path} is a folder, not a journal; name a file in it, e.g. {path / 'my.journal'}")
@@ -88,7 +88,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def _may_be_torn(line: bytes) -> bool:
-    """Whether an unterminated line can be what is left of an entry, whose writer was killed."""
+    """Whether an unterminated line can be part of an entry whose writer was killed."""
     return line.startswith(OPENING) or OPENING.startswith(line)
 
 
@@ -106,14 +106,14 @@ def _kind(first: bytes) -> str:
 
 
 class _OtherJson(ValueError):
-    """A line is whole JSON, but no entry."""
+    """A line is complete JSON but no entry."""
 
 
 def _entry(line: bytes) -> dict[str, Any]:
     """The entry that a line holds.
 
     Raises:
-        ValueError: it holds none; the end of a sentence says why. An `_OtherJson` where the line is whole.
+        ValueError: it holds none. The message says why; it is an `_OtherJson` if the line is complete JSON.
     """
     if b"\0" in line:
         raise ValueError("it holds NUL bytes")
@@ -129,7 +129,7 @@ def _entry(line: bytes) -> dict[str, Any]:
 
 
 def _replayed(journal: _WholeLines) -> JournalStorage:
-    """The storage that the journal's entries make.
+    """Make the storage by replaying the journal's entries.
 
     Raises:
         DamagedJournal: an entry cannot follow those before it.
@@ -144,11 +144,11 @@ def _replayed(journal: _WholeLines) -> JournalStorage:
 
 
 class _WholeLines(JournalFileBackend):
-    """A journal that is read line by line, and in which no line is ever written behind a torn one.
+    """A journal that is read line by line. It never appends to a torn line.
 
     Attributes:
-        path: of the file.
-        line: the number of the line that was read last, from 1.
+        path: the journal's path.
+        line: number of the last line read, from 1.
     """
 
     def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
@@ -157,7 +157,7 @@ class _WholeLines(JournalFileBackend):
         self._lock_of_file, self._known = lock, (0, 0)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The entries from a number on, which counts from 0.
+        """Read the entries from a number on, which counts from 0.
 
         Raises:
             DamagedJournal: a line holds no entry, and another line follows it.
@@ -174,7 +174,7 @@ class _WholeLines(JournalFileBackend):
                 try:
                     entry = _entry(line)
                 except ValueError as error:
-                    bad = str(error)  # on a shared disk, a last line may be seen before all of it is there
+                    bad = str(error)  # on a shared disk, a last line may appear before it is complete
                     continue
                 number, offset = number + 1, offset + len(line)
                 self._known = number, offset
@@ -183,7 +183,7 @@ class _WholeLines(JournalFileBackend):
                     yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write entries, each a line."""
+        """Write each entry on a line."""
         self.drop_torn_line()
         super().append_logs(logs)
 
@@ -191,7 +191,7 @@ class _WholeLines(JournalFileBackend):
         """Drop an unterminated last line, whose write was never acknowledged.
 
         Raises:
-            DamagedJournal: a last line that is terminated or whole holds no entry.
+            DamagedJournal: the last line is terminated or complete JSON, but holds no entry.
         """
         self._lock_of_file.acquire()
         try:

@@ -1,4 +1,4 @@
-"""Trial records of a study: made where the trial runs, kept in the study, read back by any of its processes."""
+"""Trial records of a study: made where a trial runs, stored in the study, read by all of its processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.search.study.specification import StudySpecification
 from common.trials import TrialRecord, read_log
 
 Values = dict[str, Any]
-"""The fields of a record that differ from trial to trial; a study keeps only these."""
+"""The fields of a record that differ between trials. A study stores only these."""
 DIED_TWICE = "the process that ran it died, and so did the one that ran it again"
 
 
@@ -27,12 +27,12 @@ class Recorder:
     """Makes the records of a study.
 
     Args:
-        study: its name.
-        run: whose log the records are for.
+        study: the study's name.
+        run: name of the run whose log gets the records.
         data: the data set.
         specification: of the study.
-        decompositions: of the dense network; their spectra stand in the record of trial 0.
-        command: what started the search; None for this process's own command line.
+        decompositions: of the dense network. The record of trial 0 holds their spectra.
+        command: the command that started the search; None for this process's command line.
     """
 
     def __init__(
@@ -59,7 +59,12 @@ class Recorder:
         }
 
     def record(self, number: int, values: Values) -> TrialRecord:
-        """The whole record of a trial."""
+        """Make the complete record of a trial.
+
+        Args:
+            number: the trial's number.
+            values: from :meth:`measured` or :meth:`failed`.
+        """
         details = values["details"] | ({"spectra": self._spectra} if number == 0 else {})
         return TrialRecord(**{**self._common, "trial": number, **values, "details": details})
 
@@ -69,7 +74,14 @@ class Recorder:
         return {name: [four_digits(value) for value in values] for name, values in spectra.items()}
 
     def measured(self, plan: RankPlan, found: Measured, seconds: float, details: Values) -> Values:
-        """What to keep of a trial that was measured, on whatever rung it stayed."""
+        """The values of a measured trial, whichever rung it reached.
+
+        Args:
+            plan: the plan that was measured.
+            found: its figures.
+            seconds: the time that the trial took.
+            details: further fields of the record's ``details``.
+        """
         full = found.cost is not None
         described = {"score": found.score, "rung": RUNGS[found.rung], "rule_settings": dict(plan.settings)}
         return self._values(plan) | {
@@ -86,7 +98,14 @@ class Recorder:
     def failed(
         self, plan: RankPlan | None, error: Exception | str, seconds: float = 0.0, sampler: str | None = None
     ) -> Values:
-        """What to keep of a trial that could not be measured; ``plan`` is None when it did not get that far."""
+        """The values of a trial that could not be measured.
+
+        Args:
+            plan: the plan; None if the trial failed before it had one.
+            error: what failed.
+            seconds: the time that the trial took.
+            sampler: who proposed the plan; None for the study's policy.
+        """
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         return self._values(plan or RankPlan({}, self._settings.method, self._settings.proposer)) | {
             "status": "failed",
@@ -105,7 +124,7 @@ class Recorder:
         return {**_names(plan), "rule": plan.rule, "plan": plan.layers_as_json()}
 
     def of_attempts(self, attempts: Attempts, given: int) -> dict[int, TrialRecord]:
-        """The records of all places that are done with; the numbers begin after ``given`` plans."""
+        """The records of all places that are judged or lost. Their numbers begin after the ``given`` plans."""
         found = {
             given + place: self.record(given + place, trial.user_attrs[OUTCOME]["record"])
             for place, trial in attempts.judged.items()
@@ -127,7 +146,7 @@ def _names(plan: RankPlan) -> Values:
 
 
 def logged_trials(logs: str | Path, run: str, study: str) -> set[int]:
-    """Numbers of the study's trials that a log of the run, or of a worker on it, holds."""
+    """Numbers of the study's trials that are in the log of the run or of one of its workers."""
     logs = Path(logs)
     found: set[int] = set()
     for path in (logs / f"{run}.log", *sorted(logs.glob(f"{run}-*.log"))):
@@ -137,7 +156,7 @@ def logged_trials(logs: str | Path, run: str, study: str) -> set[int]:
 
 
 def plan_of_record(record: TrialRecord) -> RankPlan:
-    """The plan that a record holds."""
+    """The plan in a record."""
     layers = {name: layer.to_json() for name, layer in record.plan.items()}
     settings = record.details.rule_settings
     return RankPlan.from_json({"method": record.method, "rule": record.rule, "layers": layers, "settings": settings})

@@ -1,4 +1,4 @@
-"""One process's part in a study: it takes trials, measures them and logs them until all are done."""
+"""One process's part in a study: it runs and logs trials until all are done."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from common.search.study.specification import StudySpecification
 from common.trials import TrialRecord, TrialWriter, summary_line
 
 POLL_S = 0.2
-"""Between looks at what the others are doing, when there is nothing left to begin."""
+"""Seconds between looks at the other processes, when no place is left to begin."""
 PREDICTION_OFFSET = 3.0
-"""What is taken off a prediction when it is reported: Optuna's pruner compares a trial's best value over all rungs."""
+"""Subtracted from a predicted score when it is reported, because Optuna's pruner compares a trial's best value on any
+rung."""
 
 
 class SetAside(Exception):
@@ -38,7 +39,7 @@ def print_trial(record: TrialRecord) -> None:
 
 
 def make_pruner(specification: StudySpecification) -> optuna.pruners.BasePruner:
-    """Optuna's pruner that decides who climbs the ladder."""
+    """The pruner that decides which trials climb the ladder."""
     settings = specification.settings
     if not settings.prunes:
         return optuna.pruners.NopPruner()
@@ -49,12 +50,12 @@ class Runner:
     """Takes part in a study.
 
     Args:
-        study: opened, without a sampler of its own yet.
-        prepared: to measure with.
+        study: the opened study. It gets its sampler and pruner here.
+        prepared: measures the trials.
         recorder: makes the records.
-        writer: of this process's log.
+        writer: writes this process's log.
         show: is called with every record as it is written.
-        name: of this process among the study's workers.
+        name: name of this process among the study's workers.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class Runner:
         self._waiting = False
 
     def run(self) -> Attempts:
-        """Run trials until every place of the study is done with, by this process or another; returns them all.
+        """Run trials until this process or another has finished every place of the study. Return all attempts.
 
-        A KeyboardInterrupt ends it after the trial under way was handed back; it is raised again.
+        Raises:
+            KeyboardInterrupt: it was interrupted. Its running trial is left to be run again.
         """
         with self._interrupts:
             return self._run()
@@ -120,7 +122,7 @@ class Runner:
         return attempts
 
     def _wait(self, attempts: Attempts) -> Attempts:
-        """Look again a little later; say once whom there is to wait for."""
+        """Look again a little later. The first time, note which workers this one waits for."""
         others = {t.user_attrs.get(WORKER, {}).get("name", "?") for t in attempts.in_state(TrialState.RUNNING)}
         if others and not self._waiting:
             self.writer.note(f"{self.worker['name']} waits for the last trials of {', '.join(sorted(others))}")
@@ -144,7 +146,7 @@ class Runner:
             self.writer.note(f"{self.worker['name']} was taken for dead, and its trial given to another")
 
     def _measure(self, trial: optuna.Trial) -> float | tuple[float, ...]:
-        """Measure one trial and leave its outcome in the study."""
+        """Measure one trial and store its outcome in the study."""
         start = time.perf_counter()
         if trial.user_attrs.get(WORKER) != self.worker:
             trial.set_user_attr(WORKER, self.worker)
@@ -161,7 +163,7 @@ class Runner:
         except KeyboardInterrupt:
             trial.set_user_attr(SET_ASIDE, "interrupted")
             raise
-        except UpdateFinishedTrialError:  # another process has given this one up and taken the trial over
+        except UpdateFinishedTrialError:  # another process gave this one up and took its trial
             raise
         except Exception as error:  # one network that cannot be measured must not end the search
             values = self.recorder.failed(plan, error, time.perf_counter() - start)
@@ -210,6 +212,6 @@ class Runner:
             self.write(self.recorder.record(number, outcome["record"]))
 
     def write(self, record: TrialRecord) -> None:
-        """Put a record into this process's log and show it."""
+        """Write a record to this process's log and show it."""
         self.writer.write(record)
         self.show(record)

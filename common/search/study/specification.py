@@ -1,4 +1,4 @@
-"""What a study holds so that any process can take part in it, and the check that network and data are its own."""
+"""What a study stores so that any process can take part, and checks that a network and data belong to it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
 from common.search.settings import SearchSettings
 
-KEY = "blueprint"
+SPECIFICATION = "blueprint"
+"""A study's attribute that holds its specification. It keeps its first name, so that older studies are found."""
 SCHEMA_VERSION = 2
 Points = list[tuple[float, float]]
+"""Measured points (squared relative error, divergence in nats) of one layer."""
 
 
 @dataclass(frozen=True)
 class StudySpecification:
-    """A study's own description, the same for all of its workers.
+    """The description of a study, which all of its workers read.
 
     Attributes:
-        settings: how it searches.
+        settings: of the search.
         architecture: name of the network.
-        weights: file of the dense network, as seen from where the study was begun.
+        weights: path of the dense network's file, on the machine where the study was begun.
         network: SHA-256 of the network's tensors.
-        dataset: the arguments of ``load_data``; empty when the data came from elsewhere.
+        dataset: the arguments of ``load_data``; empty if the data came from elsewhere.
         data: SHA-256 of the validation split's targets.
-        data_aware, sweeps: of the decompositions.
-        plans: as JSON, measured before the search's own trials.
-        sensitivities: of each layer.
-        divergences: layer -> points (squared relative error, divergence).
-        baseline: the dense network's figures, as a trial record holds them.
+        data_aware: whether the decompositions have moments.
+        sweeps: number of improving sweeps of the decompositions.
+        plans: the given plans as JSON, which are measured first.
+        sensitivities: layer -> its sensitivity.
+        divergences: layer -> its points (squared relative error, divergence).
+        baseline: the dense network's figures, in the form of a trial record.
+        schema: version of this description.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -58,15 +62,15 @@ class StudySpecification:
     schema: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for the study's attributes."""
+        """Convert to plain values for the study's attribute."""
         return _ADAPTER.dump_python(self, mode="json")
 
     @classmethod
     def from_json(cls, values: Any) -> StudySpecification:
-        """What :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: it is of another version of this code.
+            ValueError: another version of this code wrote it, and this one cannot read it.
         """
         if isinstance(values, dict) and "harms" in values:  # the name of ``divergences`` before version 0.2
             values = {**values, "divergences": values["harms"]}
@@ -84,9 +88,10 @@ class StudySpecification:
     def differences(
         self, settings: SearchSettings, model: nn.Module, data: DataBundle, decompositions: Decompositions | None
     ) -> list[str]:
-        """What of these does not match the study; more trials, and other runtimes, may be asked for than before.
+        """What does not match the study, as parts of an error message; empty if everything does.
 
-        Where the data lies, and how many processes read it, does not matter either.
+        More trials and other runtimes than before are allowed, as are another folder of the data and another number
+        of processes that read it.
         """
         ours, theirs = dataclasses.asdict(settings), dataclasses.asdict(self.settings)
         found = [
@@ -114,7 +119,7 @@ class StudySpecification:
         return found
 
     def rank_plans(self) -> list[RankPlan]:
-        """The plans that are measured first."""
+        """The given plans, which are measured first."""
         return [RankPlan.from_json(plan) for plan in self.plans]
 
 
@@ -131,9 +136,9 @@ def network_digest(model: nn.Module) -> str:
 
 
 def data_digest(data: DataBundle) -> str:
-    """SHA-256 of the targets of the validation split. The inputs are left out: resizing differs between processors.
+    """SHA-256 of the targets of the validation split. The inputs do not count: resizing differs between processors.
 
-    Of a loader of the user's own the order does not count: it may have a sampler that shuffles.
+    If the user made the loader, the order does not count either, because its sampler may shuffle.
     """
     digest = hashlib.sha256(f"{data.name} {data.image_size}".encode())
     rows: list[bytes] = []
@@ -150,5 +155,5 @@ def data_digest(data: DataBundle) -> str:
 
 
 def weights_path(logs: str | Path, run: str) -> Path:
-    """Where the dense network of a study is kept for its workers."""
+    """Path of the file that keeps a study's dense network for its workers."""
     return Path(logs).resolve() / f"{run}-dense.safetensors"

@@ -1,4 +1,4 @@
-"""Where a study lives: a journal file beside the logs, or any storage that Optuna has a URL for."""
+"""Where a study is stored: a journal file beside the logs, or any storage that Optuna has a URL for."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from common.search.study.journal import open_journal
 from common.trials import log_path
 
 FINISHED = "finished"
-"""A study's attribute: its best were tested, and it is not to be continued."""
+"""A study's attribute: its best trials were tested, so it must not continue."""
 HEARTBEAT_S = 15
+"""In a database, a worker signals that it is alive every so many seconds."""
 GRACE_S = 60
-"""A database's trial is given up when its worker was silent for so long."""
+"""In a database, a trial is given up after this many seconds without a signal of its worker."""
 LOCK_GRACE_S = 5
-"""The journal's lock is held for one write; one that lasts longer was left by a process that was killed."""
+"""A lock on the journal that is older was left behind by a killed process, because a lock lasts for one write."""
 
 
 def journal_path(logs: str | Path, run: str) -> Path:
-    """The journal of a run, which is there when no other storage was asked for."""
+    """The default journal of a run."""
     return Path(logs) / f"{run}.journal"
 
 
 def open_storage(storage: str | Path) -> BaseStorage:
-    """A storage by its URL (``postgresql+psycopg://...``, ``sqlite:///...``) or, without ``://``, a journal file.
-
-    In a database a worker tells that it is alive every ``HEARTBEAT_S`` seconds.
+    """Open a storage by its URL (``postgresql+psycopg://...``, ``sqlite:///...``) or, without ``://``, a journal file.
 
     Raises:
-        ValueError: the database's driver is not installed, or it cannot be reached; or the file is no journal (it is
-            left as it is), or a damaged one.
+        ValueError: the database's driver is missing, or the database cannot be reached; or the file is damaged or is
+            no journal (it is left as it is).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials have their own lines
     if re.match(r"\w[\w+]+:/(?!/)", str(storage)):
@@ -66,9 +65,9 @@ def open_storage(storage: str | Path) -> BaseStorage:
 
 @contextmanager
 def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
-    """The same for the length of a ``with`` block, at whose end a database's connections are closed.
+    """Open a storage for a ``with`` block, which closes a database's connections at its end.
 
-    A study that was opened inside can be read afterwards: it connects again.
+    A study that was opened inside can still be read afterwards; it connects again.
     """
     found = open_storage(storage)
     try:
@@ -80,10 +79,15 @@ def opened_storage(storage: str | Path) -> Iterator[BaseStorage]:
 
 
 def open_study(name: str, storage: BaseStorage, directions: list[str] | None) -> optuna.Study:
-    """The study ``name``, made when it is not there; with ``directions=None`` it has to be.
+    """Open the study ``name``, or make it if it does not exist.
+
+    Args:
+        name: name of the study.
+        storage: that holds it.
+        directions: ``maximize`` or ``minimize`` for each objective; None if the study must exist.
 
     Raises:
-        ValueError: there is no such study.
+        ValueError: the study must exist but does not.
     """
     try:
         if directions is None:
@@ -100,10 +104,10 @@ def open_study(name: str, storage: BaseStorage, directions: list[str] | None) ->
 
 
 def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
-    """Do nothing when the log of ``run`` is new, or belongs to a study in this storage.
+    """Raise unless the log of ``run`` is new or belongs to a study in this storage.
 
     Raises:
-        ValueError: there is a log, and nothing to go on with.
+        ValueError: there is a log but no study to continue.
     """
     if not log_path(logs, run, new=False).exists():
         return

@@ -1,7 +1,7 @@
-"""A further process on a study: ``python -m common.search.study.worker --study NAME --storage URL``.
+"""Another process on a study: ``python -m common.search.study.worker --study NAME --storage URL``.
 
-It may be started any number of times, on any machine that reaches the storage and the data. It takes trials until all
-are done; the process that called :func:`common.search.search_ranks` fine-tunes and tests the best.
+Start any number of them, on any machine that reaches the storage and the data. Each runs trials until all are done.
+The process that called :func:`common.search.search_ranks` then fine-tunes and tests the best.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from common.files import check_writable
 from common.search.preparation import decompose_for_search, prepare
 from common.search.study.records import Recorder
 from common.search.study.runner import Runner, print_trial
-from common.search.study.specification import KEY, StudySpecification, data_digest, network_digest
+from common.search.study.specification import SPECIFICATION, StudySpecification, data_digest, network_digest
 from common.search.study.storage import open_study, opened_storage
 from common.trials import TrialWriter
 
 TOLERANCE = 0.02
-"""By how much the dense network's metric may differ from the study's: processors round differently."""
+"""How much the dense network's metric may differ from the study's, because processors round differently."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m common.search.study.worker", description=summary, epilog=rest)
     parser.add_argument("--study", required=True, help="name of the study, which is that of the run")
@@ -48,11 +48,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_network(specification: StudySpecification, weights: str | None) -> nn.Module:
-    """The study's dense network.
+    """Load the study's dense network.
 
     Raises:
-        FileNotFoundError: its file is not here.
-        ValueError: the file holds another network, or one that only the code that made it can build.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds another network, or one that only its own code can build.
     """
     path = Path(weights or specification.weights)
     if not path.is_file():
@@ -66,10 +66,10 @@ def load_network(specification: StudySpecification, weights: str | None) -> nn.M
 
 
 def load_data_for(specification: StudySpecification, root: str | None) -> DataBundle:
-    """The study's data.
+    """Load the study's data.
 
     Raises:
-        ValueError: the data did not come from ``load_data``, or what lies here is not the same.
+        ValueError: the data did not come from ``load_data``, or the data here differ.
     """
     if not specification.dataset:
         raise ValueError("the study's data did not come from load_data, so only the process that began it has them")
@@ -82,11 +82,11 @@ def load_data_for(specification: StudySpecification, root: str | None) -> DataBu
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Take part in the study until all of its trials are done; returns the exit status, 130 when it was stopped.
+    """Take part in the study until all of its trials are done. Return the exit status, 130 after an interruption.
 
     Raises:
-        ValueError: the logs' folder cannot be written; the storage cannot be opened or holds no such study; or the
-            network or the data are not those of the study.
+        ValueError: the folder of the logs cannot be written; the storage cannot be opened or holds no such study; or
+            the network or the data are not those of the study.
     """
     options = parse_arguments(arguments)
     check_writable(options.logs)
@@ -95,9 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
-    if KEY not in study.user_attrs:
+    if SPECIFICATION not in study.user_attrs:
         raise ValueError(f"study={options.study!r} is not ready for workers; search_ranks is to begin it")
-    specification = StudySpecification.from_json(study.user_attrs[KEY])
+    specification = StudySpecification.from_json(study.user_attrs[SPECIFICATION])
     data = load_data_for(specification, options.data_root)
     model = load_network(specification, options.weights)
     decompositions = decompose_for_search(
@@ -121,7 +121,7 @@ def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """A batch system's SIGTERM ends the worker as Ctrl-C does."""
+    """End the worker on a batch system's SIGTERM, as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
