@@ -4,6 +4,7 @@ NOTEBOOK := notebooks/resnet18.ipynb
 PARAMS ?=
 DATA_ROOT ?=
 WORKERS ?= 2
+UNIT_TESTS := $(addprefix tests/,calibration compression decomposition models network planning trials test_house.py test_environment.py)
 TO_CLASSIFY := digits mnist cifar10 imagenet
 TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
@@ -34,7 +35,7 @@ check: .venv/.development  ## linter, types, imports and the unit tests, in unde
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" $(UNIT_TESTS)
 
 test: .venv/.development  ## every linter, type check and test
 	$(BIN)/ruff check

@@ -61,6 +61,7 @@ def resnet18() -> tuple[nn.Module, Decompositions]:
     return model, Decompositions(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "tucker2", "htd", "mixed"])
 def test_random_budgets_on_resnet18_are_met_within_one_percent(
     resnet18: tuple[nn.Module, Decompositions], method: str
