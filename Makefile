@@ -30,7 +30,7 @@ notebooks: .venv/.runtime  ## in batch those that a parameter file fits: make no
 		case " $$failed " in *" $$name "*) echo "failed: $$name";; *) echo "done:   $$name";; esac; \
 	done; test -z "$$failed"
 
-check: .venv/.development  ## linter, types, imports and the unit tests, in under two minutes
+check: .venv/.development  ## linter, types, imports and the unit tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
