@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,11 @@ from common.network.layers import FactorableLayer, effective_layers, layer_input
 from common.network.modes import evaluating, hooked
 from common.network.passes import example_batch, explained
 
+WIDEST_PATCH = 5792
+"""The most elements of a patch whose covariance is measured: 134 MB in float32."""
+FEWEST_ROWS = 512
+ROWS_PER_ELEMENT = 0.25
+"""Rows that each batch adds to the covariance of patches: this many for each element, but at least the fewest."""
 HELD_OUT = 512
 """Largest number of held-out patches of each layer, on which errors are measured."""
 
@@ -25,14 +31,15 @@ HELD_OUT = 512
 def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
     """Measure the moments of every factorable layer's input and output in one pass over ``batches``.
 
-    The moments of outputs cover all positions. Those of input patches cover a random sample if there are many. Every
-    eighth image, and every second of the first sixteen, is held out. On ``HELD_OUT`` random patches of these images,
-    :mod:`common.decomposition.choice` measures whether the moments help.
+    The moments of outputs cover all positions, those of input patches a random sample. On ``HELD_OUT`` patches of
+    held-out images (:func:`held_out_images`), :mod:`common.decomposition.choice` measures whether the moments help.
 
     Memory, besides the network's own activations: each layer needs O^2 + I^2 numbers in float64, or O^2 for a Linear
     (134 MB for VGG16's first), and its held-out patches in float32 (9 MB for a 3x3 layer with 512 channels, 51 MB for
-    VGG16's first Linear). One layer at a time also needs a copy of its input and output and ``positions`` patches in
-    float32 (75 MB for a 3x3 layer with 512 channels). The function never forms a Gram matrix of whole patches.
+    VGG16's first Linear). The covariance of whole patches needs (I * kh * kw)^2 numbers for each group, in float64
+    while it is summed and in float32 after (170 and 85 MB for a 3x3 layer with 512 channels); patches of more than
+    ``WIDEST_PATCH`` elements have none. One layer at a time also needs a copy of its input and output and
+    ``positions`` patches in float32 (75 MB for a 3x3 layer with 512 channels).
 
     Args:
         model: the dense network. It runs in evaluation mode; its training mode stays unchanged.
@@ -133,7 +140,7 @@ class _RunningSums:
         self.layer, self.positions = layer, positions
         self.groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         self.kernel = (1, 1) if isinstance(layer, nn.Linear) else layer.kernel_size
-        self.outputs = self.patches = self.rows = 0
+        self.outputs = self.patches = self.rows = self.whole_patches = 0
         self._sums: dict[str, Tensor | float] = {}
         self._held_out: Tensor | None = None
         self._draws = torch.zeros(0)
@@ -186,10 +193,28 @@ class _RunningSums:
         self.patches += len(patches)
         self._add("patch sum", patches.sum(0))
         if self.kernel != (1, 1):
+            self._add_whole_patches(inputs, output, images, patches, generator)
             grouped = patches.unflatten(1, (self.groups, -1))
             self._add("channel products", torch.einsum("ngihw,ngjhw->gij", grouped, grouped))
             self._add("row products", torch.einsum("nihw,nikw->hk", patches, patches))
             self._add("column products", torch.einsum("nihw,nihl->wl", patches, patches))
+
+    def _add_whole_patches(
+        self, inputs: Tensor, output: Tensor, images: Tensor, patches: Tensor, generator: torch.Generator
+    ) -> None:
+        """Add an evenly spread part of the patches at output positions to the second moment of whole patches."""
+        size = math.prod(patches.shape[1:]) // self.groups
+        if size > WIDEST_PATCH:
+            return
+        count = max(FEWEST_ROWS, int(ROWS_PER_ELEMENT * size))
+        if isinstance(self.layer, nn.ConvTranspose2d):
+            patches = output_patches(
+                self.layer, inputs, sample_positions(images, _size(output), count, generator)
+            ).float()
+        rows = patches[:: max(1, len(patches) // count)].reshape(-1, self.groups, size).transpose(0, 1)  # (G, N, m)
+        self.whole_patches += rows.shape[1]
+        self._add("whole sum", rows.sum(1))
+        self._add("whole products", rows.mT @ rows)
 
     def _hold_out(self, inputs: Tensor, output: Tensor, images: Tensor, generator: torch.Generator) -> None:
         """Update the random sample of at most ``HELD_OUT`` patches with the patches of ``images``."""
@@ -235,6 +260,10 @@ class _RunningSums:
         if isinstance(self.layer, nn.ConvTranspose2d):  # an output position receives only some elements of the kernel
             grouped = (sums["kernel inputs"] / self.outputs).unflatten(0, (self.groups, -1))
         measured: dict[str, Any] = {"held_out": self._held_out, "patches": self._distinct_patches()}
+        if self.whole_patches:
+            whole = sums.pop("whole products").div_(self.whole_patches)
+            centre = sums["whole sum"] / self.whole_patches
+            measured["patch_covariance"] = (whole - centre.unsqueeze(2) * centre.unsqueeze(1)).float()
         if self.kernel == (1, 1):
             return LayerMoments(outputs, grouped, **measured)
         split = mean.unflatten(0, (self.groups, -1))

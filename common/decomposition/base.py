@@ -116,6 +116,10 @@ class Decomposition(ABC):
         self.grouped = self.original.reshape(groups, -1, self.shape[1], *self.kernel)
         self.metric = metric or (Metric(self.grouped) if moments is None else DataMetric(self.grouped, moments))
 
+    def with_sweeps(self, sweeps: int) -> Decomposition:
+        """Return the decomposition of the same weight with another number of sweeps; both share the metric."""
+        return type(self)(self.original, self.groups, self.moments, sweeps, self.metric)
+
     @property
     def working_dtype(self) -> torch.dtype:
         """Dtype at given ranks: float64 with moments, whose variances span many orders; else at least float32."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.decomposition.als import alternating_least_squares, by_group, compose
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, outputs_of
 from common.decomposition.metric import Metric
 from common.decomposition.moments import LayerMoments
@@ -18,6 +22,42 @@ CLEAR_RATIO = 1.25
 """A variant is clearly better if its squared error is smaller by more than this factor at both ``SHARES``."""
 ROUNDING_ERROR = 1e-10
 """A squared relative error of this size is only rounding."""
+
+
+RIDGES = (1e-3, 1e-1)
+"""Ridges to try on the second moment of patches, relative to the mean variance. A higher one trusts the data less."""
+
+
+class Factored(Protocol):
+    """What gives the factors of a weight at some ranks, and the weight that they represent."""
+
+    def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """The weights of the layers, from input to output."""
+
+    def reconstruct(self, ranks: Ranks) -> Tensor:
+        """The weight that they represent, in the shape and dtype of the original."""
+
+
+class FixedFactors:
+    """Factors that were fitted at one selection of ranks.
+
+    Args:
+        factors: the weights of the layers, from input to output.
+        groups: the number of groups of each.
+        original: the weight that they approximate.
+    """
+
+    def __init__(self, factors: tuple[Tensor, ...], groups: int, original: Tensor) -> None:
+        self._factors, self._groups, self._original = factors, groups, original
+
+    def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """The factors; ``ranks`` must be those of the fit."""
+        return self._factors
+
+    def reconstruct(self, ranks: Ranks) -> Tensor:
+        """Their product."""
+        blocks = [by_group(factor, self._groups).double() for factor in self._factors]
+        return compose(blocks).reshape(self._original.shape).to(self._original.dtype)
 
 
 class HeldOut:
@@ -52,7 +92,7 @@ class HeldOut:
         shape = (self._groups, -1, *self._weight.shape[1:], *[1] * (4 - self._weight.dim()))
         return Metric(self._weight.reshape(shape), torch.float32)
 
-    def errors(self, decomposition: Decomposition, ranks: Ranks) -> Tensor:
+    def errors(self, decomposition: Factored, ranks: Ranks) -> Tensor:
         """Squared errors of the factors at these ranks: ``||(W - W')p||^2`` of each patch, over ``E||Wp||^2``.
 
         Returns:
@@ -62,7 +102,7 @@ class HeldOut:
         lost = self._outputs - outputs_of(decomposition.factors(ranks), self._patches, self._groups)
         return lost.square().sum(1) / torch.where(energy > 0, energy, 1.0)
 
-    def error(self, decomposition: Decomposition, ranks: Ranks) -> float:
+    def error(self, decomposition: Factored, ranks: Ranks) -> float:
         """The mean of :meth:`errors`, ``E||(W - W')p||^2 / E||Wp||^2``."""
         return float(self.errors(decomposition, ranks).mean())
 
@@ -100,7 +140,14 @@ class SelectedDecomposition(Decomposition):
         self.held_out: HeldOut = (
             like.held_out if isinstance(like, SelectedDecomposition) else HeldOut(weight, groups, moments)
         )
-        self._best: dict[Ranks, Decomposition] = {}
+        self._best: dict[Ranks, Factored] = {}
+
+    def with_sweeps(self, sweeps: int) -> SelectedDecomposition:
+        """Return a copy with another number of sweeps; both share what is computed already."""
+        found = copy.copy(self)
+        found.sweeps, found._best = sweeps, {}
+        vars(found).pop("_swept", None)
+        return found
 
     @classmethod
     def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
@@ -148,30 +195,51 @@ class SelectedDecomposition(Decomposition):
         """The variant behind tables, spectra and plans."""
         return self._weight_only if self._variants[0] else self._data_aware
 
-    def best(self, ranks: Ranks) -> Decomposition:
-        """Find the decomposition whose factors at these ranks have the least error on the held-out patches.
+    def best(self, ranks: Ranks) -> Factored:
+        """Find the factors at these ranks that have the least error on the held-out patches.
 
-        A swept variant must be better by more than the standard error of the difference.
+        Improved factors must be better by more than the standard error of the difference.
         """
         if ranks not in self._best:
             self._best[ranks] = self._preferred if ranks == self.max_ranks else self._measure_best(ranks)
         return self._best[ranks]
 
-    def _measure_best(self, ranks: Ranks) -> Decomposition:
+    def _measure_best(self, ranks: Ranks) -> Factored:
         """See :meth:`best`; nothing is measured if there is only one candidate."""
-        unswept = [self._weight_only if variant else self._data_aware for variant in self._variants]
-        swept = [self._swept[variant] for variant in self._variants] if self.sweeps and self.has_sweeps else []
-        if len(unswept) + len(swept) == 1:
+        unswept: list[Factored] = [self._weight_only if variant else self._data_aware for variant in self._variants]
+        if len(unswept) == 1 and not (self.sweeps and self.has_sweeps):
             return unswept[0]
         measured = [(self.held_out.errors(candidate, ranks), candidate) for candidate in unswept]
         errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
-        measured = [(self.held_out.errors(candidate, ranks) - errors, candidate) for candidate in swept]
+        changes = [
+            (self.held_out.errors(candidate, ranks) - errors, candidate) for candidate in self._improved(best, ranks)
+        ]
         better = [
             (float(change.mean()), candidate)
-            for change, candidate in measured
+            for change, candidate in changes
             if float(change.mean() + change.std() / len(change) ** 0.5) < 0
         ]
         return min(better, key=lambda pair: pair[0])[1] if better else best
+
+    def _improved(self, start: Factored, ranks: Ranks) -> Iterator[Factored]:
+        """Yield improved factors: by least squares on the full second moment, or by sweeps of the variants without."""
+        assert self.moments is not None
+        if not (self.sweeps and self.has_sweeps):
+            return
+        if self.moments.patch_covariance is None:
+            yield from (self._swept[variant] for variant in self._variants)
+            return
+        covariance = self.moments.patch_covariance.double()
+        weight = self.metric.weight.flatten(2)
+        mean = covariance.diagonal(dim1=1, dim2=2).mean()
+        eye = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
+        for ridge in RIDGES:
+            inputs = covariance + max(ridge, self.moments.shrinkage) * mean * eye
+            yield FixedFactors(
+                alternating_least_squares(start.factors(ranks), self.groups, inputs, weight @ inputs, self.sweeps),
+                self.groups,
+                self.original,
+            )
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:

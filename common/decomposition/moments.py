@@ -23,9 +23,9 @@ FEWEST_PATCHES = 32
 class LayerMoments:
     """Moments of a layer's inputs and outputs on calibration data, for G groups, in float64. Covariances are centred.
 
-    The covariance of an input patch is modelled as the product of the covariances of its channels, rows and columns.
-    The joint covariance of a 3x3 layer with 512 channels would be 4608 x 4608. Only the product lets every factor keep
-    its shape.
+    For the errors at all ranks, the covariance of an input patch is modelled as the product of the covariances of its
+    channels, rows and columns; only the product lets every factor keep its shape. The covariance of whole patches
+    serves at given ranks.
 
     Attributes:
         output_covariance: ``(G, O/G, O/G)``.
@@ -35,6 +35,9 @@ class LayerMoments:
         width_covariance: ``(kw, kw)``, of the columns of a patch, up to a factor; or None.
         held_out: ``(N, I, kh, kw)``, float32, not centred: input patches at N output positions of images that
             contribute to no other moment. None if there are none; then no error can be measured.
+        patch_covariance: ``(G, m, m)``, float32, of whole patches with m = I/G * kh * kw elements, from a sample of
+            the patches. None for a layer without a kernel, or one whose patches are too large. Factors at given ranks
+            are improved on it.
         patches: estimated number of different patches behind the moments; None if they were not counted.
     """
 
@@ -44,6 +47,7 @@ class LayerMoments:
     height_covariance: Tensor | None = None
     width_covariance: Tensor | None = None
     held_out: Tensor | None = None
+    patch_covariance: Tensor | None = None
     patches: int | None = None
 
     def to(self, device: torch.device) -> LayerMoments:

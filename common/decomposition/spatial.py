@@ -22,6 +22,7 @@ class SpatialSVD(OneRank):
     method = "spatial_svd"
     title = "Spatial SVD"
     axes = ((True, False), (False, True))
+    has_sweeps = True
 
     @classmethod
     def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:

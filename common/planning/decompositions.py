@@ -73,6 +73,12 @@ class Decompositions:
             self._decompositions[name, method] = found
         return self._decompositions[name, method]
 
+    def with_sweeps(self, sweeps: int) -> Decompositions:
+        """Return decompositions of the same network with another number of sweeps; both share what is computed."""
+        found = Decompositions(self._model, self.moments, sweeps)
+        found._decompositions = {key: made.with_sweeps(sweeps) for key, made in self._decompositions.items()}
+        return found
+
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value cached under ``key``; on first use, ``make`` computes it. For tables that plans share."""
         if key not in self._cache:

@@ -1,0 +1,217 @@
+"""Improve the factors of a layer by alternating least squares on the full second moment of its input patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SOLVER_STEPS = 8
+"""Conjugate-gradient steps for a factor that others follow. The preconditioner makes a few steps enough."""
+PRECONDITIONER_RIDGE = 1e-4
+JITTERS = (1e-10, 1e-7, 1e-4)
+"""Ridges to try until a Cholesky factorization succeeds, as fractions of the mean variance."""
+EXACT_OUTPUTS = 512
+"""Up to this many outputs, their leading directions come from a full eigendecomposition."""
+SUBSPACE_STEPS = 6
+"""Steps of the subspace iteration for more outputs; it starts at the present factor's columns."""
+
+
+def compose(factors: Sequence[Tensor]) -> Tensor:
+    """Multiply the weights of consecutive convolutions.
+
+    Args:
+        factors: weights by group, ``(G, o, c, kh, kw)``; the outputs of each are the inputs of the next. On each image
+            axis, one factor has a kernel and the others have size 1.
+
+    Returns:
+        ``(G, O, I, kh, kw)``.
+    """
+    weight = factors[0]
+    for factor in factors[1:]:
+        weight = torch.einsum("gomab,gmicd->goiacbd", factor, weight).flatten(5).flatten(3, 4)
+    return weight
+
+
+def alternating_least_squares(
+    factors: Sequence[Tensor], groups: int, inputs: Tensor, cross: Tensor, sweeps: int = 2
+) -> tuple[Tensor, ...]:
+    """Lower ``E||y - W'p||^2`` over the factors of W', with p an input patch and y the target output.
+
+    Each sweep goes from the first factor to the last. A factor is the solution of a linear least-squares problem while
+    the others are fixed: exactly for the last, by preconditioned conjugate gradients for the others. If the last
+    factor is a 1x1 convolution, the last two are fitted together, by reduced-rank regression (Izenman 1975), whose
+    closed form is the optimum for both. The error never rises from step to step, apart from rounding.
+
+    Args:
+        factors: weights ``(o, c, kh, kw)``, from input to output; for a Linear ``(o, c)``. They are not changed.
+        groups: the number of groups of every factor.
+        inputs: ``(G, m, m)``, the second moment ``E[p p^T]`` of the patches, m = I/G * kh * kw.
+        cross: ``(G, O/G, m)``, ``E[y p^T]``. For the outputs of a dense weight W it is ``W inputs``.
+        sweeps: number of sweeps; 1 is enough if every factor is fitted exactly.
+
+    Returns:
+        New factors with the shapes and dtypes of the old ones.
+    """
+    blocks = [by_group(factor, groups).double() for factor in factors]
+    inputs, cross = inputs.double(), cross.double()
+    pointwise = blocks[-1].shape[3:] == (1, 1)
+    together = 2 if pointwise and len(blocks) > 1 else 1  # factors that the last step fits
+    if len(blocks) == together:
+        sweeps = min(sweeps, 1)
+    for _ in range(sweeps):
+        moment, target = inputs, cross
+        grid = kernel_of(factors)
+        for index in range(len(blocks) - together):
+            blocks[index] = _fit_inner(blocks[index], compose(blocks[index + 1 :]), moment, target, grid)
+            moment, target, grid = _pass_through(blocks[index], moment, target, grid)
+        if together == 2:
+            blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
+        else:
+            blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
+    return tuple(
+        block.flatten(0, 1).reshape(factor.shape).to(factor.dtype)
+        for block, factor in zip(blocks, factors, strict=True)
+    )
+
+
+def by_group(factor: Tensor, groups: int) -> Tensor:
+    """Return a weight as ``(G, o/G, c, kh, kw)``; a Linear counts as a 1x1 kernel."""
+    kernel = factor.shape[2:] or (1, 1)
+    return factor.reshape(groups, -1, factor.shape[1], *kernel)
+
+
+def kernel_of(factors: Sequence[Tensor]) -> tuple[int, int]:
+    """Height and width of the kernel that factors ``(o, c, kh, kw)`` or ``(o, c)`` cover together."""
+    kernels = [tuple(factor.shape[2:]) or (1, 1) for factor in factors]
+    return math.prod(height for height, _ in kernels), math.prod(width for _, width in kernels)
+
+
+def _solve(moment: Tensor, target: Tensor) -> Tensor:
+    """Return ``target @ inverse(moment)`` for ``(G, q, q)`` and ``(G, O, q)``, with the least ridge that works."""
+    size = moment.shape[-1]
+    mean = moment.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-300)[:, None, None]
+    eye = torch.eye(size, dtype=moment.dtype, device=moment.device)
+    for jitter in JITTERS:
+        root, failed = torch.linalg.cholesky_ex(moment + jitter * mean * eye)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(target.mT, root).mT
+    return target @ torch.linalg.pinv(moment, hermitian=True)
+
+
+def _reduced_rank_regression(inner: Tensor, outer: Tensor, moment: Tensor, target: Tensor) -> list[Tensor]:
+    """The best last two factors, given the moment of the patches that the inner one sees.
+
+    Args:
+        inner: ``(G, r, c, kh, kw)``.
+        outer: ``(G, O, r, 1, 1)``.
+        moment: ``(G, q, q)``, q = c * kh * kw.
+        target: ``(G, O, q)``.
+
+    Returns:
+        Both factors, in the same shapes; the outer one has orthonormal columns.
+    """
+    full = _solve(moment, target)  # the best weight of full rank, (G, O, q)
+    explained = full @ target.mT  # the covariance of its outputs
+    rank = inner.shape[1]
+    basis = _leading(explained, rank, outer.flatten(2))
+    return [(basis.mT @ full).reshape(inner.shape), basis.reshape(outer.shape)]
+
+
+def _leading(covariance: Tensor, rank: int, start: Tensor) -> Tensor:
+    """Leading eigenvectors ``(G, O, rank)`` of a covariance ``(G, O, O)``; near ``start`` if O is large."""
+    symmetric = (covariance + covariance.mT) / 2
+    if len(symmetric[0]) <= EXACT_OUTPUTS or 2 * rank > len(symmetric[0]):
+        return torch.linalg.eigh(symmetric).eigenvectors.flip(-1)[:, :, :rank]
+    basis = torch.linalg.qr(start).Q
+    for _ in range(SUBSPACE_STEPS):
+        basis = torch.linalg.qr(symmetric @ basis).Q
+    return basis
+
+
+def _pass_through(
+    factor: Tensor, moment: Tensor, target: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Replace the patches of a factor's input by those of its output.
+
+    Args:
+        factor: ``(G, r, c, kh, kw)``; its kernel covers an axis of the patch or has size 1 there.
+        moment: ``(G, m, m)``, m = c * height * width.
+        target: ``(G, O, m)``.
+        grid: height and width of the patches.
+
+    Returns:
+        The moment ``(G, n, n)``, the target ``(G, O, n)`` and the grid of the factor's outputs.
+    """
+    half = _contract(factor, moment, grid)
+    after = (grid[0] // factor.shape[3], grid[1] // factor.shape[4])
+    return _contract(factor, half.mT, grid), _contract(factor, target, grid), after
+
+
+def _contract(factor: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Apply a factor to the patches in the last axis of ``rows``: ``(G, n, m)`` to ``(G, n, r * height * width)``."""
+    kh, kw = factor.shape[3:]
+    split = rows.unflatten(2, (factor.shape[2], kh, grid[0] // kh, kw, grid[1] // kw))
+    return torch.einsum("gfcbe,gncbhew->gnfhw", factor, split).flatten(2)
+
+
+def _fit_inner(factor: Tensor, after: Tensor, moment: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Fit one factor by conjugate gradients, given the product of those that follow it.
+
+    Args:
+        factor: ``(G, r, c, kh, kw)``.
+        after: ``(G, O, r, a, b)``, the product of the factors that follow.
+        moment: ``(G, m, m)``, of the patches that the factor sees.
+        target: ``(G, O, m)``.
+        grid: height and width of these patches.
+    """
+    kh, kw = factor.shape[3:]
+    # Only directions of the output that the later factors reach matter: a triangular factor of theirs is enough.
+    root = torch.linalg.qr(after.movedim(2, -1).flatten(2, 4)).R if after.shape[1] > after[0, 0].numel() else None
+    reached = after if root is None else root.unflatten(2, (*after.shape[3:], after.shape[2])).movedim(-1, 2)
+
+    def widened(value: Tensor, following: Tensor) -> Tensor:
+        return torch.einsum("gofad,gfcbe->gocabde", following, value).flatten(2)
+
+    def narrowed(weight: Tensor, following: Tensor) -> Tensor:
+        (a, d) = following.shape[3:]
+        split = weight.unflatten(2, (factor.shape[2], a, kh, d, kw))
+        return torch.einsum("gocabde,gofad->gfcbe", split, following)
+
+    condition = _Preconditioner(after, moment, (factor.shape[2], kh, grid[0] // kh, kw, grid[1] // kw))
+    residual = narrowed(target, after) - narrowed(widened(factor, reached) @ moment, reached)
+    direction = conditioned = condition(residual)
+    size = start = float((residual * conditioned).sum())
+    for _ in range(SOLVER_STEPS):
+        image = narrowed(widened(direction, reached) @ moment, reached)
+        curvature = float((direction * image).sum())
+        if curvature <= 0 or size <= 1e-12 * start:
+            break
+        step = size / curvature
+        factor, residual = factor + step * direction, residual - step * image
+        conditioned = condition(residual)
+        size, before = float((residual * conditioned).sum()), size
+        direction = conditioned + size / before * direction
+    return factor
+
+
+class _Preconditioner:
+    """The inverse of a Kronecker product near the normal equations of one factor: outputs times inputs."""
+
+    def __init__(self, after: Tensor, moment: Tensor, split: tuple[int, ...]) -> None:
+        outputs = torch.einsum("gofad,gopad->gfp", after, after)
+        grid = moment.unflatten(1, split).unflatten(6, split)
+        inputs = torch.einsum("gcbhewdfhiw->gcbedfi", grid).flatten(4).flatten(1, 3)
+        self._outputs, self._inputs = _inverse(outputs), _inverse(inputs)
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        return (self._outputs @ residual.flatten(2) @ self._inputs).reshape(residual.shape)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a positive semidefinite ``(G, n, n)``, with a small ridge."""
+    mean = matrix.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-300)[:, None, None]
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix + PRECONDITIONER_RIDGE * mean * eye)[0])
