@@ -1,6 +1,7 @@
-"""Learn from data without training: the moments of each layer, and the statistics of BatchNorm."""
+"""Learn from data without training: moments, refitted factors, and the statistics of BatchNorm."""
 
 from common.calibration.batchnorm import recalibrate_bn
 from common.calibration.moments import calibrate
+from common.calibration.refitting import refit
 
-__all__ = ["calibrate", "recalibrate_bn"]
+__all__ = ["calibrate", "recalibrate_bn", "refit"]

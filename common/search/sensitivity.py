@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.calibration.divergence import Divergence, kl_divergence, outputs_on
 from common.compression import compress
 from common.network.inputs import to_network
-from common.network.modes import evaluating
-from common.network.outputs import single_tensor
 from common.planning.decompositions import Decompositions
 from common.planning.options import Divergences
 from common.planning.plan import LayerPlan, RankPlan
@@ -57,6 +56,7 @@ def measure_divergences(
     decompositions: Decompositions,
     inputs: Tensor,
     shares: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
+    divergence: Divergence = kl_divergence,
 ) -> Divergences:
     """Measure the divergence of the network's output at several errors of each layer alone.
 
@@ -68,9 +68,10 @@ def measure_divergences(
         decompositions: the decompositions of its layers.
         inputs: ``(N, C, H, W)`` from the calibration split.
         shares: the levels to measure, by their share in ``LEVEL_SHARES``.
+        divergence: measures how far outputs are from the dense ones, e.g. the Kullback-Leibler divergence in nats.
 
     Returns:
-        Layer -> points (squared relative error, Kullback-Leibler divergence from the dense outputs in nats).
+        Layer -> points (squared relative error, mean divergence from the dense outputs).
     """
     chosen = [
         (name, choice)
@@ -78,36 +79,31 @@ def measure_divergences(
         for share in shares
         if (choice := choices[LEVEL_SHARES.index(share)]) and choice.error
     ]
-    measured = _divergences(model, [(name, choice.plan) for name, choice in chosen], decompositions, inputs)
+    plans = [(name, choice.plan) for name, choice in chosen]
+    measured = _divergences(model, plans, decompositions, inputs, divergence)
     table: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for (name, choice), (_, divergence) in zip(chosen, measured, strict=True):
-        table[name].append((choice.error**2, divergence))
+    for (name, choice), (_, value) in zip(chosen, measured, strict=True):
+        table[name].append((choice.error**2, value))
     return {name: points for name, points in table.items() if points}
 
 
 @torch.no_grad()
 def _divergences(
-    model: nn.Module, plans: Sequence[tuple[str, LayerPlan]], decompositions: Decompositions, inputs: Tensor
+    model: nn.Module,
+    plans: Sequence[tuple[str, LayerPlan]],
+    decompositions: Decompositions,
+    inputs: Tensor,
+    divergence: Divergence = kl_divergence,
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
-    """For each (layer, plan), the divergence of the outputs when only that layer is factored."""
-    inputs = to_network(inputs, model)
-    with evaluating(model):
-        dense = _log_probabilities(model(inputs))
+    """For each (layer, plan), the mean divergence of the outputs when only that layer is factored."""
+    batches = [to_network(inputs, model)]
+    dense = outputs_on(model, batches)
     found = []
     for name, plan in track(plans, "sensitivity", unit="layer"):
         small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
-        output = _log_probabilities(small.eval()(inputs))
-        divergence = nn.functional.kl_div(output, dense, reduction="none", log_target=True).sum(1).mean()
-        found.append(((name, plan), max(0.0, divergence.item())))
+        value = divergence(dense, outputs_on(small, batches)).mean()
+        found.append(((name, plan), max(0.0, value.item())))
     return found
-
-
-def _log_probabilities(output: object) -> Tensor:
-    """The classes' log-probabilities along axis 1. A single channel is the logit of a mask, which has two classes."""
-    logits = single_tensor(output, "the network")
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    return logits.log_softmax(1)
 
 
 def interpolated_sensitivities(candidates: Candidates, divergences: Divergences) -> dict[str, float]:

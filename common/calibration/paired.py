@@ -1,0 +1,190 @@
+"""Pair a layer's input in the compressed network with its output in the dense network, at the same positions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.calibration.moments import held_out_images
+from common.calibration.patches import Positions, as_images, output_patches, sample_positions
+from common.network.effective import EffectiveLayer, Layer
+from common.network.layers import effective_layers, layer_input
+from common.network.lowrank import LowRank
+from common.network.modes import hooked
+from common.network.passes import explained
+from common.network.weights import convolution_weight
+
+ROWS = 16384
+"""Rows to sample for each layer, if the images have so many."""
+MOST_OUTPUTS = 2**28
+"""Limit on the dense outputs held in memory, in numbers of 4 bytes."""
+
+
+@dataclass(frozen=True)
+class PairedLayer:
+    """A layer of the compressed network, and what it computes in the dense network.
+
+    Attributes:
+        module: the module in the compressed network.
+        dense: what the layer computes in the dense network.
+        factors: the layers that run in the compressed network, in order; the dense layer itself if it stayed.
+    """
+
+    module: nn.Module
+    dense: EffectiveLayer
+    factors: tuple[Layer, ...]
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of every factor."""
+        return 1 if isinstance(self.dense.layer, nn.Linear) else self.dense.layer.groups
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The factors' weights in a convolution's layout."""
+        return [convolution_weight(factor).detach() for factor in self.factors]
+
+    @property
+    def patch_size(self) -> int:
+        """The number of elements of one group's patch."""
+        return convolution_weight(self.dense.layer)[0].numel()
+
+
+def paired_layers(model: nn.Module, dense: nn.Module) -> dict[str, PairedLayer]:
+    """The factored layers of ``model``, and the plain ones that stayed dense, by name."""
+    originals, plain = effective_layers(dense)[0], effective_layers(model)[0]
+    found = {}
+    for name, module in model.named_modules():
+        if name in originals and isinstance(module, LowRank):
+            found[name] = PairedLayer(module, originals[name], module.factors)
+        elif name in originals and name in plain and plain[name].layer is module:
+            found[name] = PairedLayer(module, originals[name], (plain[name].layer,))
+    return found
+
+
+class Call(NamedTuple):
+    """The dense network's outputs in one call of a layer, at N sampled positions.
+
+    Attributes:
+        positions: image, row and column of each position.
+        outputs: ``(N, O)``, float32.
+        held_out: ``(N,)``, whether the row's image is held out.
+    """
+
+    positions: Positions
+    outputs: Tensor
+    held_out: Tensor
+
+
+@dataclass
+class DenseOutputs:
+    """The dense network's outputs at random positions, from one pass over the batches.
+
+    Args:
+        layers: the layers to record, by name.
+        seed: random seed of the positions.
+
+    Attributes:
+        calls: layer -> batch -> calls of the layer. The layers are in the order in which they run.
+    """
+
+    layers: Mapping[str, PairedLayer]
+    seed: int = 0
+    calls: dict[str, dict[int, list[Call]]] = field(default_factory=dict)
+
+    def record(self, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+        """Run the dense network on every batch and record its outputs."""
+        modules, total, seen = dict(dense.named_modules()), sum(map(len, inputs)), 0
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch, x in enumerate(inputs):
+            flags = held_out_images(seen, len(x))
+            handles = [
+                modules[name].register_forward_hook(
+                    partial(self._add, name, batch, flags, len(x) / total, generator), with_kwargs=True
+                )
+                for name in self.layers
+            ]
+            with hooked(handles), explained(x):
+                dense(x)
+            seen += len(x)
+
+    def _add(
+        self,
+        name: str,
+        batch: int,
+        flags: Tensor,
+        share: float,
+        generator: torch.Generator,
+        *called: object,
+    ) -> None:
+        """Record one call, as a forward hook; ``called`` ends with the layer's output."""
+        layer, output = self.layers[name].dense.layer, called[-1]
+        assert isinstance(output, Tensor)
+        output = as_images(layer, output)
+        limit = max(1, int(share * self._rows))
+        positions = sample_positions(torch.arange(len(output)), (output.shape[2], output.shape[3]), limit, generator)
+        image, y, x = (index.to(output.device) for index in positions)
+        repeats, rest = divmod(len(output), len(flags))
+        of_rows = flags.repeat_interleave(repeats) if not rest else held_out_images(0, len(output))
+        call = Call(positions, output.movedim(1, -1)[image, y, x].float(), of_rows[positions[0]])
+        self.calls.setdefault(name, {}).setdefault(batch, []).append(call)
+
+    @cached_property
+    def _rows(self) -> int:
+        """The number of rows to sample for each layer over all batches."""
+        outputs = sum(len(convolution_weight(paired.dense.layer)) for paired in self.layers.values())
+        return min(ROWS, MOST_OUTPUTS // max(1, outputs))
+
+
+class _ReachedError(Exception):
+    """The layer has run; the rest of the pass is not needed."""
+
+
+def paired_rows(
+    model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Run the compressed network up to a layer, batch by batch.
+
+    Args:
+        model: the compressed network.
+        layer: one of its layers.
+        calls: batch -> the dense network's calls of this layer.
+        inputs: the batches.
+
+    Yields:
+        Patches of the layer's input in the compressed network ``(N, I, kh, kw)``, outputs of the dense network
+        ``(N, O)``, and flags ``(N,)`` for rows of held-out images.
+    """
+    for batch, x in enumerate(inputs):
+        expected = calls.get(batch, ())
+        found: list[Tensor] = []
+        handle = layer.module.register_forward_pre_hook(
+            partial(_take_patches, layer, expected, found), with_kwargs=True
+        )
+        with hooked([handle]), contextlib.suppress(_ReachedError):
+            model(x)
+        for patches, call in zip(found, expected, strict=False):
+            yield patches, call.outputs, call.held_out.to(patches.device)
+
+
+def _take_patches(
+    layer: PairedLayer,
+    expected: Sequence[Call],
+    found: list[Tensor],
+    _: nn.Module,
+    given: tuple[Tensor, ...],
+    named: Mapping[str, Tensor],
+) -> None:
+    """Cut the patches out of the layer's input, as a forward pre-hook; end the pass after the last expected call."""
+    if len(found) < len(expected):
+        plain = layer.dense.layer
+        images = as_images(plain, layer.dense.input(layer_input(given, named)))
+        found.append(output_patches(plain, images, expected[len(found)].positions).float())
+    if len(found) == len(expected):
+        raise _ReachedError

@@ -1,0 +1,191 @@
+"""``refit``: fit a compressed network's layers to the dense network's outputs, one by one, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.calibration.paired import Call, DenseOutputs, PairedLayer, paired_layers, paired_rows
+from common.decomposition.als import alternating_least_squares, kernel_of
+from common.decomposition.balancing import balance
+from common.decomposition.base import outputs_of
+from common.network.batches import Batches, inputs_of
+from common.network.inputs import to_network
+from common.network.lowrank import LowRank
+from common.network.modes import evaluating
+from common.network.weights import convolution_weight, set_convolution_weight
+from common.progress import track
+
+WIDEST_PATCH = 4608
+"""Largest patch whose second moment is formed. For a wider one only the last factor is fitted."""
+RIDGES = (1e-3, 1e-2, 1e-1)
+"""Weights of the dense layer as a prior, relative to the mean variance; held-out rows choose one."""
+SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What refitting did to one layer.
+
+    Attributes:
+        before: mean squared error of the layer's output in the compressed network against the dense network's output,
+            on held-out images, relative to the variance of the latter.
+        after: the same with the new factors; equal to ``before`` if the old ones stay because the new are not better.
+    """
+
+    before: float
+    after: float
+
+
+@torch.no_grad()
+def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0) -> dict[str, Refitted]:
+    """Fit the layers of a compressed network to the outputs of the dense network, from the first layer to the last.
+
+    A layer of the compressed network sees other inputs than in the dense network, because the layers before it err.
+    For these inputs its factors and bias are fitted to the dense network's output by least squares: the asymmetric
+    reconstruction of Zhang et al. (2015, section 3.3), here for all factors of a layer. Layers that stayed dense after
+    the first factored one are fitted too. New factors are kept only if they lower the error on images that the fit did
+    not see. Targets are not read, and no gradient is computed.
+
+    The inputs of all batches stay in memory, and up to 1 GiB of the dense network's outputs. One layer at a time also
+    needs the second moment of its patches in float64, at most 170 MB, and a few copies of it. The compressed network
+    runs once for each layer, up to that layer.
+
+    Args:
+        model: the compressed network. Its weights are changed in place; its training mode stays unchanged.
+        dense: the network that it was made from. It stays unchanged.
+        batches: input tensors, or pairs (inputs, targets), from the calibration split.
+        seed: random seed of the sampled positions.
+
+    Returns:
+        Layer name -> errors before and after, in the order in which the layers run.
+
+    Raises:
+        ValueError: ``batches`` is empty, or a layer's inputs are not finite.
+    """
+    inputs = [to_network(inputs_of(batch), dense) for batch in batches]
+    if not inputs:
+        raise ValueError("batches is empty: there is no batch to fit to")
+    found: dict[str, Refitted] = {}
+    with evaluating(model, dense):
+        layers = paired_layers(model, dense)
+        recorded = DenseOutputs(layers, seed)
+        recorded.record(dense, inputs)
+        names = list(recorded.calls)
+        first = next((i for i, name in enumerate(names) if isinstance(layers[name].module, LowRank)), len(names))
+        for name in track(names[first:], "refitting", unit="layer"):
+            found[name] = _refit_layer(name, model, layers[name], recorded.calls.pop(name), inputs)
+    return found
+
+
+class _Moments:
+    """Running second moments of features and targets by group.
+
+    Args:
+        groups: the number of groups.
+        centred: whether the means are subtracted, as they are for a layer with a bias.
+    """
+
+    def __init__(self, groups: int, centred: bool) -> None:
+        self.groups, self.centred, self.rows = groups, centred, 0
+        self._sums: dict[str, Tensor] = {}
+        self._shifts: tuple[Tensor, Tensor] | None = None
+
+    def add(self, features: Tensor, outputs: Tensor) -> None:
+        """Add rows: features ``(N, c, ...)`` and targets ``(N, O)``."""
+        x, y = (rows.reshape(len(rows), self.groups, -1).transpose(0, 1) for rows in (features, outputs))  # (G, N, m)
+        if self._shifts is None:  # products of nearly centred rows are more precise
+            means = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+            self._shifts = means if self.centred else (torch.zeros_like(means[0]), torch.zeros_like(means[1]))
+        x, y = x - self._shifts[0], y - self._shifts[1]
+        products = {"inputs": x.mT @ x, "cross": y.mT @ x, "x": x.sum(1, keepdim=True), "y": y.sum(1, keepdim=True)}
+        for name, value in products.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+        self.rows += x.shape[1]
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The moments ``(G, m, m)`` and ``(G, O, m)``, and the means ``(G, 1, m)`` and ``(G, 1, O)``."""
+        assert self._shifts is not None
+        inputs, cross, x_mean, y_mean = (
+            self._sums.pop(name).div_(self.rows) for name in ("inputs", "cross", "x", "y")
+        )
+        if self.centred:
+            inputs -= x_mean.mT @ x_mean
+            cross -= y_mean.mT @ x_mean
+        return inputs, cross, x_mean + self._shifts[0], y_mean + self._shifts[1]
+
+
+def _refit_layer(
+    name: str, model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
+) -> Refitted:
+    """Fit one layer; keep the new factors if the error on held-out rows falls."""
+    weights, groups, bias = layer.weights, layer.groups, layer.factors[-1].bias
+    frozen = weights[:-1] if layer.patch_size > WIDEST_PATCH else []
+    fitted = weights[len(frozen) :]
+    if len(fitted) == 1 and fitted[0][0].numel() > WIDEST_PATCH:
+        return Refitted(float("nan"), float("nan"))
+    moments = _Moments(groups, bias is not None)
+    held: list[tuple[Tensor, Tensor]] = []
+    for patches, outputs, flags in paired_rows(model, layer, calls, inputs):
+        if not patches.isfinite().all():
+            raise ValueError(f"layer {name!r}: its inputs on the calibration data are not finite")
+        features = outputs_of_first(frozen, patches, groups)
+        held.append((features[flags], outputs[flags]))
+        if not flags.all():
+            moments.add(features[~flags], outputs[~flags])
+    unseen, target = (torch.cat(rows) for rows in zip(*held, strict=True))
+
+    def error(factors: Sequence[Tensor], offset: Tensor | None) -> float:
+        lost = target - outputs_of(factors, unseen, groups)
+        return float((lost if offset is None else lost - offset).square().sum(1).mean())
+
+    before = best = error(fitted, None if bias is None else bias.detach().float())
+    new = None
+    if moments.rows and len(unseen):
+        for candidate in _candidates(layer, fitted, moments):
+            found = error(*candidate)
+            if found < best:
+                best, new = found, candidate
+    if new is not None:
+        _write(layer, [*frozen, *new[0]], new[1])
+    variance = float((target - target.mean(0)).square().sum(1).mean()) or 1.0
+    return Refitted(before / variance, best / variance)
+
+
+def outputs_of_first(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tensor:
+    """Apply the first factors of a chain to patches: the patches that the next factor sees."""
+    for factor in factors:
+        kernel = factor.shape[2:] or (1, 1)
+        patches = nn.functional.conv2d(patches, factor.reshape(*factor.shape[:2], *kernel).float(), groups=groups)
+    return patches
+
+
+def _candidates(
+    layer: PairedLayer, fitted: Sequence[Tensor], moments: _Moments
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    """Yield fitted factors and their bias, for each ridge."""
+    inputs, cross, input_mean, output_mean = moments.finish()
+    whole = len(fitted) == len(layer.factors)
+    prior = (convolution_weight(layer.dense.layer) if whole else fitted[0]).detach().double().reshape(cross.shape)
+    mean = inputs.diagonal(dim1=1, dim2=2).mean()
+    eye = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    for ridge in RIDGES:
+        regularized = inputs + ridge * mean * eye
+        factors = alternating_least_squares(fitted, layer.groups, regularized, cross + ridge * mean * prior, SWEEPS)
+        offset = None
+        if moments.centred:
+            patch = input_mean.reshape(1, -1, *kernel_of(fitted)).float()
+            offset = output_mean.flatten().float() - outputs_of(factors, patch, layer.groups).flatten()
+        yield factors, offset
+
+
+def _write(layer: PairedLayer, factors: Sequence[Tensor], bias: Tensor | None) -> None:
+    """Write factors, balanced, and the bias into the compressed network."""
+    for factor, weight in zip(layer.factors, balance(factors, layer.groups), strict=True):
+        set_convolution_weight(factor, weight.to(factor.weight.dtype))
+    last = layer.factors[-1]
+    if bias is not None and last.bias is not None:
+        last.bias.copy_(bias)

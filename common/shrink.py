@@ -1,0 +1,279 @@
+"""``shrink``: the best low-rank network that the suite can make within a budget, in one call, without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from common.calibration import calibrate, recalibrate_bn, refit
+from common.calibration.divergence import Divergence, divergence_for, outputs_on
+from common.calibration.moments import held_out_images
+from common.compression import compress
+from common.data.tasks import TASKS, task_of
+from common.latency import measured_latencies
+from common.network import Profile, profile
+from common.network.batches import Batches, inputs_of
+from common.network.inputs import to_network
+from common.network.shapes import trace_layers
+from common.network.state import distinct_tensors
+from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.decompositions import Decompositions
+from common.planning.methods import method_named
+from common.planning.options import Divergences
+from common.planning.rules import Rule
+from common.search.candidates import layer_candidates
+from common.search.sensitivity import measure_divergences
+from common.training import evaluate
+
+MEASURED_PIXELS = 256 * 32 * 32
+"""Pixels of the images on which single layers' divergences are measured."""
+MEASURED_IMAGES = (16, 256)
+"""The fewest and the most of these images."""
+
+
+@dataclass(frozen=True)
+class ShrinkSteps:
+    """The steps of :func:`shrink`. Each can be turned off, to study what it contributes.
+
+    Attributes:
+        measure: under a ``Budget``, measure how much each layer's error changes the network's output.
+        improve: sweeps of alternating least squares on the full second moment of each layer's patches.
+        refit: fit each layer to the dense network's outputs on the inputs that it gets in the compressed network.
+        recalibrate: recompute BatchNorm's statistics, if that lowers the divergence on held-out images.
+        seed: of all samples.
+    """
+
+    measure: bool = True
+    improve: int = 2
+    refit: bool = True
+    recalibrate: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state of the network after one step.
+
+    Attributes:
+        name: of the step.
+        seconds: that it took.
+        divergence: from the dense network's outputs on held-out calibration images; None before there is a network.
+        metrics: metric -> value on the same images; empty without targets.
+        kept: whether its result was kept, because it lowered the divergence.
+    """
+
+    name: str
+    seconds: float
+    divergence: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What :func:`shrink` made. ``print`` shows what each step cost and gained.
+
+    Attributes:
+        model: the smaller network, in the dense network's training mode.
+        plan: the plan that it follows.
+        steps: the steps, in order.
+        before, after: cost of the dense and of the smaller network.
+        metrics: metrics of the dense network on the held-out calibration images; empty without targets.
+    """
+
+    model: nn.Module
+    plan: RankPlan
+    steps: tuple[Step, ...]
+    before: Profile
+    after: Profile
+    metrics: dict[str, float]
+
+    def __str__(self) -> str:
+        names = list(self.metrics)
+        rows: list[list[object]] = [["dense", None, 0.0, *self.metrics.values()]]
+        for step in self.steps:
+            name = step.name if step.kept else f"{step.name} (undone: not better)"
+            rows.append([name, step.seconds, step.divergence, *(step.metrics.get(each) for each in names)])
+        table = tabulate(rows, ["step", "seconds", "divergence", *names], floatfmt=("", ".1f", ".4g", *[".4f"] * 9))
+        sizes = [
+            f"{title} {after:,} of {before:,} ({after / max(1, before):.1%})"
+            for title, before, after in (
+                ("parameters", self.before.params, self.after.params),
+                ("MACs", self.before.macs, self.after.macs),
+                ("bytes", self.before.size_bytes, self.after.size_bytes),
+            )
+        ]
+        return "\n".join([table, *sizes])
+
+
+def shrink(
+    model: nn.Module,
+    batches: Batches,
+    rule: Rule,
+    method: str = "mixed",
+    *,
+    steps: ShrinkSteps | None = None,
+    divergence: Divergence | None = None,
+) -> Shrunk:
+    """Make a smaller network with the least loss that the suite can reach without training.
+
+    It calibrates, decomposes every layer once, measures how much each layer's error matters, plans the ranks,
+    compresses, improves the factors, refits them from the first layer to the last, and recalibrates BatchNorm where
+    that helps. Every eighth image is held out; it decides which steps are kept. All images stay in memory.
+
+    Args:
+        model: the dense network. It stays unchanged.
+        batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
+            be images that the network was trained on, or like them. Targets serve the report only.
+        rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
+        method: see :func:`common.planning.plan_ranks`.
+        steps: the steps to take; None takes all.
+        divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
+            class scores and the relative squared error for any other output.
+
+    Returns:
+        The network, its plan and a report.
+
+    Raises:
+        ValueError: an argument is out of range, ``batches`` is empty, or the budget cannot be met.
+    """
+    steps = steps or ShrinkSteps()
+    return _Run(model, list(batches), rule, method, steps, divergence).result()
+
+
+class _Run:
+    """One call of :func:`shrink`; see there for the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor | tuple[Tensor, Tensor]],
+        rule: Rule,
+        method: str,
+        steps: ShrinkSteps,
+        divergence: Divergence | None,
+    ) -> None:
+        method_named(method)
+        if not batches:
+            raise ValueError("batches is empty: there is no batch to calibrate on")
+        self.model, self.rule, self.method, self.settings = model, rule, method, steps
+        self.batches = batches
+        self.inputs = [to_network(inputs_of(batch), model) for batch in batches]
+        self.x = self.inputs[0][:1]
+        self.fitted, self.held_out, self.targets = self._split()
+        self.dense_outputs = outputs_on(model, self.held_out)
+        self.divergence = divergence or divergence_for(self.dense_outputs)
+        self.steps: list[Step] = []
+
+    def _split(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The inputs to learn from, the held-out inputs, and the latter's targets, empty if a batch has none."""
+        fitted, held_out, targets, seen = [], [], [], 0
+        for batch, inputs in zip(self.batches, self.inputs, strict=True):
+            flags = held_out_images(seen, len(inputs))
+            seen += len(inputs)
+            if not flags.all():
+                fitted.append(inputs[~flags.to(inputs.device)])
+            if flags.any():
+                held_out.append(inputs[flags.to(inputs.device)])
+                if isinstance(batch, tuple | list) and len(batch) > 1 and len(batch[1]) == len(flags):
+                    targets.append(batch[1][flags.to(batch[1].device)])
+        if not held_out:
+            raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
+        return fitted, held_out, targets if len(targets) == len(held_out) else []
+
+    def result(self) -> Shrunk:
+        """Take all steps."""
+        settings = self.settings
+        with self._timed("calibrate"):
+            moments = calibrate(self.model, self.inputs, seed=settings.seed)
+        decompositions = Decompositions(self.model, moments)
+        divergences = None
+        if settings.measure and isinstance(self.rule, Budget):
+            with self._timed("measure"):
+                divergences = self._measured_divergences(decompositions)
+        with self._timed("plan"):
+            plan = self._plan(decompositions, divergences)
+        with self._timed("compress") as step:
+            small = compress(self.model, plan, decompositions=decompositions)
+            step.append(small)
+        if settings.improve:
+            with self._timed("improve") as step:
+                improved = compress(self.model, plan, decompositions=decompositions.with_sweeps(settings.improve))
+                step.append(improved)
+            if self._divergence(improved) <= self._divergence(small):
+                small = improved
+            else:
+                self.steps[-1] = replace(self.steps[-1], kept=False)
+        if settings.refit:
+            self._if_better("refit", small, lambda: bool(refit(small, self.model, self.inputs, seed=settings.seed)))
+        if settings.recalibrate:
+            self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
+        costs = profile(self.model, self.x), profile(small, self.x)
+        return Shrunk(small, plan, tuple(self.steps), *costs, self._metrics(self.model))
+
+    def _plan(self, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
+        """Plan the ranks; time the layers first if the rule limits the latency."""
+        latencies = None
+        if isinstance(self.rule, Budget) and self.rule.latency is not None:
+            latencies = measured_latencies(self.model, self.x, self.rule.runtime, self.method)
+        return plan_ranks(
+            self.model,
+            self.x,
+            self.method,
+            self.rule,
+            decompositions=decompositions,
+            divergences=divergences,
+            latencies=latencies,
+        )
+
+    def _measured_divergences(self, decompositions: Decompositions) -> Divergences:
+        """How far the output moves when one layer alone errs."""
+        least, most = MEASURED_IMAGES
+        count = min(most, max(least, MEASURED_PIXELS // max(1, self.x[0, 0].numel())))
+        inputs = torch.cat(self.inputs)[:count]
+        method = method_named(self.method).decompositions[0]
+        candidates = layer_candidates(trace_layers(self.model, self.x), decompositions, method)
+        return measure_divergences(self.model, candidates, decompositions, inputs, divergence=self.divergence)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[list[nn.Module]]:
+        """Record a step; the network that it made, if any, is appended to what the context gives."""
+        start = time.perf_counter()
+        made: list[nn.Module] = []
+        yield made
+        seconds = time.perf_counter() - start
+        if made:
+            self.steps.append(Step(name, seconds, self._divergence(made[0]), self._metrics(made[0])))
+        else:
+            self.steps.append(Step(name, seconds))
+
+    def _if_better(self, name: str, small: nn.Module, change: Callable[[], bool]) -> None:
+        """Change ``small`` in place; undo it unless its divergence falls. A change that does nothing is no step."""
+        start = time.perf_counter()
+        before = {key: tensor.detach().clone() for key, tensor in distinct_tensors(small, copies=False).items()}
+        value = self._divergence(small)
+        if not change():
+            return
+        after = self._divergence(small)
+        kept = after < value
+        if not kept:
+            with torch.no_grad():
+                for key, tensor in distinct_tensors(small, copies=False).items():
+                    tensor.copy_(before[key])
+        self.steps.append(Step(name, time.perf_counter() - start, after, self._metrics(small), kept))
+
+    def _divergence(self, small: nn.Module) -> float:
+        """The mean divergence on the held-out images."""
+        return float(self.divergence(self.dense_outputs, outputs_on(small, self.held_out)).mean())
+
+    def _metrics(self, network: nn.Module) -> dict[str, float]:
+        """The metrics on the held-out images; empty without targets of a known task."""
+        if not self.targets or task_of(self.targets[0]) not in TASKS.values():
+            return {}
+        return evaluate(network, zip(self.held_out, self.targets, strict=True))
