@@ -35,11 +35,10 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     held-out images (:func:`held_out_images`), :mod:`common.decomposition.choice` measures whether the moments help.
 
     Memory, besides the network's own activations: each layer needs O^2 + I^2 numbers in float64, or O^2 for a Linear
-    (134 MB for VGG16's first), and its held-out patches in float32 (9 MB for a 3x3 layer with 512 channels, 51 MB for
-    VGG16's first Linear). The covariance of whole patches needs (I * kh * kw)^2 numbers for each group, in float64
-    while it is summed and in float32 after (170 and 85 MB for a 3x3 layer with 512 channels); patches of more than
-    ``WIDEST_PATCH`` elements have none. One layer at a time also needs a copy of its input and output and
-    ``positions`` patches in float32 (75 MB for a 3x3 layer with 512 channels).
+    (134 MB for VGG16's first), its held-out patches in float32 (9 MB for a 3x3 layer with 512 channels, 51 MB for
+    VGG16's first Linear), and the covariance of whole patches, (I * kh * kw)^2 numbers for each group, in float64
+    while it is summed and in float32 after (170 and 85 MB for a 3x3 layer with 512 channels). Patches of more than
+    ``WIDEST_PATCH`` elements have none. One layer at a time needs ``positions`` patches in float32.
 
     Args:
         model: the dense network. It runs in evaluation mode; its training mode stays unchanged.

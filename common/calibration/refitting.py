@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration.paired import Call, DenseOutputs, PairedLayer, paired_layers, paired_rows
-from common.decomposition.als import alternating_least_squares, kernel_of
+from common.decomposition.als import kernel_of, ridge_candidates
 from common.decomposition.balancing import balance
 from common.decomposition.base import outputs_of
 from common.network.batches import Batches, inputs_of
@@ -22,8 +22,8 @@ from common.progress import track
 WIDEST_PATCH = 4608
 """Largest patch whose second moment is formed. For a wider one only the last factor is fitted."""
 RIDGES = (1e-3, 1e-2, 1e-1)
-"""Weights of the dense layer as a prior, relative to the mean variance; held-out rows choose one."""
-SWEEPS = 3
+"""Ridges toward the dense layer's weight, relative to the mean variance; held-out rows choose one."""
+SWEEPS = 2
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,7 @@ def _candidates(
     inputs, cross, input_mean, output_mean = moments.finish()
     whole = len(fitted) == len(layer.factors)
     prior = (convolution_weight(layer.dense.layer) if whole else fitted[0]).detach().double().reshape(cross.shape)
-    mean = inputs.diagonal(dim1=1, dim2=2).mean()
-    eye = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-    for ridge in RIDGES:
-        regularized = inputs + ridge * mean * eye
-        factors = alternating_least_squares(fitted, layer.groups, regularized, cross + ridge * mean * prior, SWEEPS)
+    for factors in ridge_candidates(fitted, inputs, cross, prior, RIDGES, SWEEPS):
         offset = None
         if moments.centred:
             patch = input_mean.reshape(1, -1, *kernel_of(fitted)).float()

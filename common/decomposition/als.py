@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-SOLVER_STEPS = 8
+SOLVER_STEPS = 4
 """Conjugate-gradient steps for a factor that others follow. The preconditioner makes a few steps enough."""
+SINGLE_PRECISION_SIZE = 1024
+"""From this size of the moment, conjugate gradients run in single precision, which is faster."""
 PRECONDITIONER_RIDGE = 1e-4
 JITTERS = (1e-10, 1e-7, 1e-4)
 """Ridges to try until a Cholesky factorization succeeds, as fractions of the mean variance."""
@@ -50,31 +52,79 @@ def alternating_least_squares(
         groups: the number of groups of every factor.
         inputs: ``(G, m, m)``, the second moment ``E[p p^T]`` of the patches, m = I/G * kh * kw.
         cross: ``(G, O/G, m)``, ``E[y p^T]``. For the outputs of a dense weight W it is ``W inputs``.
-        sweeps: number of sweeps; 1 is enough if every factor is fitted exactly.
+        sweeps: number of sweeps; 0 fits only the factors of the last step.
 
     Returns:
         New factors with the shapes and dtypes of the old ones.
     """
     blocks = [by_group(factor, groups).double() for factor in factors]
-    inputs, cross = inputs.double(), cross.double()
-    pointwise = blocks[-1].shape[3:] == (1, 1)
-    together = 2 if pointwise and len(blocks) > 1 else 1  # factors that the last step fits
-    if len(blocks) == together:
-        sweeps = min(sweeps, 1)
+    scale = inputs.double().diagonal(dim1=1, dim2=2).mean()
+    scale = torch.where(scale > 0, scale, 1.0)  # single precision cannot hold moments of any size
+    inputs, cross = inputs.double() / scale, cross.double() / scale
+    if len(blocks) == _fitted_together(blocks):
+        sweeps = 0  # one exact step is the optimum
     for _ in range(sweeps):
-        moment, target = inputs, cross
-        grid = kernel_of(factors)
-        for index in range(len(blocks) - together):
-            blocks[index] = _fit_inner(blocks[index], compose(blocks[index + 1 :]), moment, target, grid)
-            moment, target, grid = _pass_through(blocks[index], moment, target, grid)
-        if together == 2:
-            blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
-        else:
-            blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
+        _sweep(blocks, inputs, cross, inner=True)
+    if not sweeps:
+        _sweep(blocks, inputs, cross, inner=False)
     return tuple(
         block.flatten(0, 1).reshape(factor.shape).to(factor.dtype)
         for block, factor in zip(blocks, factors, strict=True)
     )
+
+
+def ridge_candidates(
+    factors: Sequence[Tensor],
+    inputs: Tensor,
+    cross: Tensor,
+    prior: Tensor,
+    ridges: Sequence[float],
+    sweeps: int,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Fit factors with several ridges, which pull the product toward a prior; the caller chooses on held-out data.
+
+    All factors are fitted with the first ridge. The others only change the factors of the last step.
+
+    Args:
+        factors: see :func:`alternating_least_squares`.
+        inputs: ``(G, m, m)``.
+        cross: ``(G, O/G, m)``.
+        prior: the weight at which the ridge has no effect, ``(G, O/G, m)``.
+        ridges: relative to the mean variance of the inputs.
+        sweeps: number of sweeps with the first ridge.
+
+    Yields:
+        The factors for each ridge, in order.
+    """
+    inputs, cross, prior = inputs.double(), cross.double(), prior.double()
+    mean = inputs.diagonal(dim1=1, dim2=2).mean()
+    eye = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    for index, ridge in enumerate(ridges):
+        regularized = inputs + ridge * mean * eye
+        found = alternating_least_squares(
+            factors, len(inputs), regularized, cross + ridge * mean * prior, 0 if index else sweeps
+        )
+        factors = factors if index else found
+        yield found
+
+
+def _fitted_together(blocks: Sequence[Tensor]) -> int:
+    """The number of factors that the last step of a sweep fits."""
+    return 2 if blocks[-1].shape[3:] == (1, 1) and len(blocks) > 1 else 1
+
+
+def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) -> None:
+    """Fit all factors once, in place; without ``inner``, only those of the last step."""
+    grid = kernel_of([block.flatten(0, 1) for block in blocks])
+    together = _fitted_together(blocks)
+    for index in range(len(blocks) - together):
+        if inner:
+            blocks[index] = _fit_inner(blocks[index], compose(blocks[index + 1 :]), moment, target, grid)
+        moment, target, grid = _pass_through(blocks[index], moment, target, grid)
+    if together == 2:
+        blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
+    else:
+        blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
 
 
 def by_group(factor: Tensor, groups: int) -> Tensor:
@@ -167,6 +217,9 @@ def _fit_inner(factor: Tensor, after: Tensor, moment: Tensor, target: Tensor, gr
         target: ``(G, O, m)``.
         grid: height and width of these patches.
     """
+    if moment.shape[-1] >= SINGLE_PRECISION_SIZE and factor.dtype == torch.float64:
+        single = (factor.float(), after.float(), moment.float(), target.float())
+        return _fit_inner(*single, grid).double()
     kh, kw = factor.shape[3:]
     # Only directions of the output that the later factors reach matter: a triangular factor of theirs is enough.
     root = torch.linalg.qr(after.movedim(2, -1).flatten(2, 4)).R if after.shape[1] > after[0, 0].numel() else None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.decomposition.als import alternating_least_squares, by_group, compose
+from common.decomposition.als import by_group, compose, ridge_candidates
 from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, outputs_of
 from common.decomposition.metric import Metric
 from common.decomposition.moments import LayerMoments
@@ -230,16 +230,12 @@ class SelectedDecomposition(Decomposition):
             yield from (self._swept[variant] for variant in self._variants)
             return
         covariance = self.moments.patch_covariance.double()
-        weight = self.metric.weight.flatten(2)
-        mean = covariance.diagonal(dim1=1, dim2=2).mean()
-        eye = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
-        for ridge in RIDGES:
-            inputs = covariance + max(ridge, self.moments.shrinkage) * mean * eye
-            yield FixedFactors(
-                alternating_least_squares(start.factors(ranks), self.groups, inputs, weight @ inputs, self.sweeps),
-                self.groups,
-                self.original,
-            )
+        weight = self.metric.weight.double().flatten(2)
+        ridges = [max(ridge, self.moments.shrinkage) for ridge in RIDGES]
+        for factors in ridge_candidates(
+            start.factors(ranks), covariance, weight @ covariance, weight, ridges, self.sweeps
+        ):
+            yield FixedFactors(factors, self.groups, self.original)
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
