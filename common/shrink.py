@@ -15,7 +15,6 @@ from common.calibration import calibrate, recalibrate_bn, refit
 from common.calibration.divergence import Divergence, divergence_for, outputs_on
 from common.calibration.moments import held_out_images
 from common.compression import compress
-from common.data.tasks import TASKS, task_of
 from common.latency import measured_latencies
 from common.network import Profile, profile
 from common.network.batches import Batches, inputs_of
@@ -130,7 +129,7 @@ def shrink(
     Args:
         model: the dense network. It stays unchanged.
         batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
-            be images that the network was trained on, or like them. Targets serve the report only.
+            be images that the network was trained on, or like them. Targets of a known task add metrics to the report.
         rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
@@ -167,6 +166,7 @@ class _Run:
         self.inputs = [to_network(inputs_of(batch), model) for batch in batches]
         self.x = self.inputs[0][:1]
         self.fitted, self.held_out, self.targets = self._split()
+        self.dense_metrics = self._known_metrics()
         self.dense_outputs = outputs_on(model, self.held_out)
         self.divergence = divergence or divergence_for(self.dense_outputs)
         self.steps: list[Step] = []
@@ -215,7 +215,7 @@ class _Run:
         if settings.recalibrate:
             self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
         costs = profile(self.model, self.x), profile(small, self.x)
-        return Shrunk(small, plan, tuple(self.steps), *costs, self._metrics(self.model))
+        return Shrunk(small, plan, tuple(self.steps), *costs, self.dense_metrics)
 
     def _plan(self, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
         """Plan the ranks; time the layers first if the rule limits the latency."""
@@ -272,8 +272,14 @@ class _Run:
         """The mean divergence on the held-out images."""
         return float(self.divergence(self.dense_outputs, outputs_on(small, self.held_out)).mean())
 
-    def _metrics(self, network: nn.Module) -> dict[str, float]:
-        """The metrics on the held-out images; empty without targets of a known task."""
-        if not self.targets or task_of(self.targets[0]) not in TASKS.values():
+    def _known_metrics(self) -> dict[str, float]:
+        """The dense network's metrics; empty, as all metrics are then, if the targets are of no task of the suite."""
+        try:
+            return self._metrics(self.model)
+        except ValueError:
+            self.targets = []
             return {}
-        return evaluate(network, zip(self.held_out, self.targets, strict=True))
+
+    def _metrics(self, network: nn.Module) -> dict[str, float]:
+        """The metrics on the held-out images; empty without targets."""
+        return evaluate(network, zip(self.held_out, self.targets, strict=True)) if self.targets else {}
