@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from common.planning.plan import LayerPlan
 
 BISECTIONS = 60
 MIXTURES = 9
-"""Number of mixtures of two limited sizes."""
+"""Number of mixtures of two limited sizes that are tried first."""
+REFINEMENTS = 5
+"""Number of times that the steps around the best mixture are halved."""
 SIZES = ("params", "macs", "latency")
 """The sizes that a budget may limit."""
 SIZE_TOLERANCES = (1e-13, 1e-13, 1e-9)
@@ -130,16 +132,37 @@ def allocate(
     limits = np.where(np.isfinite(shares), np.minimum(shares, 1) * whole, np.inf) - np.array(rest)
     limits += SIZE_TOLERANCES[: len(whole)] * whole
     _check_reachable(budget, sizes, limits, dense, rest)
-    allocations: list[tuple[float, list[int]]] = []
-    for mixture in _mixtures(np.isfinite(shares)):
+
+    def chosen_at(mixture: Floats) -> tuple[float, list[int]]:
+        """The loss and the choice at a mixture; infinite if no price meets the limits."""
         chosen = _choose_at_least_price(sizes, losses, mixture / whole, limits)
-        if chosen is not None:
-            chosen = _use_slack(chosen, sizes, losses, limits)
-            allocations.append((sum(loss[index] for loss, index in zip(losses, chosen, strict=True)), chosen))
-    if not allocations:
+        if chosen is None:
+            return np.inf, []
+        chosen = _use_slack(chosen, sizes, losses, limits)
+        return sum(loss[index] for loss, index in zip(losses, chosen, strict=True)), chosen
+
+    loss, best = _best_mixture(_mixtures(np.isfinite(shares)), chosen_at)
+    if np.isinf(loss):
         raise UnreachableBudget(_conflict_message(budget, sizes, limits, dense, rest))
-    best = min(allocations, key=lambda pair: pair[0])[1]
     return {name: options[name].plans[index] for name, index in zip(names, best, strict=True)}
+
+
+def _best_mixture(
+    mixtures: Sequence[Floats], chosen_at: Callable[[Floats], tuple[float, list[int]]]
+) -> tuple[float, list[int]]:
+    """Find the mixture with the least loss: first among ``mixtures``, then in smaller and smaller steps around it."""
+    found = [(*chosen_at(mixture), mixture) for mixture in mixtures]
+    loss, best, centre = min(found, key=lambda each: each[0])
+    limited = np.flatnonzero(np.sum(mixtures, axis=0))
+    step = 1 / (MIXTURES - 1)
+    for _ in range(REFINEMENTS if len(limited) > 1 and best else 0):
+        step /= 2
+        for giver, taker in permutations(limited, 2):
+            moved = centre.copy()
+            moved[[giver, taker]] += [-step, step]
+            if moved.min() >= 0 and (trial := chosen_at(moved))[0] < loss:
+                (loss, best), centre = trial, moved
+    return loss, best
 
 
 def _mixtures(limited: NDArray[np.bool_]) -> list[Floats]:

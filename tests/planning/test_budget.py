@@ -30,6 +30,36 @@ def options(seed: int, count: int) -> Options:
     return Options([LayerPlan("svd", (index + 1,)) for index in range(count)], sizes[0], sizes[1], loss)
 
 
+def dual_bound(options: dict[str, Options], limits: np.ndarray) -> float:
+    """The greatest lower bound on the loss that two prices prove, on a grid of prices."""
+    grid = np.concatenate([[0.0], np.logspace(-4, 2, 241)])
+    bound = np.zeros((len(grid), len(grid)))
+    for layer in options.values():
+        first = layer.loss + np.outer(grid, layer.params)  # (prices, K)
+        second = np.outer(grid, layer.macs)
+        bound += np.array([(first + row).min(axis=1) for row in second]).T
+    return float((bound - grid[:, None] * limits[0] - grid[None] * limits[1]).max())
+
+
+@pytest.mark.parametrize(("params", "macs"), [(0.5, 0.5), (0.3, 0.4), (0.4, 0.3), (0.6, 0.45)])
+@pytest.mark.parametrize("seed", range(3))
+def test_two_budgets_cost_no_more_than_their_bound(seed: int, params: float, macs: float) -> None:
+    """The loss is within half a percent of a lower bound, with layers as many and as unequal as a ResNet's."""
+    generator = np.random.default_rng(seed)
+    options, dense = {}, np.zeros(2)
+    for index in range(40):
+        size, work, weight, power = np.exp(generator.normal(size=4) * [1.5, 1.0, 1.0, 0.2])
+        first, second = (np.append(values, 1.0) for values in generator.uniform(0.02, 0.95, (2, 300)))
+        loss = weight * (0.5 * (1 - first) ** 2 + 0.5 * (1 - second) ** 2) ** power
+        plans = [LayerPlan("tucker2", (rank, index + 1)) for rank in range(1, 301)] + [LayerPlan(reason="dense")]
+        options[str(index)] = Options(plans, size * first, work * second, loss)
+        dense += [size, work]
+    chosen = allocate(options, Budget(params=params, macs=macs), dense.tolist(), [0.0, 0.0])
+    loss = sum(float(layer.loss[list(layer.plans).index(chosen[name])]) for name, layer in options.items())
+    bound = dual_bound(options, np.array([params, macs]) * dense)
+    assert bound - 1e-9 <= loss <= 1.005 * bound
+
+
 @pytest.mark.parametrize(
     "budget", [Budget(params=0.5), Budget(macs=0.4), Budget(params=0.5, macs=0.6), Budget(macs=1.0)]
 )
