@@ -365,7 +365,7 @@ def test_budgets_that_only_some_seeds_keep_to_say_so(tmp_path: Path) -> None:
     long = methods.text.set_index("Params ≤")[["Seeds", "Accepted", "Raw"]].to_dict("index")
     assert long["20%"] == {"Seeds": "1 of 3", "Accepted": "0 of 3", "Raw": "93.00% (1 of 3)"}
     assert long["50%"] == {"Seeds": "3", "Accepted": "0 of 3", "Raw": "93.67% ± 0.58%"}
-    never_said = "resnet18 (cifar10), htd: no trial that was measured to the end keeps at most 75% of the parameters."
+    never_said = "resnet18 (cifar10), htd: no fully measured trial keeps at most 75% of the parameters."
     assert never_said in methods.notes
 
 

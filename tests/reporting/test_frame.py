@@ -122,7 +122,7 @@ def test_whole_records_come_from_the_log_again(tmp_path: Path) -> None:
     assert trials.frame["seconds"].tolist() == [41.7, 5.0, 41.7]
     assert not trials._held  # nothing whole stays in memory
     writer.path.write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="was changed while it was read"):
+    with pytest.raises(ValueError, match="has changed since it was read"):
         trials.record(0)
 
 

@@ -68,7 +68,7 @@ def test_a_json_in_another_folder_is_not_passed_over_in_silence(tmp_path: Path) 
     for file in (here, there):
         file.parent.mkdir()
         file.write_text("")
-    with pytest.warns(UserWarning, match=r"r\.json is passed over for .*r\.log, a log of the same name$"):
+    with pytest.warns(UserWarning, match=r"r\.json is left out in favour of .*r\.log, a log of the same name$"):
         assert find_logs([here.parent, there.parent], (".log", ".json")) == [there]
 
 

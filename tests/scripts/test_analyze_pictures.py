@@ -82,4 +82,4 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_costs_no_other(workplace: P
 def test_ctrl_c_ends_with_a_sentence(workplace: Path) -> None:
     write(workplace / "logs", "run", {})
     stopped = run(workplace, "-c", PATCHED.format(name="radar", error="KeyboardInterrupt"))
-    assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
+    assert (stopped.returncode, stopped.stderr) == (130, "stopped; some files may not have been written\n")

@@ -78,7 +78,7 @@ jsonify_logs.write_atomically = stop
 sys.exit(jsonify_logs.main([]))
 """
     stopped = run(workplace, "-c", code)
-    assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
+    assert (stopped.returncode, stopped.stderr) == (130, "stopped; some files may not have been written\n")
 
 
 def test_workers_of_a_study_become_one_file(workplace: Path) -> None:

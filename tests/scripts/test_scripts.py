@@ -89,7 +89,7 @@ def test_since_takes_what_was_logged_later(workplace: Path) -> None:
         assert f": {number} trials" in run(workplace, "jsonify_logs.py", "--since", since).stdout
     for script in ("analyze_results.py", "jsonify_logs.py"):
         refused = run(workplace, script, "--since", "2027-01-01")
-        assert (refused.returncode, refused.stderr) == (2, "No trial is left with --since as given; leave it out.\n")
+        assert (refused.returncode, refused.stderr) == (2, "No trial matches --since as given; leave it out.\n")
         refused = run(workplace, script, "--since", "yesterday")
         assert refused.returncode == 2
         assert "since=yesterday is not allowed; it must be a date" in refused.stderr
