@@ -156,7 +156,7 @@ def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pyte
     assert list(areas(load_coco(tmp_path), "test").values()) == [[25], [0], [25], [0]]
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.endswith(
-        "1 images are not of the size that their entries tell (test/0.png); their regions are scaled along"
+        "1 images do not have the size in their entries (test/0.png); their regions are scaled to the images"
     )
 
 

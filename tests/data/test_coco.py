@@ -268,10 +268,10 @@ def test_more_than_a_twentieth_broken_stops(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", r"valid/_annotations.coco.json is no whole JSON file"),
-        ('{"images": [{"id": 1, "file', r"valid/_annotations.coco.json is no whole JSON file"),
-        ("[" * 100_000, r"valid/_annotations.coco.json is no whole JSON file"),
-        ("\xff\xfe", r"valid/_annotations.coco.json is no whole JSON file"),
+        ("", r"valid/_annotations.coco.json is not a complete JSON file"),
+        ('{"images": [{"id": 1, "file', r"valid/_annotations.coco.json is not a complete JSON file"),
+        ("[" * 100_000, r"valid/_annotations.coco.json is not a complete JSON file"),
+        ("\xff\xfe", r"valid/_annotations.coco.json is not a complete JSON file"),
         ("[]", r"valid/_annotations.coco.json is not in COCO's format: it holds no list of images"),
         ('{"images": [], "annotations": [1]}', "it holds no list of annotations"),
         ('{"images": [], "annotations": []}', "it holds no list of categories"),

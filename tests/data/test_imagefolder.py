@@ -118,7 +118,7 @@ def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd
         assert [len(targets) for _, targets in data.validation] == [3] + [4] * 9
     assert split(data, "validation").broken == [broken]
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
-    assert line.startswith(f"left out: {broken} is no whole image: ")
+    assert line.startswith(f"left out: {broken} is not a complete image: ")
     assert line.endswith("(1 of 40 so far)")
 
 
@@ -213,7 +213,7 @@ def test_a_class_whose_images_cannot_be_read_is_named(tmp_path: Path, content: b
     load(tmp_path)
     broken[0].write_bytes(content or b"")
     with pytest.raises(
-        ValueError, match=r"train/bee: none of its images can be read \(.*bee/0\.png is no whole image"
+        ValueError, match=r"train/bee: none of its images can be read \(.*bee/0\.png is not a complete image"
     ):
         load(tmp_path)
 

@@ -186,7 +186,7 @@ def test_processes_share_each_batch() -> None:
     assert whole.train_part(0, 1) is whole.train
     with pytest.raises(ValueError, match=r"batch_size=32: 17 processes share .* a multiple of 17, at least 34"):
         whole.train_part(0, 17)
-    with pytest.raises(ValueError, match=r"^the training split has 20 images, less than batch_size=32: 2 processes"):
+    with pytest.raises(ValueError, match=r"^the training split has 20 images, fewer than batch_size=32: 2 processes"):
         load_data("digits", image_size=8, batch_size=32, limit=20).train_part(0, 2)
 
 

@@ -325,5 +325,5 @@ def test_a_class_that_has_no_output_is_named_when_it_comes() -> None:
     late = TensorDataset(images().tensors[0], torch.tensor([0] * 79 + [10]))
     plain = DataLoader(images(), batch_size=16)
     data = DataBundle.from_loaders(DataLoader(late, batch_size=16), plain, plain)
-    with pytest.raises(ValueError, match=r"a target is 10, and the network has 10 outputs; .* in 0\.\.9"):
+    with pytest.raises(ValueError, match=r"a target is 10, but the network has 10 outputs; .* in 0\.\.9"):
         train(tiny_cnn(), data, TrainingSettings(epochs=1.0, amp="off"))
