@@ -141,7 +141,7 @@ def test_outputs_that_differ_from_pass_to_pass(model: nn.Module, tmp_path: Path)
     [
         (torch.linalg.svdvals, "ONNX has no operator for aten._linalg_svd"),
         (torch.special.bessel_j0, "ONNX has no operator for prims.bessel_j0"),
-        (lambda y: y if y.mean() > 0 else y * 2, "its forward takes another branch for other values of the input"),
+        (lambda y: y if y.mean() > 0 else y * 2, "its forward branches on the values of the input"),
         (lambda y: y if len(y) == 2 else y * 2, "dynamic_batch=False fixes the batch size"),
     ],
 )
