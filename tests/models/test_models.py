@@ -48,7 +48,7 @@ def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
     provenance = get_provenance(model)
     assert provenance is not None
     assert provenance.arguments == {"num_classes": 10, "stem": "cifar"}
-    with pytest.raises(ValueError, match="weights='DEFAULT' with stem='cifar': there are none"):
+    with pytest.raises(ValueError, match="weights='DEFAULT': there are none for stem='cifar'"):
         build_model(name, 10, stem="cifar", weights="DEFAULT")
     with pytest.raises(ValueError, match=r"stem='big' is unknown; allowed: imagenet, cifar"):
         build_model(name, 10, stem="big")
