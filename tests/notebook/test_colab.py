@@ -155,7 +155,7 @@ def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
         assert told.err == ""
         (line,) = told.out.splitlines()
         assert line.startswith(f"run {run!r} will be lost when this Colab session ends: there is no Drive at ")
-        assert f"{drive.parent} (none is mounted); drive.mount('{drive.parents[1]}')" in line
+        assert f"{drive.parent} (none is mounted); call drive.mount('{drive.parents[1]}')" in line
 
 
 @pytest.mark.usefixtures("on_colab")

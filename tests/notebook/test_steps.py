@@ -49,7 +49,9 @@ def test_weights_may_be_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_a_network_that_nobody_trained_is_refused() -> None:
     untrained = dataclasses.replace(config(None), dense_epochs=0.0)
-    with pytest.raises(ValueError, match=r"^dense_epochs=0\.0 takes a network as it is, and this one would be random"):
+    with pytest.raises(
+        ValueError, match=r"^dense_epochs=0\.0 leaves the network untrained, and its weights, or those"
+    ):
         dense_network(untrained, "resnet18", load_data_of(untrained))
 
 
@@ -70,8 +72,8 @@ def test_weights_of_another_scale_are_refused(tmp_path: Path) -> None:
         ({"image_size": 32}, "image_size=32: alexnet needs at least 63 pixels"),
         ({"image_size": 64, "distill_features": "features.0,featurs.3"}, "distill_features='featurs.3' is unknown"),
         ({"image_size": 64, "svd_ranks": "16,5000"}, r"^svd_ranks='16,5000': ranks=5000 for .* number in 1\.\.4096"),
-        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd at rank 1 keeps 0.0008"),
-        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd at rank 1 keeps 0.00"),
+        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd keeps at least 0.0008, at rank 1"),
+        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd keeps at least 0.00"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: Any, sentence: str) -> None:
