@@ -58,7 +58,7 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
         (["--model", "resnet", "--dataset", "digits"], "model='resnet' is unknown"),
         (
             ["--model", "unet", "--dataset", "digits"],
-            "model='unet' cannot learn classification, which dataset='digits'",
+            "model='unet' cannot learn classification, the task of dataset='digits'",
         ),
         ([*TINY, "--method", "svd", "--ranks", "9999"], "ranks=9999 for layer 'conv1'"),
         (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
@@ -82,8 +82,8 @@ def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_p
     ("arguments", "sentence"),
     [
         (["--method", "svd", "--ranks", "abc"], "'abc' is neither a whole number nor a fraction such as 0.25"),
-        (["--method", "svd"], "--method and --ranks go together"),
-        (["--dense", "a.safetensors"], "--dense goes with --method and --ranks"),
+        (["--method", "svd"], "--method and --ranks must be given together"),
+        (["--dense", "a.safetensors"], "--dense needs --method and --ranks"),
         (["--method", "mixed", "--ranks", "4"], "invalid choice: 'mixed'"),
     ],
 )
