@@ -1,4 +1,4 @@
-"""What the processes that the tests start and kill do."""
+"""The code of the processes that the tests start and kill."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SETTINGS = SearchSettings(
 
 
 def search(logs: str, run: str, storage: str | None = None) -> None:
-    """Begin a study, or go on with it, to its end."""
+    """Begin a study, or continue it, and finish it."""
     search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run=run, storage=storage)
 
 
 def take_part(study: str, storage: str, logs: str, weights: str, name: str) -> None:
-    """A worker as from the command line."""
+    """Run a worker as from the command line."""
     arguments = ["--study", study, "--storage", storage, "--logs", logs, "--weights", weights, "--name", name]
     raise SystemExit(worker.main(arguments))
 
