@@ -19,7 +19,7 @@ from tests.coco import (
 
 @pytest.mark.parametrize("kind", [str, float, lambda n: f"{n}.0", lambda n: f" {n:03d} ", int])
 @pytest.mark.parametrize("other", [str, float, int])
-def test_ids_of_two_kinds_are_one(
+def test_ids_as_text_and_as_numbers_are_equal(
     tmp_path: Path, kind: Callable[[int], object], other: Callable[[int], object]
 ) -> None:
     write_set(tmp_path)
@@ -144,7 +144,7 @@ def test_runs_alone_make_a_set(tmp_path: Path) -> None:
     assert areas(load_coco(tmp_path), "test") == {0: [50], 1: [0], 2: [50], 3: [0]}
 
 
-def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_another_size_than_stated_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path)
     content = json_of(tmp_path / "test")
     Image.new("L", (40, 60)).save(
@@ -160,7 +160,7 @@ def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pyte
     )
 
 
-def test_regions_beyond_the_size_that_is_told_contradict_it(tmp_path: Path) -> None:
+def test_regions_beyond_the_stated_size_contradict_it(tmp_path: Path) -> None:
     write_set(tmp_path)
     content = json_of(tmp_path / "test")
     for entry in content["images"]:

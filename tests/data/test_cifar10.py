@@ -36,7 +36,7 @@ def write_class_folders(root: Path) -> None:
 
 
 def write_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files in the published format, with their own checksums made known to torchvision."""
+    """Write files in the published format, and let torchvision expect their checksums."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
 
@@ -86,7 +86,7 @@ def test_the_published_files_come_before_class_folders(tmp_path: Path, monkeypat
 
 
 class Payload:
-    """Whoever unpickles it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -28,7 +28,7 @@ def test_the_folder_of_validation_may_have_other_names(tmp_path: Path, name: str
         load_coco(tmp_path)
 
 
-def test_without_a_part_to_test_on_half_of_validation_serves(
+def test_without_a_part_for_testing_half_of_validation_is_the_test_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_set(tmp_path, others=9)
@@ -52,7 +52,7 @@ def test_without_a_part_to_test_on_half_of_validation_serves(
 
 
 def write_official(root: Path, folders: dict[str, str]) -> None:
-    """A set in the official layout: name of the annotations -> folder of the images."""
+    """Write a set in the official layout: name of the annotations -> folder of the images."""
     write_set(root / "plain")
     (root / "annotations").mkdir(parents=True)
     for (name, folder), part in zip(folders.items(), ("train", "valid", "test"), strict=False):

@@ -41,7 +41,7 @@ def test_dice_is_pooled_over_the_batch_and_averaged_over_classes() -> None:
     assert float(soft_dice_loss(shares.logit(), targets)) == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-def test_a_batch_without_truth_pushes_towards_nothing() -> None:
+def test_a_batch_without_truth_trains_towards_empty_masks() -> None:
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     loss = Segmentation().loss(logits, torch.zeros(2, 1, 4, 4))
     loss.backward()

@@ -22,7 +22,7 @@ def labels(count: int) -> bytes:
 
 
 def write(root: Path, **changed: bytes) -> Path:
-    """A small set; ``changed`` are the contents of other files, by the first letters of part and kind."""
+    """Write a small set. ``changed`` maps the first letters of part and kind to other contents of the file."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     contents = {

@@ -41,7 +41,7 @@ def loader(dataset: Any = None, **options: Any) -> DataLoader[Any]:
 
 
 def bundle(train: Any = None, **others: Any) -> DataBundle:
-    """A bundle whose splits are plain loaders, but for those that are given."""
+    """Make a bundle of plain loaders, except for the splits that are given."""
     splits: dict[str, Any] = {name: loader() for name in ("train", "calibration", "validation", "test")} | others
     if train is not None:
         splits["train"] = train
@@ -53,7 +53,7 @@ def order(batches: Any) -> list[int]:
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    """The images of a data set, one after the other, without a length."""
+    """Yields the images of a data set one by one. It has no length."""
 
     def __iter__(self) -> Iterator[Any]:
         dataset = images()
@@ -126,7 +126,7 @@ def test_from_loaders_needs_nothing_but_loaders(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "mine has no test loader: every second image of validation is the test split\n"
 
 
-def test_from_loaders_takes_what_it_is_told() -> None:
+def test_from_loaders_uses_its_arguments() -> None:
     test, calibration = loader(images(7)), loader(images(18))
     data = DataBundle.from_loaders(
         loader(), loader(), test, calibration, classes=list("abcdefghijk"), image_size=9, normalization=CENTRED
@@ -165,7 +165,7 @@ def test_inputs_and_class_numbers_come_in_the_suites_types() -> None:
     assert (inputs.dtype, targets.dtype, targets.tolist()) == (torch.float32, torch.int64, list(range(6)))
 
 
-def test_a_batch_of_one_image_is_left_out_of_what_batchnorm_learns_from() -> None:
+def test_a_batch_of_one_image_is_left_out_of_train_and_calibration() -> None:
     data = bundle(loader(images(33)), calibration=loader(images(17)), validation=loader(images(33)))
     assert [len(targets) for _, targets in data.train] == [16, 16]
     assert [len(targets) for _, targets in data.calibration] == [16]
@@ -201,12 +201,12 @@ def test_processes_do_not_share_what_has_no_known_order(kind: str) -> None:
         bundle(KINDS[kind]()).train_part(0, 2)
 
 
-def test_a_distributed_sampler_deals_out_by_itself() -> None:
+def test_a_distributed_sampler_keeps_its_own_order() -> None:
     data = bundle(loader(sampler=DistributedSampler(images(), num_replicas=2, rank=1, shuffle=False)))
     assert order(data.train_part(1, 2)) == list(range(1, 40, 2))
 
 
-def test_validation_comes_in_one_order_and_counts_by_what_it_holds() -> None:
+def test_validation_has_one_order_and_its_digest_ignores_it() -> None:
     shuffled, plain = (bundle(validation=loader(shuffle=shuffle)) for shuffle in (True, False))
     assert order(shuffled.validation) == order(shuffled.validation) != order(plain.validation)
     assert data_digest(shuffled) == data_digest(plain) == data_digest(bundle(validation=loader(sampler=Restless())))
@@ -286,7 +286,7 @@ PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets
         (collated(X, Y - 1), "the train loader: a target is -1; it must be in 0..9"),
     ],
 )
-def test_what_cannot_serve_is_named_at_once(train: Any, sentence: str) -> None:
+def test_unsuitable_loaders_are_named_at_once(train: Any, sentence: str) -> None:
     splits = (train, loader(), loader(), loader())
     with pytest.raises(ValueError, match=sentence):
         DataBundle("mine", *splits, TEN, 8, CENTRED)
@@ -306,7 +306,7 @@ def test_what_cannot_serve_is_named_at_once(train: Any, sentence: str) -> None:
         (torch.arange(4), r"targets are int64 of shape \(4,\); they must be masks \(4, K, H, W\) for 4 inputs"),
     ],
 )
-def test_masks_that_cannot_serve_are_named_at_once(masks: Tensor, sentence: str) -> None:
+def test_unsuitable_masks_are_named_at_once(masks: Tensor, sentence: str) -> None:
     good = collated(X, torch.zeros(4, 2, 8, 8))
     with pytest.raises(ValueError, match=f"the validation loader: .*{sentence}"):
         DataBundle.from_loaders(good, collated(X, masks), classes=("a", "b"), task="segmentation")
@@ -314,7 +314,7 @@ def test_masks_that_cannot_serve_are_named_at_once(masks: Tensor, sentence: str)
         DataBundle.from_loaders(good, good, task="segment")
 
 
-def test_a_class_that_nobody_named_is_found_when_it_comes() -> None:
+def test_an_unnamed_class_is_found_when_it_occurs() -> None:
     late = TensorDataset(images().tensors[0], torch.tensor([0] * 39 + [10]))
     data = bundle(validation=loader(late))
     with pytest.raises(ValueError, match=r"the validation loader: a target is 10; it must be in 0\.\.9"):

@@ -101,7 +101,7 @@ def test_relatives_share_a_family() -> None:
 def test_arguments_are_picked_from_a_longer_list() -> None:
     values, defaults = {"stem": "imagenet", "width": 8}, {"stem": "imagenet", "width": 64}
     assert MODELS["unet"].pick(values, defaults) == {"width": 8}
-    assert MODELS["vgg16"].pick(values, defaults) == {"width": 8}  # which build_model then refuses
+    assert MODELS["vgg16"].pick(values, defaults) == {"width": 8}  # build_model then refuses it
 
 
 def test_the_unet_has_its_papers_size() -> None:

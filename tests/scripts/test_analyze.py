@@ -40,7 +40,7 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert report.count("data:image/png;base64,") == sum(name.endswith(".png") for name in made)
 
 
-def test_what_an_earlier_analysis_left_is_named(workplace: Path) -> None:
+def test_files_of_an_earlier_analysis_are_named(workplace: Path) -> None:
     write(workplace / "logs", "r", {})
     assert "earlier" not in run(workplace, "analyze_results.py", "--format", "csv", "--format", "md").stdout
     for other in ("search-cifar10.csv", "notes.csv"):

@@ -1,4 +1,4 @@
-"""What both scripts share."""
+"""Behaviour that both scripts share."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_method_or_model_alone(workplace: Path) -> None:
     assert [trial["model"] for trial in strict(workplace / "logs" / "mixed-run.json")["trials"]] == ["vgg16"]
 
 
-def test_since_takes_what_was_logged_later(workplace: Path) -> None:
+def test_since_selects_later_trials(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {}, {}, {})
     lines = log.read_text().splitlines(keepends=True)
     days = ("2026-11-19 23:59:59", "2026-11-20 00:00:00", "2026-11-21 08:00:00")
