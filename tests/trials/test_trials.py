@@ -152,7 +152,7 @@ def test_a_torn_last_line_costs_that_trial_only(tmp_path: Path, cut: int) -> Non
     path.write_bytes(path.read_bytes()[: -1 - cut])
     trials, skipped = read_log(path)
     assert [record.trial for record in trials] == [0, 1]
-    assert [(entry.line, entry.reason) for entry in skipped] == [(6, "torn: the record is not whole")]
+    assert [(entry.line, entry.reason) for entry in skipped] == [(6, "torn: the record is not complete")]
     write_log(tmp_path, make_record(trial=3, model="ünet – 網"))  # a new writer continues the same file
     trials, skipped = read_log(path)
     assert [record.trial for record in trials] == [0, 1, 3]
