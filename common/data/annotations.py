@@ -169,7 +169,7 @@ def _categories(
     for category in categories:
         number, name = _key(category.get("id")), category.get("name")
         if number is None or number in names or not isinstance(name, str):
-            left_out.add("category entries without an id or a name of their own", f"{split} {name or number}")
+            left_out.add("category entries without a unique id or a name", f"{split} {name or number}")
             continue
         names[number] = name.strip()
         parents.setdefault(name.strip(), set()).add(str(category.get("supercategory", "")).strip())
@@ -184,7 +184,7 @@ def _images(
     for entry in entries:
         number, file = _key(entry.get("id")), entry.get("file_name")
         if number is None or number in images or not isinstance(file, str):
-            left_out.add("image entries without an id or a name of their own", f"{split} {file or entry.get('id')}")
+            left_out.add("image entries without a unique id or a name", f"{split} {file or entry.get('id')}")
             continue
         images[number] = AnnotatedImage(folder / file, _size(entry), [])
     return images

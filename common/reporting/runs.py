@@ -51,7 +51,7 @@ class SkippedLines(list[Skipped]):
 
 
 def skipped_sentence(skipped: Mapping[str, Any]) -> str:
-    """One reason of `SkippedLines.by_reason` in words, e.g. ``r.log, lines 3, 7: torn: the record is not whole``."""
+    """Describe a reason of `SkippedLines.by_reason`, e.g. ``r.log, lines 3, 7: torn: the record is not complete``."""
     lines = list(skipped["lines"])
     more = skipped["count"] - len(lines)
     listed = ", ".join(map(str, lines)) + (f" and {more:,} more" if more else "")

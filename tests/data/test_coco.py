@@ -231,7 +231,7 @@ def test_unusable_annotations_are_left_out_counted_and_named_in_one_line(
         "annotations of unknown images: 3 (train 200, train 201, train 202)",
         "annotations that cover no pixel: 3 (train 100, train 101, train 105)",
         "annotations whose region is malformed: 3 (train 102, train 103, train 104)",
-        "image entries without an id or a name of their own: 3 (train 0.png, train 2.png, train 41)",
+        "image entries without a unique id or a name: 3 (train 0.png, train 2.png, train 41)",
         "missing images: 1 (train/1.png)",
     ]
 

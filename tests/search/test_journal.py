@@ -170,7 +170,7 @@ def test_a_damaged_line_is_named_with_its_journal_and_a_remedy(damage: str, tmp_
         lambda: main(["--study", run, "--storage", str(journal_path(logs, run)), "--logs", str(logs)]),
     ]
     start = f"the journal {journal_path(logs, run)} is damaged in line 4: "
-    end = "; the logs still hold the trials, so remove or rename the journal and begin anew under another run name"
+    end = "; the logs still hold the trials, so remove or rename the journal and start again under another run name"
     for way in ways:
         said = _said(way)
         assert said.startswith(start), said
