@@ -54,13 +54,13 @@ def run_cell(cell: str, folder: Path, **environment: str) -> str:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("start", [".", "notebooks"])
-def test_outside_colab_the_cell_only_changes_the_folder(notebook: Path, start: str) -> None:
+def test_elsewhere_the_cell_only_steps_to_the_suite(notebook: Path, start: str) -> None:
     assert run_cell(set_up_cell(notebook), ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outside_the_suite_the_cell_says_where_to_start(notebook: Path, tmp_path: Path) -> None:
-    (tmp_path / "common").mkdir()  # of another project
+    (tmp_path / "common").mkdir()  # of somebody else
     with pytest.raises(subprocess.CalledProcessError) as error:
         run_cell(set_up_cell(notebook), tmp_path)
     assert f"AssertionError: {tmp_path} is not inside the suite" in error.value.stderr
@@ -79,7 +79,7 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, t
     content.mkdir()
     stand_in = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     clone = content / "low-rank-cnn"
-    for _ in range(2):  # a restarted kernel finds the clone and does not fetch it again
+    for _ in range(2):  # a kernel that starts again finds the clone and does not fetch it anew
         shown = run_cell(set_up_cell(notebook), content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
         assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'notebook' / 'config.py'}\n"
         shutil.rmtree(source, ignore_errors=True)

@@ -26,12 +26,12 @@ SETTINGS = SearchSettings(
 
 
 def search(logs: str, run: str, storage: str | None = None) -> None:
-    """Begin a study, or continue it, and finish it."""
+    """Begin a study, or go on with it, to its end."""
     search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run=run, storage=storage)
 
 
 def take_part(study: str, storage: str, logs: str, weights: str, name: str) -> None:
-    """Run a worker as from the command line."""
+    """A worker as from the command line."""
     arguments = ["--study", study, "--storage", storage, "--logs", logs, "--weights", weights, "--name", name]
     raise SystemExit(worker.main(arguments))
 
