@@ -77,13 +77,15 @@ def test_images_and_categories_without_an_id_are_counted(tmp_path: Path) -> None
     write_annotations(
         tmp_path / "valid", {**content, "images": [{**entry, "id": None} for entry in content["images"]]}
     )
-    with pytest.raises(ValueError, match=r"holds no image; left out image entries without a unique id .*: 4 \(valid 0\.png"):
+    with pytest.raises(
+        ValueError, match=r"holds no image; left out image entries without a unique .*: 4 \(valid 0\.png"
+    ):
         load_coco(tmp_path)
     categories = [{"name": "tumour"}, {"id": 2}, {"id": 3, "name": "a"}, {"id": "3.0", "name": "b"}]
     write_annotations(tmp_path / "valid", {**content, "categories": categories})
     with pytest.raises(
         ValueError,
-        match=r"left out category entries without an id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
+        match=r"left out category entries without a unique id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
     ):
         load_coco(tmp_path)
 
