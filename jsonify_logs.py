@@ -1,4 +1,4 @@
-"""Turn the logs of runs into JSON files, the logs of one study's workers into one."""
+"""Convert the logs of runs to JSON files. The logs of all workers of a study become one file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from common.files import replacing
-from common.reporting.command_line import add_log_arguments, be_printable, check_left, folder, wanted_paths
+from common.reporting.command_line import add_log_arguments, be_printable, check_left, exit_code, folder, wanted_paths
 from common.reporting.facts import method_name
 from common.reporting.index import Index
 from common.reporting.runs import Log, SkippedLines, find_logs
@@ -23,25 +24,25 @@ examples:
   python jsonify_logs.py                            every log in logs/, the JSON beside it
   python jsonify_logs.py logs/resnet18.log          one log
   python jsonify_logs.py logs more/logs --out json  two folders of logs, the JSON files into json/
-  python jsonify_logs.py --format jsonl             one trial a line and nothing else
+  python jsonify_logs.py --format jsonl             only the trials, one in each line
   python jsonify_logs.py --method htd --since 2026-11-20
 
-Each file holds the trials in their latest version, by number, and says which lines held no usable trial. The logs are
-only read, so this can run while they grow, and again at any time. The workers of one study become one file, named
-after the study; a log of any size needs about 150 bytes of memory for each of its trials.
+Each file holds the latest version of every trial, by number, and lists the lines that held no usable trial. The logs
+are only read, so this can run while they grow, and again at any time. The logs of a study's workers become one file
+with the study's name. The memory needed is about 150 bytes for each trial.
 
 exit codes:
-  0  done        1  done, but --strict and a line was passed over        130  stopped by Ctrl-C
-  2  nothing done, or not all of it; the last line says why
+  0  done        1  done, but a line was skipped (with --strict only)        130  stopped by Ctrl-C
+  2  failed, wholly or in part; the last line says why
 """
 
 
 def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
-    """Write the trials so that a reader sees the old file or the new one, never a part of it.
+    """Write the trials so that a reader sees either the old file or the whole new one.
 
     Raises:
-        OSError: the folder cannot be written, or a log not be read.
-        ValueError: a log was changed since it was indexed.
+        OSError: the folder cannot be written, or a log cannot be read.
+        ValueError: a log has changed since it was indexed.
     """
     skipped = [group for log in index.logs for group in log.skipped.by_reason()]
     logs = [log.path.name for log in index.logs]
@@ -57,9 +58,10 @@ def write_atomically(path: Path, run: str, index: Index, kind: str) -> None:
 
 
 def name_studies(logs: Sequence[Path], by_name: bool) -> dict[Path, str]:
-    """The study of each log that has one: the one that its first trial names.
+    """Log -> study, for logs that belong to a study.
 
-    Without a trial yet, a log goes with the study whose name it bears. ``by_name`` as in `plan_outputs`.
+    The first trial names the study. A log without a trial belongs to the study with the log's name, if there is one.
+    For ``by_name`` see `plan_outputs`.
 
     Raises:
         OSError: a log cannot be read.
@@ -77,19 +79,19 @@ def name_studies(logs: Sequence[Path], by_name: bool) -> dict[Path, str]:
 
 
 def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: bool) -> dict[Path, list[Path]]:
-    """The file that each log becomes: one for all logs of a study.
+    """File -> logs from which it is made: one file for all logs of a study.
 
-    A study whose name two folders hold the same log of is one study in each folder.
+    If two folders hold logs of the same name and study, each folder holds a different study of that name.
 
     Args:
         logs: the logs.
-        out: folder of the files; None is that of a study's first log.
-        kind: their suffix, without the dot.
-        by_name: whether ``<run>-w2.log`` goes with ``<run>.log`` though its trials name no study.
+        out: folder of the files; None for the folder of a study's first log.
+        kind: suffix of the files, without the dot.
+        by_name: whether ``<run>-w2.log`` belongs to the study ``<run>`` although its trials name no study.
 
     Raises:
         OSError: a log cannot be read.
-        ValueError: two runs of one name would become the same file.
+        ValueError: two runs with the same name would become the same file.
     """
     targets: dict[Path, list[Path]] = {}
     owners: dict[Path, tuple[str, Path | None]] = {}
@@ -100,7 +102,7 @@ def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: boo
     for log in logs:
         study = studies.get(log, "")
         owner = (study, log.parent if study in twice else None) if study else ("", log)
-        name = re.sub(r'[/\\:*?"<>|\0]', "_", study).strip(".") or "study"  # which no file can have in its name
+        name = re.sub(r'[/\\:*?"<>|\0]', "_", study).strip(".") or "study"  # file names cannot hold these characters
         folder = out or first_folder.setdefault(owner, log.parent)
         target = folder / f"{name if study else log.stem}.{kind}"
         if owners.setdefault(target, owner) != owner:
@@ -111,55 +113,58 @@ def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: boo
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_log_arguments(parser)
     parser.add_argument(
-        "--out", type=folder, metavar="FOLDER", help="where the files go (default: beside a study's first log)"
+        "--out", type=folder, metavar="FOLDER", help="folder of the files (default: that of a study's first log)"
     )
     parser.add_argument("--format", choices=("json", "jsonl"), default="json", help="default: json")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert the logs; the exit codes are those of ``--help``."""
-    asked = parse(arguments)
-    be_printable()
+def convert(options: argparse.Namespace) -> int:
+    """Convert the logs and return the exit code, see ``--help``.
+
+    Raises:
+        OSError: a log cannot be read, or a folder cannot be written.
+        ValueError: no trial is selected, two runs would become the same file, or a log changed meanwhile.
+    """
     seen: dict[str, set[str]] = {"model": set(), "method": set()}
 
     def wanted(record: TrialRecord, time: int) -> bool:
         found = {"model": record.model, "method": method_name(record)}
         for name, value in found.items():
             seen[name].add(value)
-        return time >= asked.since and all(value in (getattr(asked, n) or [value]) for n, value in found.items())
+        return time >= options.since and all(value in (getattr(options, n) or [value]) for n, value in found.items())
 
-    passed = written = 0
-    try:
-        logs = find_logs(wanted_paths(asked))
-        for target, paths in plan_outputs(logs, asked.out, asked.format, asked.by_name).items():
-            index = Index([Log(path) for path in paths])
-            index.fill(wanted, asked.by_name)
-            if not len(index) and (asked.model or asked.method or asked.since):
-                continue
-            write_atomically(target, target.stem, index, asked.format)
-            skipped = sum(log.skipped.total for log in index.logs)
-            passed, written = passed + skipped, written + 1
-            sources = ", ".join(map(str, paths))
-            print(f"{sources} -> {target}: {len(index):,} trials, {skipped:,} lines skipped")
-            print("".join(f"  {line}\n" for log in index.logs for line in log.sentences()), end="")
-        for name, values in seen.items():
-            for value in getattr(asked, name) or ():
-                check_choice(name, value, sorted(values))
-        check_left(asked, written)
-    except KeyboardInterrupt:
-        print("stopped; not everything is written", file=sys.stderr)
-        return 130
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 1 if passed and asked.strict else 0
+    all_skipped = written = 0
+    logs = find_logs(wanted_paths(options))
+    for target, paths in plan_outputs(logs, options.out, options.format, options.by_name).items():
+        index = Index([Log(path) for path in paths])
+        index.fill(wanted, options.by_name)
+        if not len(index) and (options.model or options.method or options.since):
+            continue
+        write_atomically(target, target.stem, index, options.format)
+        skipped = sum(log.skipped.total for log in index.logs)
+        all_skipped, written = all_skipped + skipped, written + 1
+        sources = ", ".join(map(str, paths))
+        print(f"{sources} -> {target}: {len(index):,} trials, {skipped:,} lines skipped")
+        print("".join(f"  {line}\n" for log in index.logs for line in log.sentences()), end="")
+    for name, values in seen.items():
+        for value in getattr(options, name) or ():
+            check_choice(name, value, sorted(values))
+    check_left(options, written)
+    return 1 if all_skipped and options.strict else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert the logs and return the exit code, see ``--help``."""
+    options = parse(arguments)
+    be_printable()
+    return exit_code(partial(convert, options))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-r"""Accuracy that an ONNX export costs: networks on the real test split, in PyTorch and in ONNX Runtime.
+r"""Compare the accuracy of networks on the test split in PyTorch and, after ``export_onnx``, in ONNX Runtime.
 
     python benchmarks/exported_accuracy.py logs/resnet18-mnist-trial43.safetensors --dataset mnist --data-root DATA \
         --image-size 64
 
-Each file, dense or compressed, is exported by the defaults of ``export_onnx`` (BatchNorm folded, factors merged, ranks
-padded) and evaluated on the whole test split. Prints both figures and their difference; asserts nothing.
+Each network, dense or compressed, is exported with the defaults of ``export_onnx`` (BatchNorm folded, factors merged,
+ranks padded) and evaluated on the whole test split. The script prints both figures and their difference and asserts
+nothing.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from common.training import evaluate
 
 
 class Exported(nn.Module):
-    """A session that is called like the network it was exported from."""
+    """An ONNX Runtime session that is called like the network."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         super().__init__()
         self.session = session
-        self.place = nn.Parameter(torch.empty(0))  # its device is that of the inputs
+        self.place = nn.Parameter(torch.empty(0))  # shows the device for inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of ``x``."""
+        """Return the logits of ``x``."""
         (logits,) = self.session.run(None, {INPUT: x.numpy()})
         return torch.from_numpy(logits)
 
@@ -43,11 +44,13 @@ class Exported(nn.Module):
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate every network twice and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="+", type=Path, help="of networks, dense or compressed (*.safetensors)")
+    parser.add_argument("weights", nargs="+", type=Path, help="networks, dense or compressed (*.safetensors)")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data-root", help="folder that holds the data set")
-    parser.add_argument("--image-size", type=int, help="pixels; default: what suits the set")
-    parser.add_argument("--unannotated", default="keep", help="coco: keep or drop such images; default: keep")
+    parser.add_argument("--image-size", type=int, help="pixels; default: that of the data set")
+    parser.add_argument(
+        "--unannotated", default="keep", help="coco: keep or drop images without annotation; default: keep"
+    )
     parser.add_argument("--limit", type=int, help="use at most this many images of each split")
     options = parser.parse_args(arguments)
     data = load_data(

@@ -1,23 +1,24 @@
-"""Networks, dense and compressed, timed in turn; and the share of the MACs ratio that becomes speedup.
+"""Time dense and compressed networks in turn; print the speedups and their shares of the ratio of MACs.
 
     python benchmarks/latency.py
 
-The cases are ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs, VGG16 and AlexNet at 224 px with
-a tenth of the parameters and 69% and 53% fewer MACs, and the U-Net at 256 px with 75% fewer MACs.
-``alexnet-convolutions`` keeps its parameters. Nearly all of them are in the Linear layers, whose time goes into
-reading weights and not into MACs. Each network is compressed by every method under its budget. Then two peers factor
-the convolutions that Tucker-2 factors, at the same ranks: TensorLy-Torch's ``FactorizedConv`` and TensorLy's
-``partial_tucker``. Weights are random, which does not change the time.
+The cases are ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs, VGG16 and AlexNet at 224 px with a
+tenth of the parameters and 69% and 53% fewer MACs, and the U-Net at 256 px with 75% fewer MACs.
+``alexnet-convolutions`` has no budget for parameters. Nearly all of them are in the Linear layers, which spend their
+time on reading weights rather than on MACs. Each network is compressed by every method under its budget. Then two
+peers factor the convolutions that Tucker-2 factors, at the same ranks: TensorLy-Torch's ``FactorizedConv`` and
+TensorLy's ``partial_tucker``. Weights are random, which does not change the time.
 
-In ``eager`` the networks run as they are. In the other runtimes all of them, dense ones and peers too, have BatchNorm
-folded and factors merged, and MACs are counted after that. The peers' MACs are taken to be those of Tucker-2 here at
-the same ranks, although TensorLy-Torch computes more and keeps the BatchNorm behind its layers. A share of 1 means
-that time fell as much as MACs. The spread is that of the single rounds' speedups; if it is over a quarter, there is no
-speedup. The dense network is timed against itself too. Prints the figures; asserts nothing.
+In ``eager``, the networks run unchanged. In the other runtimes, all networks, including dense ones and peers, have
+BatchNorm folded and factors merged, and MACs are counted after that. The MACs of this suite's Tucker-2 at the same
+ranks are used for the peers, although TensorLy-Torch computes more and keeps the BatchNorm after its layers. A share
+of 1 means that time fell as much as MACs. The spread is that of the speedups of single rounds. If it is over a
+quarter, no speedup is stated. The dense network is also timed against itself. The script prints the figures and
+asserts nothing.
 
-Plans count parameters and MACs alone. With ``--latency`` they also keep to a share of the dense network's time, as
-measured operations predict it for one image in the first of ``--runtimes``. This shows what a budget of MACs and
-latency adds.
+Budgets limit parameters and MACs. With ``--latency``, they also limit the time to a share of the dense network's, as
+predicted from measured operations for one image in the first of ``--runtimes``. This shows the effect of a budget for
+both MACs and latency.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from common.planning.decompositions import Decompositions
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 AS_THEY_ARE = ("eager",)
-"""Runtimes in which the networks are timed as they are."""
+"""Runtimes in which the networks are timed without folding and merging."""
 BEST_OF = ("channels_last", "compile")
 """Runtimes whose better time counts as PyTorch's."""
 HEADS = (
@@ -67,7 +68,7 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the side of its input in pixels, and what to keep of it."""
+    """A network, the height and width of its input in pixels, and its budget."""
 
     model: str
     size: int
@@ -90,12 +91,12 @@ TINY = {
 
 
 def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
-    """A Tucker ``FactorizedConv`` with random factors, the kernel's modes at full rank, run factor by factor."""
+    """Return a Tucker ``FactorizedConv`` with random factors and full rank in the kernel's modes, run by factors."""
     factorized = tltorch.FactorizedConv.from_conv(
         layer,
         rank=[ranks[1], ranks[0], *layer.kernel_size],
         factorization="tucker",
-        implementation="factorized",  # the default multiplies out the dense kernel in each pass
+        implementation="factorized",  # the default computes the dense kernel in each pass
         decompose_weights=False,
     )
     factorized.weight.normal_(0, 0.02)
@@ -103,7 +104,7 @@ def by_tltorch(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
 
 
 def by_tensorly(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Module:
-    """``partial_tucker`` over both channel modes, as three convolutions."""
+    """Return three convolutions with the factors of ``partial_tucker`` over both channel modes."""
     inner, outer = ranks
     weight = layer.weight.detach()
     (core, (left, right)), _ = tensorly.decomposition.partial_tucker(weight, rank=[outer, inner], modes=[0, 1])
@@ -125,7 +126,7 @@ PEERS = {"tltorch tucker": by_tltorch, "TensorLy tucker": by_tensorly}
 
 
 def with_peer(peer: str, dense: nn.Module, small: nn.Module, plan: RankPlan) -> nn.Module:
-    """``small`` with every convolution that Tucker-2 factors factored by a peer at the same ranks."""
+    """Copy ``small``, and let a peer factor every convolution that Tucker-2 factors, at the same ranks."""
     changed = copy.deepcopy(small)
     for name, layer in plan.factored.items():
         module = dense.get_submodule(name)
@@ -137,7 +138,7 @@ def with_peer(peer: str, dense: nn.Module, small: nn.Module, plan: RankPlan) -> 
 def compressed(
     budget: Budget, dense: nn.Module, x: Tensor, methods: Sequence[str], round_to: int
 ) -> dict[str, nn.Module]:
-    """The network by every method, and by the peers if Tucker-2 is among them."""
+    """Compress the network by every method, and by the peers if Tucker-2 is among the methods."""
     kept = Decompositions(dense)
     networks: dict[str, nn.Module] = {}
     for method in methods:
@@ -152,7 +153,7 @@ def compressed(
 
 
 class Table:
-    """The rows of one network, and of its better time in PyTorch."""
+    """The rows of one network, including its better time in PyTorch."""
 
     def __init__(self, name: str, dense: Profile) -> None:
         self.name, self.dense = name, dense
@@ -175,7 +176,7 @@ class Table:
                 self.best[key] = (size, latency)
 
     def best_rows(self) -> list[list[Any]]:
-        """The better time of `BEST_OF`, against the dense network's better time."""
+        """Return rows of the better time of `BEST_OF` against the dense network's better time."""
         rows = []
         for (batch, _), (size, latency) in self.best.items():
             dense = self.best[batch, "dense"][1]
@@ -188,7 +189,7 @@ class Table:
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any]]:
-    """The rows of one network."""
+    """Time one network and its compressed versions; return the rows of the table."""
     dense = build_model(case.model, case.classes, **case.arguments).eval()
     image = torch.randn(1, 3, case.size, case.size)
     budget = case.budget
@@ -217,17 +218,17 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any
 
 
 def main() -> None:
-    """Measure everything that was asked for and print one table a network."""
+    """Measure what the options select and print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--round-to", type=int, help="ranks are multiples of it; default: 16, with --tiny 4")
+    parser.add_argument("--round-to", type=int, help="multiple to which to round ranks; default: 16, or 4 with --tiny")
     parser.add_argument("--latency", type=float, help="share of the time to keep, in the first of --runtimes")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
-    parser.add_argument("--round-s", type=float, default=0.2, help="least seconds of one; default: %(default)s")
-    parser.add_argument("--tiny", action="store_true", help="small networks instead: does everything run?")
+    parser.add_argument("--round-s", type=float, default=0.2, help="minimum seconds of a timing; default: %(default)s")
+    parser.add_argument("--tiny", action="store_true", help="use small networks, to test whether everything runs")
     options = parser.parse_args()
     options.round_to = options.round_to or (4 if options.tiny else 16)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-r"""Budgets of latency against budgets of MACs at equal divergence; and predicted against measured times.
+r"""Compare budgets of latency with budgets of MACs at equal divergence, and predicted with measured times.
 
     python benchmarks/latency_budget.py
     python benchmarks/latency_budget.py --weights finetuned/resnet18-cifar10.safetensors --dataset cifar10 \
@@ -9,15 +9,15 @@ it is planned under the smallest budget of latency whose plan has no more diverg
 errors). Both networks are timed in turn with the dense one. Their times are also predicted from the table of measured
 operations, which is kept in this machine's cache.
 
-The weights are random, with spectra that decay like those of trained layers, so the methods differ in what they keep.
-Or they are trained: then divergences are measured on the calibration split, and the accuracy on the test split, with
-BatchNorm recalibrated and nothing fine-tuned, stands beside the times.
+The weights are either random, with spectra that decay like those of trained layers, or trained. For trained weights,
+divergences are measured on the calibration split, and the tables state the accuracy on the test split, with BatchNorm
+recalibrated and without fine-tuning.
 
-A gain over 1 means that the budget of latency gives the faster network. An error is predicted over measured time, less
-1. ``error`` is that of the prediction with which the plan was made. ``in turn`` is that of a prediction from the same
-operations after the dense network and the table's small ones were timed again, in turn with the planned ones. So it
-leaves out how much faster or slower the machine has become since its table was made. MACs are counted before ONNX
-Runtime's factors are merged. Prints the figures; asserts nothing.
+A gain over 1 means that the budget of latency gives the faster network. An error is the predicted over the measured
+time, minus 1. ``error`` is that of the prediction with which the plan was made. For ``in turn``, the dense network and
+the table's small networks are timed again, in turn with the planned ones, and the prediction uses these times. So it
+ignores how much faster or slower the machine has become since its table was made. MACs are counted before factors are
+merged for ONNX Runtime. The script prints the figures and asserts nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ METHODS = (*DECOMPOSITIONS, "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
 DECAY = 0.6
 LARGEST_BASIS = 10_000
-"""Most channels for which a random basis is made; for VGG16's first Linear layer it would take minutes."""
+"""Maximum number of channels for which a random basis is drawn. VGG16's first Linear layer would take minutes."""
 BISECTIONS = 10
 HEADS = (
     "network",
@@ -80,7 +80,7 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A dense network, its batch, and what was computed for both."""
+    """A dense network, its batch, and the decompositions, latencies and divergences for both."""
 
     name: str
     model: nn.Module
@@ -92,7 +92,7 @@ class Setting:
     data: DataBundle | None = None
 
     def plan(self, method: str, budget: Budget) -> RankPlan:
-        """The plan under a budget."""
+        """Plan the ranks under a budget."""
         timed = budget.latency is not None
         return plan_ranks(
             self.model,
@@ -105,7 +105,7 @@ class Setting:
         )
 
     def divergence(self, plan: RankPlan) -> float:
-        """The sum of the layers' divergences as measured; without measurements, of their squared relative errors."""
+        """Sum of the layers' measured divergences or, if none are measured, of their squared relative errors."""
         total = 0.0
         for name, layer in plan.factored.items():
             error = self.kept.get(name, str(layer.method)).relative_error(layer.ranks)
@@ -120,14 +120,14 @@ class Setting:
         return 100 * evaluate(network, self.data.test)[self.data.metric]
 
     def equal_divergence(self, method: str, divergence: float) -> RankPlan:
-        """The plan under the smallest budget of latency that has at most this divergence."""
+        """Return the plan with at most this divergence under the smallest budget of latency."""
         low, high = 0.0, 1.0
         best = self.plan(method, Budget(latency=1.0, runtime=self.latencies.table.conditions.runtime))
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             try:
                 plan = self.plan(method, Budget(latency=middle, runtime=self.latencies.table.conditions.runtime))
-            except ValueError:  # less than the least
+            except ValueError:  # no plan is this fast
                 low = middle
                 continue
             if self.divergence(plan) <= divergence:
@@ -138,7 +138,7 @@ class Setting:
 
 
 def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
-    """Scale the i-th direction of each layer's channels by ``i ** -decay``, in random bases; returns ``model``."""
+    """Scale the i-th direction of each layer's channels by ``i ** -decay``, in random bases; return ``model``."""
     with torch.no_grad():
         for layer in factorable_layers(model).values():
             weight = convolution_weight(layer)
@@ -155,7 +155,7 @@ def with_decaying_spectra(model: nn.Module, decay: float = DECAY) -> nn.Module:
 
 
 def measure(setting: Setting, shares: list[float], methods: list[str], rounds: int, round_s: float) -> list[list[Any]]:
-    """The rows of one network in one runtime."""
+    """Plan and time one network in one runtime; return the rows of the table."""
     runtime = setting.latencies.table.conditions.runtime
     plans: list[tuple[str, str, RankPlan]] = []
     for method in methods:
@@ -190,18 +190,18 @@ def measure(setting: Setting, shares: list[float], methods: list[str], rounds: i
 
 
 Subject = tuple[nn.Module, Tensor, Decompositions, Divergences | None, DataBundle | None]
-"""A network, the batch it is timed on, its decompositions, and the measured divergences where there are data."""
+"""A network, the batch on which it is timed, its decompositions, its measured divergences and its data."""
 
 
 def random_network(name: str, options: argparse.Namespace) -> Subject:
-    """A network with random weights of decaying spectra."""
+    """Build a network with random weights and decaying spectra."""
     model = with_decaying_spectra(build_model(name, {"unet": 1, "resnet20": 10}.get(name, 1000))).eval()
     side = 16 if options.tiny else SIZES[name]
     return model, torch.randn(options.batch, 3, side, side), Decompositions(model), None, None
 
 
 def trained_network(options: argparse.Namespace) -> Subject:
-    """The network of ``--weights``, decomposed for its outputs on its data."""
+    """Load the network of ``--weights`` and its data, decompose it and measure its divergences."""
     data = load_data(options.dataset, options.data_root, options.image_size, limit=options.limit)
     model = load_compressed(options.weights).eval()
     print(f"dense: {evaluate(model, data.test)[data.metric]:.2%} on the test split\n")
@@ -212,24 +212,29 @@ def trained_network(options: argparse.Namespace) -> Subject:
 
 
 def main() -> None:
-    """Measure everything that was asked for and print one table a network and runtime."""
+    """Measure what the options select and print a table for each network and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     runtimes = list(operation_runtimes())
     parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=["resnet18"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=runtimes)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs, to keep")
-    parser.add_argument("--round-to", type=int, default=16, help="ranks under a budget of MACs; default: %(default)s")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="shares of the MACs to keep")
+    parser.add_argument(
+        "--round-to",
+        type=int,
+        default=16,
+        help="multiple to which to round ranks under a budget of MACs; default: %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
-    parser.add_argument("--round-s", type=float, default=0.1, help="least seconds of one; default: %(default)s")
-    parser.add_argument("--cache", help="folder of the latency tables; default: that of this user")
+    parser.add_argument("--round-s", type=float, default=0.1, help="minimum seconds of a timing; default: %(default)s")
+    parser.add_argument("--cache", help="folder of the latency tables; default: the user's cache")
     parser.add_argument("--weights", help="a trained network, from finetuned/finetune.py, instead of random ones")
-    parser.add_argument("--dataset", help="of the trained network")
+    parser.add_argument("--dataset", help="data set of the trained network")
     parser.add_argument("--data-root", help="folder that holds the data set")
-    parser.add_argument("--image-size", type=int, help="pixels; default: what suits the set")
+    parser.add_argument("--image-size", type=int, help="pixels; default: that of the data set")
     parser.add_argument("--limit", type=int, help="use at most this many images of each split")
-    parser.add_argument("--tiny", action="store_true", help="a small network instead: does everything run?")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to test whether everything runs")
     options = parser.parse_args()
     if options.weights and not options.dataset:
         parser.error("--weights needs --dataset, to measure divergence and accuracy on")

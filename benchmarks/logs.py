@@ -1,10 +1,10 @@
-"""Reading a log of a million trials, against ``json.loads`` alone on the same lines, in one run.
+"""Compare the time to read a log of a million trials with that of ``json.loads`` alone on the same lines.
 
     python -m benchmarks.logs
 
-Writes a log of 100 different trials (ResNet18, four methods) over and over under new numbers, and runs each script on
-it in a process of its own. Prints processor time, lines per second, peak memory and the ratio to ``json.loads``;
-asserts nothing. The log needs 3 GB of disk, its JSON as much again.
+The log repeats 100 different trials (ResNet18, four methods) with new numbers. Each script reads it in a separate
+process. The benchmark prints processor time, lines per second, peak memory and the ratio to ``json.loads``, and
+asserts nothing. The log needs 3 GB on disk, and its JSON another 3 GB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.make_logs import METHODS, NETWORKS, make_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = 2**62
-"""Stands where each line has a number of its own."""
+"""Placeholder for the number of each trial."""
 
 LOADS = """
 import json, sys
@@ -36,7 +36,7 @@ with open(sys.argv[1], "rb") as file:
 
 
 def write_log(folder: Path, lines: int) -> Path:
-    """A log of so many trials; only the number differs from one hundred to the next."""
+    """Write a log of ``lines`` trials. Every hundred trials repeat, with other numbers."""
     records = [
         record.replace(run="large", trial=NUMBER)
         for method in METHODS
@@ -52,10 +52,10 @@ def write_log(folder: Path, lines: int) -> Path:
 
 
 def measure(*command: str | Path) -> tuple[float, float, float]:
-    """Seconds on the clock, seconds of processor, and peak memory in MiB of one process.
+    """Run a process; return its elapsed seconds, its processor seconds and its peak memory in MiB.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
@@ -67,10 +67,10 @@ def measure(*command: str | Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Write the log, measure, print."""
+    """Write the log, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=1_000_000, help="trials in the log (default: 1000000)")
-    parser.add_argument("--folder", help="where the log is written for the time (default: the system's)")
+    parser.add_argument("--folder", help="parent of the temporary folder (default: the system's)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -1,16 +1,18 @@
-r"""Every sampler of the rank search at the same budgets and trials: who finds the best network before fine-tuning?
+r"""Compare the samplers of the rank search at the same budgets and numbers of trials, before fine-tuning.
 
     python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \
         --patience 18
     python benchmarks/search.py --weights finetuned/resnet20-cifar10.safetensors --dataset cifar10 --data-root DATA
 
-For each share of the MACs to keep, each sampler and each seed, one search of as many trials, all measured in full (no
-pruning) on the same images, as many of calibration and validation as the options say. A rank rule has one plan,
-whatever the number of trials, and no seed. The trial that the search chooses on validation (the least loss among those
-that are as good as the best but for luck) is then fine-tuned on the whole training split, and the whole test split is
-read for it. Prints a table (mean and standard deviation over the
-seeds) and who is ahead at each budget; writes ``results/search-<dataset>.{csv,md,png,pdf}``. Stopped, the same command
-goes on; searches that are finished are read from their logs, so other settings need another ``--out``.
+There is one search for each share of the MACs to keep, each sampler and each seed. All searches have the same number
+of trials. All trials are fully measured (without pruning) on the same images; the options set how many images of
+calibration and validation are used. A rank rule has only one plan and no seed. The search chooses a trial on
+validation: among those that differ from the best only by chance, the one with the least loss. This trial is fine-tuned
+on the whole training split and evaluated on the whole test split.
+
+The script prints a table (mean and standard deviation over the seeds) and the best sampler at each budget, and writes
+``results/search-<dataset>.{csv,md,png,pdf}``. After an interruption, the same command continues. Finished searches are
+read from their logs, so other settings need another ``--out``.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ SAMPLERS = tuple(POLICIES)
 def search(
     model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings, logs: Path, run: str
 ) -> list[TrialRecord]:
-    """The trials of one search, read from its log when it was finished before.
+    """Return the trials of one search. If it was finished before, read them from its log.
 
     Raises:
-        ValueError: the log has another number of trials, or is of another dense network.
+        ValueError: the log has another number of trials or another dense network.
     """
     try:
         found = search_ranks(
@@ -70,7 +72,7 @@ def search(
 
 
 def load(options: argparse.Namespace) -> DataBundle:
-    """The data: training and test whole, of calibration and validation, which every trial reads, a part."""
+    """Load the data. Of calibration and validation, which every trial reads, only a part is used."""
 
     def up_to(limit: int | None) -> DataBundle:
         what = (options.dataset, options.data_root, options.image_size)
@@ -85,7 +87,7 @@ def load(options: argparse.Namespace) -> DataBundle:
 
 
 def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """A row for every search, and a row for every trial with the best so far; and the metric's name."""
+    """Return a row for every search, a row for every trial with the best metric so far, and the metric's name."""
     data = load(options)
     model = load_compressed(options.weights).to(default_device())
     how = TrainingSettings(
@@ -135,7 +137,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, st
 
 
 def summary(rows: pd.DataFrame, metric: str) -> str:
-    """The table: a line for each sampler, mean and standard deviation at each budget; and who is ahead."""
+    """Format a table of mean and standard deviation of each sampler at each budget, and name the best sampler."""
     lines = []
     for sampler, part in rows.groupby("sampler", sort=False):
         line: list[str] = [str(sampler)]
@@ -157,7 +159,7 @@ def summary(rows: pd.DataFrame, metric: str) -> str:
 
 
 def draw(curves: pd.DataFrame, metric: str, path: Path) -> list[Path]:
-    """Best so far against trials, one panel a budget; the band is the standard deviation over the seeds."""
+    """Plot the best metric so far against trials, with a panel for each budget. Bands are standard deviations."""
     with styled():
         grid = sns.relplot(
             curves,
@@ -179,27 +181,34 @@ def draw(curves: pd.DataFrame, metric: str, path: Path) -> list[Path]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="the dense network, from finetuned/finetune.py")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data-root", help="folder that holds the data set")
     parser.add_argument("--image-size", type=int, default=32, help="pixels; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=250, help="default: %(default)s")
-    parser.add_argument("--calibration", type=int, help="so many of its images at most; default: all")
-    parser.add_argument("--validation", type=int, help="so many of its images at most; default: all")
-    parser.add_argument("--unannotated", choices=("keep", "drop"), default="keep", help="of a COCO set")
+    parser.add_argument("--calibration", type=int, help="maximum number of calibration images; default: all")
+    parser.add_argument("--validation", type=int, help="maximum number of validation images; default: all")
+    parser.add_argument(
+        "--unannotated",
+        choices=("keep", "drop"),
+        default="keep",
+        help="coco: images without annotation; default: keep",
+    )
     parser.add_argument("--method", default="htd", help="default: %(default)s")
     parser.add_argument(
         "--budgets", type=float, nargs="+", default=(0.5, 0.25, 0.15), help="shares of the MACs to keep"
     )
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS, help="default: all")
-    parser.add_argument("--trials", type=int, default=100, help="of each search; default: %(default)s")
+    parser.add_argument("--trials", type=int, default=100, help="trials of each search; default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    parser.add_argument("--finetune-epochs", type=float, default=1.0, help="of the best trial; default: %(default)s")
+    parser.add_argument(
+        "--finetune-epochs", type=float, default=1.0, help="for the chosen trial; default: %(default)s"
+    )
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=0.02, help="of the fine-tuning; default: %(default)s")
-    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="of the fine-tuning")
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="for fine-tuning; default: %(default)s")
+    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="bfloat16 in fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("results"))
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-r"""What a search costs: images and seconds against the method it follows, one worker against two, where the time goes.
+r"""Cost of a search: images and seconds against those of the earlier method, one worker against two, and a profile.
 
     python benchmarks/search_cost.py target --weights finetuned/resnet18-mnist.safetensors --dataset mnist \
         --data-root DATA --image-size 64
@@ -6,13 +6,15 @@ r"""What a search costs: images and seconds against the method it follows, one w
     python benchmarks/search_cost.py profile --weights ... --dataset ...
 
 ``target``: both methods look for a network with 12.85% of the parameters and 15.33% of the MACs that loses at most
-0.3 points on validation. Ours is one whole search under that budget, with everything it does before the first trial
-and after the last. A trial of the other decomposes the network anew, at ranks drawn from the static policy, and
-fine-tunes it for three epochs. A few are run, of draws that are small enough, and the cost is extrapolated twice: to
-the 100 trials that its paper ran, and to as many as must be drawn, on average, until one is small enough (counted over
-20,000 draws, no network built), as if that one were always accurate enough, which favours it. An image counts once for
-every pass through a network; backward passes, which only fine-tuning makes, are not counted, nor are the sensitivities
-that the static policy needs, which favours it again.
+0.3 points on validation. Ours is one whole search under that budget, including everything before the first trial and
+after the last. A trial of the earlier method decomposes the network again, at ranks drawn from the static policy, and
+fine-tunes it for three epochs. A few trials with small enough networks are run, and their cost is extrapolated in two
+ways: to the 100 trials of its paper, and to the average number of draws until a network is small enough (counted over
+20,000 draws without building networks). The latter assumes that this network is always accurate enough, which favours
+the earlier method. An image counts once for every pass through a network. Backward passes, which only fine-tuning
+needs, are not counted, nor are the sensitivities that the static policy needs, which again favours the earlier method.
+
+``workers``: trials per minute with one worker and with two. ``profile``: the functions that take the most time.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ PAPER_TRIALS = 100
 
 
 class Work:
-    """Images that passed a whole network, and seconds."""
+    """Number of images that passed through a whole network, and seconds."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -65,7 +67,7 @@ class Work:
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Work]:
-    """Count what happens inside the ``with`` block to networks of the class of ``model``."""
+    """Count the work inside the ``with`` block of networks with the class of ``model``."""
     work = Work()
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -84,7 +86,7 @@ def counted(model: nn.Module) -> Iterator[Work]:
 def earlier_method(
     model: nn.Module, data: DataBundle, options: argparse.Namespace
 ) -> tuple[Work, float, list[tuple[float, float, float]]]:
-    """The work of a few small trials, the share of its draws that are small enough, and what the trials reached."""
+    """Return the work of a few small trials, the share of draws that are small enough, and the trials' results."""
     x = data.example().to(next(model.parameters()).device)
     decompositions = Decompositions(model)
     settings = SearchSettings(method=options.method, policy="static")
@@ -113,7 +115,7 @@ def earlier_method(
 
 
 def target(options: argparse.Namespace) -> None:
-    """Print both costs and their ratio, and whether ours got there."""
+    """Print both costs and their ratio, and whether our search met the target."""
     model, data = load(options)
     dense = evaluate(model, data.validation)[data.metric]
     how = TrainingSettings(epochs=options.finetune_epochs, learning_rate=0.02, amp=options.amp)
@@ -148,14 +150,14 @@ def target(options: argparse.Namespace) -> None:
             f"{record.baseline.metric(data.metric, 'test'):.2%})"
         )
     if not reaching:
-        print(f"ours: NO trial lost at most {POINTS:.1%} on validation, so that the costs above do not compare")
+        print(f"ours: NO trial lost at most {POINTS:.1%} on validation, so the costs above cannot be compared")
     for params, macs, accuracy in reached:
         print(f"theirs: {params:.2%} of the parameters, {macs:.2%} of the MACs, validation {accuracy:.2%}")
     print(f"theirs: {share:.3%} of {DRAWS:,} draws are small enough")
 
 
 def workers(options: argparse.Namespace) -> None:
-    """Trials a minute with one worker process and with two, on the same study."""
+    """Print the trials per minute with one worker process and with two."""
     model, data = load(options)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +177,7 @@ def workers(options: argparse.Namespace) -> None:
             starts, ends = [t.datetime_start for t in trials], [t.datetime_complete for t in trials]
             seconds = (max(e for e in ends if e) - min(s for s in starts if s)).total_seconds()
             rows.append([count, len(trials), 60 * len(trials) / seconds])
-    print(tabulate(rows, ["workers", "trials", "trials a minute"], floatfmt=".1f", tablefmt="github"))
+    print(tabulate(rows, ["workers", "trials", "trials per minute"], floatfmt=".1f", tablefmt="github"))
     print(f"two workers: {rows[1][2] / rows[0][2]:.2f}x")
 
 
@@ -184,7 +186,7 @@ def _stop(_: object) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Where the time of the trials goes, by function."""
+    """Print the functions in which the trials spend the most time."""
     model, data = load(options)
     settings = SearchSettings(method=options.method, budget=TARGET, trials=options.trials, finetune_top=0)
     with tempfile.TemporaryDirectory() as logs:
@@ -195,7 +197,7 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> tuple[nn.Module, DataBundle]:
-    """The network and the data."""
+    """Load the network and the data."""
     data = load_data(
         options.dataset, options.data_root, options.image_size, batch_size=options.batch_size, limit=options.limit
     )
@@ -203,7 +205,7 @@ def load(options: argparse.Namespace) -> tuple[nn.Module, DataBundle]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what the command line asks for."""
+    """Run the part that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("target", "workers", "profile"))
     parser.add_argument("--weights", required=True, help="the dense network, from finetuned/finetune.py")
@@ -213,12 +215,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="use at most this many images of each split, for both methods")
     parser.add_argument("--method", default="htd", help="default: %(default)s")
-    parser.add_argument("--trials", type=int, default=20, help="of our search; default: %(default)s")
-    parser.add_argument("--finetune-epochs", type=float, default=1.0, help="of our best trial; default: %(default)s")
-    parser.add_argument("--measured", type=int, default=3, help="of the earlier method; default: %(default)s")
+    parser.add_argument("--trials", type=int, default=20, help="trials of our search; default: %(default)s")
+    parser.add_argument("--finetune-epochs", type=float, default=1.0, help="for our best trial; default: %(default)s")
+    parser.add_argument("--measured", type=int, default=3, help="trials of the earlier method; default: %(default)s")
     parser.add_argument("--static-beta", type=float, default=0.05, help="weight of size in its policy")
     parser.add_argument("--storage", help="for workers: a database instead of a journal file")
-    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="of all fine-tuning")
+    parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="bfloat16 in all fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     print(f"{machine_line()}\n", flush=True)

@@ -1,4 +1,4 @@
-r"""Train a network, dense or factorized; write its weights, a JSON of how they were made and its curves here.
+r"""Train a network, dense or factorized; write its weights, a JSON file on the training, and the training curves.
 
 Examples:
     python finetuned/finetune.py --model resnet18 --dataset digits
@@ -56,7 +56,7 @@ MODEL_OPTIONS = {
     "depth": "depth",
     "upsampling": "upsampling",
 }
-"""Argument of ``build_model`` -> the option of the command line that sets it."""
+"""Argument of ``build_model`` -> command-line option that sets it."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,9 +70,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_training(parser)
     options = parser.parse_args(arguments)
     if (options.method is None) != (options.ranks is None):
-        parser.error("--method and --ranks go together")
+        parser.error("--method and --ranks must be given together")
     if options.dense is not None and options.method is None:
-        parser.error("--dense goes with --method and --ranks: a dense network is trained from the start")
+        parser.error("--dense needs --method and --ranks, since a dense network is trained from scratch")
     options.build_with = {}
     if options.model in MODELS:
         values = {argument: getattr(options, option) for argument, option in MODEL_OPTIONS.items()}
@@ -82,27 +82,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    """Add what says which data to train on."""
+    """Add the options for the data."""
     add = parser.add_argument
     rootless = " and ".join(name for name, dataset in DATASETS.items() if not dataset.layout)
     fetched = ", ".join(name for name, dataset in DATASETS.items() if dataset.downloads)
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     add("--data-root", help=f"folder that holds the data set; {rootless} need none")
     add("--download", action="store_true", help=f"fetch the data set into --data-root ({fetched})")
-    add("--image-size", type=int, help="pixels, height and width; default: what suits the set")
-    add("--batch-size", type=int, default=128, help="of all processes together; default: %(default)s")
+    add("--image-size", type=int, help="height and width in pixels; default: that of the data set")
+    add("--batch-size", type=int, default=128, help="for all processes together; default: %(default)s")
     add("--limit", type=int, help="use at most this many images of each split")
     add(
         "--augment",
         action=argparse.BooleanOptionalAction,
-        help="random changes to images; default: what suits the set",
+        help="random changes to images; default: that of the data set",
     )
     add("--unannotated", default="keep", help="coco: keep images without annotation, or drop them; default: keep")
-    add("--workers", type=int, help="processes that read images; default: what suits the set")
+    add("--workers", type=int, help="processes that read images; default: that of the data set")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
-    """Add what says which network to train."""
+    """Add the options for the network."""
     add = parser.add_argument
     add("--model", required=True, help=f"one of {', '.join(MODELS)}")
     add("--pretrained", help="torchvision's weights to start from, e.g. DEFAULT")
@@ -112,27 +112,27 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     add("--upsampling", default="transposed", help="unet: transposed or bilinear; default: %(default)s")
     add("--method", choices=tuple(DECOMPOSITIONS), help="train the factorized architecture")
     add("--ranks", type=_ranks, help="its ranks: a whole number, or a fraction of each layer's full rank such as 0.25")
-    add("--dense", type=Path, help="dense weights whose factors it starts from; without them, those of random ones")
+    add("--dense", type=Path, help="dense weights from whose factors to start; default: random weights")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what says how to train, and where to write."""
+    """Add the options for training and for the files."""
     add, default = parser.add_argument, TrainingSettings(epochs=3, patience=5)
     add("--epochs", type=float, default=default.epochs, help="default: %(default)s")
     add("--optimizer", choices=("sgd", "adamw"), default=default.optimizer, help="default: %(default)s")
-    add("--learning-rate", type=float, default=default.learning_rate, help="peak; default: %(default)s")
+    add("--learning-rate", type=float, default=default.learning_rate, help="peak rate; default: %(default)s")
     add("--schedule", choices=("one-cycle", "plateau"), default=default.schedule, help="default: %(default)s")
     add("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
     add("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
-    add("--patience", type=int, default=default.patience, help="epochs; default: %(default)s")
+    add("--patience", type=int, default=default.patience, help="epochs without progress; default: %(default)s")
     add("--amp", choices=("auto", "on", "off"), default=default.amp, help="bfloat16; default: auto")
     add("--seed", type=int, default=default.seed, help="default: %(default)s")
-    add("--name", help="of the files that it writes; default: model, data set and ranks")
+    add("--name", help="name of the files; default: model, data set and ranks")
     add("--out", type=Path, default=FOLDER, help="folder for the weights; default: finetuned/")
 
 
 def _ranks(text: str) -> float | int:
-    """Read a number of ranks, or a fraction of them where there is a decimal point."""
+    """Read a rank, or a fraction of the full rank if there is a decimal point."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
@@ -140,7 +140,7 @@ def _ranks(text: str) -> float | int:
 
 
 def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
-    """Build the network that the command line asks for, on this machine's device."""
+    """Build the network that the options describe, on this machine's device."""
     torch.manual_seed(options.seed)
     model = build_model(options.model, data.num_classes, **options.build_with).to(default_device())
     if options.method is None:
@@ -155,7 +155,7 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
 def report(
     options: argparse.Namespace, model: nn.Module, data: DataBundle, history: list[EpochLog], stem: Path
 ) -> None:
-    """Evaluate the network on the test split; write the weights, the JSON and the curves."""
+    """Evaluate the network on the test split; write the weights, the JSON file and the training curves."""
     test = evaluate(model, data.test)
     cost = profile(model, data.example().to(next(model.parameters()).device))
     weights = save_compressed(model, stem.with_name(f"{stem.name}.safetensors"))
@@ -182,7 +182,7 @@ def report(
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Train as the command line says; return the path of the weights."""
+    """Train the network that the command line describes; return the path of the weights."""
     options = parse_arguments(arguments)
     values: dict[str, Any] = vars(options)
     settings = TrainingSettings(
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> Path:
             workers=options.workers,
         )
     if MODELS[options.model].task != data.task:
-        raise ValueError(f"model={options.model!r} cannot learn {data.task}, which dataset={options.dataset!r} is")
+        raise ValueError(f"model={options.model!r} cannot learn {data.task}, the task of dataset={options.dataset!r}")
     check_image_size(options.model, data.image_size, **options.build_with)
     model = build(options, data)
     factorized = f"-{options.method}-{options.ranks}" if options.method else ""

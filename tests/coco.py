@@ -31,7 +31,7 @@ def write_part(
     categories: Iterable[Mapping[str, Any]] = TUMOURS,
     size: int = 20,
 ) -> dict[str, Any]:
-    """``count`` grey images of ``size`` pixels, each of its own brightness, called 0.png, 1.png and so on."""
+    """Write ``count`` grey images of ``size`` pixels, each with its own brightness, named 0.png, 1.png etc."""
     folder.mkdir(parents=True)
     for number in range(count):
         Image.fromarray(np.full((size, size), number % 256, dtype=np.uint8)).save(folder / f"{number}.png")
@@ -65,7 +65,7 @@ def split(data: DataBundle, part: str) -> MaskedImages:
 
 
 def brightness(data: DataBundle, part: str) -> list[int]:
-    """The number of each image of a set that ``write_part`` wrote."""
+    """Return the number of each image of a set that ``write_part`` wrote."""
     return [int(image[0, 0, 0]) for image in split(data, part).images]
 
 

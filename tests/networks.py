@@ -43,7 +43,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with BatchNorms as after a training: statistics, scales and shifts that are not 0 and 1."""
+    """Give the BatchNorms of a network statistics, scales and shifts other than 0 and 1, as after training."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -57,7 +57,7 @@ def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Returning(nn.Module):
-    """A network that returns what ``make`` makes of its logits, and of whether it is in training mode."""
+    """A network that returns ``make(logits, training)``."""
 
     def __init__(self, make: Callable[[Tensor, bool], object], body: nn.Module | None = None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Returning(nn.Module):
 
 
 def bright_images(count: int) -> TensorDataset:
-    """Images that are as bright as their class says."""
+    """Return images whose brightness is given by their class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 10
     return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1), labels)

@@ -65,5 +65,5 @@ def make_record(**changes: Any) -> TrialRecord:
 
 
 def foreign_record(**changes: Any) -> TrialRecord:
-    """What is read of `make_record` after another program put ``changes`` into its JSON."""
+    """Read the JSON of `make_record` after ``changes``, as another program may have written it."""
     return TrialRecord.from_dict(json.loads(make_record().to_line()) | changes)

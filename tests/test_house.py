@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: lengths of functions and modules, numbers of parameters."""
+"""House rules that the linter does not check: lengths of functions and modules, numbers of parameters."""
 
 from __future__ import annotations
 

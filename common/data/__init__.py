@@ -1,7 +1,7 @@
-"""Data sets as one ``DataBundle``: train, calibration, validation and test, disjoint and fixed by the seed.
+"""Data sets as ``DataBundle``: disjoint splits for training, calibration, validation and test, fixed by a seed.
 
-``DATASETS`` maps a name to what the suite knows of a data set, one file a data set; ``TASKS`` and ``METRICS`` do the
-same for what networks learn and are judged by. Importing this package loads no data library.
+``DATASETS``, ``TASKS`` and ``METRICS`` are the registries of data sets, of the tasks that networks learn and of the
+metrics that judge them. Each entry is defined in one file. Importing this package loads no data library.
 """
 
 from common.data.batching import BatchDataset, Splits

@@ -1,4 +1,4 @@
-"""Reads the annotation files of a COCO set."""
+"""Read the annotation files of a COCO set."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from common.data.coco_layout import Part, find_parts
 
 SHARES = (-0.01, 1.01)
-"""Range of coordinates in shares of the image, with room for rounding. In pixels it would span a single one."""
+"""Range of coordinates in shares of the image, with a margin for rounding. In pixels, it would span only one."""
 SOUGHT = 20
-"""Number of images that are searched for to find their folder."""
+"""Number of images to search for when looking for their folder."""
 
 
 class LeftOut:
-    """What the reader of a data set had to pass over.
+    """The parts of a data set that could not be used.
 
     Attributes:
         names: kind of fault -> names in the data set.
-        resized: names of images whose size differs from their entries; they are used.
+        resized: names of images whose size differs from their entries. These images are used.
     """
 
     def __init__(self) -> None:
@@ -35,16 +35,16 @@ class LeftOut:
         self.names[kind].append(name)
 
     def also(self) -> str:
-        """Return the end of an error message that names what was left out; empty where nothing was."""
+        """Return the end of an error message that names what was left out; empty if nothing was."""
         return f"; left out {self}" if self.names else ""
 
     def lines(self) -> list[str]:
-        """Return one line for what was left out and one for images of another size; none where all is well."""
+        """Return a line on what was left out and one on images of another size, if there are any."""
         lines = [f"left out {self}"] if self.names else []
         if self.resized:
             lines.append(
-                f"{len(self.resized)} images are not of the size that their entries tell ({shorten(self.resized)}); "
-                "their regions are scaled along"
+                f"{len(self.resized)} images do not have the size in their entries ({shorten(self.resized)}); their "
+                "regions are scaled to the images"
             )
         return lines
 
@@ -70,7 +70,7 @@ class Region:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image's entry; ``size`` is (height, width) in pixels, or None where the image file decides."""
+    """The entry of an image. ``size`` is (height, width) in pixels, or None for the size of the image file."""
 
     path: Path
     size: tuple[int, int] | None
@@ -82,10 +82,10 @@ class AnnotationFile:
     """The annotations of one part of a data set.
 
     Attributes:
-        path: of the annotation file.
+        path: path of the annotation file.
         split: name of the part.
-        folder: holds the images of the part.
-        images: in the order of the file.
+        folder: folder of the part's images.
+        images: the images in the order of the file.
         categories: name -> the names of its supercategories.
     """
 
@@ -97,22 +97,22 @@ class AnnotationFile:
 
 
 def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile], tuple[str, ...]]:
-    """Read the annotation files of ``train``, ``valid`` and, where there is one, ``test``; name the classes.
+    """Read the annotation files of ``train``, ``valid`` and, if it exists, ``test``.
 
-    Categories that share a name are one class. A category without any annotation is no class: exporters add parents
-    of the others, and every network would be right on a class that never occurs.
+    Categories that share a name are one class. A category without any annotation is not a class: exporters add parent
+    categories, and every network would be right on a class that never occurs.
 
     Args:
         root: see :func:`common.data.coco_layout.find_parts`.
-        left_out: receives what has to be passed over.
+        left_out: receives the names of what cannot be used.
 
     Returns:
         Part -> its annotations, and the names of the classes.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is not JSON, not in COCO's format, holds no image, or has no usable annotation;
-            or a part has two files.
+        ValueError: an annotation file is not JSON, is not in COCO's format, holds no image or has no usable
+            annotation; or a part has two files.
     """
     files = {part: _read_annotations(found, left_out) for part, found in find_parts(root).items()}
     used = {region.category for file in files.values() for image in file.images for region in image.regions}
@@ -124,7 +124,7 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
             left_out.add("categories without annotations", name)
     if not any(image.regions for image in train.images):
         raise ValueError(
-            f"{train.path} has no annotation that can be used: there is nothing to learn{left_out.also()}"
+            f"{train.path} has no annotation that can be used, so there is nothing to learn{left_out.also()}"
         )
     return files, classes
 
@@ -135,7 +135,7 @@ def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole JSON file: {error}") from error
+        raise ValueError(f"{path} is not a complete JSON file: {error}") from error
     entries, annotations, categories = (
         _records(path, content, key) for key in ("images", "annotations", "categories")
     )
@@ -169,7 +169,7 @@ def _categories(
     for category in categories:
         number, name = _key(category.get("id")), category.get("name")
         if number is None or number in names or not isinstance(name, str):
-            left_out.add("category entries without an id or a name of their own", f"{split} {name or number}")
+            left_out.add("category entries without a unique id or a name", f"{split} {name or number}")
             continue
         names[number] = name.strip()
         parents.setdefault(name.strip(), set()).add(str(category.get("supercategory", "")).strip())
@@ -179,12 +179,12 @@ def _categories(
 def _images(
     split: str, folder: Path, entries: list[dict[str, Any]], left_out: LeftOut
 ) -> dict[int | str | None, AnnotatedImage]:
-    """Return id -> image, still without regions."""
+    """Return id -> image, without regions so far."""
     images: dict[int | str | None, AnnotatedImage] = {}
     for entry in entries:
         number, file = _key(entry.get("id")), entry.get("file_name")
         if number is None or number in images or not isinstance(file, str):
-            left_out.add("image entries without an id or a name of their own", f"{split} {file or entry.get('id')}")
+            left_out.add("image entries without a unique id or a name", f"{split} {file or entry.get('id')}")
             continue
         images[number] = AnnotatedImage(folder / file, _size(entry), [])
     return images
@@ -199,7 +199,7 @@ def _records(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _check_pixels(path: Path, annotations: list[dict[str, Any]]) -> None:
-    """Raise a ValueError where all polygons of a file are in shares of their images instead of pixels."""
+    """Raise a ValueError if all polygons of a file are in shares of their images instead of pixels."""
     polygons = [values for annotation in annotations if (values := coordinates(annotation.get("segmentation")))]
     if polygons and all(map(are_shares, polygons)):
         raise ValueError(
@@ -209,7 +209,7 @@ def _check_pixels(path: Path, annotations: list[dict[str, Any]]) -> None:
 
 
 def coordinates(segmentation: Any, axis: int | None = None) -> list[float]:
-    """Return the numbers in a list of polygons, all or those of one axis (0 across, 1 down); none of anything else."""
+    """Return the coordinates in a list of polygons, all or those of one axis (0 across, 1 down); [] for other data."""
     polygons = segmentation if isinstance(segmentation, list) else []
     chosen = slice(axis, None, None if axis is None else 2)
     values = [value for polygon in polygons if isinstance(polygon, list) for value in polygon[chosen]]
@@ -222,7 +222,7 @@ def are_shares(values: Iterable[float]) -> bool:
 
 
 def _key(value: object) -> int | str | None:
-    """Return an id in a comparable form: 3, 3.0 and "3" are equal; None for anything that is no id."""
+    """Return an id in a comparable form, in which 3, 3.0 and "3" are equal; None for anything that is not an id."""
     if isinstance(value, str):
         number = re.fullmatch(r"([+-]?\d{1,18})(\.0*)?", value.strip())
         return int(number[1]) if number else value.strip() or None
@@ -232,7 +232,7 @@ def _key(value: object) -> int | str | None:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """Return height and width; None unless the entry tells both."""
+    """Return height and width; None unless the entry states both."""
     height, width = _key(entry.get("height")), _key(entry.get("width"))
     known = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
     return (height, width) if known else None  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Data sets that give whole batches, their four splits, and loaders of them."""
+"""Data sets that return whole batches, their four splits, and their loaders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.network.batches import Batch
 
 
 class BatchDataset(Dataset[Batch], ABC):
-    """A data set that is asked for whole batches: a list of indices gives ``(inputs, targets)``."""
+    """A data set that returns a whole batch ``(inputs, targets)`` for a list of indices."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -44,15 +44,15 @@ def make_loader(
     shuffle_seed: int | None = None,
     workers: int = 0,
 ) -> DataLoader[Any]:
-    """Make a loader that asks the data set for whole batches.
+    """Make a loader that requests whole batches from the data set.
 
     Args:
         dataset: the images.
         batch_size: number of images in a batch.
-        whole_batches: leave out a last, smaller batch, unless it is the only one; BatchNorm cannot learn from one
-            image.
-        shuffle_seed: of a random order; None keeps the data set's own.
-        workers: number of processes that make batches; 0 makes them in this one.
+        whole_batches: whether to leave out a smaller last batch, unless it is the only one. BatchNorm cannot learn
+            from one image.
+        shuffle_seed: seed of a random order; None for the order of the data set.
+        workers: number of processes that make batches; 0 to make them in this process.
     """
     order: RandomSampler | SequentialSampler = SequentialSampler(dataset)
     if shuffle_seed is not None:
@@ -77,8 +77,8 @@ def loader_part(loader: DataLoader[Any], part: int, parts: int) -> DataLoader[An
         parts: number of processes.
 
     Raises:
-        ValueError: a batch has less than two images for each process, or not as many for each, or there is no whole
-            batch.
+        ValueError: a batch has fewer than two images for each process, or cannot be divided equally; or there is no
+            whole batch.
     """
     batches = loader.sampler
     assert isinstance(batches, BatchSampler)
@@ -87,15 +87,15 @@ def loader_part(loader: DataLoader[Any], part: int, parts: int) -> DataLoader[An
         raise ValueError(batch_size_message(batches.batch_size, parts))
     if images < batches.batch_size:
         raise ValueError(
-            f"the training split has {images} images, less than batch_size={batches.batch_size}: {parts} processes "
-            "share whole batches only"
+            f"the training split has {images} images, fewer than batch_size={batches.batch_size}: {parts} processes "
+            "can share only whole batches"
         )
     shared = _Part(batches, part, parts)
     return DataLoader(loader.dataset, sampler=shared, batch_size=None, num_workers=loader.num_workers)
 
 
 def batch_size_message(batch_size: int, parts: int) -> str:
-    """Return the error message for a batch that so many processes cannot share."""
+    """Return the error message for a batch that ``parts`` processes cannot share."""
     return (
         f"batch_size={batch_size}: {parts} processes share each batch; it must be a multiple of {parts}, at least "
         f"{2 * parts}"

@@ -1,4 +1,4 @@
-"""``DataBundle``: the four splits of a data set, and what a network is to learn from them."""
+"""``DataBundle``: the four splits of a data set, and the task to learn from them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ Loader = DataLoader[Any] | OwnLoader
 
 SPLITS = ("train", "calibration", "validation", "test")
 CALIBRATION_IMAGES = 2000
-"""Number of training images for calibration where no loader is given for it."""
+"""Number of training images that are used for calibration if no loader is given for it."""
 
 
 class BundleOptions(TypedDict, total=False):
     """The rarer arguments of :meth:`DataBundle.from_loaders`.
 
     Attributes:
-        image_size: height and width of the inputs, in pixels; None (default) takes the greater of both from the first
+        image_size: height and width of the inputs, in pixels; None (default) for the greater of both in the first
             batch.
-        normalization: how pixels became inputs, for pictures and to check networks against. By default it is unknown.
+        normalization: how pixels became inputs, for showing images and for checking networks. By default it is
+            unknown.
         metric: name of the metric that decides; empty (default) for that of the task.
     """
 
@@ -41,30 +42,30 @@ class BundleOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DataBundle:
-    """The four disjoint splits of a data set; every loader yields ``(inputs, targets)``.
+    """The four disjoint splits of a data set. Every loader yields ``(inputs, targets)``.
 
     Ordinary loaders, such as ``DataLoader``, are wrapped in :class:`common.data.own.OwnLoader`, which reads their
     first batch and checks every batch. See also :meth:`from_loaders`.
 
     Attributes:
-        name: of the data set, in logs and tables.
-        train: shuffled anew each epoch; a last, smaller batch is left out.
-        calibration: for statistics of the activations, in whole batches; its targets are not used. Its images are
-            augmented like those of training, because BatchNorm's statistics belong to the training distribution.
-        validation: for every choice.
-        test: read once, at the end.
+        name: name of the data set, in logs and tables.
+        train: the training split, shuffled in each epoch. A smaller last batch is left out.
+        calibration: whole batches for statistics of the activations. Its targets are not used. Its images are
+            augmented like those of training, because BatchNorm's statistics describe the training distribution.
+        validation: the split by which everything is chosen.
+        test: the split that is read once, at the end.
         classes: names of the K classes.
         image_size: height and width of the inputs, in pixels.
         normalization: how pixels became inputs.
-        task: name of what a network learns, see :data:`common.data.TASKS`.
+        task: name of the task, see :data:`common.data.TASKS`.
         source: the arguments of ``load_data`` that made the bundle, so that another process can make it again; empty
             for any other bundle.
-        metric: name of the metric that decides among networks, see :data:`common.data.METRICS`; empty takes that of
-            the task.
+        metric: name of the metric that decides among networks, see :data:`common.data.METRICS`; empty for that of the
+            task.
 
     Raises:
-        ValueError: the task or the metric is unknown, the metric cannot decide for the task, or a loader gives no
-            batch or batches that do not fit the task or the classes.
+        ValueError: the task or the metric is unknown; the metric cannot decide for the task; or a loader gives no
+            batch, or batches that do not fit the task or the classes.
     """
 
     name: str
@@ -105,24 +106,26 @@ class DataBundle:
         """Make a bundle of your own data loaders.
 
         A loader yields inputs ``(N, C, H, W)`` in floating point, scaled as the network expects them, and targets of
-        the task, such as class numbers ``(N,)`` or masks ``(N, K, H, W)``. Every pass over a split but ``train``
-        starts from the same seed. For the order of ``train`` see :func:`common.data.own.seed_order`; where it cannot
-        be seeded, a training that continues after a stop may see the images in another order.
+        the task, such as class numbers ``(N,)`` or masks ``(N, K, H, W)``. Every pass over a split other than
+        ``train`` starts from the same seed. For the order of ``train`` see :func:`common.data.own.seed_order`. If it
+        cannot be seeded, a training that continues after a stop may see the images in another order.
 
         Args:
-            train: to learn from.
-            validation: for every choice.
-            test: read once, at the end; None takes every second image of ``validation``, and a line on stderr says so.
-            calibration: for statistics of the activations; None takes the first batches of ``train``, about 2,000
-                images, in a seeded order. The network also learns from these images.
-            name: of the data set, in logs and tables.
-            classes: names of the classes; None takes the data set's own ``classes``. Where it has none, numbers up to
-                the greatest target in ``validation`` and the first batch of ``train`` are used, or one a mask.
-            task: name of the task; None recognises it by the targets of the first batch.
+            train: the training split.
+            validation: the split by which everything is chosen.
+            test: the split that is read once, at the end. None for every second image of ``validation``; a line on
+                stderr then says so.
+            calibration: the split for statistics of the activations. None for the first batches of ``train``, about
+                2,000 images, in a seeded order. (The network also learns from these images.)
+            name: name of the data set, in logs and tables.
+            classes: names of the classes. None for the data set's own ``classes``; if it has none, the names are
+                numbers up to the greatest target in ``validation`` and the first batch of ``train``, or a number for
+                each mask.
+            task: name of the task. None to recognise it by the targets of the first batch.
             options: see :class:`BundleOptions`.
 
         Raises:
-            ValueError: a loader gives no batch, can be read only once, or gives unsuitable batches; or ``test`` is
+            ValueError: a loader gives no batch, can be read only once or gives unsuitable batches; or ``test`` is
                 missing and ``validation`` changes from pass to pass.
         """
         if task is not None:
@@ -145,13 +148,13 @@ class DataBundle:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.classes)
 
     def shuffle(self, seed: int) -> None:
         """Fix the order of the training images in the next pass, see :func:`common.data.own.seed_order`.
 
-        Augmentation draws from torch's global generator; with worker processes it also depends on their number.
+        Augmentation draws from torch's global generator. With worker processes, it also depends on their number.
         """
         seed_order(self.train, seed)
 
@@ -159,8 +162,8 @@ class DataBundle:
         """Return the training batches for one of several processes: every ``parts``-th image, from ``part`` on.
 
         Raises:
-            ValueError: a batch has less than two images for each process, or not as many for each, there is
-                no whole batch, or the processes cannot read the batches in the same order.
+            ValueError: a batch has fewer than two images for each process, or cannot be divided equally; there is no
+                whole batch; or the processes cannot read the batches in the same order.
         """
         if parts == 1:
             return self.train
@@ -169,7 +172,7 @@ class DataBundle:
         return loader_part(self.train, part, parts)
 
     def validation_images(self) -> int:
-        """Count the images of the validation split; your own loader is read for that."""
+        """Count the images of the validation split. A loader of your own is read to count them."""
         if isinstance(self.validation, OwnLoader):
             return self.validation.images
         return len(self.validation.dataset)  # type: ignore[arg-type]
@@ -195,19 +198,19 @@ def _halves(validation: OwnLoader, name: str) -> tuple[OwnLoader, OwnLoader]:
     """Return validation and test, each with every second image of a validation loader."""
     if not validation.keeps_order():
         raise ValueError(
-            "test=None: half of validation would serve as test, but the validation loader gives other images at every "
-            "pass; give a test loader, or a validation loader with shuffle=False and no augmentation"
+            "test=None: half of validation would be the test split, but the validation loader gives other images in "
+            "every pass; give a test loader, or a validation loader with shuffle=False and no augmentation"
         )
     chosen, test = validation.share(0, 2), validation.share(1, 2)
     if not test.images:
-        raise ValueError("test=None: half of validation would serve as test, but it has one image only")
+        raise ValueError("test=None: half of validation would be the test split, but validation has only one image")
     test.split = "test"
     print(f"{name} has no test loader: every second image of validation is the test split", file=sys.stderr)
     return chosen, test
 
 
 def _class_names(train: OwnLoader, validation: OwnLoader) -> tuple[str, ...]:
-    """Return the data set's own class names where they can be right, otherwise numbers."""
+    """Return the data set's own class names if their number fits, otherwise numbers."""
     dataset, task = train.dataset, TASKS[train.task]
     while isinstance(dataset, Subset):
         dataset = dataset.dataset

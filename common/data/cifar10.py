@@ -23,13 +23,13 @@ PUBLISHED = "cifar-10-batches-py"
 def load_cifar10(root: str | Path, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return images ``(N, 3, 32, 32)`` in uint8 and labels ``(N,)``: those of training, then those of the test split.
 
-    The published files are Python pickles. torchvision opens them only after their checksums have shown that they
-    are the ones it knows, so that no other pickle is ever loaded.
+    The published files are Python pickles. torchvision opens them only if their checksums are the ones it knows, so
+    that no other pickle is ever loaded.
 
     Args:
         root: the folder that holds ``cifar-10-batches-py/``, which is preferred, or ``train/<class>/`` and
             ``test/<class>/`` with the ten class names of CIFAR-10.
-        download: fetch the published files into ``root`` when neither is there.
+        download: whether to download the published files into ``root`` if neither is there.
 
     Raises:
         ValueError: an image of a class folder is broken.

@@ -1,8 +1,8 @@
-"""Your own COCO set: images with annotated regions, one mask a category.
+"""Your own COCO set: images with annotated regions and a mask for each category.
 
 The root folder holds ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
-``_annotations.coco.json``; or the official layout, ``annotations/instances_train2017.json`` and the like beside
-``train2017/`` and others. Where there is no part to test on, half of validation is the test split.
+``_annotations.coco.json``; or it has the official layout, ``annotations/instances_train2017.json`` etc. beside
+``train2017/`` etc. If there is no part for testing, half of validation is the test split.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Pair = tuple[Tensor, Tensor]
 
 
 def coco_splits(name: str, root: Path, settings: ReadSettings) -> Splits:
-    """Read the splits of a COCO set; calibration is 64 images of its ``train/``, or a fifth of fewer than 320.
+    """Read the splits of a COCO set. Calibration has 64 images of ``train/``, or a fifth if there are fewer than 320.
 
-    Lines on stderr name what was left out, and say where half of validation is the test split.
+    Lines on stderr name what was left out, and state if half of validation is the test split.
 
     Args:
-        name: of the data set, for these lines.
-        root: the folder that holds it.
+        name: name of the data set, for these lines.
+        root: folder of the data set.
         settings: how to read it.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is damaged, nothing is left of a split, no annotation of a part covers
-            a pixel, or more than 5% of a split's images are missing or broken.
+        ValueError: an annotation file is damaged; a split would be empty; no annotation of a part covers a pixel; or
+            more than 5% of a split's images are missing or broken.
     """
     reader = _Reader(root, settings)
     files, seed = reader.files, settings.split_seed
@@ -57,7 +57,7 @@ def coco_splits(name: str, root: Path, settings: ReadSettings) -> Splits:
         halves = _halves(files["valid"], seed)
         validation, test = reader.read("valid", halves["train"].tolist(), halves["test"].tolist())
         half = f"half of {files['valid'].split}, drawn by split_seed, is the test split"
-        print(f"{name} in {root}: there is no part to test on; {half}", file=sys.stderr)
+        print(f"{name} in {root}: there is no part for testing; {half}", file=sys.stderr)
     for line in reader.left_out.lines():
         print(f"{name} in {root}: {line}", file=sys.stderr)
     return Splits(
@@ -73,9 +73,9 @@ class _Reader:
     """Reads images and masks of a COCO set.
 
     Attributes:
-        left_out: what had to be passed over.
+        left_out: names of what could not be used.
         files: part -> its annotations.
-        classes: their names.
+        classes: names of the classes.
     """
 
     def __init__(self, root: Path, settings: ReadSettings) -> None:
@@ -104,10 +104,10 @@ class _Reader:
 
 
 def _halves(file: AnnotationFile, split_seed: int) -> dict[str, Tensor]:
-    """Return indices for validation (as ``train``) and ``test`` where one part has to serve for both."""
+    """Return indices for validation (as ``train``) and ``test`` if one part is used for both."""
     count = len(file.images)
     if count < 2:
-        raise ValueError(f"{file.path} has one image, and there is no part to test on: half of it cannot serve")
+        raise ValueError(f"{file.path} has one image, which cannot be divided, and there is no part for testing")
     return split_indices(count, {"test": count // 2}, split_seed)
 
 

@@ -1,4 +1,4 @@
-"""Reads the images and masks of a COCO set."""
+"""Read the images and masks of a COCO set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from common.data.masks import region_mask, resize_mask, union
 from common.progress import track
 
 MOST_BROKEN = 0.05
-"""Greatest share of a split's images that may be missing or broken."""
+"""Maximum share of a split's images that may be missing or broken."""
 MOST_PIXELS = 2**28
-"""An image counts as broken when its annotation file gives it more pixels than this."""
+"""Maximum number of pixels of an image by its annotation file. An image with more counts as broken."""
 
 
 def read_images(
@@ -28,13 +28,13 @@ def read_images(
 
     Args:
         file: the split.
-        indices: of the images to read.
-        classes: the K classes; annotations of other categories are passed over.
-        size: S, height and width after resizing; the aspect ratio is not kept.
-        left_out: receives what has to be passed over.
+        indices: indices of the images to read.
+        classes: the K classes. Annotations of other categories are left out.
+        size: S, height and width after resizing. The aspect ratio is not kept.
+        left_out: receives the names of what cannot be used.
 
     Returns:
-        Images ``(N, C, S, S)`` in uint8, with C = 1 where all are grey, otherwise 3; masks ``(N, K, S, S)`` in bool;
+        Images ``(N, C, S, S)`` in uint8, with C = 1 if all are grey and 3 otherwise; masks ``(N, K, S, S)`` in bool;
         and for each of ``indices`` whether its image is among the N.
 
     Raises:
@@ -72,17 +72,17 @@ def read_images(
 
 
 def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:
-    """Open an image; return it, and the height and width that its regions refer to.
+    """Open an image; return it, and the height and width to which its regions refer.
 
     Raises:
         OSError: the image is missing or broken, or contradicts its entry.
     """
     image = open_image(entry.path, upright=True)  # the way annotation tools show it
     height, width = entry.size or (image.height, image.width)
-    if (width, height) == image.size[::-1] != image.size:  # annotated without regard to its EXIF orientation
+    if (width, height) == image.size[::-1] != image.size:  # the annotation ignored the EXIF orientation
         image = open_image(entry.path)
         if image.size != (width, height):
-            raise OSError(f"{entry.path} lies on its side against its annotations")
+            raise OSError(f"{entry.path} is turned by 90 degrees relative to its annotations")
     if height * width > MOST_PIXELS:
         raise OSError(f"{entry.path}: {height}x{width} pixels are out of range")
     if image.size != (width, height):
@@ -96,7 +96,7 @@ def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:
 def _class_masks(
     image: AnnotatedImage, shape: tuple[int, int], classes: Sequence[str], size: int, left_out: LeftOut
 ) -> NDArray[np.bool_]:
-    """Return masks ``(K, S, S)``; each region is resized by itself, so that small ones beside large ones stay."""
+    """Return masks ``(K, S, S)``. Each region is resized separately, so that a small one beside a large one stays."""
     found: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in classes}
     for region in image.regions:
         if region.category not in found:

@@ -1,4 +1,4 @@
-"""Finds the parts of a COCO set: each in a folder of its own, or in the official layout."""
+"""Find the parts of a COCO set: each in its own folder, or in the official layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Part:
     """One part of a data set.
 
     Attributes:
-        name: by its folder or file, e.g. ``val2017``.
+        name: name of its folder or file, e.g. ``val2017``.
         annotations: path of the annotation file.
-        folders: folders that may hold its images, the likeliest first.
+        folders: folders that may hold its images, the most likely first.
     """
 
     name: str
@@ -28,19 +28,19 @@ class Part:
     folders: tuple[Path, ...]
 
     def image_folder(self, files: list[str]) -> Path:
-        """Return the first folder that holds one of these files; where none does, the first of all."""
+        """Return the first folder that holds one of these files; if none does, the first folder."""
         return next(
             (folder for name in files for folder in self.folders if (folder / name).is_file()), self.folders[0]
         )
 
 
 def find_parts(root: Path) -> dict[str, Part]:
-    """Find the parts ``train``, ``valid`` and, where there is one, ``test``.
+    """Find the parts ``train``, ``valid`` and, if it exists, ``test``.
 
     Args:
-        root: holds ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
-            ``_annotations.coco.json``; or ``annotations/`` with ``instances_train2017.json`` and the like, beside
-            folders of images called ``train2017/`` and so on.
+        root: folder with ``train/``, ``valid/`` (or ``val/``, ``validation/``) and ``test/``, each with its images and
+            ``_annotations.coco.json``; or with ``annotations/instances_train2017.json`` etc. and folders of images
+            ``train2017/`` etc.
 
     Raises:
         FileNotFoundError: there is no annotation file for ``train`` or ``valid``.
@@ -59,7 +59,7 @@ def find_parts(root: Path) -> dict[str, Part]:
     for part, several in found.items():
         if len(several) > 1:
             files = " and ".join(str(one.annotations.relative_to(root)) for one in several)
-            raise ValueError(f"data_root={str(root)!r} holds {files}, all for {part}; leave one of them there")
+            raise ValueError(f"data_root={str(root)!r} holds {files}, all for {part}; keep only one of them")
     _check_complete(root, set(found))
     return {part: several[0] for part, several in found.items()}
 

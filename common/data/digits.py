@@ -17,7 +17,7 @@ SIZES = SplitSizes(validation=240, calibration=160)
 
 
 def load_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return images ``(N, 8, 8)`` in uint8 and labels ``(N,)`` to learn and choose from, then those of the test split.
+    """Return images ``(N, 8, 8)`` in uint8 and labels ``(N,)``: those of training, then those of the test split.
 
     The data set has no official test split, so ``seed`` draws 360 of the 1,797 images.
     """

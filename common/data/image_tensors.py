@@ -16,22 +16,22 @@ from common.network.batches import Batch
 
 
 class SplitSizes(NamedTuple):
-    """Numbers of images that are taken from training for two other splits."""
+    """Numbers of training images that become the validation and calibration splits."""
 
     validation: int = 5000
     calibration: int = 2000
 
 
 class ImageTensors(BatchDataset):
-    """Small images held in memory as bytes; a whole batch is resized, augmented and normalised at once.
+    """Small images, held in memory as bytes. A whole batch is resized, augmented and normalised at once.
 
     Args:
         images: ``(N, C, H, W)``, uint8, with C = 1 (grey) or 3.
         labels: ``(N,)``, int64.
         image_size: height and width after resizing.
         normalization: of the pixels.
-        augment: mirror every second image at random, and move each by up to an eighth of its size; what comes in from
-            outside is black.
+        augment: whether to mirror each image with probability one half and to shift it by up to an eighth of its size,
+            with black at the borders.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ def tensor_splits(
     """Split a data set that is held in memory.
 
     Args:
-        name: of the data set, for error messages.
-        tensors: images ``(N, H, W)`` or ``(N, C, H, W)`` in uint8 and labels ``(N,)`` to learn and choose from, then
-            those of the test split.
-        classes: their names.
-        sizes: of validation and calibration, which are drawn from the images to learn from.
+        name: name of the data set, for error messages.
+        tensors: images ``(N, H, W)`` or ``(N, C, H, W)`` in uint8 and labels ``(N,)``: those of training, then those
+            of the test split.
+        classes: names of the classes.
+        sizes: numbers of images in validation and calibration, which are drawn from training.
         settings: how to read the data set.
 
     Raises:
@@ -103,7 +103,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def _mirror_and_move(images: Tensor, most: int) -> Tensor:
-    """Mirror each image ``(N, C, S, S)`` or not, and move it by up to ``most`` pixels in both directions."""
+    """Mirror each image ``(N, C, S, S)`` with probability one half, and shift it by up to ``most`` pixels each way."""
     count, size = len(images), images.shape[-1]
     mirrored = torch.rand(count) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -1,6 +1,6 @@
-"""Image folders in ImageNet's layout, read as they are needed.
+"""Image folders in ImageNet's layout, read batch by batch.
 
-The root folder holds ``train/<class>/`` and ``val/<class>/``. Where it also holds ``test/<class>/``, that is the test
+The root folder holds ``train/<class>/`` and ``val/<class>/``. If it also holds ``test/<class>/``, that is the test
 split; otherwise half of ``val/`` is.
 """
 
@@ -28,29 +28,29 @@ from common.network.batches import Batch
 Files = list[tuple[str, int]]
 """Paths and class numbers."""
 Others = Counter[tuple[str, str]]
-"""Class and ending of files that are no images -> their number."""
+"""Class and file extension of files that are not images -> their number."""
 
 CALIBRATION_IMAGES = 512
 MOST_BROKEN = 0.05
-"""Share of a split's files that may be broken."""
+"""Maximum share of a split's files that may be broken."""
 NAMED = 10
-"""Number of broken files that are named, for each process that reads."""
+"""Maximum number of broken files to name, in each process that reads."""
 
 
 class ImageFiles(BatchDataset):
     """Images that are read from their files batch by batch.
 
-    A broken file must not end an epoch after hours. It is left out of its batch and named on stderr. Reading stops
-    once more than 5% of the files have turned out to be broken.
+    A broken file must not end an epoch after hours. So it is left out of its batch and named on stderr. Reading fails
+    once more than 5% of the files are found to be broken.
 
     Args:
         files: paths.
         labels: ``(N,)``, int64.
-        image_size: S. Images are cut as for the evaluation of torchvision's weights: the shorter side is resized to
-            256 / 224 S, and S x S are taken from the centre.
+        image_size: S. Images are cropped as in the evaluation of torchvision's weights: the shorter side is resized to
+            256 / 224 S, and the central S x S pixels are used.
         normalization: of the pixels.
-        augment: cut images as for the training of those weights: a random part of 8% to 100% of the area is resized
-            to S x S, and half of the images are mirrored.
+        augment: whether to crop images as in the training of these weights: a random part of 8% to 100% of the area
+            is resized to S x S, and half of the images are mirrored.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class ImageFiles(BatchDataset):
         normalization: Normalization,
         augment: bool = False,
     ) -> None:
-        # One block of bytes: a list of a million objects would be copied into every worker as it is touched.
+        # One block of bytes, since a list of a million objects would be copied into every worker process.
         self._files = np.array([os.fsencode(path) for path in files])
         self.labels, self.normalization, self.augment = labels, normalization, augment
         self.image_size = image_size
-        self._broken = torch.zeros(len(files), dtype=torch.bool).share_memory_()  # seen by all workers
+        self._broken = torch.zeros(len(files), dtype=torch.bool).share_memory_()  # shared by all workers
         self._transform = _transform(image_size, augment)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class ImageFiles(BatchDataset):
 
     @property
     def broken(self) -> list[Path]:
-        """The files that turned out to be broken so far."""
+        """The files found to be broken so far."""
         return [self.path(index) for index in self._broken.nonzero().flatten().tolist()]
 
     def _leave_out(self, index: int, error: OSError) -> None:
@@ -133,12 +133,12 @@ def _transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
 def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
     """Read the file names of the splits.
 
-    Calibration is 512 images of ``train/``, or a tenth where it has fewer than 5,120. Lines on stderr say where half
-    of ``val/`` is the test split, and name files of unknown kinds and classes without an image in ``val/`` or
+    Calibration has 512 images of ``train/``, or a tenth if ``train/`` has fewer than 5,120. Lines on stderr state if
+    half of ``val/`` is the test split, and name files of unknown kinds and classes without an image in ``val/`` or
     ``test/``.
 
     Raises:
-        ValueError: there is only one class, no image of a class in ``train/`` can be read, or ``val/`` or ``test/``
+        ValueError: there is only one class; no image of a class in ``train/`` can be read; or ``val/`` or ``test/``
             has a class that ``train/`` lacks.
         FileNotFoundError: ``train/`` or ``val/`` has no class folders, a class in ``train/`` has no image, or a folder
             holds no images.
@@ -157,7 +157,7 @@ def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
         paths = [path for path, _ in chosen]
         return ImageFiles(paths, labels, settings.image_size, settings.normalization, augment)
 
-    train = _files(root / "train", classes, learnt=True)
+    train = _files(root / "train", classes, need_all=True)
     calibration = max(2, min(CALIBRATION_IMAGES, len(train) // 10))
     parts = split_indices(len(train), {"calibration": calibration}, settings.split_seed)
     validation, test = _validation_and_test(root, classes, settings)
@@ -173,14 +173,14 @@ def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
 def _validation_and_test(
     root: Path, classes: Sequence[str], settings: ReadSettings
 ) -> tuple[tuple[Files, Tensor], tuple[Files, Tensor]]:
-    """Return files and the indices to use of them, for validation and for test."""
+    """Return the files and the indices of those to use, for validation and for test."""
     limit, seed = settings.limit, settings.split_seed
     validation = _files(root / "val", classes)
     if _class_names(root / "test"):
         test = _files(root / "test", classes)
         chosen, tested = (subset(len(files), limit, seed) for files in (validation, test))
         mixed = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
-        # A search may measure a part of validation; that part must show more than the first classes.
+        # A search may evaluate on the first part of validation, which must hold more than the first classes.
         return (validation, chosen[mixed]), (test, tested)
     halves = split_indices(len(validation), {"test": len(validation) // 2}, seed)
     print(f"{root} has no test/<class>/: half of val/, drawn by split_seed, is the test split", file=sys.stderr)
@@ -188,24 +188,24 @@ def _validation_and_test(
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders in order; none where there is no such folder."""
+    """Return the names of the class folders in order; empty if ``folder`` does not exist."""
     if not folder.is_dir():
         return ()
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
 
 
-def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
+def _files(folder: Path, classes: Sequence[str], need_all: bool = False) -> Files:
     """Return every image below the class folders, in order, with the number of its class.
 
     Args:
-        folder: holds the class folders.
-        classes: the folders' names.
-        learnt: whether every class must have an image that can be read. Otherwise a line on stderr names the classes
+        folder: folder of the class folders.
+        classes: names of the class folders.
+        need_all: whether every class must have an image that can be read. Otherwise a line on stderr names the classes
             that have none.
 
     Raises:
-        ValueError: there is a class folder of another name, or no image of a class that is learnt can be read.
-        FileNotFoundError: there are fewer than two images, or none of a class that is learnt.
+        ValueError: there is a class folder of another name, or with ``need_all`` no image of a class can be read.
+        FileNotFoundError: there are fewer than two images, or with ``need_all`` a class has none.
     """
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
@@ -215,7 +215,7 @@ def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
     files = _list_images(folder, numbers, others)
     counts = Counter(label for _, label in files)
     empty = [name for name, label in numbers.items() if not counts[label]]
-    if empty and learnt:
+    if empty and need_all:
         held = [f"{count} {kind}" for (name, kind), count in others.most_common() if name == empty[0]]
         more = f"; nor do {shorten(empty[1:])}" if empty[1:] else ""
         raise FileNotFoundError(
@@ -224,7 +224,7 @@ def _files(folder: Path, classes: Sequence[str], learnt: bool = False) -> Files:
         )
     if len(files) < 2:
         raise FileNotFoundError(f"{folder}/<class>/ holds {len(files)} images; at least 2 are needed")
-    if learnt:
+    if need_all:
         _check_readable(folder, files, classes)
     if others:
         listed = [f"{count} {kind} in {name}" for (name, kind), count in others.most_common()]

@@ -1,4 +1,4 @@
-"""Opens image files of many kinds as 8-bit grey or colour."""
+"""Open image files of many kinds as 8-bit grey or colour images."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 IMAGE_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings by which files in class folders count as images."""
+"""File extensions of images in class folders."""
 ORIENTATION = ExifTags.Base.Orientation
-# Pillow's decoders raise these on damaged files, beside OSError.
+# Pillow's decoders raise these errors on damaged files, besides OSError.
 _DAMAGE = (SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def open_image(path: str | Path, upright: bool = False) -> Image.Image:
     """Open a file's first image in mode ``L`` (grey) or ``RGB``.
 
-    16-bit grey is scaled from [0, 65,535] to [0, 255]. 32-bit integers and floats have no fixed range; they are
-    stretched from their least to their greatest value. Palettes and CMYK become RGB. An alpha channel is dropped.
+    16-bit grey is scaled from [0, 65,535] to [0, 255]. 32-bit integers and floats have no fixed range, so the range
+    from the least to the greatest value is scaled to [0, 255]. Palettes and CMYK become RGB. An alpha channel is
+    dropped.
 
     Args:
-        path: of the file.
-        upright: turn the image by its EXIF orientation.
+        path: path of the file.
+        upright: whether to turn the image by its EXIF orientation.
 
     Raises:
-        OSError: the file is missing or is no whole image; the message names it.
+        OSError: the file is missing or is not a complete image. The message names the file.
     """
     try:
         with Image.open(path) as image:
@@ -40,14 +41,14 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
     except FileNotFoundError:
         raise
     except (OSError, *_DAMAGE, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} is no whole image: {error}") from error
+        raise OSError(f"{path} is not a complete image: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) where none can be read."""
+    """Return the EXIF orientation; 1 (upright) if none can be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except (OSError, *_DAMAGE):  # the pixels may be whole although the metadata is not
+    except (OSError, *_DAMAGE):  # the pixels may be intact although the metadata is damaged
         return 1
     return found if isinstance(found, int) else 1
 

@@ -23,16 +23,15 @@ class LoadOptions(TypedDict, total=False):
     """The rarer arguments of :func:`load_data`.
 
     Attributes:
-        split_seed: fixes the splits, and the images that ``phantoms`` generates. It is separate from ``seed``: a
-            network trained under one seed never meets its training images in the validation or test split of
-            another. Default: 0.
-        augment: vary the images of training and calibration at random; None for the data set's default.
+        split_seed: fixes the splits, and the images that ``phantoms`` generates. It is separate from ``seed``, so that
+            the training images under one ``seed`` are never in the validation or test split under another. Default: 0.
+        augment: whether to vary the images of training and calibration at random; None for the data set's default.
         normalize: ``dataset`` (default) for the data set's own mean and deviation, or ``imagenet`` for a network that
             starts from torchvision's weights.
-        unannotated: ``keep`` (default) or ``drop`` images of ``coco`` that have no annotation. Kept ones count as
-            images of nothing. Drop them where objects were left without an annotation.
-        workers: number of processes that read and augment; None for one a core, at most 8, where files are read, and
-            none where images are held in memory.
+        unannotated: ``keep`` (default) or ``drop`` images of ``coco`` that have no annotation. If kept, they count as
+            images without objects. Drop them if some objects were not annotated.
+        workers: number of processes that read and augment images. None for one per core, at most 8, if images are
+            read from files, and for no process if they are held in memory.
         metric: name of the metric that decides; empty for that of the data set, see :data:`common.data.METRICS`.
     """
 
@@ -68,17 +67,17 @@ def load_data(
     """Load a data set and split it.
 
     Args:
-        name: one of :data:`common.data.DATASETS`; each one's file says what it is and where its images lie.
-        root: folder that holds the data set; some need none.
+        name: one of :data:`common.data.DATASETS`. The file of each data set describes it and its folder layout.
+        root: folder of the data set. Some data sets need none.
         image_size: height and width to which images are resized, in pixels; None for the data set's default.
         batch_size: number of images in a batch, in every loader.
-        seed: fixes the order of training.
-        limit: use at most this many images of each split, for quick tries.
-        download: fetch the data set into ``root`` when it is not there, if it can be fetched.
+        seed: fixes the order of the training images.
+        limit: maximum number of images to use from each split, for quick tries; None for all.
+        download: whether to download the data set into ``root`` if it is missing there.
         options: see :class:`LoadOptions`.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: an option is unknown.
         ValueError: an argument is unknown or out of range, or the data set is damaged.
         FileNotFoundError: ``root`` does not hold the data set.
         ConnectionError: the download failed.
@@ -86,13 +85,13 @@ def load_data(
     if unknown := sorted(options.keys() - DEFAULTS.keys()):
         raise TypeError(f"load_data() got an unexpected keyword argument {unknown[0]!r}")
     chosen: LoadOptions = {**DEFAULTS, **options}
-    asked: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size, "limit": limit, **chosen}
+    given: dict[str, Any] = {"image_size": image_size, "batch_size": batch_size, "limit": limit, **chosen}
     DATASETS.check(name)
     check_choice("normalize", chosen["normalize"], NORMALIZATIONS)
     check_choice("unannotated", chosen["unannotated"], UNANNOTATED)
     for parameter, smallest in SMALLEST.items():
-        if asked[parameter] is not None and asked[parameter] < smallest:
-            raise ValueError(f"{parameter}={asked[parameter]!r}: it must be at least {smallest}")
+        if given[parameter] is not None and given[parameter] < smallest:
+            raise ValueError(f"{parameter}={given[parameter]!r}: it must be at least {smallest}")
     dataset = DATASETS[name]
     if dataset.layout and root is None:
         raise ValueError(f"data_root=None: {name} needs the folder that holds {dataset.layout}")
@@ -106,29 +105,29 @@ def load_data(
         download=download,
         unannotated=chosen["unannotated"],
     )
-    source = {"name": name, "root": root, **asked, "seed": seed}
+    source = {"name": name, "root": root, **given, "seed": seed}
     return _bundle(dataset, dataset.read(settings), settings, source)
 
 
-def _bundle(dataset: DataSet, splits: Splits, settings: ReadSettings, asked: dict[str, Any]) -> DataBundle:
-    """Batch the splits, and note the arguments that made them.
+def _bundle(dataset: DataSet, splits: Splits, settings: ReadSettings, given: dict[str, Any]) -> DataBundle:
+    """Make the loaders of the splits, and store the arguments of ``load_data`` in the bundle.
 
-    Values that were left open are noted as they were filled in, so that equal data have equal arguments.
+    Defaults are stored as the values that replaced them, so that equal data have equal arguments.
     """
-    source = asked | {
+    source = given | {
         "root": None if settings.root is None else str(settings.root.resolve()),
         "image_size": settings.image_size,
         "download": False,
         "augment": settings.augment,
         "normalize": "imagenet" if settings.normalization == IMAGENET else "dataset",
-        "metric": asked["metric"] or dataset.metric or TASKS[dataset.task].metric,
+        "metric": given["metric"] or dataset.metric or TASKS[dataset.task].metric,
     }
-    size, workers = asked["batch_size"], asked["workers"]
+    size, workers = given["batch_size"], given["workers"]
     if workers is None:
         workers = 0 if dataset.in_memory else min(MAX_WORKERS, _cores())
     return DataBundle(
         name=dataset.name,
-        train=make_loader(splits.train, size, whole_batches=True, shuffle_seed=asked["seed"], workers=workers),
+        train=make_loader(splits.train, size, whole_batches=True, shuffle_seed=given["seed"], workers=workers),
         calibration=make_loader(splits.calibration, size, whole_batches=True, workers=workers),
         validation=make_loader(splits.validation, size, workers=workers),
         test=make_loader(splits.test, size, workers=workers),

@@ -14,13 +14,13 @@ from common.network.batches import Batch
 
 
 class MaskedImages(BatchDataset):
-    """Images and their masks, held in memory as bytes: ``(C + K) S^2`` bytes an image, 64 KiB for colour at 128.
+    """Images and their masks, held in memory as bytes: ``(C + K) S^2`` bytes per image, e.g. 64 KiB in colour at 128.
 
     Args:
         images: ``(N, C, S, S)``, uint8, with C = 1 (grey) or 3.
         masks: ``(N, K, S, S)``, bool.
         normalization: of the pixels.
-        augment: vary each image at random every time it is read, see :func:`augmentation`.
+        augment: whether to vary each image at random whenever it is read, see :func:`augmentation`.
     """
 
     def __init__(self, images: Tensor, masks: Tensor, normalization: Normalization, augment: bool = False) -> None:
@@ -41,10 +41,10 @@ class MaskedImages(BatchDataset):
 
 @cache
 def augmentation() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return a function that changes an image ``(C, S, S)`` and its masks ``(K, S, S)`` at random, both alike.
+    """Return a function that changes an image ``(C, S, S)`` and its masks ``(K, S, S)`` together at random.
 
-    It draws both flips, a rotation of up to 10 degrees either way (black behind; masks by the nearest pixel), and
-    factors of 0.9 to 1.1 for brightness and contrast.
+    It draws both flips, a rotation of up to 10 degrees either way (with black at the borders; masks by the nearest
+    pixel), and factors of 0.9 to 1.1 for brightness and contrast.
     """
     from common.torchvision_compat import torchvision
 

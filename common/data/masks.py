@@ -1,4 +1,4 @@
-"""Turns COCO's regions, polygons and run-length encodings, into masks."""
+"""Convert COCO's regions (polygons and run-length encodings) to masks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Mask = NDArray[np.bool_]
 
 
 def region_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """Return the pixels ``(height, width)`` of one annotation's region, cut off at the border of the image.
+    """Return the pixels ``(height, width)`` of one annotation's region, clipped to the image.
 
     Args:
-        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels (points and lines among them cover
-            nothing); or a run-length encoding down the columns, ``{"size": [height, width], "counts": ...}``, whose
-            counts are a list or COCO's compressed text.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, in which points and lines cover nothing;
+            or a run-length encoding by columns, ``{"size": [height, width], "counts": ...}``, whose counts are a list
+            or COCO's compressed text.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
 
     Raises:
-        ValueError: it is neither, or its numbers are invalid.
+        ValueError: ``segmentation`` is neither, or its numbers are invalid.
     """
     if isinstance(segmentation, list):
         return _polygon_mask(segmentation, height, width)
@@ -58,7 +58,7 @@ def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
 
 
 def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
-    """Decode runs here, because pycocotools reads and writes past its memory where they are damaged."""
+    """Decode a run-length encoding. On damaged ones, pycocotools would read and write outside its memory."""
     counts = encoding.get("counts")
     if encoding.get("size") != [height, width]:
         raise ValueError(f"its size is {encoding.get('size')}, the image's [{height}, {width}]")
@@ -74,9 +74,9 @@ def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
 def _decompress(text: str) -> list[int]:
     """Decode COCO's compressed counts.
 
-    A number is written in groups of five bits, the lowest first, one character a group: 48 + the group, + 32 where
-    more groups follow. Bit 4 of the last group is the sign. From the fourth number on, each is the difference from
-    the number two places before.
+    Each number is written in groups of five bits, the lowest first. The character of a group has the code 48 + the
+    group, + 32 if more groups follow. Bit 4 of the last group is the sign. From the fourth number on, each number is
+    the difference from the number two places before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -97,11 +97,12 @@ def _decompress(text: str) -> list[int]:
 
 
 def resize_mask(mask: Mask, size: int) -> Mask:
-    """Resize a mask ``(H, W)`` to ``(size, size)``; keep its area, and let no region disappear.
+    """Resize a mask ``(H, W)`` to ``(size, size)`` so that its area stays and no region disappears.
 
-    The new mask takes the pixels that the region covers most. Their number is its area in new pixels, at least one;
-    ties with the last of them are taken too. For a large region this equals the usual threshold of half coverage. A
-    thin structure stays in one piece, whereas half coverage loses it and the nearest pixel keeps it by chance.
+    The new mask consists of the pixels that the region covers most. Their number is the region's area in new pixels,
+    at least one; ties with the last of them are included. For a large region, this equals the usual threshold of half
+    coverage. A thin structure stays in one piece; a threshold of half coverage would lose it, and sampling the nearest
+    pixel would keep it only by chance.
     """
     if not mask.any():
         return np.zeros((size, size), dtype=bool)

@@ -19,7 +19,7 @@ from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
 RAW = Path("MNIST") / "raw"
 PARTS = ("train", "t10k")
 IMAGES, LABELS = 2051, 2049
-"""First number in a file of images and in one of labels; its last byte is the number of axes."""
+"""First number in a file of images and in a file of labels. Its last byte is the number of axes."""
 CLASSES = tuple("0123456789")
 
 
@@ -50,7 +50,8 @@ def _read_part(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
     images, labels = _read_idx(image_file, IMAGES), _read_idx(label_file, LABELS)
     if len(images) != len(labels):
         raise ValueError(
-            f"{image_file} holds {len(images)} images and {label_file.name} {len(labels)} labels; they must be as many"
+            f"{image_file} holds {len(images)} images and {label_file.name} {len(labels)} labels; the numbers must be "
+            "equal"
         )
     if labels.max() >= len(CLASSES):
         raise ValueError(f"{label_file} holds the label {labels.max()}; MNIST's are 0 to {len(CLASSES) - 1}")
@@ -58,20 +59,20 @@ def _read_part(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:
-    """Read the array in a file in MNIST's format: a magic number, the sizes of the axes, then a byte an element.
+    """Read the array in a file in MNIST's format: a magic number, the sizes of the axes, then a byte per element.
 
     Raises:
         ValueError: the file is of another kind, or is incomplete.
     """
     content = path.read_bytes()
     if kind := wrong_kind(content):
-        raise ValueError(f"{path} {kind}; unpack it or fetch it anew")
+        raise ValueError(f"{path} {kind}; unpack it or download it again")
     wanted, other = ("images", "labels") if magic == IMAGES else ("labels", "images")
     if content[:4] == struct.pack(">I", IMAGES + LABELS - magic):
         raise ValueError(f"{path} holds {other}; it must hold {wanted}")
     header = struct.Struct(f">{magic % 256 + 1}I")
     if len(content) < header.size or content[:4] != struct.pack(">I", magic):
-        raise ValueError(f"{path} is no file of MNIST; it must hold {wanted}")
+        raise ValueError(f"{path} is not a file of MNIST; it must hold {wanted}")
     shape = header.unpack_from(content)[1:]
     size = header.size + math.prod(shape)
     if len(content) != size:

@@ -1,4 +1,4 @@
-"""Scales pixels to the inputs that a network is trained on, and remembers that scale."""
+"""Scale pixels to the inputs on which a network is trained, and remember this scale."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from common.network.provenance import get_provenance, set_provenance
 
 @dataclass(frozen=True)
 class Normalization:
-    """Maps values in [0, 1] to ``(value - mean) / deviation``, channel by channel; one number serves all channels.
+    """Maps values in [0, 1] to ``(value - mean) / deviation`` in each channel.
 
     Attributes:
-        mean: of each channel.
-        deviation: standard deviation of each channel.
+        mean: mean of each channel, or one number for all channels.
+        deviation: standard deviation of each channel, or one number for all channels.
     """
 
     mean: Sequence[float]
@@ -30,7 +30,7 @@ class Normalization:
         return ((images - mean) / deviation).expand(-1, 3, -1, -1).contiguous()
 
     def undo(self, inputs: Tensor) -> Tensor:
-        """Return images ``(N, 3, H, W)`` in [0, 1] for network inputs, for pictures."""
+        """Return the images ``(N, 3, H, W)`` in [0, 1] of network inputs, for showing them."""
         mean, deviation = self._statistics()
         return (inputs.cpu() * deviation + mean).clamp(0, 1)
 
@@ -43,29 +43,29 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """The scale of torchvision's weights."""
 
 CENTRED = Normalization((0.5,), (0.5,))
-"""To [-1, 1], for data sets of unknown statistics."""
+"""The scale [-1, 1], for data sets with unknown statistics."""
 
 AS_GIVEN = Normalization((0.0,), (1.0,))
-"""Inputs of an unknown scale, which stay as they are."""
+"""The scale of inputs that stay as they are, because it is unknown."""
 
 
 def remember_normalization(network: nn.Module, normalization: Normalization) -> None:
-    """Note on a network of this suite how pixels become its inputs; the note is saved with it."""
+    """Store in a network of this suite how pixels become its inputs. This is saved with the network."""
     provenance = get_provenance(network)
     if provenance is not None and normalization != AS_GIVEN:
         set_provenance(network, dataclasses.replace(provenance, inputs=_plain(normalization)))
 
 
 def check_normalization(network: nn.Module, normalization: Normalization) -> None:
-    """Raise a ValueError if ``network`` was trained on inputs of another scale; unknown scales pass."""
+    """Raise a ValueError if ``network`` was trained on inputs of another scale. Unknown scales are accepted."""
     provenance = get_provenance(network)
     given = _plain(normalization)
     if normalization == AS_GIVEN or provenance is None or not provenance.inputs:
         return
     if dict(provenance.inputs) != given:
         raise ValueError(
-            f"the network was trained on pixels normalised by {dict(provenance.inputs)}, the data has {given}; where "
-            "it started from torchvision's weights the data wants normalize='imagenet' (pretrained in the notebooks)"
+            f"the network was trained on pixels normalised by {dict(provenance.inputs)}, but the data has {given}; if "
+            "it started from torchvision's weights, load the data with normalize='imagenet' (pretrained in notebooks)"
         )
 
 

@@ -1,4 +1,4 @@
-"""``OwnLoader``: reads your own data loaders the way the suite reads its own."""
+"""``OwnLoader``: makes your own data loaders usable like those of the suite."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from common.network.batches import Batch, pair_of
 from common.network.outputs import describe
 
 MOST_BATCHES = 1_000_000
-"""A loader without a length counts as endless when it gives more batches than this."""
+"""A loader without a length counts as endless if it gives more batches than this."""
 SHUFFLES = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """Samplers that accept a generator."""
 
@@ -39,17 +39,18 @@ class OwnLoader:
 
     Args:
         loader: an iterable of batches that can be read any number of times, e.g. a ``DataLoader``.
-        split: its name in a ``DataBundle``, for error messages.
-        task: name of the task; None recognises it by the targets of the first batch.
+        split: name of the split in a ``DataBundle``, for error messages.
+        task: name of the task; None to recognise it by the targets of the first batch.
         classes: number of classes; None allows any.
-        seed: of the order of every pass, see :func:`seed_order`; None leaves the order to the caller.
-        pairs: leave out a batch of one image, unless the first is as small; BatchNorm cannot learn from one image.
-        most: greatest number of batches in a pass; None for all.
+        seed: seed of the order of every pass, see :func:`seed_order`; None to leave the order to the caller.
+        pairs: whether to leave out a batch of one image, unless the first batch has only one. BatchNorm cannot learn
+            from one image.
+        most: maximum number of batches in a pass; None for all.
 
     Attributes:
         task: name of the task.
-        shape: of the first batch's inputs, ``(N, C, H, W)``.
-        targets: of the first batch.
+        shape: shape ``(N, C, H, W)`` of the first batch's inputs.
+        targets: targets of the first batch.
 
     Raises:
         ValueError: the loader gives no batch, can be read only once, or its batches are unsuitable.
@@ -95,7 +96,7 @@ class OwnLoader:
                 yield inputs[rows], targets[rows]
 
     def __len__(self) -> int:
-        """Return the number of batches in a pass; a loader without a length is read once to count them."""
+        """Return the number of batches in a pass. A loader without a length is read once to count them."""
         if self._length is None and (self._parts == 1 or self._equal):
             self._length = self._known_length()
         if self._length is None:
@@ -104,18 +105,18 @@ class OwnLoader:
 
     @property
     def images(self) -> int:
-        """Number of images in a pass; the first time, the loader is read to count them."""
+        """Number of images in a pass. The first time, the loader is read to count them."""
         if self._images is None:
             self._count()
         return self._images or 0
 
     @property
     def dataset(self) -> Any:
-        """The loader's own data set; None where there is none."""
+        """The loader's own data set; None if there is none."""
         return getattr(self.loader, "dataset", None)
 
     def keeps_order(self) -> bool:
-        """Whether two passes start with the same images, even when the global random state differs."""
+        """Whether two passes start with the same images even if the global random state differs."""
         firsts: list[Batch] = []
         for seed in (0, 1):
             with torch.random.fork_rng(devices=[]):
@@ -130,9 +131,9 @@ class OwnLoader:
         return shared
 
     def for_process(self, part: int, parts: int) -> OwnLoader:
-        """Return the part of each batch for one of several processes; all parts have the same size.
+        """Return the part of each batch for one of several processes. All parts have the same size.
 
-        A ``DistributedSampler`` already deals out the images, so its loader is returned unchanged.
+        A ``DistributedSampler`` already distributes the images, so its loader is returned unchanged.
 
         Raises:
             ValueError: the processes cannot read the images in the same order, or the batches are too small.
@@ -153,7 +154,7 @@ class OwnLoader:
     def _first(self) -> object:
         """Read the loader's first batch without drawing random numbers."""
         if not isinstance(self.loader, Iterable):
-            raise ValueError(f"{self.split} must be a DataLoader, it is {describe(self.loader)}")
+            raise ValueError(f"{self.split} is {describe(self.loader)}; it must be a DataLoader")
         if isinstance(self.loader, Iterator):
             raise ValueError(
                 f"{self.split} is {describe(self.loader)}, which can be read only once; give a DataLoader"
@@ -171,7 +172,7 @@ class OwnLoader:
         raise ValueError(f"the {self.split} loader gives no batch{reason}")
 
     def _known_length(self) -> int | None:
-        """Return the number of batches in a pass as the loader states it; None where it does not."""
+        """Return the number of batches in a pass that the loader states; None if it states none."""
         batches = getattr(self.loader, "batch_sampler", None)
         try:
             count = len(self.loader)
@@ -189,9 +190,7 @@ class OwnLoader:
         for _, targets in self:
             sizes.append(len(targets))
             if len(sizes) > MOST_BATCHES:
-                raise ValueError(
-                    f"the {self.split} loader gave more than {MOST_BATCHES:,} batches; it must have an end"
-                )
+                raise ValueError(f"the {self.split} loader gave more than {MOST_BATCHES:,} batches; it must be finite")
         self._length, self._images = len(sizes), sum(sizes)
 
     def _checked(self, inputs: Tensor, targets: Tensor) -> Batch:
@@ -202,9 +201,9 @@ class OwnLoader:
             if inputs.dim() == 3:
                 advice = "; give the DataLoader a batch_size"
             elif inputs.dim() == 4 and not inputs.is_complex():
-                advice = "; scale them to what the network is trained on, e.g. inputs.float() / 255"
+                advice = "; scale them as the network expects, e.g. inputs.float() / 255"
             given = describe_tensor(inputs)
-            raise ValueError(f"{where}: inputs must be floats (N, C, H, W), they are {given}{advice}")
+            raise ValueError(f"{where}: inputs are {given}; they must be floats (N, C, H, W){advice}")
         return inputs.float(), TASKS[self.task].checked_targets(targets, len(inputs), self.classes, where)
 
 
@@ -212,7 +211,7 @@ def seed_order(loader: DataLoader[Any] | OwnLoader, seed: int) -> None:
     """Fix the order of a loader's next pass, as far as the loader allows.
 
     The seed goes to the generators of the loader and its samplers, and to a sampler's ``set_epoch``. torch's shuffling
-    samplers get a generator if they have none. Any other loader, such as one of an ``IterableDataset``, keeps its own
+    samplers get a generator if they have none. Any other loader, such as that of an ``IterableDataset``, keeps its own
     order.
     """
     for holder in _holders(loader):
@@ -227,7 +226,7 @@ def seed_order(loader: DataLoader[Any] | OwnLoader, seed: int) -> None:
 
 
 def _holders(loader: Any) -> list[Any]:
-    """Return the loader and its samplers, which decide on the order."""
+    """Return the loader and its samplers, which determine the order."""
     while isinstance(loader, OwnLoader):
         loader = loader.loader
     found = [loader]

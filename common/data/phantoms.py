@@ -1,4 +1,4 @@
-"""Generates slices of heads with lesions as a COCO set, so that segmentation can be tried without real data."""
+"""Generate slices of heads with lesions as a COCO set, so that segmentation can be tried without real data."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SIZE = 96
 COUNTS = {"train": 240, "valid": 60, "test": 60}
 WITHOUT_LESION = 0.25
 VERSION = 1
-"""Part of the folder's name, so that this module ignores folders of its older versions."""
+"""Part of the folder's name, so that this module ignores the folders of its older versions."""
 
 Slice = NDArray[np.float64]
 Generator = np.random.Generator
 
 
 def phantoms_folder(root: str | Path | None, seed: int) -> Path:
-    """Return the folder of the images that ``seed`` gives; generate them if they are missing or incomplete.
+    """Return the folder of the images for this ``seed``. If they are missing or incomplete, generate them.
 
     Args:
-        root: holds the folder; None for the user's cache (``$XDG_CACHE_HOME``, otherwise ``~/.cache``).
-        seed: fixes everything that is drawn.
+        root: parent of the folder; None for the user's cache (``$XDG_CACHE_HOME``, otherwise ``~/.cache``).
+        seed: fixes all random numbers.
     """
     if root is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "low-rank-cnn"
@@ -95,7 +95,7 @@ def write_phantoms(folder: Path, seed: int) -> None:
 
 
 def _draw(generator: Generator) -> tuple[Slice, list[list[float]]]:
-    """Draw a slice ``(S, S)`` in [0, 1]; return it with the polygons of its lesions."""
+    """Draw a slice ``(S, S)`` with values around [0, 1]; return it with the polygons of its lesions."""
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
     centre = 0.5 + generator.uniform(-0.03, 0.03, 2)
     axes = generator.uniform((0.34, 0.40), (0.40, 0.46))
@@ -148,7 +148,7 @@ def _rotated(x: Slice, y: Slice, angle: float) -> tuple[Slice, Slice]:
 
 
 def _inside(depth: Slice, softness: float) -> Slice:
-    """Return 1 where ``depth`` is positive and 0 where it is negative, with a soft edge of one half at 0."""
+    """Return 1 where ``depth`` is positive and 0 where it is negative, with a soft edge through one half at 0."""
     return 0.5 * (1 + np.tanh(depth / (2 * softness)))
 
 
@@ -159,7 +159,7 @@ def _texture(generator: Generator, cells: int) -> Slice:
 
 
 def read(settings: ReadSettings) -> Splits:
-    """Read the phantoms; generate them first where they are not there."""
+    """Read the phantoms. If they are missing, generate them first."""
     return coco_splits("phantoms", phantoms_folder(settings.root, settings.split_seed), settings)
 
 

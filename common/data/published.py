@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows by the checksums of their files."""
+"""Published data sets, whose files torchvision checks by their checksums."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def load_published(name: str, root: str | Path, files: str, download: bool) -> t
     """Return torchvision's data sets of training and test images.
 
     Args:
-        name: of the class in ``torchvision.datasets``.
-        root: the folder that holds, or is to hold, the data set's own.
-        files: the name of that folder below ``root``.
-        download: fetch the data set when it is not there.
+        name: name of the class in ``torchvision.datasets``.
+        root: parent of the data set's folder.
+        files: name of the data set's folder in ``root``.
+        download: whether to download the data set if it is missing.
 
     Raises:
         FileNotFoundError: ``root`` does not hold the published files and ``download`` is off.
@@ -29,12 +29,12 @@ def load_published(name: str, root: str | Path, files: str, download: bool) -> t
     except RuntimeError as error:
         folder = folder / files
         found = _differences(known, folder)
-        message = f"data_root={str(root)!r} does not hold {name}: {folder} lacks its files, or they are altered{found}"
+        message = f"data_root={str(root)!r} does not hold {name}: files in {folder} are missing or altered{found}"
         raise FileNotFoundError(f"{message}; give the right folder, or allow the download") from error
 
 
 def download_published(name: str, root: str | Path) -> tuple[Any, Any]:
-    """Return the same data sets; fetch them where they are not there.
+    """Return the same data sets. If their files are missing, download them.
 
     Raises:
         ConnectionError: the download failed.
@@ -54,7 +54,7 @@ def _known(name: str) -> Any:
 
 
 def _differences(known: Any, folder: Path) -> str:
-    """Name the files that are missing or have other checksums than torchvision knows."""
+    """Name the files that are missing or whose checksums differ from those in torchvision."""
     from common.torchvision_compat import torchvision
 
     listed = [*known.train_list, *known.test_list, [known.meta["filename"], known.meta["md5"]]]
@@ -69,7 +69,7 @@ def _differences(known: Any, folder: Path) -> str:
 
 
 def wrong_kind(content: bytes) -> str:
-    """Say what a file holds in place of the published content; empty where nothing is seen."""
+    """Say what a file holds in place of the published content; empty if that is not recognised."""
     start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not content:
         return "is empty"

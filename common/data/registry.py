@@ -1,4 +1,4 @@
-"""``DataSet``: what the suite knows of a data set before it is read, and the registry of all."""
+"""``DataSet``: the description of a data set, and the registry of all data sets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from common.validation import Registry
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How a data set is to be read; the values that a caller of ``load_data`` left open are filled in.
+    """Settings for reading a data set: the arguments of ``load_data`` with all defaults filled in.
 
     Attributes:
-        root: the folder that holds the data set; None only where the data set needs none.
+        root: folder of the data set; None only if the data set needs none.
         image_size: height and width of the network inputs, in pixels.
         normalization: how pixels become network inputs.
-        augment: vary the images of training and calibration at random.
+        augment: whether to vary the images of training and calibration at random.
         split_seed: fixes the splits.
-        limit: use at most this many images of each split; None uses all.
-        download: fetch the data set into ``root`` when it is not there.
+        limit: maximum number of images to use from each split; None for all.
+        download: whether to download the data set into ``root`` if it is missing there.
         unannotated: ``keep`` or ``drop`` images without any annotation.
     """
 
@@ -38,17 +38,18 @@ class ReadSettings:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the suite knows of a data set before it is read.
+    """Description of a data set.
 
     Attributes:
-        name: by which ``load_data`` finds it.
+        name: name by which ``load_data`` finds it.
         title: one line for help texts.
-        read: makes the splits. It imports the libraries that it needs, so that importing this package loads none.
-        normalization: of the data set's own pixels.
+        read: function that makes the splits. It imports the libraries that it needs, so that importing this package
+            loads none.
+        normalization: normalization by the statistics of the data set's pixels.
         task: name of the task, see :data:`common.data.TASKS`.
         image_size: default height and width, in pixels.
         augment: whether training images are varied at random by default.
-        layout: what the root folder has to hold, in words; empty where no root is needed.
+        layout: what the root folder must hold, in words; empty if no root is needed.
         downloads: whether ``download=True`` fetches it.
         in_memory: whether its images are held in memory. Otherwise worker processes read files, one for each
             processor core by default.

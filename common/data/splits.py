@@ -1,4 +1,4 @@
-"""Draws disjoint splits, fixed by a seed."""
+"""Draw disjoint splits, fixed by a seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
-    """Deal the indices 0..count-1 out to the named parts in random order; ``train`` receives the rest.
+    """Distribute the indices 0..count-1 over the named parts in random order. ``train`` receives the rest.
 
     Args:
         count: number of items.
         sizes: part -> number of its items.
-        seed: the same seed gives the same parts.
+        seed: fixes the parts.
 
     Raises:
         ValueError: nothing would be left for ``train``.
@@ -28,9 +28,9 @@ def split_indices(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, 
 
 
 def subset(count: int, limit: int | None, seed: int) -> Tensor:
-    """Return the indices 0..count-1 in order, or ``limit`` of them drawn by ``seed`` where there are more.
+    """Return the indices 0..count-1 in order; if there are more than ``limit``, return ``limit`` of them.
 
-    They are drawn, because the first ones of a data set that is sorted by class would all be of one class.
+    They are drawn at random by ``seed``, because the first images of a data set may all be of one class.
     """
     if limit is None or limit >= count:
         return torch.arange(count)

@@ -1,4 +1,4 @@
-"""From a network to what runs fastest: BatchNorm folded, factors merged, ONNX files and ONNX Runtime sessions."""
+"""Make a network run fast: fold its BatchNorms, merge its factors, and run it from an ONNX file."""
 
 from common.deploy.aligning import align_ranks
 from common.deploy.folding import fold_batchnorm

@@ -1,4 +1,4 @@
-"""Factors widened with zeros to the widths that a runtime likes."""
+"""Pad the ranks of factors with zeros to the multiples at which a runtime is fast."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from common.network.weights import convolution_weight
 
 
 def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
-    """A copy in evaluation mode, the widths of its factors padded with zeros to multiples of ``multiple``.
+    """Return a copy in evaluation mode whose ranks are padded with zeros to multiples of ``multiple``.
 
-    The outputs stay the same. ONNX Runtime computes in blocks of channels (16 with AVX-512, 8 with AVX2). A
-    convolution whose channels do not fill the blocks costs a reordering before and after it.
+    The outputs stay the same. ONNX Runtime computes in blocks of channels (16 with AVX-512, 8 with AVX2). If the
+    channels of a convolution do not fill the blocks, it has to reorder them before and after.
 
     Args:
-        model: left as it was.
+        model: stays unchanged.
         multiple: at least 1.
-        x: example input; a pass of it confirms what follows what (see :func:`common.deploy.links.links`). Without it a
-            random image is passed. A network that takes no image is copied as it is.
+        x: example input. A pass of it confirms which layer follows which (see :func:`common.deploy.links.links`). If
+            it is None, a random image is used. A network that takes no image is copied unchanged.
 
     Raises:
         ValueError: ``multiple`` is below 1, or the network does not take ``x`` or cannot be copied.
@@ -44,7 +44,7 @@ def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.
 
 
 def _can_be_widened(first: nn.Module, second: nn.Module, multiple: int) -> bool:
-    """Whether the channels between two convolutions can and need be padded."""
+    """Whether the channels between two convolutions can be padded and need to be."""
     if not _is_convolution(first) or not _is_convolution(second):
         return False
     return first.groups == second.groups == 1 and first.out_channels % multiple > 0
@@ -54,7 +54,7 @@ def check_multiple(align: int) -> None:
     """Raise unless ranks can be padded to multiples of ``align``.
 
     Raises:
-        ValueError: it is below 1.
+        ValueError: ``align`` is below 1.
     """
     if align < 1:
         raise ValueError(f"align={align!r}: it must be at least 1")

@@ -1,4 +1,4 @@
-"""Where to cut a chain of linear layers so that its pieces, each merged into one layer, need the fewest MACs."""
+"""Cut a chain of linear layers so that its pieces, each merged into one layer, need the fewest MACs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from common.decomposition import Floats
 
 
 def last_pieces(length: int, macs: Callable[[int, int], Floats]) -> list[NDArray[np.int64]]:
-    """Where the last piece begins when a chain is cut at the least MACs, and its first layers alone too.
+    """Find the start of the last piece in the cheapest cut of a chain, and in the cheapest cut of its first layers.
 
-    Of cuts with equal MACs, one with the fewest pieces is taken. K chains that differ in their widths alone are cut at
+    Of cuts with equal MACs, one with the fewest pieces is used. K chains that differ only in their widths are cut at
     once.
 
     Args:
-        length: layers of the chain.
-        macs: for ``(start, end)``, MACs of the layers ``start`` to ``end - 1`` as one layer, ``(K,)``; infinite where
-            they cannot be one.
+        length: number of layers of the chain.
+        macs: ``(start, end)`` -> MACs of the layers ``start`` to ``end - 1`` merged into one layer, ``(K,)``; infinite
+            if they cannot be merged.
 
     Returns:
-        For the first 1, 2, ... ``length`` layers of the chain: the first layer of the last piece, ``(K,)``.
+        For the first 1, 2, ... ``length`` layers of the chain, the index of the first layer of the last piece,
+        ``(K,)``.
     """
     least, fewest = [np.zeros(1)], [np.zeros(1, dtype=np.int64)]
     starts = []

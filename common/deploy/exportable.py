@@ -1,4 +1,4 @@
-"""Checks of whether an ONNX file can hold a network, in the first second and not after a whole export."""
+"""Check whether an ONNX file can hold a network. The checks take a second; an export may take minutes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HELD = (torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, to
 
 
 def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy of the network in evaluation mode, and the example input as a batch, both on the processor.
+    """Return a copy of the network in evaluation mode, and the example input as a batch, both on the CPU.
 
-    The copy returns one tensor. If the network returns a dict or tuple with a single tensor in it, the copy returns
+    The copy returns one tensor. If the network returns a dict or tuple that holds a single tensor, the copy returns
     that tensor.
 
     Args:
-        model: left as it was.
-        x: example input; a single image ``(C, H, W)`` counts as a batch of one.
+        model: stays unchanged.
+        x: example input. A single image ``(C, H, W)`` counts as a batch of one.
 
     Raises:
-        TypeError: ``x`` is no tensor.
-        ValueError: the network is not of float32 or has no weights yet, it does not take ``x``, it returns more or
-            less than one tensor, or its outputs hold NaN or differ from pass to pass.
+        TypeError: ``x`` is not a tensor.
+        ValueError: the network is not in float32 or has no weights yet; it does not take ``x``; it does not return
+            exactly one tensor; or its outputs hold NaN or differ from pass to pass.
     """
     _check_weights(model)
     _check_input(x)
@@ -47,24 +47,24 @@ def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         raise ValueError("the network's outputs on x hold NaN, so no export could be compared with them")
     if not all(same_outputs(run(reference, shown.x, seed), shown) for seed in (0, 1)):
         raise ValueError(
-            "the network's outputs differ from pass to pass, as it draws random numbers or keeps a state; an ONNX "
-            "file holds one function of the input"
+            "the network's outputs differ from pass to pass, because it draws random numbers or keeps a state; an "
+            "ONNX file can hold only a function of the input"
         )
     return reference, shown.x
 
 
 class OnlyTensor(nn.Module):
-    """A network that returns the only tensor in what another network returns."""
+    """A network that returns the only tensor in the output of another network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """The only tensor in what the network returns.
+        """Return the only tensor in the network's output.
 
         Raises:
-            ValueError: it holds no tensor or several.
+            ValueError: the output holds no tensor or several.
         """
         (found,) = tensors(self.network(x))
         return found
@@ -108,11 +108,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """The first cause of an error, in one line."""
+    """Describe the first cause of an error in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, GuardOnDataDependentSymNode):
-        return "its forward takes another branch for other values of the input"
+        return "its forward branches on the values of the input"
     text = str(error).strip()
     if unknown := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         return f"ONNX has no operator for {unknown[1]}"

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the layer before it."""
+"""Fold BatchNorms into the layers before them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from common.network.weights import convolution_weight, set_convolution_weight
 
 
 def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
-    """A copy in evaluation mode without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
+    """Copy a network without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
 
-    In evaluation mode such a BatchNorm scales and shifts each channel. The layer's weight and bias take this over; of
-    a factorized layer, those of the last factor. An ``Identity`` takes the place of the BatchNorm. A BatchNorm
-    anywhere else stays, and so does one without running statistics. A pass of ``x`` must confirm what follows what
-    (see :func:`common.deploy.links.links`). On ``x`` the copy's outputs equal the network's, but for rounding.
+    The copy is in evaluation mode, in which such a BatchNorm scales and shifts each channel. The scale and shift move
+    into the weight and bias of the layer, or of its last factor. An ``Identity`` replaces the BatchNorm. Any other
+    BatchNorm stays, as does one without running statistics. A pass of ``x`` must confirm which layer follows which
+    (see :func:`common.deploy.links.links`). On ``x``, the copy's outputs equal the network's up to rounding.
 
     Args:
-        model: left as it was.
-        x: example input. It also shows whether a Linear returns rows or sequences; of sequences, axis 1 is not the
-            channels. Without ``x`` a random image is passed, and every BatchNorm behind a Linear stays. A network that
-            takes no image keeps all BatchNorms.
+        model: stays unchanged.
+        x: example input. It also shows whether a Linear returns rows or sequences. (In sequences, axis 1 does not hold
+            the channels.) If it is None, a random image is used, and every BatchNorm after a Linear stays. A network
+            that takes no image keeps all BatchNorms.
 
     Raises:
         ValueError: the network does not take ``x``, or cannot be copied.
@@ -53,13 +53,13 @@ def _normalizes_outputs(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether it is PyTorch's own BatchNorm, without a parametrization or hook."""
+    """Whether ``module`` is PyTorch's own BatchNorm without a parametrization or hook."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return type(module) in kinds and not is_altered(module)
 
 
 def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
-    """The BatchNorms that get only rows ``(N, C)`` when ``x`` passes."""
+    """Return the BatchNorms that get only rows ``(N, C)`` in a pass of ``x``."""
     dimensions: dict[nn.Module, set[int]] = {}
 
     def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -72,7 +72,7 @@ def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
 
 
 def _fold(model: nn.Module, pair: tuple[str, str]) -> None:
-    """Fold the second of two modules, a BatchNorm, into the first."""
+    """Fold the second of two modules, which is a BatchNorm, into the first."""
     layer, norm = map(model.get_submodule, pair)
     assert is_plain(layer)
     assert isinstance(norm, _BatchNorm)
@@ -81,9 +81,9 @@ def _fold(model: nn.Module, pair: tuple[str, str]) -> None:
 
 
 def _take_over(layer: FactorableLayer, norm: _BatchNorm) -> None:
-    """Multiply the scale of ``norm`` into the layer's weight, and add its shift to the bias, in float64.
+    """Multiply the layer's weight by the scale of ``norm``, and add its shift to the bias, in float64.
 
-    ``fuse_conv_bn_eval`` of torch works neither in float64 nor for transposed groups.
+    ``fuse_conv_bn_eval`` of torch does not use float64 and does not support transposed convolutions with groups.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -93,8 +93,7 @@ def _take_over(layer: FactorableLayer, norm: _BatchNorm) -> None:
     bias: Tensor = -norm.running_mean.double() if layer.bias is None else layer.bias - norm.running_mean.double()
     bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
     weight = convolution_weight(layer)
-    layer.weight = nn.Parameter(
-        layer.weight.clone(), layer.weight.requires_grad
-    )  # another layer may share the old one
+    # Another layer may share the old weight.
+    layer.weight = nn.Parameter(layer.weight.clone(), layer.weight.requires_grad)
     set_convolution_weight(layer, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)))
     layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=layer.weight.requires_grad)

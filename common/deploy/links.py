@@ -1,4 +1,4 @@
-"""Which layer feeds which: two layers may become one only if the first feeds the second alone."""
+"""Find which layer feeds which. Two layers can be merged only if the first feeds nothing but the second."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ Convolution = nn.Conv2d | nn.ConvTranspose2d
 def links(
     model: nn.Module, x: Tensor, wanted: Callable[[nn.Module, nn.Module], bool] = lambda first, second: True
 ) -> list[tuple[str, str]]:
-    """Names of pairs of modules: the whole output of the first goes into the second, which takes nothing else.
+    """Return the names of pairs of modules. Only the second takes the output of the first, and it takes nothing else.
 
-    Two observations must agree. One is a symbolic trace (``torch.fx``) of the network in evaluation mode; dropout
-    between the two does not count. If a ``forward`` cannot be traced, because it branches on sizes or values, its
-    children are traced one by one, and pairs that such a ``forward`` itself joins are not found. The other observation
-    is a pass of ``x``, with gradients and without, since a ``forward`` may take another branch while it is traced. In
-    it the second module must get the very tensor that the first returned, and nothing else may use that tensor.
+    Two observations must agree. One is a symbolic trace (``torch.fx``) of the network in evaluation mode. Dropout
+    between the two modules is ignored. If a ``forward`` cannot be traced because it branches on sizes or values, its
+    children are traced one by one, and pairs that this ``forward`` itself connects are not found. The other
+    observation is a pass of ``x``, with gradients and without, since a ``forward`` may take another branch while it is
+    traced. In this pass, the second module must get the very tensor that the first returned, and nothing else may use
+    that tensor.
 
     Args:
-        model: in evaluation mode, its parameters without gradients. A pass may change what it holds.
+        model: in evaluation mode, with parameters that need no gradients. A pass may change its state.
         x: example input.
-        wanted: whether a pair is of interest.
+        wanted: function that decides whether a pair is of interest.
     """
-    traced = independent_copy(model)  # a forward that stores what it computes stores symbols while it is traced
+    traced = independent_copy(model)  # during tracing, a forward that stores what it computes stores symbols
     modules, names = dict(model.named_modules()), {module: name for name, module in traced.named_modules()}
     parts = [[modules[names[part]] for part in (link.first, link.second, link.part)] for link in _traced_links(traced)]
     found = [Link(*each) for each in parts if wanted(each[0], each[1])]
@@ -44,19 +45,19 @@ def links(
 
 
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
-    """Whether it is PyTorch's own Conv2d, ConvTranspose2d or Linear, without a parametrization or hook."""
+    """Whether ``module`` is PyTorch's own Conv2d, ConvTranspose2d or Linear without a parametrization or hook."""
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     return type(module) in kinds and "weight" in module._parameters and not is_altered(module)
 
 
 def _traced_links(model: nn.Module) -> list[Link]:
-    """The links that the graphs of the network's parts show."""
+    """Return the links in the graphs of the network's parts."""
     parts: dict[nn.Module, nn.Module] = {}
     before: dict[nn.Module, set[nn.Module | None]] = {}
     after: dict[nn.Module, set[nn.Module | None]] = {}
     for root, graph in _traced(model):
         for node in graph.nodes:
-            if node.op == "get_attr":  # a weight that is also used by itself must not change
+            if node.op == "get_attr":  # a weight that is also used directly must not change
                 after.setdefault(root.get_submodule(node.target.rpartition(".")[0]), set()).add(None)
             elif (module := _called(root, node)) is not None and not is_passive(module):
                 parts[module] = root
@@ -71,7 +72,7 @@ def _traced_links(model: nn.Module) -> list[Link]:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that gives every argument but the first its default, and treats modules without children as leaves."""
+    """A tracer that gives all arguments but the first their defaults. Modules without children are its leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
@@ -92,12 +93,12 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    """The largest parts of ``module`` that can be traced, each with its graph."""
+    """Yield the largest parts of ``module`` that can be traced, each with its graph."""
     if not list(module.children()):
         return
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # given a symbol in place of a tensor, a forward may raise anything
+    except Exception:  # a forward that gets a symbol in place of a tensor may raise anything
         for child in module.children():
             yield from _traced(child)
     else:
@@ -105,12 +106,12 @@ def _traced(module: nn.Module) -> Iterator[tuple[nn.Module, fx.Graph]]:
 
 
 def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that ``node`` calls; None if it does something else."""
+    """Return the module that ``node`` calls; None if it does something else."""
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that alone takes the output of ``node``; None if there is none."""
+    """Return the only module that takes the output of ``node``; None if there is none."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = _called(root, node)
@@ -120,7 +121,7 @@ def _next(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def _previous(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module whose output ``node`` takes; None if there is none."""
+    """Return the module whose output ``node`` takes; None if there is none."""
     while node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         module = _called(root, node)

@@ -1,4 +1,4 @@
-"""Adjacent linear layers, merged where one is cheaper than several."""
+"""Merge adjacent linear layers if one layer is cheaper than several."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from common.network.modes import hooked
 from common.network.weights import blocks, convolution_weight, set_convolution_weight
 
 Calls = Sequence[tuple[int, int]]
-"""Positions before and after a layer, each time that the example passes it."""
+"""Numbers of positions in a layer's input and output, for each call of the layer in a pass of the example."""
 
 
 def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in evaluation mode in which linear layers with nothing between them are merged where that costs less.
+    """Return a copy in evaluation mode in which chains of linear layers are merged if that reduces the MACs.
 
-    The factors of one layer are such a chain; a linear layer that follows directly belongs to it too. A chain is cut
-    into the pieces that together need the fewest MACs, none with more parameters than it replaces. So a layer whose
-    ranks do not pay becomes dense again.
+    The layers of a chain follow each other directly: for example the factors of a layer, and another linear layer
+    after them. A chain is cut into pieces so that the merged pieces together need the fewest MACs. No merged piece has
+    more parameters than the layers that it replaces. So a layer becomes dense again if its ranks do not pay.
 
-    Layers are merged only where the result is the same at the borders too: on each axis of the image one of the two
-    has a kernel of 1, and no bias meets zero padding. A pass of ``x`` must confirm what follows what (see
-    :func:`common.deploy.links.links`). On ``x`` the copy's outputs equal the network's, but for rounding.
+    Layers are merged only if the result is the same at the borders of the image too: on each axis, one of the two has
+    a kernel of 1, and no bias meets zero padding. A pass of ``x`` must confirm which layer follows which (see
+    :func:`common.deploy.links.links`). On ``x``, the copy's outputs equal the network's up to rounding.
 
     Args:
-        model: left as it was; fold its BatchNorm first, which otherwise stands between the layers.
-        x: example input ``(N, C, H, W)``; it shows the layers' spatial sizes.
+        model: stays unchanged. Fold its BatchNorms first, since otherwise they stand between the layers.
+        x: example input ``(N, C, H, W)``. It determines the layers' spatial sizes.
 
     Raises:
         ValueError: the network does not take ``x``, or cannot be copied.
@@ -54,7 +54,7 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _merge_piece(model: nn.Module, names: Sequence[str]) -> None:
-    """Put one layer in place of the first of these, and an ``Identity`` in place of each other."""
+    """Replace the first of these layers by the merged layer, and each of the others by an ``Identity``."""
     layers = [layer for layer in map(model.get_submodule, names) if is_plain(layer)]
     replace_module(model, layers[0], reduce(_merge, layers))
     for layer in layers[1:]:
@@ -62,7 +62,7 @@ def _merge_piece(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
-    """Every run of two or more linear layers that follow each other directly."""
+    """Return every chain of two or more linear layers that follow each other directly."""
     modules = dict(model.named_modules())
     pairs = links(model, x, lambda first, second: is_plain(first) and is_plain(second))
     after = dict(pairs)
@@ -77,7 +77,7 @@ def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
 
 
 def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Mapping[FactorableLayer, Calls]:
-    """Positions before and after each layer, each time that ``x`` passes it."""
+    """Count the positions in the input and output of each layer, for each of its calls in a pass of ``x``."""
     calls: dict[FactorableLayer, list[tuple[int, int]]] = {layer: [] for layer in layers}
 
     def note(layer: FactorableLayer, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
@@ -91,14 +91,14 @@ def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Ma
 
 
 def _channels(layer: FactorableLayer) -> tuple[int, int]:
-    """Channels or features, in and out."""
+    """Return the input and output channels, or features."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 def _cheapest_pieces(chain: Sequence[FactorableLayer], calls: Sequence[Calls]) -> list[Sequence[FactorableLayer]]:
-    """The chain, cut so that its pieces, each merged, need the fewest MACs."""
+    """Cut the chain so that its pieces, each merged into one layer, need the fewest MACs."""
 
     def macs(start: int, end: int) -> Floats:
         found = _piece_macs(chain[start:end], calls[start:end])
@@ -115,7 +115,7 @@ def _cheapest_pieces(chain: Sequence[FactorableLayer], calls: Sequence[Calls]) -
 
 
 def _piece_macs(piece: Sequence[FactorableLayer], calls: Sequence[Calls]) -> int | None:
-    """MACs of the piece as one layer; None if it cannot be one layer, or that layer would have more parameters."""
+    """MACs of the piece merged into one layer; None if it cannot be merged or would then have more parameters."""
     layer: FactorableLayer | None = piece[0]
     for following in piece[1:]:
         layer = None if layer is None else _outline(layer, following)
@@ -130,7 +130,7 @@ def _params(layer: FactorableLayer) -> int:
 
 
 def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer | None:
-    """The layer that does what both do, on the device ``meta``; None if there is no such layer."""
+    """Return a layer equivalent to both, on the device ``meta``; None if there is none."""
     place: dict[str, Any] = {"device": "meta", "dtype": first.weight.dtype}
     bias = first.bias is not None or second.bias is not None
     if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
@@ -167,14 +167,14 @@ def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer
 
 
 def _is_idle(layer: Convolution, axis: int) -> bool:
-    """Whether the layer leaves the size of an axis, and each position on it, as it is."""
+    """Whether the layer maps each position on an axis to itself."""
     return (
         layer.kernel_size[axis] == layer.stride[axis] == 1 and _padding(layer, axis) == layer.output_padding[axis] == 0
     )
 
 
 def _padding(layer: Convolution, axis: int) -> int | None:
-    """Padding of both sides of an axis; None if the sides differ (``padding="same"`` with an even kernel)."""
+    """Padding on each side of an axis; None if the sides differ (``padding="same"`` with an even kernel)."""
     if layer.padding == "valid":
         return 0
     if layer.padding == "same":
@@ -184,7 +184,7 @@ def _padding(layer: Convolution, axis: int) -> int | None:
 
 
 def _merge(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer:
-    """One layer with the weights of both, multiplied in float64."""
+    """Return one layer with the product of both weights, computed in float64."""
     merged = _outline(first, second)
     assert merged is not None
     merged = merged.to_empty(device=first.weight.device).eval()

@@ -1,4 +1,4 @@
-"""A pass of an example: which module's output goes into which module, and what else uses it."""
+"""Observe a pass of an example: which module takes the output of which module, and what else uses it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 @dataclass(frozen=True)
 class Link:
-    """Two modules; the second is supposed to take the whole output of the first.
+    """Two modules, of which the second is expected to take the whole output of the first.
 
     Attributes:
         first, second: the modules.
-        part: the module whose graph links the two; they count as linked only while it runs.
+        part: the module whose graph links the two. The link holds only while this module runs.
     """
 
     first: nn.Module
@@ -32,7 +32,7 @@ class Link:
 
 
 def is_passive(module: nn.Module) -> bool:
-    """Whether it is a module of PyTorch that returns its input as it is, in its present mode."""
+    """Whether ``module`` is a module of PyTorch that returns its input unchanged in its current mode."""
     return type(module) in _PASSIVE and not module.training and not is_altered(module)
 
 
@@ -42,12 +42,12 @@ def is_altered(module: nn.Module) -> bool:
 
 
 def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
-    """The links that a pass of ``x`` confirms: only the second module uses the outputs of the first."""
+    """Return the links that a pass of ``x`` confirms: nothing but the second module uses the outputs of the first."""
     watch = _Watch(found)
     try:
         with hooked(watch.hooks(model)), watch:
             output = model(x)
-    except Exception:  # a forward may raise anything, say in its second pass; then nothing is confirmed
+    except Exception:  # a forward may raise anything, e.g. in its second pass; then nothing is confirmed
         return []
     watch.end(model, output)
     return [link for link in found if link.first in watch.called and link.first not in watch.refuted]
@@ -55,7 +55,7 @@ def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
 
 @dataclass
 class _Output:
-    """An output of a first module: who made it, its version then, and whether the second module has taken it."""
+    """An output of a first module: the module, the tensor's version, and whether the second module has taken it."""
 
     maker: nn.Module
     tensor: Tensor
@@ -73,13 +73,13 @@ class _Watch(TorchFunctionMode):
         self._by_first = {link.first: link for link in found}
         self._by_second = {link.second: link for link in found}
         self._parts = {link.part for link in found}
-        self._outputs: dict[int, _Output] = {}  # by id; the tensors are held, so no id is used twice
+        self._outputs: dict[int, _Output] = {}  # by id; holding the tensors keeps the ids unique
         self._passive: set[nn.Module] = set()
         self._running: list[nn.Module] = []
         self._passing: list[int | None] = []  # id of the output that each running module may use
 
     def hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks on all modules that matter to the links."""
+        """Register hooks on all modules that matter to the links."""
         self._passive = {module for module in model.modules() if is_passive(module)}
         handles = []
         for module in self._passive.union(self._parts, self._by_first, self._by_second):
@@ -88,7 +88,7 @@ class _Watch(TorchFunctionMode):
         return handles
 
     def end(self, model: nn.Module, output: object) -> None:
-        """Refute each link whose output no second module took, or which the network returns or stores."""
+        """Refute each link whose output the second module did not take, or which the network returns or stores."""
         kept = {id(tensor) for tensor in tensors(output)}
         for module in model.modules():
             kept |= {id(tensor) for tensor in tensors(vars(module))}
@@ -104,7 +104,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a module runs: the second module of a link takes the first one's output."""
+        """Before a module runs, note that the second module of a link takes the output of the first."""
         given = args[0] if len(args) == 1 and not kwargs else None
         if (link := self._by_second.get(module)) is not None:
             self._take(link.first, given)
@@ -117,7 +117,7 @@ class _Watch(TorchFunctionMode):
         self._passing.append(id(given) if passes else None)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """After a module has run: the first module of a link has made an output."""
+        """After a module has run, note the output of the first module of a link."""
         self._running.pop()
         self._passing.pop()
         if module in self._by_first:
@@ -138,6 +138,6 @@ class _Watch(TorchFunctionMode):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; 0 for an inference tensor, which does not count."""
+    """How often the tensor was written to; 0 for an inference tensor, which does not count its writes."""
     with torch._C.DisableTorchFunction():
         return 0 if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""ONNX files, checked against PyTorch when they are written."""
+"""Write ONNX files, and check them against PyTorch."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from common.network.outputs import single_tensor
 if TYPE_CHECKING:
     import onnx_ir
 
-# onnx and onnx_ir take seconds to import. The functions that need them import them, so that the whole suite does not
-# wait for them.
+# onnx and onnx_ir take seconds to import. So only the functions that need them import them.
 
 INPUT, OUTPUT = "input", "output"
 """Names of the file's only input and output."""
 OPSETS = range(18, 24)
 TOLERANCE = 1e-4
-"""Largest error of a file's outputs, over the largest output."""
+"""Largest allowed error of a file's outputs, over the largest output."""
 LARGEST_FILE = 2**31
-"""Bytes that one protobuf may have."""
+"""Maximum size of a protobuf, in bytes."""
 
 
 def export_onnx(
     model: nn.Module, path: str | Path, x: Tensor, *, dynamic_batch: bool = True, opset: int = 20, align: int = 8
 ) -> Path:
-    """Write a network, dense or compressed, as one ONNX file, its BatchNorms folded and its factors merged.
+    """Write a network, dense or compressed, to one ONNX file, with its BatchNorms folded and its factors merged.
 
-    The file is written only if ``onnx.checker`` accepts it and ONNX Runtime's outputs equal PyTorch's, to 1e-4 of the
-    largest. They are compared on ``x`` and on random inputs, with a dynamic batch in another batch size too.
+    The file is written only if ``onnx.checker`` accepts it and the outputs of ONNX Runtime equal those of PyTorch, to
+    1e-4 of the largest. They are compared on ``x`` and on random inputs, and for a dynamic batch also at another batch
+    size.
 
     Args:
-        model: of float32, with one input and one tensor as output; left as it was.
-        path: Destination path, conventionally ``*.onnx``; its folder is made if it does not exist.
-        x: example input ``(N, C, H, W)``; the file takes this height and width. A single image ``(C, H, W)`` counts
-            as a batch of one.
+        model: in float32, with one input and one tensor as output. It stays unchanged.
+        path: Destination path, conventionally ``*.onnx``. A missing folder is created.
+        x: example input ``(N, C, H, W)``. The file takes inputs of this height and width. A single image ``(C, H, W)``
+            counts as a batch of one.
         dynamic_batch: whether the file takes batches of any size instead of N.
-        opset: of the ONNX operators, 18 to 23.
-        align: ranks are padded with zeros to multiples of this, see :func:`common.deploy.align_ranks`.
+        opset: version of the ONNX operators, 18 to 23.
+        align: ranks are padded with zeros to multiples of this number, see :func:`common.deploy.align_ranks`.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: ``x`` is no tensor.
-        ValueError: ``opset``, ``align`` or ``path`` is not allowed, the weights do not fit into one file, or no file
-            can hold this kind of network or ``x`` (see :func:`common.deploy.exportable.exportable`).
-        RuntimeError: ONNX does not know the network's operations or control flow, or the outputs differ.
+        TypeError: ``x`` is not a tensor.
+        ValueError: ``opset``, ``align`` or ``path`` is not allowed; the weights do not fit into one file; or a file
+            cannot hold this kind of network or ``x`` (see :func:`common.deploy.exportable.exportable`).
+        RuntimeError: ONNX does not support the network's operations or control flow, or the outputs differ.
     """
     path = Path(path)
     if opset not in OPSETS:
@@ -111,7 +111,7 @@ def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset
 
 
 def _clean(model: onnx_ir.Model) -> None:
-    """Remove padding by nothing, pooling of single pixels, and the exporter's notes with this machine's paths."""
+    """Remove padding by zero pixels, pooling of single pixels, and the exporter's notes with this machine's paths."""
     from onnx_ir.convenience import replace_all_uses_with
 
     values: list[Any] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
@@ -128,7 +128,7 @@ def _clean(model: onnx_ir.Model) -> None:
 
 
 def _is_idle(node: onnx_ir.Node) -> bool:
-    """Whether the node returns its input as it is."""
+    """Whether the node returns its input unchanged."""
     from onnx_ir.convenience import get_const_tensor
 
     if node.outputs[0].is_graph_output():
@@ -145,10 +145,10 @@ def _is_idle(node: onnx_ir.Node) -> bool:
 
 
 def _expected(reference: nn.Module, x: Tensor, dynamic_batch: bool) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and PyTorch's outputs, to compare with ONNX Runtime's.
+    """Return inputs with PyTorch's outputs, to compare with those of ONNX Runtime.
 
     Raises:
-        ValueError: the network does not take random inputs, or with a dynamic batch not in another batch size.
+        ValueError: the network does not take random inputs or, for a dynamic batch, another batch size.
     """
     expected = []
     for inputs in (x, *_noise(x, [len(x), len(x) + 1] if dynamic_batch else [len(x)])):
@@ -163,16 +163,16 @@ def _expected(reference: nn.Module, x: Tensor, dynamic_batch: bool) -> list[tupl
 
 
 def _check_parity(path: Path, expected: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Compare ONNX Runtime with PyTorch.
+    """Compare the outputs of ONNX Runtime with those of PyTorch.
 
     Raises:
-        RuntimeError: ONNX Runtime does not run the file, or the outputs differ by more than rounding.
+        RuntimeError: ONNX Runtime cannot run the file, or the outputs differ by more than rounding.
     """
     try:
         session = onnx_session(path, device="cpu")
         found = [torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: x.numpy()})[0])) for x, _ in expected]
     except Exception as error:  # ONNX Runtime's own exceptions have no common class
-        raise RuntimeError(f"ONNX Runtime does not run the exported network: {cause(error)}") from error
+        raise RuntimeError(f"ONNX Runtime cannot run the exported network: {cause(error)}") from error
     for (inputs, output), ours in zip(expected, found, strict=True):
         gap, allowed = difference(ours, output), max(tolerance(output.dtype), TOLERANCE)
         if not gap <= allowed:
@@ -184,7 +184,7 @@ def _check_parity(path: Path, expected: Sequence[tuple[Tensor, Tensor]]) -> None
 
 
 def _noise(x: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Random inputs of the dtype and range of ``x``, one for each batch size."""
+    """Yield random inputs of the dtype and range of ``x``, one for each batch size."""
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         if x.is_floating_point():

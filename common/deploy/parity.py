@@ -1,4 +1,4 @@
-"""Whether a changed network still computes the same function, judged on an example."""
+"""Check on an example whether a changed network still computes the same function."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from common.network.copies import independent_copy
 from common.network.provenance import Provenance, set_provenance
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Greatest error over the largest value that still counts as rounding, by dtype."""
+"""Greatest error that still counts as rounding, over the largest value, by dtype."""
 UNEQUAL = 1e-2
-"""Share of integers that may differ; between two classes rounding may decide."""
+"""Share of integers that may differ, since rounding may decide between two classes."""
 SIZES = (32, 64, 28, 224, 299, 16, 8)
-"""Heights and widths of random images, tried until a network takes one."""
+"""Heights and widths of random images, which are tried in turn until a network takes one."""
 
 Change = TypeVar("Change")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An input of a network, and what the network in evaluation mode returns for it.
+    """An input of a network, and its output for it in evaluation mode.
 
     Attributes:
         x: the batch, on the network's device.
         output: any structure of tensors.
-        allowed: the greatest :func:`difference` that counts as rounding, for the coarsest dtype of the network.
+        allowed: the greatest :func:`difference` that counts as rounding, by the network's least precise dtype.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Example:
 
 
 def deployed_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode without provenance, since no plan can rebuild it once it is changed."""
+    """Return a copy in evaluation mode without provenance, since no plan can rebuild a changed network."""
     changed = independent_copy(model).eval()
     set_provenance(changed, Provenance())
     return changed
@@ -51,13 +51,13 @@ def changed_copy(
     find: Callable[[nn.Module, Tensor], Sequence[Change]],
     apply: Callable[[nn.Module, Change], None],
 ) -> nn.Module:
-    """A copy in evaluation mode with all changes that leave the outputs on an example as they are.
+    """Return a copy in evaluation mode with all changes that preserve the outputs on an example.
 
     Args:
-        model: left as it was.
-        x: example input; None for a random image. A network that takes none is copied without changes.
-        find: finds the possible changes, from a copy that it may spoil and the example.
-        apply: makes one change in a copy.
+        model: stays unchanged.
+        x: example input; None for a random image. A network that takes no image is copied without changes.
+        find: finds the possible changes, given a copy, which it may alter, and the example.
+        apply: makes one change to a copy.
 
     Raises:
         ValueError: the network does not take ``x``, or cannot be copied.
@@ -77,7 +77,7 @@ def changed_copy(
 
     def attempt(kept: Sequence[Change]) -> nn.Module | None:
         assert shown is not None
-        try:  # a forward may read what is no longer there, and then raise anything
+        try:  # a forward may need what was removed, and then raise anything
             changed = made(kept)
             same = same_outputs(run(independent_copy(changed), shown.x), shown)
         except Exception:
@@ -90,16 +90,16 @@ def changed_copy(
 
 
 def _without_gradients(model: nn.Module) -> nn.Module:
-    """A copy whose passes record no gradients, even when gradients are switched on."""
+    """Return a copy whose passes record no gradients even if gradients are enabled."""
     network = deployed_copy(model)
     for parameter in network.parameters():
-        if parameter.is_leaf:  # in copies of TorchScript modules they are not
+        if parameter.is_leaf:  # the parameters of copied TorchScript modules are not leaves
             parameter.requires_grad_(False)
     return network
 
 
 def _that_hold(changes: Sequence[Change], holds: Callable[[Sequence[Change]], bool]) -> list[Change]:
-    """As many of the changes as hold together; groups that do not hold are halved."""
+    """Return a large group of changes that hold together. A group that does not hold is halved."""
     kept: list[Change] = []
 
     def add(group: Sequence[Change]) -> None:
@@ -114,9 +114,9 @@ def _that_hold(changes: Sequence[Change], holds: Callable[[Sequence[Change]], bo
 
 
 def example(model: nn.Module, x: Tensor | None) -> Example | None:
-    """``x`` as a batch on the network's device, with the network's outputs.
+    """Return ``x`` as a batch on the network's device, with the network's outputs.
 
-    A single image ``(C, H, W)`` becomes a batch of one. If ``x`` is None, a random image stands in.
+    A single image ``(C, H, W)`` becomes a batch of one. If ``x`` is None, a random image is used.
 
     Returns:
         None if there is no ``x`` and the network takes no random image.
@@ -139,7 +139,7 @@ def example(model: nn.Module, x: Tensor | None) -> Example | None:
 
 
 def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
-    """The example, or what the network raised. A copy runs, since a pass may change what a network holds."""
+    """Return the example, or the error of the network. A copy runs, since a pass may change a network's state."""
     network = deployed_copy(model)
     try:
         held = [each.dtype for each in (x, *model.parameters()) if each.is_floating_point()]
@@ -149,7 +149,7 @@ def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
 
 
 def _images(model: nn.Module) -> Iterator[Tensor]:
-    """Random inputs of the kind that the first layer takes."""
+    """Yield random inputs of the kind that the first layer takes."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
     layer = next((module for module in model.modules() if isinstance(module, kinds)), None)
     parameter = next(model.parameters(), None)
@@ -162,14 +162,14 @@ def _images(model: nn.Module) -> Iterator[Tensor]:
 
 
 def run(model: nn.Module, x: Tensor, seed: int = 0) -> object:
-    """What the network returns for ``x``; random numbers that it draws depend on ``seed`` alone."""
+    """Return the network's output for ``x``. Random numbers that it draws depend on ``seed`` alone."""
     with _same_randomness(x, seed), torch.no_grad():
         return model(x)
 
 
 @contextmanager
 def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
-    """Inside, random numbers depend on ``seed`` alone; the generators outside are left as they were."""
+    """Make random numbers inside the block depend on ``seed`` alone. Afterwards the generators are restored."""
     cuda = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(cuda):
         torch.default_generator.manual_seed(seed)
@@ -179,7 +179,7 @@ def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
 
 
 def same_outputs(found: object, expected: Example) -> bool:
-    """Whether the tensors in an output, at any depth, equal those of the example but for rounding."""
+    """Whether the tensors in an output, at any depth, equal those of the example up to rounding."""
     ours, theirs = list(tensors(found)), list(tensors(expected.output))
     return (
         type(found) is type(expected.output)
@@ -199,10 +199,9 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest error over the largest finite value; for integers and booleans, the share that differs.
+    """Return the largest error over the largest finite value; for integers and booleans, the share that differs.
 
-    It is infinite if the shapes or dtypes differ, or if only one of the two tensors has infinite values or NaN at some
-    place.
+    It is infinite if the shapes or dtypes differ, or if an element is infinite or NaN in only one of the two tensors.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
@@ -220,7 +219,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in lists, tuples, sets, dicts and data classes, at any depth."""
+    """Yield the tensors in lists, tuples, sets, dicts and data classes, at any depth."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

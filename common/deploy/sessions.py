@@ -10,22 +10,21 @@ import torch
 if TYPE_CHECKING:
     import onnxruntime
 
-# onnxruntime takes seconds to import. The functions that need it import it, so that the whole suite does not wait for
-# it.
+# onnxruntime takes seconds to import. So only the functions that need it import it.
 
 
 def onnx_session(
     path: str | Path, threads: int | None = None, device: torch.device | str | None = None
 ) -> onnxruntime.InferenceSession:
-    """Open a session for one network at a time on this machine.
+    """Open an ONNX file in ONNX Runtime. The session assumes that no other network runs at the same time.
 
-    Operators run one after the other, each on all threads, with all graph optimisations. During a run the threads
-    actively wait for work. They stop when the run ends, so other work gets the cores.
+    Operators run one after the other, each on all threads, with all graph optimisations. During a run, idle threads
+    wait actively for work. They stop when the run ends, so that other programs get the cores.
 
     Args:
         path: an ONNX file.
-        threads: of each operator; None takes as many as PyTorch uses.
-        device: ``cpu`` or ``cuda``; None takes the GPU if there is one and ``onnxruntime-gpu`` is installed.
+        threads: number of threads of each operator; None for as many as PyTorch uses.
+        device: ``cpu`` or ``cuda``; None for the GPU if there is one and ``onnxruntime-gpu`` is installed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,7 +44,7 @@ def onnx_session(
 
 
 def check_provider(device: torch.device | str) -> None:
-    """Do nothing if ONNX Runtime can run networks on ``device``.
+    """Raise unless ONNX Runtime can run networks on ``device``.
 
     Raises:
         ValueError: it cannot.
@@ -63,7 +62,7 @@ def _has_cuda() -> bool:
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """The options of every session here, see :func:`onnx_session`."""
+    """Return the options of every session, see :func:`onnx_session`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -72,5 +71,5 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors alone; its warnings are about optimisations that do not apply
+    options.log_severity_level = 3  # errors only; its warnings are about optimisations that do not apply
     return options

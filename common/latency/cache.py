@@ -55,7 +55,7 @@ def measured_latencies(
         method: a decomposition, or ``mixed`` for all.
         folder: of the tables; None takes the one that ``LOW_RANK_CNN_CACHE`` names, else ``low-rank-cnn`` in
             ``XDG_CACHE_HOME`` or in ``~/.cache``.
-        refresh: measure anew what this network and method need.
+        refresh: whether to measure again what this network and method need.
 
     Raises:
         ValueError: ``method`` is unknown, ``runtime`` is unknown or cannot time operations, or the network is not on

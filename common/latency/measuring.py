@@ -71,7 +71,7 @@ def measure_latency(
     """Median time of a forward pass (``torch.utils.benchmark``), data loading excluded.
 
     Args:
-        model: the network to time; left as it was, in evaluation mode while timed.
+        model: the network to time. It is in evaluation mode during the timing, and stays unchanged.
         x: the batch, on the model's device.
         baseline: a network that is timed in turn with it, round by round, so a drift of the machine's speed favours
             neither.
@@ -161,7 +161,7 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of the first pass; memory that was freed before is handed back first, so it counts anew."""
+    """Peak memory of the first pass. Memory that was freed before is returned first, so that it counts again."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

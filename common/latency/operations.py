@@ -1,4 +1,4 @@
-"""The single operations that a layer becomes, dense or factored: each can be timed by itself."""
+"""The single operations of a layer, dense or factored. Each can be timed in isolation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The networks of the suite, one file a family; ``build_model`` builds any of them.
+"""The networks of the suite, with one file for each family. ``build_model`` builds any of them.
 
-``MODELS`` maps a name to what the suite knows of an architecture. Importing this package loads no torchvision.
+``MODELS`` is the registry of architectures. Importing this package does not load torchvision.
 """
 
 from common.models.builder import build_model, check_image_size

@@ -1,4 +1,4 @@
-"""``build_model``: a network by name."""
+"""``build_model``: build a network by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def build_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """Build a network for images ``(N, 3, H, W)``.
 
     Args:
-        name: one of :data:`common.models.MODELS`; each family's file says what it is.
-        num_classes: of its logits ``(N, num_classes)``, or ``(N, num_classes, H, W)`` for masks.
-        arguments: of the architecture, see its ``arguments``: ``weights`` for torchvision's classifiers, also ``stem``
-            for their ResNets; ``width``, ``depth`` and ``upsampling`` for the U-Net.
+        name: one of :data:`common.models.MODELS`. The file of each family describes it.
+        num_classes: number of classes of the logits ``(N, num_classes)``, or ``(N, num_classes, H, W)`` for masks.
+        arguments: arguments of the architecture: ``weights`` for torchvision's classifiers, also ``stem`` for its
+            ResNets; ``width``, ``depth`` and ``upsampling`` for the U-Net.
 
     Raises:
         ValueError: the name or an argument is not allowed.
@@ -34,7 +34,7 @@ def build_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
 
 
 def check_image_size(name: str, image_size: int, **arguments: Any) -> None:
-    """Raise a ValueError when ``image_size`` pixels are too few for the network that these arguments give."""
+    """Raise a ValueError if ``image_size`` pixels are too few for a network with these arguments."""
     least = MODELS[name].min_size
     if callable(least):
         least = least(**MODELS[name].complete(arguments))

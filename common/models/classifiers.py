@@ -1,12 +1,12 @@
 """torchvision's classifiers, with their heads replaced to fit the number of classes.
 
-``weights`` is None for a random start, ``"DEFAULT"``, or another name of torchvision's weights for the architecture
-(``"IMAGENET1K_V1"``), which are downloaded on first use. The head starts at random unless it is for as many classes
-as theirs, ImageNet's 1,000.
+``weights`` is None for random weights, or ``"DEFAULT"`` or another name of torchvision's weights for the architecture
+(``"IMAGENET1K_V1"``), which are downloaded on first use. The head is random unless it has as many classes as the
+weights: 1,000, those of ImageNet.
 
 ``stem`` of the ResNets is ``imagenet`` or ``cifar``. The former is a 7 x 7 convolution with stride 2 and a pooling,
-which leave a quarter of each side. The latter is for images of 32 x 32: one 3 x 3 convolution that keeps the size (He
-et al. 2016, section 4.2). It has no weights.
+which together divide each side by 4. The latter is for images of 32 x 32: one 3 x 3 convolution that keeps the size
+(He et al. 2016, section 4.2). There are no weights for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common.validation import check_choice
 
 STEMS = ("imagenet", "cifar")
 WITHOUT_HEAD = ("IMAGENET1K_FEATURES",)
-"""Weights of torchvision's that leave the classifier out, and expect inputs on another scale."""
+"""torchvision's weights without a classifier, which also expect inputs on another scale."""
 
 
 def build_classifier(
@@ -32,9 +32,9 @@ def build_classifier(
     """Build one of torchvision's architectures.
 
     Args:
-        name: of the architecture.
+        name: name of the architecture.
         head: name of its last Linear, which is replaced.
-        num_classes: of the new head.
+        num_classes: number of classes of the new head.
         weights: see the top of this file.
         stem: see the top of this file.
 
@@ -47,7 +47,7 @@ def build_classifier(
     check_choice("stem", stem, STEMS)
     if weights is not None:
         if stem != STEMS[0]:
-            raise ValueError(f"weights={weights!r} with stem={stem!r}: there are none; use stem={STEMS[0]!r}")
+            raise ValueError(f"weights={weights!r}: there are none for stem={stem!r}; use stem={STEMS[0]!r}")
         known = [entry.name for entry in torchvision.models.get_model_weights(name)]
         check_choice("weights", weights, ["DEFAULT", *(entry for entry in known if entry not in WITHOUT_HEAD)])
     try:
@@ -55,7 +55,7 @@ def build_classifier(
     except (URLError, OSError) as error:
         raise ConnectionError(
             f"weights={weights!r} of {name} are not on this machine and could not be downloaded ({error}); "
-            "connect to a network, or start at random with weights=None"
+            "connect to the internet, or use random weights with weights=None"
         ) from error
     last = model.get_submodule(head)
     assert isinstance(last, nn.Linear)
@@ -68,7 +68,7 @@ def build_classifier(
 
 
 def _recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stem where it is not that of torchvision; weights say nothing about the architecture."""
+    """Return the stem if it is not that of torchvision. Weights say nothing about the architecture."""
     return {name: value for name, value in arguments.items() if name == "stem" and value != STEMS[0]}
 
 

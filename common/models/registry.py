@@ -1,4 +1,4 @@
-"""``Architecture``: what the suite knows of a network before it is built, and the registry of all."""
+"""``Architecture``: the description of a network, and the registry of all architectures."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from common.validation import Registry
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the suite knows of a network before it is built.
+    """Description of a network.
 
     Attributes:
-        name: by which ``build_model`` finds it.
+        name: name by which ``build_model`` finds it.
         title: one line for help texts, with the source.
-        build: is called as ``build(num_classes, **arguments)``; it checks the values of ``arguments``. Its network
-            takes images ``(N, 3, H, W)``.
-        task: name of what the network learns, see :data:`common.data.TASKS`.
-        family: architectures of one family share a notebook; empty for one without relatives.
-        arguments: name -> default of what ``build`` takes beside the number of classes.
-        recorded: picks from the arguments those that a saved network is built again with.
-        min_classes: the least number of classes.
-        min_size: the least height and width of an image in pixels, or a function of the arguments that gives it.
+        build: function ``build(num_classes, **arguments)`` that checks the values of ``arguments`` and returns a
+            network for images ``(N, 3, H, W)``.
+        task: name of the network's task, see :data:`common.data.TASKS`.
+        family: name of its family, whose architectures share a notebook; empty if it has none.
+        arguments: name -> default of each argument of ``build`` besides the number of classes.
+        recorded: function that selects the arguments needed to build a saved network again.
+        min_classes: minimum number of classes.
+        min_size: minimum height and width of an image in pixels, or a function of the arguments that returns it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Architecture:
     min_size: int | Callable[..., int] = 8
 
     def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all arguments, with the defaults of those that are not given.
+        """Return all arguments, with defaults for those that are not given.
 
         Raises:
             ValueError: the architecture does not take one of them.
@@ -51,9 +51,9 @@ class Architecture:
         return {**self.arguments, **arguments}
 
     def pick(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Pick the arguments from the values of a command line or a notebook, which serves several architectures.
+        """Select the arguments from the values of a command line or a notebook, which serves several architectures.
 
-        A value that the architecture does not take is left out where it is the default, which nobody asked for.
+        A value that the architecture does not take is left out if it is the default, since the user did not set it.
         """
         return {name: value for name, value in values.items() if name in self.arguments or value != defaults[name]}
 
@@ -62,10 +62,10 @@ MODELS: Registry[Architecture] = Registry("model", lambda architecture: architec
 
 
 def relatives(name: str) -> tuple[str, ...]:
-    """Return the architectures of one family, in the order in which they were added, ``name`` among them.
+    """Return the architectures of the family of ``name``, including itself, in the order of registration.
 
     Raises:
-        ValueError: there is no architecture of this name.
+        ValueError: there is no architecture with this name.
     """
     family = MODELS[name].family
     return tuple(other for other in MODELS if other == name or (family and MODELS[other].family == family))

@@ -32,8 +32,8 @@ class CifarResNet(nn.Module):
     """Three stages of 16, 32 and 64 channels.
 
     Args:
-        blocks: in each stage; the network has ``6 * blocks + 2`` layers.
-        num_classes: of the head.
+        blocks: number of blocks in each stage. The network has ``6 * blocks + 2`` layers.
+        num_classes: number of classes.
     """
 
     def __init__(self, blocks: int, num_classes: int) -> None:
@@ -63,12 +63,12 @@ class CifarResNet(nn.Module):
 
 
 def build_resnet20(num_classes: int) -> CifarResNet:
-    """Build ResNet-20, 0.27 M parameters."""
+    """Build ResNet-20 with 0.27 M parameters."""
     return CifarResNet(3, num_classes)
 
 
 def build_resnet56(num_classes: int) -> CifarResNet:
-    """Build ResNet-56, 0.85 M parameters."""
+    """Build ResNet-56 with 0.85 M parameters."""
     return CifarResNet(9, num_classes)
 
 

@@ -15,9 +15,9 @@ class UNet(nn.Module):
     """Maps images ``(N, in_channels, H, W)`` of any size to logits ``(N, num_classes, H, W)``.
 
     Args:
-        num_classes: number of masks, one logit a class.
-        in_channels: of the image.
-        width: channels of the first level; each level down has twice as many.
+        num_classes: number of masks. Each class has a logit.
+        in_channels: channels of the image.
+        width: channels of the first level. Each deeper level has twice as many.
         depth: number of times that the image is halved.
         upsampling: ``transposed`` (a 2x2 transposed convolution) or ``bilinear`` (followed by a 1x1 convolution).
     """
@@ -41,7 +41,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of the image's size; where a level has an odd size, its upsampled map is padded at the end."""
+        """Return logits of the image's size. If a level has an odd size, its upsampled map is padded at the end."""
         levels: list[Tensor] = []
         for index, block in enumerate(self.down):
             x = block(x if index == 0 else nn.functional.max_pool2d(x, 2, ceil_mode=False))

@@ -1,1 +1,1 @@
-"""What the notebooks share: their parameters, their steps, Colab, live pictures."""
+"""Code that the notebooks share: their parameters, their steps, Colab and live pictures."""

@@ -2,8 +2,8 @@
 
 ``python -m common.notebook.colab`` installs.
 
-Colab brings torch, torchvision and numpy that fit its GPU and each other. They are never installed, and neither is
-any package that is present in another version. This module imports nothing but the standard library.
+Colab brings versions of torch, torchvision and numpy that fit its GPU and each other. This module never installs them,
+nor any package that is present in another version. It needs no package that Colab may lack.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from common.files import replacing
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
 PAUSE_S, PAUSE_COPIES = 60.0, 9.0
-"""Least time between two copies of a run in progress: in seconds, and in multiples of what the last copy took."""
+"""Minimum pause between two copies of a running search: in seconds, and as a multiple of the last copy's time."""
 NEVER_INSTALLED = {"torch", "torchvision", "numpy", "jupyter"}
 _told: set[tuple[Path, str]] = set()
-"""The runs, by log folder and name, whose loss has been announced."""
+"""Runs (log folder, name) for which the warning that they will be lost has been printed."""
 
 
 def missing_requirements(lines: Iterable[str]) -> list[str]:
@@ -57,13 +57,14 @@ def _is_installed(name: str) -> bool:
 
 
 def copy_to_drive(files: Iterable[str | Path], drive: str | Path = DRIVE) -> list[Path]:
-    """Copy files to Google Drive, each whole or not at all; do nothing where no Drive is mounted.
+    """Copy files to Google Drive, each atomically. Do nothing if no Drive is mounted.
 
-    Runs write to the local disk, which is fast and knows ``fsync``. It ends with the session; the Drive stays.
+    Runs write to the local disk, which is fast and supports ``fsync``. The local disk is lost with the session; the
+    Drive stays.
 
     Args:
-        files: the existing ones are copied. A file of the same name on the Drive is replaced unless it is as new.
-        drive: a folder of the mounted Drive; it is created.
+        files: paths. Missing files are left out. A file of the same name on the Drive is replaced if it is older.
+        drive: a folder of the mounted Drive. It is created if it is missing.
 
     Returns:
         The paths of the copies.
@@ -91,9 +92,9 @@ def _is_copied(file: Path, copy: Path) -> bool:
 
 
 def say_if_not_saved(logs: str | Path, run: str, drive: str | Path = DRIVE) -> None:
-    """On Colab without a Drive, say once a run that it will be lost; name Drives that are mounted elsewhere.
+    """On Colab without a Drive, print once for each run that it will be lost. Outside Colab, do nothing.
 
-    Outside Colab this does nothing.
+    The message names Drives that are mounted elsewhere.
     """
     place, key = Path(drive).parent, (Path(logs).absolute(), run)
     if "google.colab" not in sys.modules or key in _told or place.is_dir():
@@ -103,7 +104,7 @@ def say_if_not_saved(logs: str | Path, run: str, drive: str | Path = DRIVE) -> N
     found = f"the one at {others} is not used" if others else "none is mounted"
     print(
         f"run {run!r} will be lost when this Colab session ends: there is no Drive at {place} ({found}); "
-        f"drive.mount({str(place.parent)!r}) of google.colab saves it from then on",
+        f"call drive.mount({str(place.parent)!r}) of google.colab to save it",
         flush=True,
     )
 
@@ -118,8 +119,10 @@ def _drives_elsewhere(place: Path) -> list[Path]:
 def copy_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
     """Copy a run's log, study and networks to Drive, see :func:`copy_to_drive`; return the copies.
 
-    A full or missing Drive does not end the run: it gives a warning and no copies. On Colab without a Drive, one line
-    a run says that it will be lost.
+    On Colab without a Drive, one line for each run says that it will be lost.
+
+    Warns:
+        UserWarning: the files cannot be copied, e.g. because the Drive is full. The run goes on.
     """
     say_if_not_saved(logs, run, drive)
     try:
@@ -130,7 +133,7 @@ def copy_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path
 
 
 def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Path]:
-    """Copy a run's files that ``logs`` lacks back from Drive, so that it can continue; return the copies."""
+    """Copy back from Drive the files of a run that ``logs`` lacks, so that the run can continue; return the copies."""
     folder, copies = Path(logs), []
     for saved in _files_of(Path(drive), run):
         if not (folder / saved.name).exists():
@@ -149,20 +152,20 @@ def _files_of(folder: Path, run: str) -> list[Path]:
 
 
 def _is_workers(log: Path, study: str) -> bool:
-    """Whether a log is that of a worker on this study, by its first record; other runs' names may begin alike."""
+    """Whether the first record of a log is by a worker on this study. Names of other runs may start alike."""
     with log.open(errors="replace") as file:
         first = next((line for line in file if line.startswith("TRIAL ")), "")
     return f'"study": {json.dumps(study, ensure_ascii=False)}' in first
 
 
 class RunKeeper:
-    """Copies a run to Drive from time to time while it goes on, see :func:`copy_run`."""
+    """Copies a running search to Drive from time to time, see :func:`copy_run`."""
 
     def __init__(self, logs: str | Path, drive: str | Path = DRIVE) -> None:
         self._logs, self._drive, self._next = logs, drive, 0.0
 
     def keep(self, run: str, now: bool = False) -> None:
-        """Copy what has changed if the last copy is long enough ago, or with ``now`` in any case."""
+        """Copy what has changed if the last copy was long enough ago, or if ``now`` is true."""
         start = time.monotonic()
         if now or start >= self._next:
             copy_run(self._logs, run, self._drive)
@@ -170,7 +173,7 @@ class RunKeeper:
             self._next = end + max(PAUSE_S, PAUSE_COPIES * (end - start))
 
     def forget(self, file: Path) -> None:
-        """Remove a file of the run here and on Drive, once it is no longer needed."""
+        """Remove a file of the run, here and on Drive."""
         file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             (Path(self._drive) / file.name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The parameters of a notebook, validated at once: one dataclass a notebook."""
+"""The parameters of the notebooks, validated before any work starts: a dataclass for each kind of notebook."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _ACCEPTED = "_accepted_parameters"
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class NotebookConfig:
-    """The parameters of every notebook; the comments in its parameters cell say what each one is.
+    """The parameters that all notebooks have. The comments in a notebook's parameters cell explain them.
 
     Attributes:
-        task: name of the task that its data sets must have; empty allows any.
+        task: name of the task that the data set must have; empty allows any.
 
     Raises:
-        ValueError: a value is of the wrong type, out of range or unknown, a folder or file is not there, or the run
+        ValueError: a value has the wrong type, is out of range or unknown; a folder or file is missing; or the run
             has a log and cannot continue.
     """
 
@@ -84,16 +84,16 @@ class NotebookConfig:
 
     @classmethod
     def from_notebook(cls: type[Config], namespace: dict[str, Any]) -> Config:
-        """Read the parameters that a notebook's parameters cell, and papermill after it, have set.
+        """Read the parameters that the parameters cell of a notebook, or papermill, has set.
 
         Args:
             namespace: the notebook's ``globals()``. Every plain value in it (number, text, list, None) whose name
-                does not start with an underscore is a parameter. When the cell is run again later in the same kernel,
-                unknown names are passed over: by then they are the notebook's own variables.
+                does not start with an underscore is a parameter. If the cell is run again in the same kernel, unknown
+                names are ignored, since by then the notebook has variables of its own.
 
         Raises:
-            ValueError: a parameter is unknown, of the wrong type or out of range; one sentence names it, its value
-                and what is allowed.
+            ValueError: a parameter is unknown, has the wrong type or is out of range. The message names it, its value
+                and the allowed values.
         """
         known = [f.name for f in fields(cls)]
         found: dict[str, Any] = {
@@ -110,7 +110,7 @@ class NotebookConfig:
             raise ValueError(
                 f"{unknown[0]}={found[unknown[0]]!r} is no parameter of this notebook{hint}; allowed: {allowed}"
             )
-        if found.get("run"):  # on Colab, an earlier session may have left it on the Drive
+        if found.get("run"):  # an earlier Colab session may have copied it to the Drive
             logs, run = str(found.get("logs", "logs")), str(found["run"])
             log_path(logs, run, new=False)
             check_writable(logs)
@@ -126,7 +126,7 @@ class NotebookConfig:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class ExperimentConfig(NotebookConfig):
-    """Parameters of the notebooks that train a network and compress it; ``model`` names a relative of their own.
+    """Parameters of the notebooks that train and compress a network. ``model`` selects another one of its family.
 
     Attributes:
         model_parameters: argument of ``build_model`` -> the parameter that sets it.
@@ -154,7 +154,7 @@ class ExperimentConfig(NotebookConfig):
     distill_features: str = ""
     latency_batch: Count = 1
     runtimes: str = "eager"
-    svd_ranks: str | int = "16,32,64"  # papermill hands a single value over as a number
+    svd_ranks: str | int = "16,32,64"  # papermill passes a single value as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
     compare_at: Share | None = None
 
@@ -210,14 +210,14 @@ class ExperimentConfig(NotebookConfig):
         )
 
     def model_arguments(self, model: str) -> dict[str, Any]:
-        """Return the arguments to build a model of this name with."""
+        """Return the arguments of ``build_model`` for a model of this name."""
         values = {argument: getattr(self, parameter) for argument, parameter in self.model_parameters.items()}
         known = {field.name: field.default for field in fields(self)}
         defaults = {argument: known[parameter] for argument, parameter in self.model_parameters.items()}
         return MODELS[model].pick(values, defaults)
 
     def command(self, notebook: str) -> str:
-        """Return the command that runs a notebook with these parameters; those that are None stay at its defaults."""
+        """Return the command that runs a notebook with these parameters. Parameters that are None are left out."""
         optional = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {name: v for name, v in optional.items() if v is not None or name == "compare_at"}
         given = [text for name, value in values.items() for text in ("-p", name, str(value))]
@@ -296,13 +296,13 @@ class SegmentationConfig(ExperimentConfig):
         super().__post_init__()
 
     def load_options(self) -> LoadOptions:
-        """Return whether images vary, and what becomes of those without annotation."""
+        """Return whether images are augmented, and whether images without annotation are used."""
         return {"augment": self.augment, "unannotated": self.unannotated}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class CompareConfig(NotebookConfig):
-    """Parameters of the notebook that compares runs, or saved networks on one data set."""
+    """Parameters of the notebook that compares runs, and saved networks on one data set."""
 
     dataset: str = "digits"
     models: str = ""
@@ -318,7 +318,7 @@ class CompareConfig(NotebookConfig):
                 raise ValueError(f"models={self.models!r}: there is no file {file!r}")
 
     def load_options(self) -> LoadOptions:
-        """Return the scale of the inputs, and what becomes of images without annotation."""
+        """Return the scale of the inputs, and whether images without annotation are used."""
         return {"normalize": "imagenet" if self.pretrained else "dataset", "unannotated": self.unannotated}
 
     @property
@@ -330,7 +330,7 @@ class CompareConfig(NotebookConfig):
 def _listed(
     name: str, text: str, kind: Callable[[str], Value], allowed: str, accept: Callable[[Value], bool]
 ) -> list[Value]:
-    """Read a list written as text, e.g. ``"16,32,64"``; an empty text is an empty list."""
+    """Read a list from a text such as ``"16,32,64"``. An empty text gives an empty list."""
     try:
         values: list[Value] | None = [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:

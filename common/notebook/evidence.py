@@ -1,4 +1,4 @@
-"""What a notebook shows of networks beside their logs: layer by layer, mask by mask, file by file."""
+"""Tables and masks that a notebook makes from the networks themselves rather than from their logs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ from common.training import evaluate
 
 
 def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
-    """Return layer -> the first of its ranks, in the last of ``plans``; empty where there is no plan."""
+    """Return layer -> its first rank in the last of ``plans``; empty if there is no plan."""
     return {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()}
 
 
 def layer_table(
     model: nn.Module, data: DataBundle, plans: Sequence[RankPlan], decompositions: Decompositions
 ) -> pd.DataFrame:
-    """Tabulate what the last of ``plans`` does to each layer: method, ranks, relative error, savings, or why dense.
+    """Tabulate the last of ``plans``: the method, ranks, relative error and savings of each layer, or why it is dense.
 
     Args:
         model: the dense network.
-        data: for an example input.
-        plans: for this network.
-        decompositions: of ``model``. With moments the errors are those of outputs on data, otherwise of weights.
+        data: gives an example input.
+        plans: plans for this network.
+        decompositions: the decompositions of ``model``. If they have moments, errors are those of the outputs on data,
+            otherwise those of the weights.
     """
     columns = ["Layer", "Parameters", "Method", "Ranks", "Error", "Params Red.", "MACs Red.", "Why dense"]
     if not plans:
@@ -67,16 +68,16 @@ def layer_table(
 
 @torch.no_grad()
 def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: int = 4) -> dict[str, NDArray[Any]]:
-    """Return the first test images with a truth, and the masks that each network finds there.
+    """Return the first test images that have a true mask, and the masks that each network predicts for them.
 
     Args:
         networks: title or number of a trial -> network.
-        data: images with masks; only the first class is shown.
-        count: the greatest number of images.
+        data: images with masks. Only the first class is shown.
+        count: maximum number of images.
 
     Returns:
-        ``image`` (grey, in [0, 1]), ``truth``, then the mask of each network, each ``(count, H, W)``; without images
-        where none has a truth.
+        ``image`` (grey, in [0, 1]), ``truth`` and then the masks of each network, each ``(N, H, W)``. N is 0 if no
+        image has a true mask.
     """
     pairs = [
         (image, mask[0])
@@ -101,15 +102,15 @@ def _title(network: Any) -> str:
 
 
 def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:
-    """Compare saved networks, dense or compressed, on one data set: quality on test, cost, and time.
+    """Compare saved networks, dense or compressed, on one data set: metric on test, cost and latency.
 
     Args:
-        files: written by :func:`common.compression.save_compressed`. The speedups are relative to the first, which is
-            timed in turn with each other one.
-        data: its test split is read.
+        files: written by :func:`common.compression.save_compressed`. Speedups are relative to the first network, which
+            is timed in turn with each of the others.
+        data: the data set. Its test split is read.
 
     Raises:
-        ValueError: a file is of another kind, or its network does not fit the data.
+        ValueError: a file does not hold such a network, or the network does not fit the data.
     """
     rows: list[dict[str, Any]] = []
     x = data.example().to(default_device())
@@ -137,7 +138,7 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
 
 
 def _check_fit(file: str | Path, network: nn.Module, data: DataBundle) -> None:
-    """Raise a ValueError unless a saved network is for the task, the classes and the scale of the data."""
+    """Raise a ValueError unless a saved network fits the task, the classes and the scale of the data."""
     provenance = get_provenance(network)
     known = MODELS.get(provenance.builder) if provenance and provenance.builder else None
     task = known.task if known else "an unknown task"

@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from common.trials import TrialRecord
 
 PAUSE_S = 5.0
-"""Least time between two drawings, in seconds."""
+"""Minimum pause between two drawings, in seconds."""
 SHARE = 0.05
-"""Greatest share of the time that goes into drawing."""
+"""Maximum share of the time that is spent on drawing."""
 
 Draw = Callable[[list[TrialRecord]], Figure]
 
 
 class LivePicture:
-    """Shows the trials so far in the running notebook cell; outside notebooks it does nothing.
+    """Shows the trials so far in the running notebook cell. Outside notebooks it does nothing.
 
     Args:
         draw: makes a figure of the records.
@@ -35,20 +35,21 @@ class LivePicture:
         self._next = 0.0
 
     def add(self, record: TrialRecord) -> None:
-        """Add a trial, or its latest version; redraw if the last drawing is long enough ago.
+        """Add a trial or its latest version, and redraw the picture if the last drawing was long enough ago.
 
-        If drawing fails, it warns once and stops drawing; the search goes on.
+        Warns:
+            UserWarning: drawing failed. No more pictures are drawn, but the search goes on.
         """
         self._records[record.trial] = record
         if time.perf_counter() >= self._next:
             try:
                 self.show(self._records.values())
-            except Exception as error:  # whatever a drawing may raise
+            except Exception as error:  # drawing may raise anything
                 self._next = math.inf
                 warnings.warn(f"the picture of the search is no longer drawn: {error!r}", stacklevel=2)
 
     def show(self, records: Iterable[TrialRecord]) -> None:
-        """Draw these records now, in place of the last picture."""
+        """Replace the picture by one of these records."""
         if not in_notebook():
             return
         from IPython.display import display

@@ -34,7 +34,7 @@ from common.trials import TrialRecord, log_path
 from common.validation import check_choice
 
 COMPARED = ("svd", "tucker2", "htd")
-"""The methods that are compared with ARSVD at equal budgets."""
+"""Methods to compare with ARSVD at equal budgets."""
 IMAGENET_CLASSES = 1000
 
 
@@ -56,15 +56,15 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
     """Return the dense network and the history of its training.
 
     Args:
-        config: names the weights, or says how to train. A run that was stopped continues with its own network, or
-            with its training.
-        name: the notebook's architecture; the config may name a relative of it.
-        data: is trained on when there are no weights; otherwise the history is empty.
+        config: names the weights, or the settings for training. A run that was stopped continues with its own network
+            or with its unfinished training.
+        name: the notebook's architecture. The config may name another one of its family.
+        data: the data set to train on. If there are weights, nothing is trained and the history is empty.
 
     Raises:
-        ValueError: the weights belong to another architecture or to inputs of another scale, the config's model is no
-            relative of ``name``, the images are too small for it, the network lacks a feature that the config names,
-            the config names ranks or budgets that it cannot have, or nobody has trained the network.
+        ValueError: the weights belong to another architecture or to inputs of another scale; the config's model is not
+            of the family of ``name``; the images are too small for it; the network lacks a feature that the config
+            names, or cannot have its ranks or budgets; or the network was never trained.
     """
     model = _untrained(config, name, data)
     if weights := config.weights or _weights_of_run(config):
@@ -95,7 +95,7 @@ def dense_network(config: ExperimentConfig, name: str, data: DataBundle) -> tupl
 
 
 def _untrained(config: ExperimentConfig, name: str, data: DataBundle) -> nn.Module:
-    """Build the architecture on this machine's device, once it is clear that it fits the config and the data."""
+    """Check that the architecture fits the config and the data, and build it on this machine's device."""
     if config.model is not None:
         check_choice("model", config.model, relatives(name))
         name = config.model
@@ -110,47 +110,47 @@ def _untrained(config: ExperimentConfig, name: str, data: DataBundle) -> nn.Modu
 
 
 def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) -> None:
-    """Raise a ValueError for ranks and budgets that no plan for this architecture can have, before it is trained."""
+    """Raise a ValueError if no plan for this architecture can have the ranks and budgets of the config."""
     if config.rank_list:
         try:
             plan_ranks(model, x, "svd", Fixed(max(config.rank_list)))
         except ValueError as error:
             raise ValueError(f"svd_ranks={config.svd_ranks!r}: {error}") from None
     shapes, dense = trace_layers(model, x), _dense_cost(model, x)
-    asked = (
+    wanted = (
         ("compare_at", config.compare_at, COMPARED, 0),
         ("budget_params", config.budget_params, (config.method,), 0),
         ("budget_macs", config.budget_macs, (config.method,), 1),
     )
-    for name, share, methods, index in asked:
+    for name, share, methods, index in wanted:
         if share is None:
             continue
         for method in methods:
             least = plan_cost(shapes, dense, plan_ranks(model, x, method, Fixed(1)))[index] / dense[index]
             if share < least:
-                raise ValueError(f"{name}={share}: {method} at rank 1 keeps {least:.4f}, and less cannot be kept")
+                raise ValueError(f"{name}={share}: {method} keeps at least {least:.4f}, at rank 1")
 
 
 def _dense_cost(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """Return the parameters and MACs that a pass uses; budgets are fractions of them."""
+    """Return the parameters and MACs that a pass uses. Budgets are fractions of them."""
     cost = profile(model, x)
     return cost.params_in_use, cost.macs
 
 
 def _check_head(model: nn.Module, config: ExperimentConfig, data: DataBundle) -> None:
-    """Raise a ValueError where a part of the network was never trained."""
+    """Raise a ValueError if a part of the network was never trained."""
     provenance = get_provenance(model)
     arguments = config.model_arguments(provenance.builder) if provenance and provenance.builder else {}
     if arguments.get("weights") is None or data.num_classes != IMAGENET_CLASSES:
         raise ValueError(
-            "dense_epochs=0.0 takes a network as it is, and this one would be random, wholly or in its head for "
-            f"{data.num_classes} classes; give weights, or pretrained with a set of ImageNet's {IMAGENET_CLASSES:,} "
-            "classes, or train it"
+            "dense_epochs=0.0 leaves the network untrained, and its weights, or those of its head for "
+            f"{data.num_classes} classes, would be random; give weights, or pretrained with a set of ImageNet's "
+            f"{IMAGENET_CLASSES:,} classes, or train it"
         )
 
 
 def _weights_of_run(config: ExperimentConfig) -> Path | None:
-    """Return the file with the dense network of a run that was started before; None where there is none."""
+    """Return the file with the dense network of a run that was started before; None if there is none."""
     if config.run is None or not log_path(config.logs, config.run, new=False).exists():
         return None
     weights = weights_path(config.logs, config.run)
@@ -158,22 +158,22 @@ def _weights_of_run(config: ExperimentConfig) -> Path | None:
 
 
 def _checkpoint_of_run(logs: str, run: str) -> Path:
-    """Return the checkpoint of the dense network's training; it stays until the first trial is logged."""
+    """Return the checkpoint of the dense network's training. It is kept until the first trial is logged."""
     return weights_path(logs, run).with_suffix(".checkpoint")
 
 
 def decompose(config: ExperimentConfig, model: nn.Module, data: DataBundle) -> Decompositions:
-    """Decompose the layers, for their outputs on the calibration split or for the weights alone."""
+    """Decompose the layers, to preserve their outputs on the calibration split or their weights alone."""
     return decompose_for_search(model, data, config.seed, config.data_aware)
 
 
 def rule_plans(
     config: ExperimentConfig, model: nn.Module, data: DataBundle, decompositions: Decompositions
 ) -> list[RankPlan]:
-    """Return the plans to compare the search with.
+    """Return the plans with which to compare the search.
 
-    These are SVD at each of the fixed ranks and ARSVD at each tau. Where ``compare_at`` names a share of the
-    parameters, the methods in ``COMPARED`` follow at that budget, then ARSVD at the greatest tau that fits it.
+    These are SVD at each of the fixed ranks and ARSVD at each tau. If ``compare_at`` is a share of the parameters, the
+    methods in ``COMPARED`` follow at that budget, and then ARSVD at the greatest tau that fits it.
     """
     x = data.example().to(default_device())
     fixed = [plan_ranks(model, x, "svd", Fixed(rank), decompositions=decompositions) for rank in config.rank_list]
@@ -186,7 +186,10 @@ def rule_plans(
 
 
 def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
-    """Return ARSVD's largest plan over all taus that fits a budget; where none fits, warn and take tau 0.
+    """Return ARSVD's largest plan over all taus that fits a budget, or its plan at tau 0 if none fits.
+
+    Warns:
+        UserWarning: no plan fits the budget.
 
     Args:
         budget: the share of the parameters to keep, in (0, 1].
@@ -214,9 +217,9 @@ def search(
     plans: Sequence[RankPlan],
     decompositions: Decompositions,
 ) -> SearchResult:
-    """Run the search that the config asks for, see :func:`common.search.search_ranks`.
+    """Run the search that the config describes, see :func:`common.search.search_ranks`.
 
-    In a notebook a picture, metric against cost, follows this process's trials; at the end it shows all trials.
+    In a notebook, a picture of metric against cost shows this process's trials so far, and at the end all trials.
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None

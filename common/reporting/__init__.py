@@ -1,1 +1,1 @@
-"""Tables and figures made from trial records alone; nothing here needs torch or the networks themselves."""
+"""Tables and figures made from trial records alone. Nothing here needs torch or the networks themselves."""

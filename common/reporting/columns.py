@@ -1,4 +1,4 @@
-"""The columns that reports are made from, and how a record fills a row of them."""
+"""The columns from which reports are made, and how a record becomes a row of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ NUMBERS = (
     *(*STAGES, "test", "final", "dense", "dense_test", "dense_params", "dense_macs", "dense_size"),
     *("speedup", "median_s", "iqr_s", "seconds", "seed", "spectra"),
 )
-"""The columns. The stages, ``test``, ``final`` (validation after the last stage) and the dense ones hold the deciding
-metric, whichever it is; what was not measured is NaN. ``title`` is the method's. ``network`` tells one dense network
-from another."""
+"""The columns. The stages, ``test``, ``final`` (validation after the last stage), ``dense`` and ``dense_test`` hold
+the deciding metric. What was not measured is NaN. ``title`` is the method's. ``network`` names the dense one."""
 
 
 class Columns:
-    """The columns while they grow; a text is held once and its number in the column.
+    """The columns while they grow. Each text is stored once, and a column of texts holds their numbers.
 
     Attributes:
-        held: the records that no file leads back to, by row.
+        held: row -> record, for records that cannot be read again from a file.
     """
 
     def __init__(self) -> None:
@@ -47,7 +46,7 @@ class Columns:
         return pd.DataFrame({**columns, **texts})
 
     def put(self, row: int, entry: Entry, file: int, study: str) -> None:
-        """Write a record into ``row``, which is one that is there or the next."""
+        """Write a record into ``row``, which is an existing row or the next one."""
         record, dense = entry.record, entry.record.baseline
         dense_metric, timing = dense.metric(record.metric), record.latency
         texts = (

@@ -1,4 +1,4 @@
-"""What a report says of one record: its method's name, its rule's setting, its timings and their conditions."""
+"""What a report says about one record: its method's name, its rule's setting, its timings and their conditions."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from zlib import crc32
 from common.trials import Timing, TrialRecord
 
 PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5}
-"""The methods that are compared most, in the order of a legend, and the place of each among colours and markers: the
-first places are the farthest apart. A method that is not here takes one of the other places."""
+"""The methods that are compared most, in the order of a legend, with the place of each among colours and markers. The
+first places differ most. A method that is not listed here takes one of the other places."""
 COLORS_APART = 10
-"""How many places differ in their colour."""
+"""Number of places with different colours."""
 
 
 def method_name(record: TrialRecord) -> str:
-    """The method as a user asks for it."""
+    """The method's name as a user passes it."""
     return record.method_name or record.method
 
 
 def method_title(record: TrialRecord) -> str:
-    """The method as a report writes it; its name where the record does not say."""
+    """The method's title in reports; its name if the record holds no title."""
     return record.method_title or method_name(record)
 
 
 def method_order(names: Iterable[str]) -> list[str]:
-    """The methods in the order of `PLACES`, others behind them by name."""
+    """The methods in the order of `PLACES`, followed by the others in the order of their names."""
     known = list(PLACES)
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def method_places(names: Iterable[str]) -> dict[str, int]:
-    """The place of each method among colours and markers, which no two of them share.
+    """Give each method its own place among colours and markers.
 
-    A method that `PLACES` does not have takes the free colour that its name points to. Of several that point to the
-    same one, the later by name takes the next.
+    A method that is not in `PLACES` takes one of the free colours by a hash of its name. If two names have the same
+    hash, the one that is later in the alphabet takes the next free colour.
     """
     places: dict[str, int] = {}
     spare = COLORS_APART - len(PLACES)
@@ -52,14 +52,14 @@ def method_places(names: Iterable[str]) -> dict[str, int]:
 
 
 def setting_text(record: TrialRecord) -> str:
-    """What the rank rule was told, e.g. ``tau=0.5``; the paper's exponent of 1 goes without saying."""
+    """The settings of the rank rule, e.g. ``tau=0.5``. The paper's exponent of 1 is left out."""
     settings = record.details.rule_settings
     shown = {name: value for name, value in settings.items() if (name, value) != ("exponent", 1)}
     return ", ".join(f"{name}={_plain(value)}" for name, value in shown.items() if value is not None)
 
 
 def proposer_of(record: TrialRecord) -> str:
-    """Who proposed the plan: the sampler of a search, or the rank rule of a plan that was given to it."""
+    """What proposed the plan: the sampler of a search, or the rank rule if the search was given the plan."""
     sampler = record.details.sampler or "given"
     return record.rule if sampler == "given" else sampler
 
@@ -71,22 +71,22 @@ def _plain(value: Any) -> str:
 
 
 def timings(record: TrialRecord) -> list[Timing]:
-    """Every timing of a trial that tells a speedup or why there is none, one for each runtime."""
+    """The timings of a trial, one for each runtime, that hold a speedup or the reason why there is none."""
     found = record.details.latencies or ([record.latency] if record.latency else [])
     return [timing for timing in found if number(timing.speedup) > 0 or timing.note]
 
 
 def macs_ratio(record: TrialRecord, timing: Timing) -> float:
-    """The dense network's MACs over the compressed one's; NaN where it is not known.
+    """The dense network's MACs over the compressed one's; NaN if unknown.
 
-    They are counted as the runtime of ``timing`` computes them, where it merges layers; else as they are.
+    If the runtime of ``timing`` merges layers, the MACs are those of the merged networks.
     """
     logged = number(timing.macs_ratio)
     return logged if logged > 0 else record.baseline.macs / record.macs if record.macs else math.nan
 
 
 def conditions(timing: Timing) -> str:
-    """The conditions in which a time was taken, e.g. ``PyTorch eager, 2 threads, batch 1``."""
+    """The conditions of a timing, e.g. ``PyTorch eager, 2 threads, batch 1``."""
     parts = [
         timing.runtime or "unknown runtime",
         f"{timing.threads} thread{'s' if timing.threads != 1 else ''}" if timing.threads else "",
@@ -97,12 +97,12 @@ def conditions(timing: Timing) -> str:
 
 
 def number(value: float | None) -> float:
-    """``value`` as a finite number, else NaN."""
+    """``value`` as a float; NaN if it is None or not finite."""
     return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 def environment_text(record: TrialRecord) -> str:
-    """What a trial ran on, e.g. ``Python 3.11.7, torch 2.13.0, AMD EPYC, 2 threads``."""
+    """Versions and hardware of a trial, e.g. ``Python 3.11.7, torch 2.13.0, AMD EPYC, 2 threads``."""
     found = record.environment
     parts = [f"{title} {found[name]}" for name, title in (("python", "Python"), ("torch", "torch")) if found.get(name)]
     parts += [str(found[name]) for name in ("processor", "accelerator") if found.get(name)]

@@ -1,7 +1,7 @@
-"""All trials as one table of columns, a row a trial: what tables and figures are made from.
+"""All trials as one data frame with a row for each trial. Tables and figures are made from it.
 
-A million whole records do not fit in memory; a million rows of numbers do. The few records that a table or a figure
-needs whole (the plan of the best trial) are read again from where they stand.
+A million whole records do not fit in memory; a million rows of numbers do. A table or a figure needs only a few whole
+records, e.g. for the plan of the best trial. These are read again from their logs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Trials:
     """The trials of any number of runs.
 
     Attributes:
-        frame: one row a trial, in the order in which they were read, with the columns of `columns.TEXTS`, `COUNTS` and
-            `NUMBERS`; the shares ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept`` of the dense
-            network's; and the blocks ``label`` and ``group`` that it belongs to.
+        frame: one row for each trial, in the order of reading. Its columns are `columns.TEXTS`, `COUNTS` and
+            `NUMBERS`; ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept``, as shares of the dense
+            network's; and the blocks ``label`` and ``group``, see `blocks`.
     """
 
     def __init__(self, entries: Iterable[tuple[int | None, Entry, Path]], by_name: bool = False) -> None:
         columns, files = Columns(), dict[Path, int]()
         homes: dict[str, Path] = {}
-        folders: dict[str, dict[str, Path]] = {}  # study -> each of its dense networks and seeds, and where it was met
+        folders: dict[str, dict[str, Path]] = {}  # study -> seed and dense metric -> folder of the first such log
         for row, entry, path in entries:
             if row is None:
                 continue
@@ -39,9 +39,9 @@ class Trials:
             origin = f"{entry.record.seed} {entry.record.baseline.metrics.get('validation')}"
             known = folders.setdefault(study, {})
             folder = known.setdefault(origin, path.parent)
-            if folder != next(iter(known.values())):  # another study of that name, in another folder
+            if folder != next(iter(known.values())):  # another study with the same name, in another folder
                 study = f"{study} ({folder})"
-            if homes.setdefault(entry.record.run, path) != path:  # a name that another file has already
+            if homes.setdefault(entry.record.run, path) != path:  # another file has a run with this name
                 named = entry.record.replace(run=f"{entry.record.run} ({path.parent})")
                 entry = entry._replace(record=named)
             columns.put(row, entry, files.setdefault(path, len(files)), study)
@@ -50,14 +50,14 @@ class Trials:
 
     @classmethod
     def of(cls, trials: Trials | Sequence[TrialRecord]) -> Trials:
-        """``trials`` themselves, or those of a list of records, each of which is a trial of its own."""
+        """Return ``trials`` itself, or make one from a list of records, each of which is a separate trial."""
         if isinstance(trials, Trials):
             return trials
         return cls((row, Entry(record, 0, 0, 0), Path()) for row, record in enumerate(trials))
 
     @classmethod
     def read(cls, logs: Sequence[Log], by_name: bool = False) -> Trials:
-        """The trials of these logs, the workers of a study merged (see `Versions` for ``by_name``)."""
+        """Read the trials of these logs and merge the workers of each study (see `Versions` for ``by_name``)."""
         versions = Versions(by_name)
         return cls(
             ((versions.place(entry.record, log.path), entry, log.path) for log in logs for entry in log.entries()),
@@ -65,7 +65,7 @@ class Trials:
         )
 
     def only(self, **wanted: Sequence[str] | None) -> Trials:
-        """The trials whose columns hold one of the wanted texts; None wants them all."""
+        """The trials whose columns hold one of the wanted texts. None selects all."""
         rows = self.frame
         for name, values in wanted.items():
             if values is not None:
@@ -82,14 +82,14 @@ class Trials:
         return chosen
 
     def path(self, row: int) -> Path:
-        """The file that a row was read from; the working folder when it was not read from a file."""
+        """The file from which a row was read; the working folder if there is none."""
         return self._paths[int(self.frame["file"][row])]
 
     def record(self, row: int) -> TrialRecord:
-        """The whole record behind a row of the frame, by the row's label.
+        """The whole record of a row of the frame, by the row's label.
 
         Raises:
-            ValueError: the log changed since it was read.
+            ValueError: the log has changed since it was read.
         """
         if row in self._held:
             return self._held[row]
@@ -99,37 +99,37 @@ class Trials:
             try:
                 record = TrialRecord.from_line(file.read(int(self.frame["size"][row])))
             except ValueError:
-                raise ValueError(f"The log {path} was changed while it was read; run this again.") from None
+                raise ValueError(f"The log {path} has changed since it was read; run this again.") from None
         run, study = str(self.frame["run"][row]), str(self.frame["study"][row])
         details = record.details if study == study_of(record) else record.details.replace(study=study)
         return record.replace(run=run, details=details)
 
     @property
     def titles(self) -> dict[str, str]:
-        """Method -> its title, of every method that is in these trials, in the order of `method_order`."""
+        """Method -> title for every method of these trials, in the order of `method_order`."""
         pairs = self.frame[["method", "title"]].drop_duplicates()
         pairs = pairs.assign(untitled=pairs["title"].astype(str) == pairs["method"].astype(str))
         pairs = pairs.sort_values(["method", "untitled"]).drop_duplicates("method")
         return dict(zip(pairs["method"], pairs["title"], strict=True))
 
     def blocks(self, by: str = "label") -> Iterator[tuple[str, pd.DataFrame]]:
-        """The rows of each block, blocks in the order in which they first appear.
+        """The rows of each block; the blocks are in the order in which they first appear.
 
-        ``label`` is ``model (dataset)``. The runs of one model are compared with each other when they started from
-        the same dense network; when they did not, each study is a block of its own and the label names it. ``group``
-        is the same, but dense networks of one size and metric that differ only by their seed stay together, for means
+        ``label`` is ``model (dataset)``. Runs of one model are compared with each other only if they started from the
+        same dense network. Otherwise each study is a separate block, and the label names the study. ``group`` is the
+        same, except that dense networks of one size and metric that differ only by their seed stay together, for means
         over seeds.
         """
         for label, rows in self.frame.groupby(by, observed=True, sort=False):
             yield str(label), rows
 
     def best(self, rows: pd.DataFrame, keep: float) -> dict[str, TrialRecord]:
-        """What `common.trials.best.choose_best` chooses of these rows."""
+        """What `common.trials.best.choose_best` chooses among these rows."""
         accepted = rows[is_accepted(rows, keep)].assign(tested=rows["test"].notna())
         nearest: set[int] = set()
         for name, ascending in (("params_kept", True), ("macs_kept", True), ("speedup", False)):
             ordered = accepted.dropna(subset=name).sort_values([name, "final"], ascending=[ascending, False])
-            # no other one of its search can be chosen by this criterion
+            # choose_best can choose no other trial of this search by this criterion
             nearest |= set(ordered.groupby(["study", "tested"], observed=True).head(1).index)
         return choose_best([self.record(row) for row in sorted(nearest)], keep)
 
@@ -141,7 +141,7 @@ def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
 
 
 def is_measured(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Which trials reached a value of the deciding metric on validation, given up later or not."""
+    """Which trials have a value of the deciding metric on validation, even if they were pruned later."""
     return (rows["status"] != "failed") & rows["final"].notna()
 
 

@@ -1,4 +1,4 @@
-"""Where the trials of large logs stand, so that they can be copied in order without being held in memory."""
+"""The positions of the trials in large logs, for copying them in order without holding them in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from common.trials import TrialRecord
 
 
 class Index:
-    """Where the latest version of each trial stands, in a few bytes each.
+    """The position of the latest version of each trial, in a few bytes for each.
 
     Args:
-        logs: that `fill` reads.
+        logs: the logs that `fill` reads.
     """
 
     def __init__(self, logs: list[Log]) -> None:
@@ -27,7 +27,7 @@ class Index:
         return len(self._places)
 
     def fill(self, wanted: Callable[[TrialRecord, int], bool], by_name: bool = False) -> None:
-        """Read the logs once, for the trials that are wanted by their record and the time of their line.
+        """Read the logs once and index the trials for which ``wanted(record, time)`` is true.
 
         Raises:
             OSError: a log cannot be read.
@@ -40,11 +40,11 @@ class Index:
                     self._places.put(row, (file, offset, size, record.trial, time))
 
     def trials(self) -> Iterator[bytes]:
-        """The JSON of each trial, by number, with the time at which it was logged in front.
+        """The JSON of each trial in the order of the trials' numbers, starting with the time at which it was logged.
 
         Raises:
             OSError: a log cannot be read.
-            ValueError: a log was changed since it was indexed.
+            ValueError: a log has changed since it was indexed.
         """
         with ExitStack() as stack:
             files: list[BinaryIO] = [stack.enter_context(log.path.open("rb")) for log in self.logs]
@@ -56,7 +56,7 @@ class Index:
                 if b"NaN" in text or b"Infinity" in text:  # JSON has no such numbers
                     text = TrialRecord.from_line(text).to_line().encode(errors="backslashreplace")
                 if len(text) < size or text[:1] != b"{":
-                    raise ValueError(f"The log {file.name} was changed while it was read; run this again.")
+                    raise ValueError(f"The log {file.name} has changed since it was read; run this again.")
                 yield (_time(time) + text[1:]) if time else text
 
 

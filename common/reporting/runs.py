@@ -1,4 +1,4 @@
-"""Finds the logs of finished and of growing runs, and reads them one record at a time."""
+"""Find the logs of finished and running searches, and read them one record at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from common.trials import Entry, Skipped, TrialRecord, iter_entries, time_number
 
 NAMED_LINES, NAMED_REASONS = 5, 50
-"""The most lines that are named for a reason, and the most reasons for a log; others are only counted."""
+"""Maximum number of lines to name for each reason, and of reasons for each log. Others are only counted."""
 
 
 class SkippedLines(list[Skipped]):
-    """The lines that were passed over: the first few of each reason, and how many there were of each.
+    """The lines that were skipped: the first few for each reason, and the number for each.
 
-    A log may hold a million lines of a schema that this reader does not know, so they are not all kept.
+    Not all are stored, since a log may hold a million lines of a schema that this reader does not know.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class SkippedLines(list[Skipped]):
         self.counts: dict[str, int] = {}
 
     def append(self, entry: Skipped) -> None:
-        """Count ``entry``, and keep it while it is among the first of its reason."""
+        """Count ``entry``, and store it if it is among the first for its reason."""
         reason = entry.reason if len(self.counts) < NAMED_REASONS or entry.reason in self.counts else "other reasons"
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if self.counts[reason] <= NAMED_LINES:
@@ -34,11 +34,11 @@ class SkippedLines(list[Skipped]):
 
     @property
     def total(self) -> int:
-        """How many lines were passed over."""
+        """The number of lines that were skipped."""
         return sum(self.counts.values())
 
     def by_reason(self) -> list[dict[str, Any]]:
-        """For each reason the log, the first lines, their whole ``count`` and the ``reason``."""
+        """For each reason the ``log``, the numbers of the first ``lines``, the ``count`` of all and the ``reason``."""
         return [
             {
                 "log": self[0].path.name,
@@ -51,7 +51,7 @@ class SkippedLines(list[Skipped]):
 
 
 def skipped_sentence(skipped: Mapping[str, Any]) -> str:
-    """One reason of `SkippedLines.by_reason` in words, e.g. ``r.log, lines 3, 7: torn: the record is not whole``."""
+    """Describe a reason of `SkippedLines.by_reason`, e.g. ``r.log, lines 3, 7: torn: the record is not complete``."""
     lines = list(skipped["lines"])
     more = skipped["count"] - len(lines)
     listed = ", ".join(map(str, lines)) + (f" and {more:,} more" if more else "")
@@ -59,7 +59,7 @@ def skipped_sentence(skipped: Mapping[str, Any]) -> str:
 
 
 def check_keep(keep: float) -> float:
-    """``keep`` itself, the fraction of the dense metric that an accepted trial kept.
+    """Return ``keep``, the fraction of the dense metric that an accepted trial must keep.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -70,14 +70,17 @@ def check_keep(keep: float) -> float:
 
 
 def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) -> list[Path]:
-    """The files with one of ``suffixes``, in the order of ``paths``, a folder's own files by name.
+    """Return the files with one of ``suffixes``, in the order of ``paths``; the files of a folder by name.
 
     Args:
-        paths: files and folders; a folder is not searched any deeper.
-        suffixes: what a log may end with. An earlier suffix wins: of ``a.log`` and ``a.json`` in one folder or
-            among the paths, ``(".log", ".json")`` keeps ``a.log``, because the JSON was made from it; so was
-            ``s.json`` from the logs of the workers that it names. A JSON file that is left out although it lies in
-            another folder than the log may be another run's, so a warning names it.
+        paths: files and folders. Subfolders are not searched.
+        suffixes: allowed suffixes of a log. An earlier suffix wins: with ``(".log", ".json")``, if a folder or the
+            paths hold both ``a.log`` and ``a.json``, the result holds ``a.log`` only, because the JSON was made from
+            it. The same holds for a ``s.json`` that names the logs of workers from which it was made.
+
+    Warns:
+        UserWarning: a JSON file is left out although the log lies in another folder, since it may belong to another
+            run.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no such file.
@@ -106,12 +109,12 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
         if not sources or not all(name in first for name in sources):
             kept[path.resolve()] = path
         elif not all(path.with_name(name).resolve() in resolved for name in sources):
-            warnings.warn(f"{path} is passed over for {first[sources[0]]}, a log of the same name", stacklevel=2)
+            warnings.warn(f"{path} is left out in favour of {first[sources[0]]}, a log of the same name", stacklevel=2)
     return list(kept.values())
 
 
 def _logs_named_in(path: Path) -> list[str]:
-    """The logs that a file of ``jsonify_logs.py`` was made from, as its first line says; empty for any other file."""
+    """The logs from which ``jsonify_logs.py`` made a file, as its first line states; empty for any other file."""
     with path.open("rb") as file:
         opening = file.readline(1_000_000).strip()
     try:
@@ -123,14 +126,14 @@ def _logs_named_in(path: Path) -> list[str]:
 
 @dataclass
 class Log:
-    """A file of trials: `entries` goes through it once, and fills ``skipped``."""
+    """A file of trials. `entries` reads it once, and fills ``skipped`` and ``notes``."""
 
     path: Path
     skipped: SkippedLines = field(default_factory=SkippedLines)
     notes: list[str] = field(default_factory=list)
 
     def entries(self) -> Iterator[Entry]:
-        """Every valid record in the order of the file; the size is 0 in a JSON file, where no offset leads back."""
+        """Every valid record in the order of the file. In a JSON file, records have no offset and the size 0."""
         if self.path.suffix != ".json":
             return iter_entries(self.path, self.skipped)
         return self._json_entries()
@@ -152,5 +155,5 @@ class Log:
                 yield Entry(record, time_number(str(values.get("time")).encode()), 0, 0)
 
     def sentences(self) -> list[str]:
-        """What was passed over while it was read, one line for each reason."""
+        """What was skipped during reading, in one sentence for each reason."""
         return [*self.notes, *map(skipped_sentence, self.skipped.by_reason())]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 
 class ColumnStore:
-    """Columns of numbers of one length.
+    """Columns of numbers, all of the same length.
 
     Args:
         kinds: name of each column -> type code of the module `array`: ``i`` and ``q`` are integers of 32 and 64 bits,
-            ``d`` floating-point numbers.
+            ``d`` is a floating-point number of 64 bits.
     """
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
@@ -28,11 +28,11 @@ class ColumnStore:
         return self._columns[name]
 
     def put(self, row: int, values: Iterable[float]) -> None:
-        """Write one value into each column, in ``row``, which is there already or the next.
+        """Write one value into each column at ``row``, which is an existing row or the next one.
 
         Raises:
-            IndexError: ``row`` lies further behind the last one.
-            ValueError: there is not one value for each column.
+            IndexError: ``row`` is beyond the next row.
+            ValueError: the number of values differs from the number of columns.
         """
         for column, value in zip(self._columns.values(), values, strict=True):
             if row == len(column):
@@ -41,5 +41,5 @@ class ColumnStore:
                 column[row] = value
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Name -> the column, which shares its memory with the store."""
+        """Name -> column as an array that shares its memory with the store."""
         return {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._columns.items()}

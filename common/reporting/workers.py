@@ -1,4 +1,4 @@
-"""Merges what the workers of one study wrote: each writes a log of its own, and a trial may stand in several."""
+"""Merge the logs of the workers of one study. Each worker writes its own log, and a trial may be in several."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ STAGE_ORDER = (*STAGES, "test")
 
 
 class Versions:
-    """Which records are versions of one trial.
+    """Decide which records are versions of the same trial.
 
-    Within a run a later record replaces an earlier one of the same number; runs of one name in two files are two runs.
-    Runs of one study, of one seed and one dense network, are its workers: their records of one number are versions of
-    one trial when they hold the same plan, and the one that reached the later stage stands; with another plan they are
-    trials of their own.
+    Within a run, a later record replaces an earlier one with the same number. Runs with the same name in two files are
+    different runs. Runs of the same study, seed and dense network are its workers. Their records with the same number
+    are versions of one trial if they hold the same plan, and the version that reached the latest stage is used. If
+    their plans differ, they are different trials.
+
+    Args:
+        by_name: whether to take ``<run>-w2`` for a worker of ``<run>`` although its records name no study.
     """
 
     def __init__(self, by_name: bool = False) -> None:
         self._by_name = by_name
         self._rows: dict[tuple[Path, str], dict[int, int]] = {}
         self._shared: dict[tuple[str, int, int, int], int] = {}
-        self._files: dict[tuple[str, str], list[Path]] = {}  # the study, with its seed and network, and the run
+        self._files: dict[tuple[str, str], list[Path]] = {}  # (study with its seed and network, run) -> files
         self._reached: dict[int, tuple[tuple[Path, str], int]] = {}
         self._number = 0
 
     def place(self, record: TrialRecord, path: Path) -> int | None:
-        """The row in which a record of the file ``path`` belongs, from 0; None when a later version stands there."""
+        """The row, from 0, for a record of the file ``path``; None if the row already holds a later version."""
         source = path, record.run
         rows = self._rows.setdefault(source, {})
         row = rows.get(record.trial)

@@ -58,7 +58,7 @@ class TrainingSettings:
         temperature: softens both networks' logits for distillation.
         features: names of modules whose outputs approach the teacher's as well, e.g. ``("down.4", "merge.3")``.
         patience: stop after this many epochs without a better validation metric; None never stops early.
-        recalibrate: measure BatchNorm's statistics anew on the calibration split before each evaluation. In a short
+        recalibrate: measure BatchNorm's statistics again on the calibration split before each evaluation. In a short
             training their moving averages lag behind the weights.
         amp: bfloat16 autocast; ``auto`` uses it where the processor or GPU computes in bfloat16.
         seed: of the order of the images and of dropout.
@@ -281,7 +281,7 @@ class _Run:
         values = torch.load(path, map_location=self.device, weights_only=True)
         if values["conditions"] != self.conditions:
             changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
-            raise ValueError(f"{path} was written under other settings ({changed}); delete it to start anew")
+            raise ValueError(f"{path} was written under other settings ({changed}); delete it to start again")
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])

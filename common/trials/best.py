@@ -1,4 +1,4 @@
-"""What a trial gained over the dense network, and which trial of a run is the best. Never imports torch."""
+"""Gains of a trial over the dense network, and the choice of the best trial. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from common.trials.record import STAGES, TrialRecord, study_of
 
 CRITERIA = ("params", "macs", "speedup")
-"""What a trial can be the best by: parameters removed, MACs removed, measured speedup."""
+"""The criteria for the best trial: parameters removed, MACs removed, measured speedup."""
 
 
 def final_metric(record: TrialRecord, name: str | None = None) -> float | None:
-    """A metric on validation after the last stage the trial reached; None when it was not measured.
+    """Return a metric on validation after the last stage of the trial; None if it was not measured.
 
     Args:
-        record: of the trial.
-        name: of the metric; the deciding one when left out.
+        record: the trial.
+        name: name of the metric; None for the metric that decides.
     """
     for stage in reversed(STAGES):
         if stage in record.metrics:
@@ -25,10 +25,10 @@ def final_metric(record: TrialRecord, name: str | None = None) -> float | None:
 
 
 def reductions(record: TrialRecord) -> dict[str, float]:
-    """What the trial gained over its baseline, by criterion; a criterion that was not measured is left out.
+    """Return the trial's gains over its baseline, by criterion. A criterion that was not measured is left out.
 
-    ``params`` and ``macs`` are the fractions removed (0.85 is 85% fewer), ``speedup`` the dense latency over
-    the compressed one, timed in turn.
+    ``params`` and ``macs`` are the removed fractions (0.85 is 85% fewer). ``speedup`` is the dense latency over the
+    compressed one, timed in turn.
     """
     dense = record.baseline
     pairs = {"params": (record.params, dense.params), "macs": (record.macs, dense.macs)}
@@ -40,7 +40,7 @@ def reductions(record: TrialRecord) -> dict[str, float]:
 def is_accepted(record: TrialRecord, keep: float) -> bool:
     """Whether the trial kept at least the fraction ``keep`` of its baseline's deciding metric on validation.
 
-    With ``keep`` 0 every trial that was measured did, also where the baseline has no such metric.
+    If ``keep`` is 0, every measured trial is accepted, even if the metric of its baseline is unknown.
     """
     value = final_metric(record)
     dense = record.baseline.metric(record.metric)
@@ -49,11 +49,11 @@ def is_accepted(record: TrialRecord, keep: float) -> bool:
 
 
 def choose_best(records: list[TrialRecord], keep: float = 0.99) -> dict[str, TrialRecord]:
-    """The accepted trial with the greatest reduction for each criterion (``params``, ``macs``, ``speedup``).
+    """Return the accepted trial with the greatest gain for each criterion (``params``, ``macs``, ``speedup``).
 
-    Ties go to the better deciding metric, then to the earlier trial. Once a search has chosen, only its chosen trials
-    count, the ones that carry a test metric: those were timed anew, and the fastest of many single timings is luck.
-    No value on test is looked at.
+    Ties go to the better deciding metric, then to the earlier trial. Once a search has chosen trials, which then have
+    a test metric, only these count: they were timed again, whereas the fastest of many single timings is luck. The
+    values on test are not used.
     """
     accepted = [record for record in records if is_accepted(record, keep)]
     finished = {study_of(record) for record in accepted if "test" in record.metrics}

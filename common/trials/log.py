@@ -1,8 +1,8 @@
-"""Logs: one run, one file ``logs/<run>.log``, its writer and its reader.
+"""The log of a run, ``logs/<run>.log``: its writer and its reader.
 
-A log holds lines that a person reads as they come (``tail -f``), and one line a trial with the whole record as
-JSON behind the word ``TRIAL``. A record that is written again under the same trial number (a finalist that was
-fine-tuned later) replaces the earlier one.
+A log holds lines for people, who can follow them (``tail -f``), and a line for each trial with the whole record as
+JSON after the word ``TRIAL``. A later record with the same trial number, e.g. of a finalist that was fine-tuned,
+replaces the earlier one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TRIAL_MARK = "TRIAL "
 
 
 def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
-    """The log of a run.
+    """Return the path of a run's log.
 
     Args:
-        folder: where the logs lie.
+        folder: folder of the logs.
         run: name of the run.
-        new: whether it must not have a log yet.
+        new: whether the run must not have a log yet.
 
     Raises:
-        ValueError: ``run`` cannot name a file, or has a log although it is to be new.
+        ValueError: ``run`` cannot name a file, or with ``new`` has a log already.
     """
     if not run or run != Path(run).name or run in {".", ".."}:
         raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
@@ -42,11 +42,11 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
 
 
 class TrialWriter:
-    """Appends to ``logs/<run>.log``. A record is on the disk when `write` returns, whatever happens next.
+    """Appends to ``logs/<run>.log``. When `write` returns, the record is on disk, whatever happens next.
 
     Args:
-        folder: where the logs lie; made when it is not there.
-        run: name of the run; becomes the file's name, so it holds no path separator.
+        folder: folder of the logs. A missing folder is created.
+        run: name of the run and of the file, so it must not hold a path separator.
 
     Raises:
         ValueError: ``run`` is empty or holds a path separator.
@@ -58,10 +58,10 @@ class TrialWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
         if self._file.tell() and not _ends_with_newline(self.path):
-            self._append("\n")  # the last writer was killed inside a line: ours must not continue it
+            self._append("\n")  # the last writer was killed while writing a line
 
     def note(self, text: str) -> None:
-        """Append ``text`` as a line for people, with the time in front."""
+        """Append ``text`` as a line for people, after the time."""
         self._append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {' '.join(text.split())}\n")
 
     def write(self, record: TrialRecord) -> None:
@@ -82,7 +82,7 @@ class TrialWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; the writer cannot be used afterwards."""
+        """Close the file. The writer cannot be used afterwards."""
         self._file.close()
 
     def __enter__(self) -> TrialWriter:
@@ -124,7 +124,7 @@ def _change(value: int, reference: float) -> str:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A line that held no usable record: where it stands and why it was passed over."""
+    """A line without a usable record: its place and the reason why it was skipped."""
 
     path: Path
     line: int
@@ -135,13 +135,13 @@ class Skipped:
 
 
 class Entry(NamedTuple):
-    """A whole record and where it stands in its log.
+    """A record and its place in its log.
 
     Attributes:
         record: the trial.
-        time: when it was logged, local time as the number YYYYMMDDhhmmss; 0 when no line for people says so.
-        offset: of the record's JSON in the file, in bytes.
-        size: of the record's JSON, in bytes.
+        time: local time at which it was logged, as the number YYYYMMDDhhmmss; 0 if no line for people states it.
+        offset: offset of the record's JSON in the file, in bytes.
+        size: size of the record's JSON, in bytes.
     """
 
     record: TrialRecord
@@ -151,10 +151,10 @@ class Entry(NamedTuple):
 
 
 def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
-    """Every whole record of one log in the order of its lines, later versions of a trial included.
+    """Yield every valid record of one log in the order of its lines, including later versions of a trial.
 
     Args:
-        path: the log; it may be growing while it is read, and is never held in memory.
+        path: the log. It may grow while it is read, and is never held in memory.
         skipped: receives one entry for each line that is torn or holds no valid record.
     """
     path, mark = Path(path), TRIAL_MARK.encode()
@@ -180,18 +180,18 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
 
 
 def time_number(line: bytes) -> int:
-    """YYYYMMDDhhmmss of a text that begins with a date and a time, as a line for people does; else 0."""
+    """Return the number YYYYMMDDhhmmss of a text that begins with a date and a time, like lines for people; else 0."""
     digits = line[:19].translate(None, b"-: T")
     return int(digits) if len(digits) == 14 and digits.isdigit() else 0
 
 
 def iter_trials(path: str | Path, skipped: list[Skipped]) -> Iterator[TrialRecord]:
-    """The records of `iter_entries`."""
+    """Yield the records of `iter_entries`."""
     return (entry.record for entry in iter_entries(path, skipped))
 
 
 def read_log(path: str | Path) -> tuple[list[TrialRecord], list[Skipped]]:
-    """The trials of one log, each in its latest version, by number; and what was passed over."""
+    """Return the latest version of each trial of a log, by number, and the lines that were skipped."""
     skipped: list[Skipped] = []
     latest = {record.trial: record for record in iter_trials(path, skipped)}
     return [latest[number] for number in sorted(latest)], skipped

@@ -1,4 +1,4 @@
-"""Records of earlier schema versions, made into those of this one; and what to do with values that do not fit."""
+"""Convert records of earlier schema versions, and leave out values that do not fit."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TITLES_1 = {
     "htd": "HTD",
     "mixed": "Mixed",
 }
-"""The methods that version 1 knew; its records do not hold the titles."""
+"""Titles of the methods of version 1, whose records do not hold them."""
 DECIDING = ("params", "macs", "size_bytes", "metrics")
 TIMES = ("median_s", "iqr_s", "speedup", "baseline_median_s")
 
 
 def migrate(values: Any) -> dict[str, Any]:
-    """The values of a record in the present version.
+    """Convert the values of a record to the current version.
 
     Raises:
-        ValueError: they are no JSON object, or of a version that this reader does not know.
+        ValueError: they are not a JSON object, or this reader does not know their version.
     """
     if not isinstance(values, dict):
         raise ValueError(f"a trial must be a JSON object, got {type(values).__name__}")
@@ -40,27 +40,27 @@ def migrate(values: Any) -> dict[str, Any]:
 
 
 def _from_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 holds how a user and a report name the method."""
+    """Add what version 2 adds: the method's name for users and its title in reports."""
     return {**values, **method_names_1(values.get("method"), values.get("rule")), "schema": 2}
 
 
 def method_names_1(method: Any, rule: Any) -> dict[str, str]:
-    """The fields that name the method, as reports of version 1 did: ``arsvd`` is ``svd`` with the rule ``entropy``."""
+    """Return the method's name and title in reports of version 1: ``arsvd`` is ``svd`` with rule ``entropy``."""
     name = "arsvd" if (method, rule) == ("svd", "entropy") else str(method)
     return {"method_name": name, "method_title": TITLES_1.get(name, "")}
 
 
 def without_misfits(values: dict[str, Any], error: ValidationError) -> dict[str, Any]:
-    """``values`` without what ``error`` names, where a record is of use without it.
+    """Return ``values`` without those that ``error`` names.
 
     Raises:
-        ValueError: a record is of no use without it; the sentence names the field.
+        ValueError: a record is useless without one of these values. The message names the field.
     """
     found = error.errors(include_url=False)
     for each in found:
         _check_dispensable(each)
     fitted = _copied(values)
-    for each in reversed(found):  # the last item of an array first, so that the others keep their places
+    for each in reversed(found):  # the last item of an array first, so that the others keep their positions
         _leave_out(fitted, each["loc"])
     return fitted
 
@@ -79,14 +79,14 @@ def _check_dispensable(found: ErrorDetails) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of the objects and arrays of JSON, whose other values never change."""
+    """Copy the objects and arrays of JSON. Other values cannot change."""
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _leave_out(values: dict[str, Any], place: Sequence[str | int]) -> None:
-    """Remove the value at ``place``; a layer of a plan becomes a dense one that shows it."""
+    """Remove the value at ``place``. A layer of a plan becomes a dense layer with the value as its reason."""
     parent: Any = values
     for step in place[:-1]:
         parent = parent[step]

@@ -1,7 +1,7 @@
 """The trial record: one compressed network and everything measured on it.
 
-A log holds the JSON of these models, keys as they are named here. What a part does not know, because another version
-wrote it, it keeps.
+A log holds the JSON of these models, with the names of the fields as keys. A part also keeps fields that it does not
+know, such as those of another version.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from common.trials.migration import SCHEMA_VERSION, migrate, without_misfits
 
 Status = Literal["ok", "pruned", "failed"]
 STAGES = ("raw", "recalibrated", "finetuned")
-"""The stages at which a trial is measured on the validation split, in the order in which they happen."""
+"""The stages at which a trial is measured on the validation split, in order."""
 READING = {"reading": True}
-"""The context in which records are read: there a measure that is infinite is an error."""
+"""The context of validation when a record is read: a measure that is infinite is then an error."""
 
 
 def _measure(value: Any, info: ValidationInfo) -> Any:
@@ -30,19 +30,19 @@ def _measure(value: Any, info: ValidationInfo) -> Any:
 
 
 Measure = Annotated[float, BeforeValidator(_measure)]
-"""A finite number; NaN where it was not measured or not finite, for which JSON has null."""
+"""A finite number; NaN if it was not measured or not finite, which is null in JSON."""
 Metrics = dict[str, dict[str, Measure]]
 """Stage or split -> metric -> value."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Part(BaseModel):
-    """A part of a trial record. It is written with the keys that it was given, and with no others."""
+    """A part of a trial record. Only the keys that it was given are written."""
 
     model_config = ConfigDict(frozen=True, extra="allow", validate_by_name=True)
 
     def __getitem__(self, key: str) -> Any:
-        """The value under a key of the log's JSON.
+        """Return the value under a key of the log's JSON.
 
         Raises:
             KeyError: the part has no such key.
@@ -52,22 +52,22 @@ class Part(BaseModel):
         return getattr(self, key)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy in which these fields have other values, which are validated.
+        """Return a copy in which these fields have other values. The values are validated.
 
         Raises:
-            ValidationError: a value is not of its field's type.
+            ValidationError: a value does not have its field's type.
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate({**given, **changes})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values with the keys that were given; numbers that are not finite become None."""
+        """Return plain values with the keys that were given. Numbers that are not finite become None."""
         values: dict[str, Any] = _plain(self.model_dump(by_alias=True, exclude_unset=True))
         return values
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: every float that is not finite replaced by None, however deep it lies."""
+    """Replace every float that is not finite, at any depth, by None, so that JSON can hold ``value``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -76,12 +76,12 @@ def _plain(value: Any) -> Any:
 
 
 class PlannedLayer(Part):
-    """What a plan does to one layer.
+    """The plan of one layer.
 
     Attributes:
-        method: of its decomposition; None where it stays dense.
-        ranks: in the order in which the input meets them; empty where it stays dense.
-        shift: whether the last factor has a bias of its own where the layer has none.
+        method: method of its decomposition; None if it stays dense.
+        ranks: its ranks in order from input to output; empty if it stays dense.
+        shift: whether the last factor has a bias although the layer has none.
         dense: why it stays dense.
     """
 
@@ -92,16 +92,16 @@ class PlannedLayer(Part):
 
 
 class Timing(Part):
-    """Time of one forward pass of a batch, and the conditions in which it was taken.
+    """Time of one forward pass of a batch, and the conditions of the timing.
 
     Attributes:
-        median_s, iqr_s: seconds; median and interquartile range.
-        speedup: over the dense network, timed in turn; None when there is none to tell, see ``note``.
-        baseline_median_s, baseline_iqr_s: seconds of the dense network.
+        median_s, iqr_s: median and interquartile range, in seconds.
+        speedup: speedup over the dense network, timed in turn; None if none can be stated, see ``note``.
+        baseline_median_s, baseline_iqr_s: the same of the dense network, in seconds.
         spread: interquartile range of the rounds' ratios, over their median.
         runtime, threads, batch_size, memory_format: the conditions.
-        peak_bytes, baseline_peak_bytes: the most memory that a pass took.
-        macs_ratio: dense MACs over compressed ones, as the runtime computes them.
+        peak_bytes, baseline_peak_bytes: peak memory of a pass.
+        macs_ratio: dense MACs over compressed ones; those of merged layers if the runtime merges layers.
         note: why there is no speedup.
     """
 
@@ -122,12 +122,12 @@ class Timing(Part):
 
 
 class Baseline(Part):
-    """The dense network's figures; NaN or None where they were not measured.
+    """The dense network's figures; NaN or None for those that were not measured.
 
     Attributes:
-        params, macs, size_bytes: as in `TrialRecord`; counters of other people return fractions at times.
-        latency: of the dense network by itself.
-        metrics: ``validation``, and ``test`` once it was read.
+        params, macs, size_bytes: as in `TrialRecord`. Counters of other programs may return fractions.
+        latency: latency of the dense network.
+        metrics: metrics on ``validation``, and on ``test`` once it was read.
     """
 
     params: int | Measure = math.nan
@@ -137,15 +137,15 @@ class Baseline(Part):
     metrics: Metrics = {}
 
     def metric(self, name: str, split: str = "validation") -> float:
-        """The metric ``name`` on a split; NaN where it was not measured."""
+        """Return the metric ``name`` on a split; NaN if it was not measured."""
         return self.metrics.get(split, {}).get(name, math.nan)
 
 
 class LayerFigures(Part):
-    """What became of a factored layer.
+    """Figures of a factored layer.
 
     Attributes:
-        error: relative, of its output on calibration data, or of its weight where no data was used.
+        error: relative error of its output on calibration data, or of its weight if no data was used.
         params, macs: the fractions that were kept.
     """
 
@@ -155,11 +155,11 @@ class LayerFigures(Part):
 
 
 class LayerTimes(Part):
-    """Where the time of a pass goes, each layer timed by itself.
+    """The times of the layers in a pass, each layer timed in isolation.
 
     Attributes:
-        runtime: as a reader should see it.
-        before, after: layer -> seconds, in the dense and in the compressed network; ``rest`` is what is no layer.
+        runtime: title of the runtime.
+        before, after: layer -> seconds in the dense and in the compressed network; ``rest`` for all other operations.
     """
 
     runtime: str = ""
@@ -168,24 +168,24 @@ class LayerTimes(Part):
 
 
 class Details(Part):
-    """How a trial came about, and what reports show beside its figures. Each part may be missing.
+    """How a trial was made, and what reports show besides its figures. Each field may be missing.
 
     Attributes:
-        study: that the trial belongs to, where several workers share one.
-        worker: the process that ran it.
-        optuna_trial: its number in the study.
-        run_again: whether an earlier attempt ended with its process.
-        sampler: that proposed the plan; ``given`` where a rank rule made it before the search.
-        rule_settings: of the rank rule.
-        score, rung: what the trial reached, and the last rung of the ladder that it climbed.
+        study: name of the study, if several workers share it.
+        worker: name of the process that ran the trial.
+        optuna_trial: number of the trial in the study.
+        run_again: whether the process of an earlier attempt died.
+        sampler: sampler that proposed the plan; ``given`` if the search was given the plan of a rank rule.
+        rule_settings: settings of the rank rule.
+        score, rung: score of the trial, and the last rung that it reached.
         part: metric -> value on a part of validation.
         layers: factored layer -> its figures.
-        spectra: layer -> singular values, greatest first; in the first trial of a search alone.
-        finetuning: epochs, as :func:`common.training.train` returns them.
+        spectra: layer -> singular values, greatest first; only in the first trial of a search.
+        finetuning: history of the fine-tuning, as :func:`common.training.train` returns it.
         weights: file of the network, beside the log.
-        latencies: of a chosen network, one for each runtime.
-        layer_times: of a chosen network.
-        command: that started the run, in older logs.
+        latencies: timings of a chosen network, one for each runtime.
+        layer_times: layers' times of a chosen network.
+        command: command that started the run, in older logs.
     """
 
     study: str = ""
@@ -212,20 +212,21 @@ class TrialRecord(Part):
     Attributes:
         run: name of the run, which is also the name of its log file without ``.log``.
         trial: number within the run, from 0.
-        status: ``ok``, ``pruned`` (given up early) or ``failed`` (see ``error``).
-        method: of the plan.
-        method_name: as a user asks for it, e.g. ``arsvd`` for ``svd`` by entropy; empty where it is ``method``.
-        method_title: as reports write it, e.g. ``Tucker-2``; empty where it is the name.
-        rule: that chose the ranks, or the sampler.
+        status: ``ok``, ``pruned`` (stopped early) or ``failed`` (see ``error``).
+        method: method of the plan.
+        method_name: name by which a user selects the method, e.g. ``arsvd`` for ``svd`` with entropy; empty if it is
+            ``method``.
+        method_title: title in reports, e.g. ``Tucker-2``; empty if it is the name.
+        rule: rule or sampler that chose the ranks.
         metric: name of the metric that decides, e.g. ``accuracy`` (a fraction in [0, 1]).
-        plan: layer name -> what became of it.
-        metrics: ``raw``, ``recalibrated`` and ``finetuned`` are on the validation split; ``test`` is there for the
-            networks that were chosen at the end, and only for them.
-        params: every parameter of the network.
+        plan: layer name -> its plan.
+        metrics: ``raw``, ``recalibrated`` and ``finetuned`` are on the validation split. Only networks that were
+            chosen at the end have ``test``.
+        params: number of all parameters of the network.
         macs: multiply-accumulates of one input.
         size_bytes: bytes of the saved file.
-        latency: None when not measured.
-        seconds: what the trial took.
+        latency: timing of the network; None if it was not timed.
+        seconds: duration of the trial.
         baseline: the same figures of the dense network.
         environment: versions and machine, see :func:`common.environment.describe_environment`.
     """
@@ -258,19 +259,19 @@ class TrialRecord(Part):
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
 
     def to_line(self) -> str:
-        """The record as one line of JSON. Numbers that are not finite become null, which JSON can hold."""
+        """Return the record as one line of JSON. Numbers that are not finite become null."""
         every = {name: getattr(self, name) for name in type(self).model_fields}
         return json.dumps(self.model_copy(update=every).to_json(), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_dict(cls, values: Any) -> TrialRecord:
-        """The record held by ``values``, as this version of the suite or an earlier one wrote it.
+        """Read a record that this version of the suite or an earlier one wrote.
 
-        What only adds to a record, such as its details, is left out where it is not of its type; a log of someone
-        else may hold anything there.
+        Values that a record can do without, such as details, are left out if their type is wrong, since a log of
+        another program may hold anything there.
 
         Raises:
-            ValueError: an unknown schema version, a field that is missing, or one of the wrong type.
+            ValueError: the schema version is unknown, or a field is missing or has the wrong type.
         """
         values = migrate(values)
         try:
@@ -280,35 +281,35 @@ class TrialRecord(Part):
 
     @classmethod
     def from_line(cls, text: bytes) -> TrialRecord:
-        """The record whose JSON is ``text``; NaN and infinities become None.
+        """Read a record from its JSON. NaN and infinities become None.
 
         Raises:
-            ValueError: the text is no valid record.
+            ValueError: the text is not a valid record.
         """
         finite = b"NaN" not in text and b"Infinity" not in text
         if finite and text.endswith(_CURRENT):
             try:
                 return cls.model_validate_json(text, strict=True, context=READING)
             except ValidationError:
-                pass  # the slower way says what is wrong, or leaves it out
+                pass  # from_dict names the fault, or leaves it out
         return cls.from_dict(_parsed(text, finite))
 
 
 def _parsed(text: bytes, finite: bool) -> Any:
-    """The values of a line of JSON; where it is not ``finite``, NaN and infinities become None.
+    """Parse a line of JSON. Unless it is ``finite``, NaN and infinities become None.
 
     Raises:
-        ValueError: the text is no JSON.
+        ValueError: the text is not JSON.
     """
     if finite:
         try:
             return from_json(text)  # twice as fast as the decoder
         except ValueError:
-            pass  # torn, or with half a surrogate pair, which the decoder takes
+            pass  # torn, or with half a surrogate pair, which the decoder accepts
     try:
         return _DECODER.decode(text.decode())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("torn: the record is not whole") from None
+        raise ValueError("torn: the record is not complete") from None
 
 
 _CURRENT = f'"schema": {SCHEMA_VERSION}}}'.encode()
@@ -316,7 +317,7 @@ _DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinit
 
 
 def study_of(record: TrialRecord, by_name: bool = False) -> str:
-    """The study that a record belongs to: the one it names, else its run.
+    """The study to which a record belongs: the one that it names, or else its run.
 
     Args:
         record: a trial.

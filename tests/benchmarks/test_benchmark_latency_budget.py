@@ -29,7 +29,7 @@ SECONDS, WHOLE = 1e-6, 5e-3
 
 @pytest.fixture(scope="module")
 def setting() -> Setting:
-    """With a table that was never measured."""
+    """A setting with an invented table of operations."""
     torch.manual_seed(0)
     model = with_decaying_spectra(build_model("resnet20", 10)).eval()
     x = torch.randn(1, 3, 16, 16)
@@ -54,7 +54,7 @@ def test_every_row_is_there(setting: Setting) -> None:
 def test_a_machine_that_has_become_slower_is_told_from_a_wrong_prediction(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything takes twice as long as when the table was made."""
+    """Everything now takes twice as long as in the table."""
 
     def layers_seconds(network: nn.Module) -> float:
         shapes = trace_layers(network, setting.x)
@@ -75,7 +75,7 @@ def test_a_machine_that_has_become_slower_is_told_from_a_wrong_prediction(
         assert row["in turn"] == pytest.approx(0, abs=0.1)  # operations are believed in, see TRUST
 
 
-def test_measured_harm_and_accuracy_of_a_network_with_data(setting: Setting) -> None:
+def test_measured_divergence_and_accuracy_of_a_network_with_data(setting: Setting) -> None:
     data = load_data("digits", image_size=16, limit=64)
     doubled = {name: [(0.5, 1.0), (1.0, 2.0)] for name in trace_layers(setting.model, setting.x)}
     measured = dataclasses.replace(setting, divergences=doubled, data=data)

@@ -42,7 +42,7 @@ def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest
     assert "dense: " in shown
     assert "50% of the MACs: " in shown
     assert (tmp_path / "search-digits.png").stat().st_size > 5000
-    search.main(arguments)  # goes on, and has nothing left to do
+    search.main(arguments)  # continues with nothing left to do
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "search-digits.csv"), rows)
     with pytest.raises(ValueError, match=r"adaptive-0' is finished with 2 trials, and 3 are asked for"):
         search.main([*arguments, "--trials", "3"])
@@ -86,7 +86,7 @@ def test_what_a_search_costs(
     assert len([line for line in shown.splitlines() if line.startswith("| ratio ")]) == 2
 
 
-def test_a_target_that_is_missed_is_said_to_be(
+def test_a_missed_target_is_stated(
     weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_cost, "DRAWS", 50)

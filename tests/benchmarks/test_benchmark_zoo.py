@@ -32,7 +32,7 @@ def test_a_plain_network_is_right_at_every_step() -> None:
     assert record["error"] < 1e-5
 
 
-def test_what_cannot_be_halved_is_planned_at_the_least_that_the_refusal_names() -> None:
+def test_a_network_that_cannot_be_halved_is_planned_at_the_least_share_named() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 7, groups=64), nn.Conv2d(64, 8, 1))
 
@@ -96,7 +96,11 @@ def test_only_a_sentence_of_the_suite_is_a_refusal() -> None:
         ("raise ValueError('x must be so')", False, "refused: x must be so"),
         ("raise RuntimeError('x must be so')", False, "WRONG: RuntimeError: x must be so (invented.py:1"),
         ("raise RuntimeError('x must be so')", True, "refused: x must be so"),
-        ("int('x')", False, "WRONG: ValueError: invalid literal"),  # an operation's complaint in a line of the suite
+        (
+            "int('x')",
+            False,
+            "WRONG: ValueError: invalid literal",
+        ),  # an error of an operation, raised in a line of the suite
     ],
 )
 def test_the_sentence_has_to_be_raised_by_a_line_of_the_suite(
@@ -130,7 +134,7 @@ def test_a_process_that_ends_badly_becomes_a_record(program: str, problem: str) 
     assert record["steps"]["process"].startswith(f"WRONG: {problem}")
 
 
-def test_a_second_run_goes_on_where_the_first_ended(
+def test_a_second_run_continues_where_the_first_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []

@@ -19,7 +19,7 @@ from tests.coco import (
 
 @pytest.mark.parametrize("kind", [str, float, lambda n: f"{n}.0", lambda n: f" {n:03d} ", int])
 @pytest.mark.parametrize("other", [str, float, int])
-def test_ids_of_two_kinds_are_one(
+def test_ids_as_text_and_as_numbers_are_equal(
     tmp_path: Path, kind: Callable[[int], object], other: Callable[[int], object]
 ) -> None:
     write_set(tmp_path)
@@ -77,13 +77,15 @@ def test_images_and_categories_without_an_id_are_counted(tmp_path: Path) -> None
     write_annotations(
         tmp_path / "valid", {**content, "images": [{**entry, "id": None} for entry in content["images"]]}
     )
-    with pytest.raises(ValueError, match=r"holds no image; left out image entries without an id .*: 4 \(valid 0\.png"):
+    with pytest.raises(
+        ValueError, match=r"holds no image; left out image entries without a unique .*: 4 \(valid 0\.png"
+    ):
         load_coco(tmp_path)
     categories = [{"name": "tumour"}, {"id": 2}, {"id": 3, "name": "a"}, {"id": "3.0", "name": "b"}]
     write_annotations(tmp_path / "valid", {**content, "categories": categories})
     with pytest.raises(
         ValueError,
-        match=r"left out category entries without an id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
+        match=r"left out category entries without a unique id .*: 3 \(valid tumour, valid 2, valid b\); annotations",
     ):
         load_coco(tmp_path)
 
@@ -144,7 +146,7 @@ def test_runs_alone_make_a_set(tmp_path: Path) -> None:
     assert areas(load_coco(tmp_path), "test") == {0: [50], 1: [0], 2: [50], 3: [0]}
 
 
-def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_another_size_than_stated_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path)
     content = json_of(tmp_path / "test")
     Image.new("L", (40, 60)).save(
@@ -156,11 +158,11 @@ def test_images_of_another_size_than_told_are_named(tmp_path: Path, capsys: pyte
     assert list(areas(load_coco(tmp_path), "test").values()) == [[25], [0], [25], [0]]
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.endswith(
-        "1 images are not of the size that their entries tell (test/0.png); their regions are scaled along"
+        "1 images do not have the size in their entries (test/0.png); their regions are scaled to the images"
     )
 
 
-def test_regions_beyond_the_size_that_is_told_contradict_it(tmp_path: Path) -> None:
+def test_regions_beyond_the_stated_size_contradict_it(tmp_path: Path) -> None:
     write_set(tmp_path)
     content = json_of(tmp_path / "test")
     for entry in content["images"]:

@@ -36,7 +36,7 @@ def write_class_folders(root: Path) -> None:
 
 
 def write_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files in the published format, with their own checksums made known to torchvision."""
+    """Write files in the published format, and let torchvision expect their checksums."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
 
@@ -86,7 +86,7 @@ def test_the_published_files_come_before_class_folders(tmp_path: Path, monkeypat
 
 
 class Payload:
-    """Whoever unpickles it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,7 +100,7 @@ def test_an_altered_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.M
     trap = pickle.dumps(Payload(tmp_path / "trapped"))
     for path in (tmp_path / "cifar-10-batches-py").iterdir():
         path.write_bytes(trap)
-    sentence = r"does not hold CIFAR10: .*lacks its files, or they are altered \(data_batch_1 has another checksum; "
+    sentence = r"does not hold CIFAR10: files in .* are missing or altered \(data_batch_1 has another checksum; "
     with pytest.raises(FileNotFoundError, match=sentence):
         load_data("cifar10", tmp_path)
     assert not (tmp_path / "trapped").exists()
@@ -125,7 +125,7 @@ def test_a_damaged_published_file_is_named(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(FileNotFoundError, match=rf"cifar-10-batches-py lacks its files, .* altered \({reason}\)"):
+    with pytest.raises(FileNotFoundError, match=rf"cifar-10-batches-py are missing or altered \({reason}\)"):
         load_data("cifar10", tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_a_broken_image_of_a_class_folder_is_named(tmp_path: Path, content: byte
     with pytest.raises(ValueError, match=r"^cifar10: 10 images cannot give 7000"):
         load_data("cifar10", tmp_path)
     (tmp_path / "test" / "dog" / "0.jfif").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^cifar10: .*test/dog/0\.jfif is no whole image"):
+    with pytest.raises(ValueError, match=r"^cifar10: .*test/dog/0\.jfif is not a complete image"):
         load_data("cifar10", tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_images_that_nobody_annotated_can_be_dropped(tmp_path: Path) -> None:
 
 
 def test_a_set_whose_annotations_cover_nothing_is_refused(tmp_path: Path) -> None:
-    """As of an export that has boxes only: a network would learn to find nothing, and score 1 for that."""
+    """An export with boxes only, for example. A network would learn to predict nothing, and score 1."""
     write_set(tmp_path)
     for part in ("train", "valid", "test"):
         boxes = [{**item, "segmentation": []} for item in json_of(tmp_path / part)["annotations"]]
@@ -93,13 +93,11 @@ def test_images_whose_annotations_cannot_be_used_are_dropped_as_well(tmp_path: P
     ("width", "orientation", "turns"),
     [
         (40, 6, 1),  # stored on its side, to be turned clockwise by a quarter
-        (20, 3, 2),  # stored upside down, which its size does not tell
-        (40, 6, 0),  # to be turned, but annotated as it is stored, which its size tells
+        (20, 3, 2),  # stored upside down, which its size does not show
+        (40, 6, 0),  # to be turned, but annotated as stored, which its size shows
     ],
 )
-def test_images_that_are_to_be_turned_meet_their_masks(
-    width: int, orientation: int, turns: int, tmp_path: Path
-) -> None:
+def test_images_turned_by_exif_match_their_masks(width: int, orientation: int, turns: int, tmp_path: Path) -> None:
     write_set(tmp_path, train=25, others=25)
     pixels = np.zeros((20, width), dtype=np.uint8)
     pixels[:10, :10] = 255  # where the annotation is
@@ -117,9 +115,7 @@ def test_images_that_are_to_be_turned_meet_their_masks(
     assert image[~mask].float().mean() < 20
 
 
-def test_an_image_that_lies_on_its_side_for_no_reason_is_broken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_turned_without_exif_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path, train=25, others=25)
     Image.new("L", (20, 40)).save(tmp_path / "test" / "0.png")
     content = json_of(tmp_path / "test")
@@ -186,7 +182,7 @@ def test_masks_follow_an_image_of_another_size_than_annotated(tmp_path: Path) ->
 
 
 def odd_folder(root: Path) -> None:
-    """A set in which everything that can be wrong with an annotation is, and one image in 40 is."""
+    """Write a set with every fault that an annotation can have, and one broken image in 40."""
     write_set(root, train=40)
     train = root / "train"
     (train / "1.png").unlink()  # it has no annotation
@@ -217,7 +213,7 @@ def odd_folder(root: Path) -> None:
     write_annotations(root / "valid", valid)
 
 
-def test_odd_things_are_passed_over_counted_and_named_in_one_line(
+def test_unusable_annotations_are_left_out_counted_and_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd_folder(tmp_path)
@@ -235,7 +231,7 @@ def test_odd_things_are_passed_over_counted_and_named_in_one_line(
         "annotations of unknown images: 3 (train 200, train 201, train 202)",
         "annotations that cover no pixel: 3 (train 100, train 101, train 105)",
         "annotations whose region is malformed: 3 (train 102, train 103, train 104)",
-        "image entries without an id or a name of their own: 3 (train 0.png, train 2.png, train 41)",
+        "image entries without a unique id or a name: 3 (train 0.png, train 2.png, train 41)",
         "missing images: 1 (train/1.png)",
     ]
 
@@ -268,10 +264,10 @@ def test_more_than_a_twentieth_broken_stops(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", r"valid/_annotations.coco.json is no whole JSON file"),
-        ('{"images": [{"id": 1, "file', r"valid/_annotations.coco.json is no whole JSON file"),
-        ("[" * 100_000, r"valid/_annotations.coco.json is no whole JSON file"),
-        ("\xff\xfe", r"valid/_annotations.coco.json is no whole JSON file"),
+        ("", r"valid/_annotations.coco.json is not a complete JSON file"),
+        ('{"images": [{"id": 1, "file', r"valid/_annotations.coco.json is not a complete JSON file"),
+        ("[" * 100_000, r"valid/_annotations.coco.json is not a complete JSON file"),
+        ("\xff\xfe", r"valid/_annotations.coco.json is not a complete JSON file"),
         ("[]", r"valid/_annotations.coco.json is not in COCO's format: it holds no list of images"),
         ('{"images": [], "annotations": [1]}', "it holds no list of annotations"),
         ('{"images": [], "annotations": []}', "it holds no list of categories"),

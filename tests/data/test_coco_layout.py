@@ -22,11 +22,13 @@ def test_the_folder_of_validation_may_have_other_names(tmp_path: Path, name: str
     (tmp_path / "valid").rename(tmp_path / name)
     assert areas(load_coco(tmp_path), "validation") == {0: [25], 1: [0], 2: [25], 3: [0]}
     write_part(tmp_path / "valid", 4, [])
-    with pytest.raises(ValueError, match=rf"holds valid/_.*json and {name}/_.*json, all for valid; leave one of them"):
+    with pytest.raises(
+        ValueError, match=rf"holds valid/_.*json and {name}/_.*json, all for valid; keep only one of them"
+    ):
         load_coco(tmp_path)
 
 
-def test_without_a_part_to_test_on_half_of_validation_serves(
+def test_without_a_part_for_testing_half_of_validation_is_the_test_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_set(tmp_path, others=9)
@@ -45,12 +47,12 @@ def test_without_a_part_to_test_on_half_of_validation_serves(
     write_annotations(
         tmp_path / "valid", {**json_of(tmp_path / "valid"), "images": json_of(tmp_path / "valid")["images"][:1]}
     )
-    with pytest.raises(ValueError, match="has one image, and there is no part to test on"):
+    with pytest.raises(ValueError, match="has one image, which cannot be divided, and there is no part for testing"):
         load_coco(tmp_path)
 
 
 def write_official(root: Path, folders: dict[str, str]) -> None:
-    """A set in the official layout: name of the annotations -> folder of the images."""
+    """Write a set in the official layout: name of the annotations -> folder of the images."""
     write_set(root / "plain")
     (root / "annotations").mkdir(parents=True)
     for (name, folder), part in zip(folders.items(), ("train", "valid", "test"), strict=False):

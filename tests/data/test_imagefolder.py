@@ -19,7 +19,7 @@ PARTS = ("train", "calibration", "validation", "test")
 
 
 def write_folders(root: Path, **counts: int) -> None:
-    """Images of 20 x 30 pixels in two classes, each of its own brightness."""
+    """Write images of 20 x 30 pixels in two classes, each with its own brightness."""
     number = 0
     for part, count in counts.items():
         for name in ("ant", "bee"):
@@ -61,7 +61,7 @@ def test_four_disjoint_splits_and_classes_by_name(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_without_class_folders_in_test_half_of_val_serves(
+def test_without_class_folders_in_test_half_of_val_is_the_test_split(
     tmp_path: Path, flat: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folders(tmp_path, train=4, val=6)
@@ -118,7 +118,7 @@ def test_a_broken_file_does_not_end_an_epoch(tmp_path: Path, workers: int, capfd
         assert [len(targets) for _, targets in data.validation] == [3] + [4] * 9
     assert split(data, "validation").broken == [broken]
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
-    assert line.startswith(f"left out: {broken} is no whole image: ")
+    assert line.startswith(f"left out: {broken} is not a complete image: ")
     assert line.endswith("(1 of 40 so far)")
 
 
@@ -213,7 +213,7 @@ def test_a_class_whose_images_cannot_be_read_is_named(tmp_path: Path, content: b
     load(tmp_path)
     broken[0].write_bytes(content or b"")
     with pytest.raises(
-        ValueError, match=r"train/bee: none of its images can be read \(.*bee/0\.png is no whole image"
+        ValueError, match=r"train/bee: none of its images can be read \(.*bee/0\.png is not a complete image"
     ):
         load(tmp_path)
 
@@ -235,7 +235,7 @@ def test_jfif_files_and_deeper_folders_are_read(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_a_class_that_is_learnt_but_not_judged_is_named(
+def test_a_class_without_an_image_in_val_is_named(
     tmp_path: Path, empty: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folders(tmp_path, train=4, val=4, test=4)

@@ -75,7 +75,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     else:
         path.write_text("no image" * (name == "text.png"))
-    with pytest.raises(OSError, match=f"{name} is no whole image"):
+    with pytest.raises(OSError, match=f"{name} is not a complete image"):
         open_image(path)
 
 

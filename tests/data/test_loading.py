@@ -173,7 +173,7 @@ def test_mnist_is_the_real_one() -> None:
 
 
 def test_processes_share_each_batch() -> None:
-    """Two processes' parts of a batch are together the batch, and its order is the same for both."""
+    """The parts of two processes together are the batch, and both read the images in the same order."""
     whole, *parts = (load_data("digits", image_size=8, batch_size=32, limit=96) for _ in range(3))
     for data in (whole, *parts):
         data.shuffle(3)
@@ -186,7 +186,7 @@ def test_processes_share_each_batch() -> None:
     assert whole.train_part(0, 1) is whole.train
     with pytest.raises(ValueError, match=r"batch_size=32: 17 processes share .* a multiple of 17, at least 34"):
         whole.train_part(0, 17)
-    with pytest.raises(ValueError, match=r"^the training split has 20 images, less than batch_size=32: 2 processes"):
+    with pytest.raises(ValueError, match=r"^the training split has 20 images, fewer than batch_size=32: 2 processes"):
         load_data("digits", image_size=8, batch_size=32, limit=20).train_part(0, 2)
 
 
@@ -198,12 +198,12 @@ def test_importing_data_or_calibration_loads_no_data_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_an_option_that_there_is_not_is_named() -> None:
+def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match=r"^load_data\(\) got an unexpected keyword argument 'limits'$"):
         load_data("digits", limits=3)  # type: ignore[call-arg]
 
 
-def test_what_was_left_open_is_noted_as_it_was_filled_in() -> None:
+def test_defaults_are_stored_as_their_values() -> None:
     source = dict(load_data("digits", batch_size=16).source)
     assert source == {
         "name": "digits",

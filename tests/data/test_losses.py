@@ -41,7 +41,7 @@ def test_dice_is_pooled_over_the_batch_and_averaged_over_classes() -> None:
     assert float(soft_dice_loss(shares.logit(), targets)) == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-def test_a_batch_without_truth_pushes_towards_nothing() -> None:
+def test_a_batch_without_truth_trains_towards_empty_masks() -> None:
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     loss = Segmentation().loss(logits, torch.zeros(2, 1, 4, 4))
     loss.backward()
@@ -63,8 +63,8 @@ def test_shapes_that_do_not_fit_are_named(logits: tuple[int, ...], targets: tupl
 @pytest.mark.parametrize(
     ("targets", "sentence"),
     [
-        (torch.tensor([0, 3]), r"a target is 3, and the network has 3 outputs; class numbers must be in 0\.\.2"),
-        (torch.tensor([-100, 1]), "a target is -100, and the network has 3 outputs"),
+        (torch.tensor([0, 3]), r"a target is 3, but the network has 3 outputs; class numbers must be in 0\.\.2"),
+        (torch.tensor([-100, 1]), "a target is -100, but the network has 3 outputs"),
         (torch.tensor([0.0, 1.0]), r"targets torch\.float32: class numbers must be of a whole-number type"),
     ],
 )

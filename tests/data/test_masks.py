@@ -73,7 +73,7 @@ def test_compressed_runs_are_those_of_pycocotools(mask: np.ndarray) -> None:
         ({"size": [10, 10], "counts": "oooo2"}, "add up to|whole numbers"),
     ],
 )
-def test_what_makes_no_sense_is_refused(segmentation: object, reason: str) -> None:
+def test_invalid_regions_are_refused(segmentation: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         region_mask(segmentation, 10, 10)
 
@@ -119,7 +119,7 @@ def test_a_single_pixel_does_not_disappear() -> None:
     )
 
 
-def test_enlarging_repeats_pixels_and_nothing_stays_nothing() -> None:
+def test_enlarging_repeats_pixels_and_an_empty_mask_stays_empty() -> None:
     mask = np.array([[True, False], [False, True]])
     assert np.array_equal(resize_mask(mask, 4), np.kron(mask, np.ones((2, 2), dtype=bool)))
     assert not resize_mask(np.zeros((5, 5), dtype=bool), 3).any()

@@ -22,7 +22,7 @@ def labels(count: int) -> bytes:
 
 
 def write(root: Path, **changed: bytes) -> Path:
-    """A small set; ``changed`` are the contents of other files, by the first letters of part and kind."""
+    """Write a small set. ``changed`` maps the first letters of part and kind to other contents of the file."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     contents = {
@@ -49,22 +49,22 @@ def test_files_are_read_as_they_are_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"<html><body>Quota exceeded</body></html>", "is a web page; unpack it or fetch it anew"),
+        (b"<html><body>Quota exceeded</body></html>", "is a web page; unpack it or download it again"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html>", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
         (b"", "is empty"),
-        (gzip.compress(images(7), mtime=0), "is still packed by gzip; unpack it or fetch it anew"),
+        (gzip.compress(images(7), mtime=0), "is still packed by gzip; unpack it or download it again"),
         (b"PK\x03\x04" + bytes(99), "is a zip archive"),
         (images(7)[:-1], r"has 5,503 bytes; by its header \(7, 28, 28\) it must have 5,504"),
         (images(7) + b"\n", "has 5,505 bytes"),
-        (images(7)[:15], "is no file of MNIST; it must hold images"),
-        (images(7)[:3], "is no file of MNIST; it must hold images"),
-        (bytes(5504), "is no file of MNIST; it must hold images"),
-        (b"404: Not Found", "is no file of MNIST; it must hold images"),
+        (images(7)[:15], "is not a file of MNIST; it must hold images"),
+        (images(7)[:3], "is not a file of MNIST; it must hold images"),
+        (bytes(5504), "is not a file of MNIST; it must hold images"),
+        (b"404: Not Found", "is not a file of MNIST; it must hold images"),
         (labels(7), "holds labels; it must hold images"),
         (images(0), "holds no images"),
         (struct.pack(">IIII", 2051, 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(99), "has 115 bytes; by its header"),
-        (images(6), "holds 6 images and train-labels-idx1-ubyte 7 labels; they must be as many"),
+        (images(6), "holds 6 images and train-labels-idx1-ubyte 7 labels; the numbers must be equal"),
     ],
 )
 def test_a_damaged_file_of_images_is_named(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -41,7 +41,7 @@ def loader(dataset: Any = None, **options: Any) -> DataLoader[Any]:
 
 
 def bundle(train: Any = None, **others: Any) -> DataBundle:
-    """A bundle whose splits are plain loaders, but for those that are given."""
+    """Make a bundle of plain loaders, except for the splits that are given."""
     splits: dict[str, Any] = {name: loader() for name in ("train", "calibration", "validation", "test")} | others
     if train is not None:
         splits["train"] = train
@@ -53,7 +53,7 @@ def order(batches: Any) -> list[int]:
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    """The images of a data set, one after the other, without a length."""
+    """Yields the images of a data set one by one. It has no length."""
 
     def __iter__(self) -> Iterator[Any]:
         dataset = images()
@@ -126,7 +126,7 @@ def test_from_loaders_needs_nothing_but_loaders(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "mine has no test loader: every second image of validation is the test split\n"
 
 
-def test_from_loaders_takes_what_it_is_told() -> None:
+def test_from_loaders_uses_its_arguments() -> None:
     test, calibration = loader(images(7)), loader(images(18))
     data = DataBundle.from_loaders(
         loader(), loader(), test, calibration, classes=list("abcdefghijk"), image_size=9, normalization=CENTRED
@@ -165,7 +165,7 @@ def test_inputs_and_class_numbers_come_in_the_suites_types() -> None:
     assert (inputs.dtype, targets.dtype, targets.tolist()) == (torch.float32, torch.int64, list(range(6)))
 
 
-def test_a_batch_of_one_image_is_left_out_of_what_batchnorm_learns_from() -> None:
+def test_a_batch_of_one_image_is_left_out_of_train_and_calibration() -> None:
     data = bundle(loader(images(33)), calibration=loader(images(17)), validation=loader(images(33)))
     assert [len(targets) for _, targets in data.train] == [16, 16]
     assert [len(targets) for _, targets in data.calibration] == [16]
@@ -201,19 +201,19 @@ def test_processes_do_not_share_what_has_no_known_order(kind: str) -> None:
         bundle(KINDS[kind]()).train_part(0, 2)
 
 
-def test_a_distributed_sampler_deals_out_by_itself() -> None:
+def test_a_distributed_sampler_keeps_its_own_order() -> None:
     data = bundle(loader(sampler=DistributedSampler(images(), num_replicas=2, rank=1, shuffle=False)))
     assert order(data.train_part(1, 2)) == list(range(1, 40, 2))
 
 
-def test_validation_comes_in_one_order_and_counts_by_what_it_holds() -> None:
+def test_validation_has_one_order_and_its_digest_ignores_it() -> None:
     shuffled, plain = (bundle(validation=loader(shuffle=shuffle)) for shuffle in (True, False))
     assert order(shuffled.validation) == order(shuffled.validation) != order(plain.validation)
     assert data_digest(shuffled) == data_digest(plain) == data_digest(bundle(validation=loader(sampler=Restless())))
     assert data_digest(plain) != data_digest(bundle(validation=loader(images(41))))
     halves = DataBundle.from_loaders(loader(), loader(shuffle=True))
     assert sorted(order(halves.validation) + order(halves.test)) == list(range(40))
-    with pytest.raises(ValueError, match="the validation loader gives other images at every pass; give a test loader"):
+    with pytest.raises(ValueError, match="the validation loader gives other images in every pass; give a test loader"):
         DataBundle.from_loaders(loader(), loader(sampler=Restless()))
 
 
@@ -248,8 +248,8 @@ PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets
 @pytest.mark.parametrize(
     ("train", "sentence"),
     [
-        (None, "train must be a DataLoader, it is None"),
-        (images(), "train must be a DataLoader, it is a TensorDataset"),
+        (None, "train is None; it must be a DataLoader"),
+        (images(), "train is a TensorDataset; it must be a DataLoader"),
         (iter([(X, Y)]), "train is a list_iterator, which can be read only once; give a DataLoader"),
         ([], "the train loader gives no batch$"),
         (loader(Subset(images(), [])), "the train loader gives no batch$"),
@@ -266,24 +266,27 @@ PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets
         (loader([(object(), 1)] * 3), "the first batch of the train loader cannot be read: default_collate"),
         (
             collated((X * 255).byte(), Y),
-            r"inputs must be floats \(N, C, H, W\), they are uint8 of shape \(4, 3, 8, 8\); scale them to what",
+            r"inputs are uint8 of shape \(4, 3, 8, 8\); they must be floats \(N, C, H, W\); scale them as",
         ),
-        (loader(batch_size=None), r"they are float32 of shape \(3, 8, 8\); give the DataLoader a batch_size"),
-        (collated(X.flatten(1), Y), r"they are float32 of shape \(4, 192\)$"),
+        (loader(batch_size=None), r"inputs are float32 of shape \(3, 8, 8\); .*; give the DataLoader a batch_size"),
+        (collated(X.flatten(1), Y), r"inputs are float32 of shape \(4, 192\); they must be floats \(N, C, H, W\)$"),
         (collated(X * torch.nan, Y), "the train loader: its first batch has inputs that are not finite"),
         (
             collated(X, Y[:, None]),
-            r"of a whole-number type for 4 inputs, they are int64 of shape \(4, 1\); take targets.squeeze\(1\)",
+            r"targets are int64 of shape \(4, 1\); .* of a whole-number type for 4 inputs; take targets.squeeze\(1\)",
         ),
-        (collated(X, torch.eye(10)[:4]), r"float32 of shape \(4, 10\); of one-hot targets take targets.argmax\(1\)"),
-        (collated(X, Y.float()), r"they are float32 of shape \(4,\)"),
-        (collated(X, Y[:3]), r"class numbers \(4,\) .* they are int64 of shape \(3,\)"),
-        (collated(X, Y.sum()), r"they are int64 of shape \(\)"),
-        (collated(X, Y + 7), "the train loader: a target is 10; it must be in 0..9, for there are 10 classes"),
+        (
+            collated(X, torch.eye(10)[:4]),
+            r"float32 of shape \(4, 10\); .*; for one-hot targets take targets.argmax\(1\)",
+        ),
+        (collated(X, Y.float()), r"targets are float32 of shape \(4,\)"),
+        (collated(X, Y[:3]), r"targets are int64 of shape \(3,\); they must be class numbers \(4,\)"),
+        (collated(X, Y.sum()), r"targets are int64 of shape \(\)"),
+        (collated(X, Y + 7), "the train loader: a target is 10; it must be in 0..9, as there are 10 classes"),
         (collated(X, Y - 1), "the train loader: a target is -1; it must be in 0..9"),
     ],
 )
-def test_what_cannot_serve_is_named_at_once(train: Any, sentence: str) -> None:
+def test_unsuitable_loaders_are_named_at_once(train: Any, sentence: str) -> None:
     splits = (train, loader(), loader(), loader())
     with pytest.raises(ValueError, match=sentence):
         DataBundle("mine", *splits, TEN, 8, CENTRED)
@@ -296,14 +299,14 @@ def test_what_cannot_serve_is_named_at_once(train: Any, sentence: str) -> None:
     [
         (
             torch.zeros(4, 8, 8),
-            r"targets must be masks \(4, K, H, W\) .* \(4, 8, 8\); give each class a mask of its own",
+            r"targets are .* \(4, 8, 8\); they must be masks \(4, K, H, W\) .*; give each class its own mask",
         ),
         (torch.full((4, 2, 8, 8), 255, dtype=torch.uint8), "masks hold values from 255 to 255; they must be in"),
-        (torch.zeros(4, 3, 8, 8), "there are 3 masks an image and 2 classes"),
-        (torch.arange(4), r"targets must be masks \(4, K, H, W\) for 4 inputs, they are int64 of shape \(4,\)"),
+        (torch.zeros(4, 3, 8, 8), "there are 3 masks per image but 2 classes"),
+        (torch.arange(4), r"targets are int64 of shape \(4,\); they must be masks \(4, K, H, W\) for 4 inputs"),
     ],
 )
-def test_masks_that_cannot_serve_are_named_at_once(masks: Tensor, sentence: str) -> None:
+def test_unsuitable_masks_are_named_at_once(masks: Tensor, sentence: str) -> None:
     good = collated(X, torch.zeros(4, 2, 8, 8))
     with pytest.raises(ValueError, match=f"the validation loader: .*{sentence}"):
         DataBundle.from_loaders(good, collated(X, masks), classes=("a", "b"), task="segmentation")
@@ -311,7 +314,7 @@ def test_masks_that_cannot_serve_are_named_at_once(masks: Tensor, sentence: str)
         DataBundle.from_loaders(good, good, task="segment")
 
 
-def test_a_class_that_nobody_named_is_found_when_it_comes() -> None:
+def test_an_unnamed_class_is_found_when_it_occurs() -> None:
     late = TensorDataset(images().tensors[0], torch.tensor([0] * 39 + [10]))
     data = bundle(validation=loader(late))
     with pytest.raises(ValueError, match=r"the validation loader: a target is 10; it must be in 0\.\.9"):
@@ -334,6 +337,6 @@ def test_an_endless_loader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("common.data.own.MOST_BATCHES", 50)
     served = OwnLoader(loader(Endless(), batch_size=2), "train")
-    with pytest.raises(ValueError, match="the train loader gave more than 50 batches; it must have an end"):
+    with pytest.raises(ValueError, match="the train loader gave more than 50 batches; it must be finite"):
         len(served)
     assert isinstance(loader().sampler, SequentialSampler)

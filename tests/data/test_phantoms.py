@@ -33,7 +33,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_a_whole_folder_is_used_again_and_another_is_made_anew(tmp_path: Path) -> None:
+def test_a_complete_folder_is_used_again_and_an_incomplete_one_is_replaced(tmp_path: Path) -> None:
     folder = phantoms_folder(tmp_path, 0)
     assert list(tmp_path.iterdir()) == [folder]
     content = bytes_of(folder)

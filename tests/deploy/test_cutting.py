@@ -10,7 +10,7 @@ from common.deploy.cutting import last_pieces
 
 
 def cuts(length: int) -> list[list[tuple[int, int]]]:
-    """Every way to cut a chain into pieces, the fewest pieces first."""
+    """Return all ways to cut a chain into pieces, those with the fewest pieces first."""
     inner = range(1, length)
     return [list(pairwise((0, *places, length))) for count in range(length) for places in combinations(inner, count)]
 
@@ -22,7 +22,7 @@ def test_no_cut_is_cheaper_or_has_fewer_pieces_at_equal_macs(length: int, seed: 
     macs = {piece: rng.integers(1, most, 4).astype(float) for piece in combinations(range(length + 1), 2)}
     for (start, end), values in macs.items():
         if end - start > 1:
-            values[rng.random(4) < 0.3] = np.inf  # these cannot be one layer
+            values[rng.random(4) < 0.3] = np.inf  # these cannot be merged
     starts = last_pieces(length, lambda start, end: macs[start, end])
     assert len(starts) == length
     for variant in range(4):

@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Calls(nn.Module):
-    """A convolution, then whatever a test does with its output."""
+    """A convolution, followed by a function of the test."""
 
     def __init__(self, then: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Calls(nn.Module):
 
 
 def refused(model: nn.Module, x: Any, folder: Path, **settings: Any) -> BaseException:
-    """What ``export_onnx`` raises; no file may be left behind."""
+    """Return the error of ``export_onnx``, and check that it leaves no file."""
     with pytest.raises((ValueError, RuntimeError, TypeError)) as caught:
         export_onnx(model, folder / "net.onnx", x, **settings)
     assert not list(folder.iterdir())
@@ -90,7 +90,7 @@ def test_networks_of_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
         ([1, 2], "x is a list; it must be a tensor"),
     ],
 )
-def test_inputs_that_no_file_takes(x: Any, named: str, tmp_path: Path) -> None:
+def test_unsuitable_inputs_are_refused(x: Any, named: str, tmp_path: Path) -> None:
     assert named in str(refused(nn.Conv2d(3, 4, 3), x, tmp_path))
 
 
@@ -141,11 +141,11 @@ def test_outputs_that_differ_from_pass_to_pass(model: nn.Module, tmp_path: Path)
     [
         (torch.linalg.svdvals, "ONNX has no operator for aten._linalg_svd"),
         (torch.special.bessel_j0, "ONNX has no operator for prims.bessel_j0"),
-        (lambda y: y if y.mean() > 0 else y * 2, "its forward takes another branch for other values of the input"),
+        (lambda y: y if y.mean() > 0 else y * 2, "its forward branches on the values of the input"),
         (lambda y: y if len(y) == 2 else y * 2, "dynamic_batch=False fixes the batch size"),
     ],
 )
-def test_what_onnx_does_not_know(then: Any, named: str, tmp_path: Path) -> None:
+def test_operations_that_onnx_lacks_are_named(then: Any, named: str, tmp_path: Path) -> None:
     error = refused(Calls(then), X, tmp_path)
     assert isinstance(error, RuntimeError)
     assert str(error).startswith("the network cannot be exported to ONNX: ")
@@ -154,7 +154,7 @@ def test_what_onnx_does_not_know(then: Any, named: str, tmp_path: Path) -> None:
     assert error.__cause__ is not None
 
 
-def test_a_batch_that_may_not_change(tmp_path: Path) -> None:
+def test_a_network_with_a_fixed_batch_size(tmp_path: Path) -> None:
     model = Calls(lambda y: y.reshape(2, 4 * 6 * 6)).eval()
     error = refused(model, X, tmp_path)
     assert "no random numbers of shape (3, 3, 8, 8)" in str(error)
@@ -163,7 +163,7 @@ def test_a_batch_that_may_not_change(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, model(X).detach().numpy(), atol=1e-5)
 
 
-def test_a_network_that_keeps_its_features(tmp_path: Path) -> None:
+def test_a_network_that_stores_its_features(tmp_path: Path) -> None:
     class Keeps(Calls):
         def forward(self, images: Tensor) -> Tensor:
             self.features = self.conv(images)

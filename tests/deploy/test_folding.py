@@ -36,7 +36,7 @@ def test_values_by_hand() -> None:
     assert (folded.get_parameter("0.weight").item(), folded.get_parameter("0.bias").item()) == (5.0, 1.0)
 
 
-def test_a_weight_that_two_layers_share_is_folded_for_one_alone() -> None:
+def test_a_shared_weight_is_folded_for_one_layer_only() -> None:
     first, second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     second.weight = first.weight
     model = lived_in(nn.Sequential(first, nn.BatchNorm2d(4), second))
@@ -98,7 +98,7 @@ def test_every_kind_of_layer(layer: nn.Module, norm: nn.Module, shape: tuple[int
     check_parity(folded, model, x)
 
 
-def test_a_norm_of_a_linears_positions_is_no_norm_of_its_features() -> None:
+def test_a_norm_over_the_positions_of_a_linear_stays() -> None:
     model, x = lived_in(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))), torch.randn(2, 8, 8)
     for folded in (fold_batchnorm(model), fold_batchnorm(model, x)):
         assert norms(folded) == 1
@@ -106,7 +106,7 @@ def test_a_norm_of_a_linears_positions_is_no_norm_of_its_features() -> None:
 
 
 class Elsewhere(nn.Module):
-    """BatchNorms that cannot be folded, each for another reason."""
+    """BatchNorms that cannot be folded, each for a different reason."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Elsewhere(nn.Module):
         return self.rows(self.linear(x))
 
 
-def test_a_norm_used_elsewhere_is_left_alone() -> None:
+def test_a_norm_used_elsewhere_stays() -> None:
     model = lived_in(Elsewhere())
     folded = fold_batchnorm(model)
     assert norms(folded) == norms(model)
@@ -138,7 +138,7 @@ def test_a_norm_used_elsewhere_is_left_alone() -> None:
 
 
 class Twice(nn.Module):
-    """A pair that is used twice, and a forward that cannot be traced."""
+    """A network that uses a pair of layers twice and whose forward cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Twice(nn.Module):
 
 
 class Tapped(nn.Module):
-    """A forward that cannot be traced, and that calls the layers of a part one by one."""
+    """A network whose forward cannot be traced and calls the layers of a part one by one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,12 +168,12 @@ class Tapped(nn.Module):
 def test_a_part_that_is_used_piece_by_piece_stays() -> None:
     model, x = lived_in(Tapped()), torch.randn(2, 3, 4, 4)
     folded = fold_batchnorm(model, x)
-    assert norms(folded) == 1  # that of the part which is used as a whole is folded
+    assert norms(folded) == 1  # the norm of the part that is used as a whole is folded
     check_parity(folded, model, x)
 
 
 class TappedFactors(nn.Module):
-    """The same, with two layers between which the width could be aligned."""
+    """The same with two layers whose common width could be aligned."""
 
     def __init__(self) -> None:
         super().__init__()

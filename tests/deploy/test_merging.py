@@ -20,8 +20,8 @@ MERGED = [
     (nn.Conv2d(4, 9, (3, 1), padding="same", bias=False), nn.Conv2d(9, 5, (1, 3), padding="same", dilation=(1, 2))),
     (nn.Conv2d(4, 8, 1, groups=2, bias=False), nn.Conv2d(8, 6, 3, padding=1, groups=2)),
     (nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 1, bias=False)),
-    (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3)),  # a bias passes a kernel that pads nothing
-    (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3, padding=2, padding_mode="reflect")),  # or pads with what is there
+    (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3)),  # a bias before a kernel without padding
+    (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3, padding=2, padding_mode="reflect")),  # or with padding by image values
     (nn.Conv2d(4, 6, 1, bias=False), nn.ConvTranspose2d(6, 5, 3, 2, 1, 1)),
     (nn.ConvTranspose2d(4, 12, 3, 2, 1, 1, groups=2), nn.Conv2d(12, 6, 1, groups=2)),
     (nn.Linear(9, 9), nn.Linear(9, 4)),
@@ -30,7 +30,7 @@ KEPT = [
     (nn.Conv2d(4, 2, 1, bias=False), nn.Conv2d(2, 5, 3, padding=1)),  # a rank that pays
     (nn.Linear(9, 2), nn.Linear(2, 9)),
     (nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3, padding=1)),  # the bias would meet zero padding
-    (nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(6, 5, 3, 2)),  # or gaps
+    (nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(6, 5, 3, 2)),  # or the gaps between positions
     (nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 3)),  # two kernels make a larger one
     (nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 5, 1)),
     (nn.Conv2d(4, 6, 1, bias=False), nn.ReLU(), nn.Conv2d(6, 5, 3)),
@@ -79,8 +79,8 @@ def test_the_cheapest_cut_is_found() -> None:
     torch.testing.assert_close(run(merged, x), run(model, x), atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_macs_do_not_buy_parameters() -> None:
-    """A 1x1 before a strided convolution works on four times as many positions, yet has few parameters."""
+def test_merging_never_adds_parameters() -> None:
+    """A 1x1 layer before a strided convolution has four times as many positions but few parameters."""
     model = nn.Sequential(nn.Conv2d(4, 3, 1, bias=False), nn.Conv2d(3, 5, 3, 2, 1, bias=False))
     x = torch.randn(1, 4, 8, 8)
     dense = nn.Conv2d(4, 5, 3, 2, 1, bias=False)
@@ -97,7 +97,7 @@ def test_fewer_macs_do_not_buy_parameters() -> None:
         ("unet", {"width": 8, "depth": 2, "upsampling": "bilinear"}),
     ],
 )
-def test_full_ranks_go_back_to_the_dense_network(name: str, settings: dict[str, int]) -> None:
+def test_full_ranks_merge_to_the_dense_network(name: str, settings: dict[str, int]) -> None:
     model, x = lived_in(build_model(name, 3, **settings)), torch.randn(2, 3, 20, 24)
     full = compress(model, plan_ranks(model, x, "htd", Fixed("full", only_if_smaller=False)), sweeps=0)
     dense, merged = fold_batchnorm(model), merge_factors(fold_batchnorm(full), x)

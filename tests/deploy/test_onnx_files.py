@@ -48,7 +48,7 @@ def test_a_compressed_network_of_any_batch_size(tmp_path: Path) -> None:
     assert exported.opset_import[0].version == 20
     found = operators(path)
     assert found.keys() == {"Conv", "Relu", "Add", "Slice", "Pad", "ReduceMean", "Gemm"}
-    assert found["Pad"] == 2  # of nine shortcuts, those of two add channels
+    assert found["Pad"] == 2  # only two of nine shortcuts add channels
     assert os.fsencode(Path(__file__).parents[2]) not in path.read_bytes()
 
 
@@ -113,7 +113,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOW_RANK_CNN_CACHE", str(tmp_path / "cache"))
-    page = page.replace("latency=0.25", "latency=1.0")  # so small a network may reach no less
+    page = page.replace("latency=0.25", "latency=1.0")  # such a small network may not reach less
     names: dict[str, Any] = {"x": x}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Networks whose forward takes another branch while it is traced, or has hidden uses: none may change its outputs."""
+"""The outputs must stay the same even if a forward branches during tracing or uses layers in hidden ways."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Parts(nn.Module):
-    """Two layers that can be merged and aligned, and one with a BatchNorm that can be folded."""
+    """Two layers that can be merged and aligned, and a layer with a BatchNorm that can be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class InPlaceOnAView(Parts):
 
 
 class Skips(Parts):
-    """A hidden use whose gate is closed, so the outputs alone do not show it."""
+    """Has a hidden use behind a closed gate, so that the outputs do not show it."""
 
     def forward(self, images: Tensor) -> Any:
         wide = self.wide(images)
@@ -140,7 +140,7 @@ class Returns(Parts):
 
 
 class ReadsLayers(Parts):
-    """Reads an attribute of a layer that a merged layer has otherwise or lacks."""
+    """Reads an attribute of a layer that a merged layer lacks or has with another value."""
 
     def forward(self, images: Tensor) -> Any:
         features = self.back(self.wide(images)) * self.wide.out_channels * self.conv.weight.sum()
@@ -158,7 +158,7 @@ class Counts(Parts):
 
 
 class Remembers(Parts):
-    """Adds the features of the pass before."""
+    """Adds the features of the previous pass."""
 
     last: Any = 0.0
 
@@ -213,7 +213,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor | None], nn.Module]] = {
 
 
 def outputs(model: nn.Module, gradients: bool) -> list[Tensor]:
-    """The outputs of two passes of a copy, since a pass may change what the network holds."""
+    """Return the outputs of two passes of a copy, since a pass may change the network's state."""
     model = independent_copy(model).eval()
     with torch.set_grad_enabled(gradients), torch.random.fork_rng():
         torch.manual_seed(0)
@@ -232,7 +232,7 @@ def wide_channels(model: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("kind", CHANGED)
-def test_what_follows_is_changed(kind: type[Parts], given: bool) -> None:
+def test_linked_modules_are_changed(kind: type[Parts], given: bool) -> None:
     torch.manual_seed(0)
     model, x = lived_in(kind()), X if given else None
     folded, merged, aligned = (call(model, x) for call in CALLS.values())
@@ -246,7 +246,7 @@ def test_what_follows_is_changed(kind: type[Parts], given: bool) -> None:
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", KEPT)
-def test_what_only_seems_to_follow_is_not(kind: type[Parts], call: str, given: bool) -> None:
+def test_modules_that_only_seem_linked_stay(kind: type[Parts], call: str, given: bool) -> None:
     torch.manual_seed(0)
     model = lived_in(kind())
     before = independent_copy(model)
@@ -290,7 +290,7 @@ def with_own_forward(module: nn.Module) -> nn.Module:
         (nn.Conv2d(3, 4, 1), with_own_forward(nn.BatchNorm2d(4))),
     ],
 )
-def test_modules_that_are_not_as_pytorch_makes_them(layers: tuple[nn.Module, ...]) -> None:
+def test_altered_modules_stay(layers: tuple[nn.Module, ...]) -> None:
     model = lived_in(nn.Sequential(*layers))
     for x in (X, None):
         folded = fold_batchnorm(model, x)
@@ -299,7 +299,7 @@ def test_modules_that_are_not_as_pytorch_makes_them(layers: tuple[nn.Module, ...
 
 
 class StaysInTraining(Parts):
-    """Its BatchNorm uses the batch's statistics in evaluation mode too."""
+    """A network whose BatchNorm uses the statistics of the batch in evaluation mode too."""
 
     def train(self, mode: bool = True) -> StaysInTraining:
         super().train(mode)
@@ -307,7 +307,7 @@ class StaysInTraining(Parts):
         return self
 
 
-def test_a_norm_that_goes_by_the_batch_stays() -> None:
+def test_a_norm_with_batch_statistics_stays() -> None:
     model = lived_in(StaysInTraining())
     folded = fold_batchnorm(model, X)
     assert isinstance(folded.get_submodule("norm"), nn.BatchNorm2d)
@@ -360,7 +360,7 @@ class ReadsOneLayer(nn.Module):
         return x + self.get_submodule("blocks.3.1").get_buffer("running_mean").sum()
 
 
-def test_only_what_breaks_the_outputs_is_left_out() -> None:
+def test_only_changes_that_break_the_outputs_are_left_out() -> None:
     model = lived_in(ReadsOneLayer())
     folded = fold_batchnorm(model, X)
     left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""A data set of one's own, in one file outside ``common``: it is loaded, trained on, searched on and named."""
+"""A user's data set, in one file outside ``common``: it is loaded, used in training and searches, and named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.networks import tiny_cnn
 
 
 def read(settings: ReadSettings) -> Splits:
-    """Grey images as bright as their class says."""
+    """Make grey images whose brightness is given by their class."""
     from common.data import tensor_splits
 
     generator = torch.Generator().manual_seed(settings.split_seed)

@@ -1,4 +1,4 @@
-"""A metric of one's own, in one file outside ``common``: it decides in training and searches, and is named."""
+"""A user's metric, in one file outside ``common``: it decides in training and searches, and is named."""
 
 from __future__ import annotations
 

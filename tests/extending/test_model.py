@@ -1,4 +1,4 @@
-"""An architecture of one's own, in one file outside ``common``: it is built, trained, compressed, saved and named."""
+"""A user's architecture, in one file outside ``common``: it is built, trained, compressed, saved and named."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TITLES = {"svd": "SVD", "ring": "Tensor Ring", "butterfly": ""}
 
 
 def record(method: str, number: int) -> TrialRecord:
-    """A trial that a program of one's own has measured."""
+    """Make a trial that a user's program has measured."""
     timing = Timing(median_s=0.01, speedup=2.0 + number / 10, runtime="My NPU", batch_size=4)
     return TrialRecord(
         run=f"own-{method}",

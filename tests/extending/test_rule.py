@@ -1,4 +1,4 @@
-"""A rank rule of one's own, in one file outside ``common``: it is planned, compressed, searched and reported."""
+"""A user's rank rule, in one file outside ``common``: it is planned, compressed, searched and reported."""
 
 from __future__ import annotations
 

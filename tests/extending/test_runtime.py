@@ -1,4 +1,4 @@
-"""A runtime of one's own, in one file outside ``common``: networks are timed, planned for, searched and reported."""
+"""A user's runtime, in one file outside ``common``: networks are timed, planned for, searched and reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _registered() -> Iterator[None]:
 
 
 class Noting(nn.Module):
-    """Notes the type of what its convolution returns."""
+    """Stores the dtype of its convolution's output."""
 
     def __init__(self) -> None:
         super().__init__()

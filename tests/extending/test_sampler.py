@@ -1,4 +1,4 @@
-"""A search policy of one's own, in one file outside ``common``: it is searched with, resumed, logged and reported."""
+"""A user's search policy, in one file outside ``common``: it proposes, resumes, is logged and is reported."""
 
 from __future__ import annotations
 

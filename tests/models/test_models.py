@@ -48,7 +48,7 @@ def test_the_cifar_stem_keeps_the_images_size(name: str) -> None:
     provenance = get_provenance(model)
     assert provenance is not None
     assert provenance.arguments == {"num_classes": 10, "stem": "cifar"}
-    with pytest.raises(ValueError, match="weights='DEFAULT' with stem='cifar': there are none"):
+    with pytest.raises(ValueError, match="weights='DEFAULT': there are none for stem='cifar'"):
         build_model(name, 10, stem="cifar", weights="DEFAULT")
     with pytest.raises(ValueError, match=r"stem='big' is unknown; allowed: imagenet, cifar"):
         build_model(name, 10, stem="big")
@@ -101,7 +101,7 @@ def test_relatives_share_a_family() -> None:
 def test_arguments_are_picked_from_a_longer_list() -> None:
     values, defaults = {"stem": "imagenet", "width": 8}, {"stem": "imagenet", "width": 64}
     assert MODELS["unet"].pick(values, defaults) == {"width": 8}
-    assert MODELS["vgg16"].pick(values, defaults) == {"width": 8}  # which build_model then refuses
+    assert MODELS["vgg16"].pick(values, defaults) == {"width": 8}  # build_model then refuses it
 
 
 def test_the_unet_has_its_papers_size() -> None:

@@ -38,7 +38,7 @@ def set_up_cell(notebook: Path) -> str:
 
 
 def run_cell(cell: str, folder: Path, **environment: str) -> str:
-    """Run the cell as a fresh kernel in ``folder`` would, and say where it ended and what it can import."""
+    """Run the cell as a fresh kernel in ``folder`` would; return its final folder and what it can import."""
     after = (
         "\nimport common.notebook.config\nprint('AT', os.getcwd(), Path(common.notebook.config.__file__).resolve())"
     )
@@ -97,7 +97,7 @@ def test_results_are_kept_on_a_mounted_drive(tmp_path: Path) -> None:
     assert [path.name for path in drive.iterdir()] == ["run.log"]
 
 
-def test_a_copy_that_is_as_new_is_left_alone(tmp_path: Path) -> None:
+def test_an_up_to_date_copy_stays(tmp_path: Path) -> None:
     file, drive = tmp_path / "a.safetensors", tmp_path / "drive"
     file.write_bytes(b"weights")
     assert copy_to_drive([file], drive) == [drive / "a.safetensors"]
@@ -106,7 +106,7 @@ def test_a_copy_that_is_as_new_is_left_alone(tmp_path: Path) -> None:
     assert copy_to_drive([file], drive) == [drive / "a.safetensors"]
 
 
-def test_a_run_is_kept_while_it_goes_on_and_fetched_by_the_next_session(
+def test_a_run_is_copied_while_it_runs_and_fetched_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs, drive = tmp_path / "logs", tmp_path / "drive"
@@ -141,9 +141,7 @@ def on_colab(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_colab")
-def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_drive_each_run_is_once_reported_as_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     for logs, run in ((tmp_path, "a"), (tmp_path, "b"), (tmp_path / "other", "a")):
         for _ in range(2):  # the training has a keeper, and so has the search
@@ -155,7 +153,7 @@ def test_without_a_drive_colab_is_told_once_a_run_that_nothing_is_kept(
         assert told.err == ""
         (line,) = told.out.splitlines()
         assert line.startswith(f"run {run!r} will be lost when this Colab session ends: there is no Drive at ")
-        assert f"{drive.parent} (none is mounted); drive.mount('{drive.parents[1]}')" in line
+        assert f"{drive.parent} (none is mounted); call drive.mount('{drive.parents[1]}')" in line
 
 
 @pytest.mark.usefixtures("on_colab")
@@ -171,7 +169,7 @@ def test_a_drive_that_is_mounted_elsewhere_is_named(
 
 
 @pytest.mark.usefixtures("on_colab")
-def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_to_continue_is_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ClassifierConfig.from_notebook({"run": "mine", "logs": str(tmp_path)})
     assert capsys.readouterr().out.count("run 'mine' will be lost") == 1
     RunKeeper(tmp_path).keep("mine")
@@ -179,7 +177,7 @@ def test_a_run_that_is_to_go_on_is_told_at_once(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.usefixtures("on_colab")
-def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_drive_nothing_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drive = tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn"
     drive.parent.mkdir(parents=True)
     (tmp_path / "run.log").write_text("a trial\n")
@@ -188,7 +186,7 @@ def test_with_a_drive_colab_is_told_nothing(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
-def test_elsewhere_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outside_colab_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunKeeper(tmp_path, tmp_path / "content" / "drive" / "MyDrive" / "low-rank-cnn").keep("run")
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
@@ -202,7 +200,7 @@ def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
         assert copy_run(tmp_path, "run", drive) == []
 
 
-def test_pip_is_told_to_leave_torch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_must_not_change_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def pip(command: list[str], check: bool) -> None:

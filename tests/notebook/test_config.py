@@ -14,7 +14,7 @@ from common.notebook.config import ClassifierConfig, CompareConfig, Segmentation
 
 
 def notebook(**parameters: Any) -> dict[str, Any]:
-    """The names that a fresh kernel holds, with these parameters."""
+    """Return the names in a fresh kernel with these parameters."""
     return {"In": ["", "x"], "Out": {}, "_": "", "__name__": "__main__", "Path": Path, "exit": 0, **parameters}
 
 
@@ -68,7 +68,7 @@ def test_bad_parameters_are_one_sentence(parameters: dict[str, Any], sentence: s
         ClassifierConfig.from_notebook(notebook(**parameters))
 
 
-def test_running_the_cell_again_passes_over_the_notebooks_own_variables() -> None:
+def test_running_the_cell_again_ignores_the_notebooks_own_variables() -> None:
     namespace = notebook(trials=3)
     ClassifierConfig.from_notebook(namespace)
     namespace |= {"accuracy": 0.9, "trials": 4}
@@ -97,9 +97,11 @@ def test_the_command_gives_the_same_parameters(tmp_path: Path) -> None:
     assert values == {name: str(value) for name, value in given.items()}
 
 
-def test_the_command_tells_what_the_unet_is_not_compared_at() -> None:
+def test_the_command_states_that_the_unet_is_not_compared() -> None:
     words = shlex.split(SegmentationConfig.from_notebook(notebook(compare_at=None)).command("unet"))
-    assert words[words.index("compare_at") + 1] == "None"  # which papermill takes for None; the notebook says 0.5
+    assert (
+        words[words.index("compare_at") + 1] == "None"
+    )  # papermill reads this as None; the notebook's default is 0.5
 
 
 def test_a_folder_to_download_into_need_not_be_there(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_folder_to_download_into_need_not_be_there(tmp_path: Path) -> None:
     assert ClassifierConfig.from_notebook(notebook(dataset="mnist", data_root=new, download=True)).data_root == new
 
 
-def test_a_runtime_that_is_not_here_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_runtime_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise InvalidCxxCompiler
 

@@ -41,7 +41,7 @@ def test_the_table_of_layers_adds_up() -> None:
     assert layer_table(model, data, [], kept).empty
 
 
-def test_masks_of_networks_are_what_their_logits_say(tmp_path: Path) -> None:
+def test_masks_of_networks_follow_their_logits(tmp_path: Path) -> None:
     data = load_data("phantoms", tmp_path, image_size=32, batch_size=8, limit=24)
 
     class Everything(nn.Module):
@@ -63,7 +63,7 @@ def test_masks_of_networks_are_what_their_logits_say(tmp_path: Path) -> None:
     assert np.array_equal(found["truth"], np.stack(wanted))
 
 
-def test_where_there_is_nothing_to_find_no_image_is_shown(tmp_path: Path) -> None:
+def test_without_a_true_mask_no_image_is_shown(tmp_path: Path) -> None:
     data = load_data("phantoms", tmp_path, image_size=16, batch_size=4, limit=4)
     masks = data.test.dataset
     assert isinstance(masks, MaskedImages)

@@ -43,7 +43,7 @@ def test_outside_a_notebook_nothing_is_drawn() -> None:
     picture.show([])
 
 
-def test_a_picture_that_cannot_be_drawn_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "in_notebook", lambda: True)
 
     def draw(_: object) -> Figure:
@@ -57,7 +57,7 @@ def test_a_picture_that_cannot_be_drawn_is_warned_of_once(monkeypatch: pytest.Mo
         picture.show([])
 
 
-def test_a_notebook_sees_every_drawing_in_one_place(tmp_path: Path) -> None:
+def test_every_drawing_replaces_the_last_one(tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(notebook, tmp_path / "in.ipynb")

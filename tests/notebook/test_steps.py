@@ -22,7 +22,7 @@ def config(model: str | None) -> ClassifierConfig:
 
 
 @pytest.mark.parametrize(("asked", "built"), [(None, "resnet18"), ("resnet18", "resnet18"), ("resnet34", "resnet34")])
-def test_the_notebook_on_resnet18_serves_its_relative(asked: str | None, built: str) -> None:
+def test_the_resnet18_notebook_also_builds_resnet34(asked: str | None, built: str) -> None:
     data = load_data_of(config(asked))
     model, history = dense_network(config(asked), "resnet18", data)
     provenance = get_provenance(model)
@@ -38,7 +38,7 @@ def test_another_model_is_refused() -> None:
         dense_network(config("resnet34"), "alexnet", data)
 
 
-def test_weights_may_be_taken_as_they_are(tmp_path: Path) -> None:
+def test_weights_may_be_used_without_training(tmp_path: Path) -> None:
     dense = build_model("resnet18", 10)
     saved = str(save_compressed(dense, tmp_path / "dense.safetensors"))
     given = dataclasses.replace(config(None), dense_epochs=0.0, weights=saved)
@@ -47,9 +47,11 @@ def test_weights_may_be_taken_as_they_are(tmp_path: Path) -> None:
     assert same_weights(model, dense)
 
 
-def test_a_network_that_nobody_trained_is_refused() -> None:
+def test_an_untrained_network_is_refused() -> None:
     untrained = dataclasses.replace(config(None), dense_epochs=0.0)
-    with pytest.raises(ValueError, match=r"^dense_epochs=0\.0 takes a network as it is, and this one would be random"):
+    with pytest.raises(
+        ValueError, match=r"^dense_epochs=0\.0 leaves the network untrained, and its weights, or those"
+    ):
         dense_network(untrained, "resnet18", load_data_of(untrained))
 
 
@@ -70,18 +72,18 @@ def test_weights_of_another_scale_are_refused(tmp_path: Path) -> None:
         ({"image_size": 32}, "image_size=32: alexnet needs at least 63 pixels"),
         ({"image_size": 64, "distill_features": "features.0,featurs.3"}, "distill_features='featurs.3' is unknown"),
         ({"image_size": 64, "svd_ranks": "16,5000"}, r"^svd_ranks='16,5000': ranks=5000 for .* number in 1\.\.4096"),
-        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd at rank 1 keeps 0.0008"),
-        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd at rank 1 keeps 0.00"),
+        ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd keeps at least 0.0008, at rank 1"),
+        ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd keeps at least 0.00"),
     ],
 )
-def test_what_does_not_fit_the_network_is_refused_before_it_is_trained(changes: Any, sentence: str) -> None:
+def test_unsuitable_settings_are_refused_before_training(changes: Any, sentence: str) -> None:
     wrong = dataclasses.replace(config(None), **changes)
     with pytest.raises(ValueError, match=sentence):
         dense_network(wrong, "alexnet", load_data_of(wrong))
 
 
 @pytest.mark.filterwarnings("ignore:too few calibration patches")  # of 16 images
-def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_with_its_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = dataclasses.replace(config(None), logs=str(tmp_path), run="mine", trials=1, finetune_top=0, keep=0.01)
     data = load_data_of(mine)
 
@@ -95,7 +97,7 @@ def test_a_run_goes_on_with_its_dense_network(tmp_path: Path, monkeypatch: pytes
     model, history = dense_network(mine, "resnet18", data)
     assert len(history) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine-dense.checkpoint", "mine-dense.safetensors"]
-    with monkeypatch.context() as patch:  # a stop before the first line of the log: nothing is trained again
+    with monkeypatch.context() as patch:  # stopped before the first line of the log, yet nothing is trained again
         patch.setattr("common.training.loop._Run.train_epoch", stop)
         again, known = dense_network(mine, "resnet18", data)
     assert known == history
@@ -121,7 +123,7 @@ def test_networks_that_started_from_imagenet_are_compared_on_its_scale() -> None
     assert other.normalization == IMAGENET != one.normalization
 
 
-def test_on_colab_a_training_is_kept_as_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_colab_a_training_is_copied_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = tmp_path / "drive"
     monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
     mine = dataclasses.replace(config(None), logs=str(tmp_path / "logs"), run="mine", dense_epochs=2.0)

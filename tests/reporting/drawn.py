@@ -1,4 +1,4 @@
-"""What a drawn figure holds."""
+"""Read texts and marks from drawn figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.text import Text
 
 
 def texts(figure: Figure) -> str:
-    """Every text that the drawn figure holds."""
+    """Return every text in the drawn figure."""
     figure.draw_without_rendering()
     return "\n".join(t.get_text() for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible())
 
@@ -22,7 +22,7 @@ def assert_inside_the_page(figure: Figure) -> None:
 
 
 def marks_of(figure: Figure, cut_off: bool = False) -> list[tuple[str, bool]]:
-    """The marker of each mark and whether its centre lies inside its axes; with ``cut_off`` of clipped ones too."""
+    """Return each mark's marker and whether its centre lies inside the axes; with ``cut_off``, clipped marks too."""
     figure.draw_without_rendering()
     found = []
     for axes in figure.axes:

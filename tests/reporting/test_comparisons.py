@@ -1,4 +1,4 @@
-"""The tables, recomputed from the logs' JSON by hand: no code of the suite reads them here."""
+"""Compare the tables with figures that are computed here from the logs' JSON without the code of the suite."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trials(logs: list[Path]) -> Trials:
 
 @pytest.fixture(scope="module")
 def raw(logs: list[Path]) -> list[Raw]:
-    """The last version of each trial: here no two workers share one."""
+    """The last version of each trial. In these logs, no two workers share a trial."""
     last: dict[tuple[str, int], Raw] = {}
     for path in logs:
         for line in path.read_text().splitlines():
@@ -134,7 +134,7 @@ def test_methods_at_equal_budgets(trials: Trials, raw: list[Raw]) -> None:
     assert compared > 200
 
 
-def test_one_row_a_method_holds_the_same_values(trials: Trials) -> None:
+def test_the_budgets_table_agrees_with_the_methods_table(trials: Trials) -> None:
     table, wide = methods_table(trials, 0.99).raw, budgets_table(trials)
     for row in wide.raw.to_dict("records"):
         rows = table[(table["Model"] == row["Model"]) & (table["Method"] == row["Method"])]
@@ -165,7 +165,7 @@ def test_the_sweeps(trials: Trials, raw: list[Raw]) -> None:
 
 
 def proposer(trial: Raw) -> Any:
-    """The sampler; of a plan that was given to the search its rule."""
+    """The sampler, or the rule of a plan that was given to the search."""
     sampler = trial["details"]["sampler"]
     return trial["rule"] if sampler == "given" else sampler
 
@@ -259,7 +259,7 @@ def test_what_was_regained_by_hand() -> None:
     assert text.loc["htd", "Regained"] == "-"
 
 
-def test_seeds_with_dense_networks_of_their_own_are_averaged() -> None:
+def test_seeds_with_different_dense_networks_are_averaged() -> None:
     other = make_baseline(metrics={"validation": {"accuracy": 0.90}})
     records = [
         make_record(seed=0, metrics={"raw": {"accuracy": 0.93}}),
@@ -295,7 +295,7 @@ def test_odd_trials_fill_tables_or_leave_them_out(records: list[Any]) -> None:
 
 
 def seeds_of(outcomes: dict[int, list[float]], **changes: Any) -> list[Any]:
-    """Two trials or more for each seed, which end at these accuracies; the dense network's is 0.95."""
+    """Make trials of several seeds that end at these accuracies; that of the dense network is 0.95."""
     return [
         make_record(
             **{
@@ -315,7 +315,7 @@ def seeds_of(outcomes: dict[int, list[float]], **changes: Any) -> list[Any]:
 
 
 def every_form(table: Any, folder: Path) -> dict[str, str]:
-    """The table in each form in which a reader may meet it."""
+    """Return the table in each of its output formats."""
     files = {path.suffix: path.read_text() for path in table.write(folder, ("csv", "md", "tex"))}
     return files | {"console": table.console()}
 
@@ -350,7 +350,7 @@ def test_a_speedup_that_few_seeds_have_says_so() -> None:
     assert row["Params Red."] == "-87.15% ± 0.00%"
 
 
-def test_budgets_that_only_some_seeds_keep_to_say_so(tmp_path: Path) -> None:
+def test_a_budget_met_by_only_some_seeds_says_so(tmp_path: Path) -> None:
     small, large = seeds_of({0: [0.93]}), seeds_of({1: [0.94], 2: [0.94]}, params=5_000_000)
     never = seeds_of({0: [0.95], 1: [0.95]}, method="htd", params=11_000_000)
     trials = Trials.of([*small, *large, *never])
@@ -365,7 +365,7 @@ def test_budgets_that_only_some_seeds_keep_to_say_so(tmp_path: Path) -> None:
     long = methods.text.set_index("Params ≤")[["Seeds", "Accepted", "Raw"]].to_dict("index")
     assert long["20%"] == {"Seeds": "1 of 3", "Accepted": "0 of 3", "Raw": "93.00% (1 of 3)"}
     assert long["50%"] == {"Seeds": "3", "Accepted": "0 of 3", "Raw": "93.67% ± 0.58%"}
-    never_said = "resnet18 (cifar10), htd: no trial that was measured to the end keeps at most 75% of the parameters."
+    never_said = "resnet18 (cifar10), htd: no fully measured trial keeps at most 75% of the parameters."
     assert never_said in methods.notes
 
 
@@ -386,7 +386,7 @@ def test_a_setting_whose_trials_failed_is_listed() -> None:
     assert (row["Trials"], row["Accepted"], row["Raw"]) == ("0 of 2", "0 of 2", "-")
 
 
-def test_dense_networks_of_one_metric_count_each_in_their_mean() -> None:
+def test_dense_networks_with_equal_metrics_count_separately_in_the_mean() -> None:
     bases = [make_baseline(metrics={"validation": {"accuracy": value}}) for value in (0.90, 0.90, 0.96)]
     records = [r for seed, base in enumerate(bases) for r in seeds_of({seed: [0.8]}, baseline=base)]
     assert budgets_table(Trials.of(records)).raw["Dense"].tolist() == [pytest.approx(0.92)]

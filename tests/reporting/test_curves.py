@@ -44,7 +44,7 @@ def test_progress_keeps_a_model_without_a_long_search() -> None:
     small = [make_record(run="v", model="vgg16", trial=n) for n in range(3)]
     figure = figures.progress([*searched, rule, *small])
     assert [axes.get_title("left") for axes in figure.axes[::2]] == ["resnet18 (cifar10)", "vgg16 (cifar10)"]
-    assert [len(axes.get_lines()) for axes in figure.axes[::2]] == [1, 1]  # the rule's one trial gives way
+    assert [len(axes.get_lines()) for axes in figure.axes[::2]] == [1, 1]  # the single trial of the rule is left out
 
 
 def test_progress_says_how_many_searches_have_a_line() -> None:

@@ -76,13 +76,13 @@ def test_different_dense_networks_stand_apart_but_seeds_are_averaged() -> None:
     metric = {"metric": "dice", "metrics": {"raw": {"dice": 0.9}}, "seed": 2}
     for change in ({"baseline": make_baseline(params=10**6)}, {"baseline": make_baseline(macs=10**6)}, metric):
         records = [seeds[0], make_record(run="two", trial=1, **{"seed": 2, **change})]
-        assert labels(records, "group") == apart  # what differs in more than the seed has no mean
+        assert labels(records, "group") == apart  # networks that differ in more than the seed are not averaged
     workers = [make_record(run=run, trial=n, details={"study": "s"}) for n, run in enumerate(("s", "s-w2"))]
     assert labels([*workers, two[1]])["resnet18 (cifar10), run s"] == [0, 1]
 
 
 def random_records(chance: random.Random) -> list[TrialRecord]:
-    """Few distinct values, so that there are ties; some runs finished, some not."""
+    """Make records with few distinct values, so that there are ties. Some runs are finished, others not."""
 
     def stages() -> dict[str, dict[str, Any]]:
         found = {"raw": {"accuracy": chance.choice([0.5, 0.94, 0.945, 0.95, None])}}
@@ -112,7 +112,7 @@ def test_the_best_are_those_that_a_search_would_choose(seed: int) -> None:
         assert accepted == [place for place, record in enumerate(records) if record_is_accepted(record, keep)]
 
 
-def test_whole_records_come_from_the_log_again(tmp_path: Path) -> None:
+def test_whole_records_are_read_again_from_the_log(tmp_path: Path) -> None:
     with TrialWriter(tmp_path, "ünet") as writer:
         for number in (3, 1, 2):
             writer.write(make_record(run="ünet", trial=number, model="網"))
@@ -120,9 +120,9 @@ def test_whole_records_come_from_the_log_again(tmp_path: Path) -> None:
     trials = Trials.read([Log(writer.path)])
     assert [trials.record(row) for row in (1, 2, 0)] == read_log(writer.path)[0]
     assert trials.frame["seconds"].tolist() == [41.7, 5.0, 41.7]
-    assert not trials._held  # nothing whole stays in memory
+    assert not trials._held  # no whole record stays in memory
     writer.path.write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="was changed while it was read"):
+    with pytest.raises(ValueError, match="has changed since it was read"):
         trials.record(0)
 
 
@@ -139,7 +139,7 @@ def test_a_run_of_the_same_name_in_another_folder_is_kept_apart(tmp_path: Path) 
 
 
 def test_studies_of_one_name_are_told_apart_by_folder_when_their_networks_differ(tmp_path: Path) -> None:
-    """Two workers in ``b`` are one study; a third folder's worker, of a network known already, belongs to that."""
+    """The two workers in ``b`` are one study. The worker in the third folder belongs to the study with its network."""
     paths: list[Path] = []
     for folder, run, dense in (("a", "s", 0.96), ("b", "s", 0.8), ("b", "s-w2", 0.8), ("c", "s-w3", 0.96)):
         baseline = make_baseline(metrics={"validation": {"accuracy": dense}})
@@ -160,7 +160,7 @@ def test_studies_of_one_name_are_told_apart_by_folder_when_their_networks_differ
 def test_only_and_since() -> None:
     trials = Trials.of([make_record(trial=0), make_record(trial=1, method="svd", rule="entropy")])
     assert trials.only(method=["arsvd"], model=None).frame["trial"].tolist() == [1]
-    assert trials.since(1).frame.empty  # it is not known when they were logged
+    assert trials.since(1).frame.empty  # the time of their lines is unknown
 
 
 def test_facts() -> None:
@@ -188,7 +188,7 @@ def test_facts() -> None:
 
 
 def test_places_of_methods() -> None:
-    """Each has a place of its own; what the suite does not know takes none of those that it does."""
+    """Each method has its own place. An unknown method never takes the place of a known one."""
     known = method_places(PLACES)
     assert known == PLACES
     assert sorted(PLACES.values()) == list(range(len(PLACES)))

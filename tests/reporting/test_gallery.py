@@ -62,7 +62,7 @@ def test_no_two_texts_overlap_at_4_models_and_4_methods(name: str, pictures: dic
     assert_inside_the_page(figure)
 
 
-def test_a_gallery_without_an_accepted_trial_has_what_can_be_drawn() -> None:
+def test_a_gallery_without_an_accepted_trial_holds_the_other_pictures() -> None:
     failed = [make_record(trial=n, status="failed", metrics={}, latency=None, params=0) for n in range(3)]
     assert [entry.name for entry in gallery(Trials.of(failed))] == ["radar", "pareto"]
     names = [make_record(model=name) for name in ("a/b", "a b", "網絡")]
@@ -75,7 +75,7 @@ def test_every_picture_has_a_place_in_the_report(pictures: dict[str, Figure]) ->
     assert {name.split("-")[0] for name in pictures} == placed
 
 
-def test_shapes_that_no_search_wrote_are_left_out() -> None:
+def test_pictures_of_malformed_details_are_left_out() -> None:
     plan = {"a": {"method": "svd", "ranks": 16}, "b": {"method": "svd", "ranks": ["x"]}}
     details = {"spectra": {"a": [1.0, 0.5], "b": [1.0]}, "layer_times": [1, 2]}
     drawn = {entry.name: entry.draw() for entry in gallery(Trials.of([foreign_record(plan=plan, details=details)]))}

@@ -76,7 +76,7 @@ def test_marks_lie_inside_the_spectra_whatever_the_values(values: list[float], d
     assert inside
 
 
-def test_a_mark_whose_value_is_not_shown_says_so() -> None:
+def test_a_mark_below_the_axis_is_a_triangle_with_a_legend() -> None:
     spectra = {"a": [1.0, 0.5, 1e-9]}
     assert "chosen rank, value below the axis" in texts(figures.spectra(spectra, {"a": 3}))
     assert "below" not in texts(figures.spectra(spectra, {"a": 2}))

@@ -21,9 +21,9 @@ def test_a_pair_of_bars_for_each_layer_and_the_rest(tmp_path: Path) -> None:
     assert all(file.stat().st_size > 1000 for file in files)
 
 
-def test_layers_that_nothing_is_known_of() -> None:
+def test_layers_missing_before_are_refused() -> None:
     assert not layer_times({}, {}).axes
-    with pytest.raises(ValueError, match=r"after\['fc'\]: there is no such layer before; allowed: conv"):
+    with pytest.raises(ValueError, match=r"after\['fc'\]: before has no such layer; allowed: conv"):
         layer_times({"conv": 0.1}, {"fc": 0.1})
 
 

@@ -10,7 +10,7 @@ def squares() -> dict[str, np.ndarray]:
     truth = np.zeros((2, 12, 12))
     truth[:, 2:6, 2:6] = 1
     found = np.zeros_like(truth)
-    found[0, 2:6, 4:8] = 1  # half of it, and as much beside it; nothing in the second image
+    found[0, 2:6, 4:8] = 1  # half of the truth and as many pixels beside it; nothing in the second image
     return {"image": np.random.default_rng(0).random((2, 12, 12)), "truth": truth, "dense": found}
 
 

@@ -53,7 +53,7 @@ def test_pareto_is_not_flattened_by_a_few_failures() -> None:
     assert "1 of 21 trials lie below" in texts(figure)
     assert "lie below" not in texts(figures.pareto(good))
     half = [make_record(trial=n, metrics={"raw": {"accuracy": 0.1 + 0.04 * n}}) for n in range(20)]
-    assert figures.pareto(half).axes[0].get_ylim()[0] < 10  # a spread that is the rule is shown whole
+    assert figures.pareto(half).axes[0].get_ylim()[0] < 10  # if most trials are spread widely, all are shown
 
 
 def test_pareto_of_several_models() -> None:
@@ -78,7 +78,7 @@ def test_pareto_without_a_measurement() -> None:
 
 @pytest.mark.parametrize("dense", [0.05, 0.5, 0.895, 0.95, 0.99])
 @pytest.mark.parametrize("picture", [figures.pareto, figures.methods])
-def test_the_dense_networks_star_lies_inside_whatever_the_trials_reached(dense: float, picture: Any) -> None:
+def test_the_dense_networks_star_always_lies_inside_the_axes(dense: float, picture: Any) -> None:
     base = make_baseline(metrics={"validation": {"accuracy": dense}})
     good = [make_record(trial=n, baseline=base, metrics={"raw": {"accuracy": 0.9 + 0.001 * n}}) for n in range(20)]
     bad = make_record(trial=20, baseline=base, metrics={"raw": {"accuracy": 0.1}})

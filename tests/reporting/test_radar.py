@@ -41,7 +41,7 @@ def test_radar_radii_by_hand() -> None:
     assert slow < 0.5
 
 
-def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
+def test_radar_states_scales_networks_and_models_without_one() -> None:
     records = [
         make_record(trial=3, model="resnet18", latency={"speedup": 5.0}),
         make_record(trial=9, model="vgg16", latency=None, params=2_000_000),
@@ -64,7 +64,7 @@ def test_radar_states_its_scales_its_networks_and_who_is_missing() -> None:
     assert [math.isnan(line[3]) for line in radii(figure)] == [False, True]
 
 
-def test_the_radars_metric_starts_at_nothing_at_least() -> None:
+def test_the_radars_metric_axis_never_starts_below_zero() -> None:
     assert "0% → 100%" in texts(figures.radar([make_record()], keep=0))
     tested = make_record(metrics={"raw": {"accuracy": 0.95}, "test": {"accuracy": 0.95}})
     assert "Fewest parameters of tested trials" in texts(figures.radar([tested]))

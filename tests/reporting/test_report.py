@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders, sorts, and the console stays silent."""
+"""Open the report in a real browser: it renders, sorts its tables and logs nothing to the console."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ document.body.append(result);
 
 
 def browse(page: str, folder: Path) -> tuple[str, str]:
-    """What a browser makes of the page, and what it says on its console."""
+    """Return the page as the browser renders it, and the messages on its console."""
     assert BROWSER is not None
     path = folder / "page.html"
     path.write_bytes(page.encode(errors="backslashreplace"))
@@ -63,7 +63,7 @@ def browse(page: str, folder: Path) -> tuple[str, str]:
 
 
 def probe(page: str, folder: Path, *columns: tuple[str, int]) -> dict[str, Any]:
-    """What the page looks like after a column of each of the tables was clicked twice."""
+    """Return the page after two clicks on a column of each of the tables."""
     html, console = browse(page.replace("</body>", f"{PROBE % json.dumps(columns)}</body>"), folder)
     assert console == ""
     (found,) = re.findall(r'<pre id="result">(.*?)</pre>', html)
@@ -94,7 +94,7 @@ def test_it_renders_sorts_and_raises_no_error(tmp_path: Path) -> None:
     columns = {name: place for place, name in enumerate(summary.text.columns)}
     result = probe(page, tmp_path, ("summary", columns["Speedup"]), ("summary", columns["Parameters"]), ("summary", 0))
     assert result["pictures"] == [["radar", True]]
-    assert result["sorted"] == 1  # only the last column clicked says that it is sorted
+    assert result["sorted"] == 1  # only the last clicked column is marked as sorted
 
     def ordered(raw: str, text: str, down: bool) -> list[str]:
         rows = sorted(
@@ -106,9 +106,9 @@ def test_it_renders_sorts_and_raises_no_error(tmp_path: Path) -> None:
     speed, speed_down, params, params_down, names, names_down = result["seen"]
     assert speed == ["ascending", ordered("Speedup", "Speedup", down=False)]
     assert speed_down == ["descending", ordered("Speedup", "Speedup", down=True)]
-    assert speed[1][-1] == speed_down[1][-1] == "-"  # not measured, at the end both ways
+    assert speed[1][-1] == speed_down[1][-1] == "-"  # not measured, so at the end in both orders
     assert params == ["ascending", ordered("Parameters", "Parameters", down=False)]
-    assert params[1][0] == "0.90 M"  # by number: as text, 10.00 M would come first
+    assert params[1][0] == "0.90 M"  # sorted by number; as text, 10.00 M would come first
     assert params_down[1][0] == "11.18 M"
     assert names[1] == sorted(summary.text["Model"])
     assert names_down[1] == sorted(summary.text["Model"], reverse=True)
@@ -120,11 +120,11 @@ def test_a_console_error_would_be_noticed(tmp_path: Path) -> None:
     html, console = browse(page.replace("</body>", "<script>throw new Error('probe')</script></body>"), tmp_path)
     assert "probe" in console
     _, console = browse(page.replace("</body>", '<img src="https://example.org/a.png"></body>'), tmp_path)
-    assert "Content Security Policy" in console  # nothing is fetched, whatever stands in the page
+    assert "Content Security Policy" in console  # the browser loads nothing, whatever the page holds
     assert "<h1>" in html
 
 
-def test_it_needs_nothing_but_itself() -> None:
+def test_the_page_loads_nothing_else() -> None:
     _, page = example()
     outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
     assert outside == ["."]  # the log of records that come from no file

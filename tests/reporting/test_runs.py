@@ -45,14 +45,14 @@ def test_json_is_read_where_there_is_no_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"trials": 3}', "null", "\xff", "[" * 100_000])
-def test_a_foreign_json_is_named_and_passed_over(tmp_path: Path, text: str) -> None:
+def test_a_foreign_json_is_named_and_skipped(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
     trials, sentences = read(tmp_path)
     assert trials.frame.empty
     assert sentences == ["x.json: not a file of trials made by jsonify_logs.py"]
 
 
-def test_a_json_of_workers_is_passed_over_for_their_logs(tmp_path: Path) -> None:
+def test_logs_of_workers_win_over_their_json(tmp_path: Path) -> None:
     logs = [tmp_path / f"s-w{number}.log" for number in (1, 2)]
     for log in logs:
         log.write_text("")
@@ -63,12 +63,12 @@ def test_a_json_of_workers_is_passed_over_for_their_logs(tmp_path: Path) -> None
     assert find_logs([tmp_path], (".log", ".json")) == [logs[0], made]
 
 
-def test_a_json_in_another_folder_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_leaving_out_a_json_in_another_folder_warns(tmp_path: Path) -> None:
     here, there = tmp_path / "a" / "r.json", tmp_path / "b" / "r.log"
     for file in (here, there):
         file.parent.mkdir()
         file.write_text("")
-    with pytest.warns(UserWarning, match=r"r\.json is passed over for .*r\.log, a log of the same name$"):
+    with pytest.warns(UserWarning, match=r"r\.json is left out in favour of .*r\.log, a log of the same name$"):
         assert find_logs([here.parent, there.parent], (".log", ".json")) == [there]
 
 
@@ -90,7 +90,7 @@ def test_skipped_lines_are_counted_and_only_the_first_are_kept() -> None:
     assert skipped.by_reason() == [{"log": "r.log", "lines": [1, 2, 3, 4, 5], "count": 1000, "reason": "torn"}]
     for line in range(1000):
         skipped.append(Skipped(Path("r.log"), line, f"reason {line}"))
-    assert len(skipped.counts) == NAMED_REASONS + 1  # the others are together
+    assert len(skipped.counts) == NAMED_REASONS + 1  # the other reasons are counted together
     assert skipped.total == 2000
     assert skipped.by_reason()[-1]["reason"] == "other reasons"
 
@@ -100,7 +100,7 @@ RAW, TUNED = {"raw": {"accuracy": 0.8}}, {"raw": {"accuracy": 0.8}, "finetuned":
 STUDY = {"study": "s"}
 
 
-def test_within_a_run_the_later_record_stands() -> None:
+def test_within_a_run_the_later_record_wins() -> None:
     versions = Versions()
     assert versions.place(make_record(trial=5, metrics=TUNED), HOME) == 0
     assert versions.place(make_record(trial=2), HOME) == 1
@@ -122,7 +122,7 @@ def test_studies_of_one_name_in_two_folders_are_two() -> None:
 
 
 @pytest.mark.parametrize("tuned_first", [True, False])
-def test_of_two_workers_the_version_that_got_further_stands(tuned_first: bool) -> None:
+def test_the_version_of_a_trial_with_the_later_stage_wins(tuned_first: bool) -> None:
     versions = Versions()
     first = make_record(run="s", details=STUDY, metrics=TUNED if tuned_first else RAW)
     second = make_record(run="s-w2", details=STUDY, metrics=RAW if tuned_first else TUNED)
@@ -131,7 +131,7 @@ def test_of_two_workers_the_version_that_got_further_stands(tuned_first: bool) -
     assert versions.place(make_record(run="s-w2", trial=1, details=STUDY), OTHER) == 1
 
 
-def test_workers_that_count_for_themselves_lose_no_trial() -> None:
+def test_workers_with_separate_numbering_lose_no_trial() -> None:
     versions = Versions()
     other = {"conv1": {"method": "svd", "ranks": [3]}}
     assert versions.place(make_record(run="s", details=STUDY), HOME) == 0
@@ -139,7 +139,7 @@ def test_workers_that_count_for_themselves_lose_no_trial() -> None:
     assert versions.place(make_record(run="s-w2", details=STUDY, plan=other), OTHER) == 1
 
 
-def test_workers_are_known_by_name_only_when_asked() -> None:
+def test_workers_are_recognised_by_name_only_on_request() -> None:
     records = [(make_record(run="s"), HOME), (make_record(run="s-w2"), OTHER)]
     assert [Versions().place(*pair) for pair in records] == [0, 0]  # each its own
     alone, together = Versions(), Versions(by_name=True)

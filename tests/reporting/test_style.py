@@ -60,7 +60,7 @@ HOSTILE: dict[str, dict[Any, Any]] = {
 
 
 def saved_in_every_way(folder: Path) -> list[bytes]:
-    """Pictures of every kind: with text alone, with many marks, with a colour bar, as they are saved and shown."""
+    """Return figures of every kind (text only, many marks, a colour bar), saved and shown in every way."""
     folder.mkdir()
     made = [
         figures.pareto([]),
@@ -117,7 +117,7 @@ def test_methods_look_the_same_in_every_figure() -> None:
 
 
 def test_the_first_four_colours_are_told_apart_by_the_colour_blind() -> None:
-    """With protanopia and deuteranopia (Machado, Oliveira & Fernandes 2009); seaborn's own order has 13 for 40."""
+    """Protanopia and deuteranopia by Machado, Oliveira & Fernandes (2009). Seaborn's own order reaches 13, not 40."""
     seen = (
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],

@@ -64,13 +64,11 @@ def test_formatted_row_by_hand() -> None:
     ]
 
 
-def test_the_test_metric_is_shown_where_it_was_read() -> None:
+def test_the_test_metric_is_shown_if_it_was_evaluated() -> None:
     baseline = make_baseline(metrics={"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.9432}})
     tested = make_record(trial=1, baseline=baseline, metrics={**SMALL.metrics, "test": {"accuracy": 0.9401}})
     unfinished = FAST.replace(run="another-run")
-    frame = summary_table(
-        [unfinished, tested]
-    )  # the first record's baseline knows no test metric, the second one's does
+    frame = summary_table([unfinished, tested])  # only the second record's baseline holds a test metric
     assert rows(frame)["baseline"][["Value", "Split"]].to_list() == [0.9432, "test"]
     text = rows(format_summary(frame))
     assert text["baseline"]["Accuracy"] == "94.32%"
@@ -171,10 +169,10 @@ def test_at_zero_every_measured_trial_is_accepted() -> None:
     nothing = make_record(trial=4, params=10, metrics={"raw": {"accuracy": float("inf")}})
     assert list(summary_table([weak, nothing], 0.0)["Trial"])[1:] == [3, 3, 3]
     table = summary(Trials.of([weak, nothing]), 0.0)
-    assert "Every trial that was measured is accepted." in table.notes
+    assert "Every measured trial is accepted." in table.notes
 
 
-def test_a_narrow_terminal_loses_columns_and_is_told_which() -> None:
+def test_a_narrow_terminal_omits_columns_and_names_them() -> None:
     table = summary(Trials.of([SMALL]), 0.99)
     assert "too narrow" not in table.console()
     narrow = table.console(100)
@@ -203,7 +201,7 @@ def test_numbers_stand_on_the_right() -> None:
     ]
 
 
-def test_a_tested_network_without_a_time_is_told_from_an_accepted_one_with_one() -> None:
+def test_a_missing_latency_of_tested_networks_is_noted() -> None:
     tested = {**SMALL.metrics, "test": {"accuracy": 0.94}}
     records = [SMALL, make_record(trial=5, metrics=tested, latency=None)]
     assert list(summary_table(records)["Trial"])[1:] == [5, 5]
@@ -216,10 +214,10 @@ def test_a_smaller_accepted_trial_that_was_not_tested_is_named() -> None:
     smaller = make_record(trial=6, params=SMALL.params // 2)
     assert summary_notes([tested]) == []
     (note,) = summary_notes([tested, smaller])
-    assert "trial 6, -93.57% parameters, was accepted too and not tested" in note
+    assert "trial 6 (-93.57% parameters) was accepted but not tested" in note
 
 
-def test_where_speedups_were_measured_is_said() -> None:
+def test_the_conditions_of_speedups_are_stated() -> None:
     eager = {"speedup": 1.5, "runtime": "PyTorch eager", "threads": 2, "batch_size": 1}
     one = [SMALL, make_record(run="u", model="unet")]
     assert "Speedup: onnxruntime, 1 thread, batch 1." in summary(Trials.of(one), 0.99).notes

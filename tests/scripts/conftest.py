@@ -9,7 +9,7 @@ from tests.scripts.running import FAKE_TORCH
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder to work in, where importing torch leaves a mark and fails."""
+    """A working folder in which importing torch fails and leaves a mark."""
     for name in ("torch", "torchvision"):
         (tmp_path / "fake" / name).mkdir(parents=True)
         (tmp_path / "fake" / name / "__init__.py").write_text(FAKE_TORCH)

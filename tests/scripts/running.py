@@ -1,4 +1,4 @@
-"""Running the scripts where there is no torch."""
+"""Run the scripts without torch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def strict(path: Path) -> Any:
 
 
 def workers(folder: Path, **first: Any) -> None:
-    """Trials 0 and 1 by two workers, and trial 0 again, fine-tuned by the second."""
+    """Write trials 0 and 1 by two workers, and trial 0 again after the second worker fine-tuned it."""
     raw = {"raw": {"accuracy": 0.9}}
     write(folder, "s", {"metrics": raw, **first})
     write(folder, "s-w2", {"trial": 1, "metrics": raw, **first}, {"trial": 0, **first})

@@ -20,7 +20,7 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "3 trials of 2 models in 1 run (3 ok); 3 kept 99% of the dense metric or more."
-    assert lines[-1] == f"open {Path('results') / 'report.html'} for all of it in one page"
+    assert lines[-1] == f"open {Path('results') / 'report.html'} to see everything on one page"
     made = {path.name for path in (workplace / "results").iterdir()}
     assert {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")} | {*FIGURES, "report.html"} <= made
     assert lines[-2].startswith(f"wrote {len(made)} files into results: 7 csv, 7 md, 7 tex")
@@ -40,7 +40,7 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert report.count("data:image/png;base64,") == sum(name.endswith(".png") for name in made)
 
 
-def test_what_an_earlier_analysis_left_is_named(workplace: Path) -> None:
+def test_files_of_an_earlier_analysis_are_named(workplace: Path) -> None:
     write(workplace / "logs", "r", {})
     assert "earlier" not in run(workplace, "analyze_results.py", "--format", "csv", "--format", "md").stdout
     for other in ("search-cifar10.csv", "notes.csv"):

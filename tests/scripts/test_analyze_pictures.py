@@ -66,7 +66,7 @@ sys.exit(analyze_results.main([]))
 
 
 @pytest.mark.parametrize("name", ["pareto", "radar"])
-def test_a_picture_that_cannot_be_drawn_is_named_and_costs_no_other(workplace: Path, name: str) -> None:
+def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(workplace: Path, name: str) -> None:
     write(workplace / "logs", "run", {})
     result = run(workplace, "-c", PATCHED.format(name=name, error='RuntimeError("no latex\\nat all")'))
     assert result.returncode == 2
@@ -82,4 +82,4 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_costs_no_other(workplace: P
 def test_ctrl_c_ends_with_a_sentence(workplace: Path) -> None:
     write(workplace / "logs", "run", {})
     stopped = run(workplace, "-c", PATCHED.format(name="radar", error="KeyboardInterrupt"))
-    assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
+    assert (stopped.returncode, stopped.stderr) == (130, "stopped; some files may not have been written\n")

@@ -1,4 +1,4 @@
-"""``docs/extending.md``: all of its code, in one process, and every entry used by its name."""
+"""Run all code of ``docs/extending.md`` in one process, and use every entry by its name."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
         (["--model", "resnet", "--dataset", "digits"], "model='resnet' is unknown"),
         (
             ["--model", "unet", "--dataset", "digits"],
-            "model='unet' cannot learn classification, which dataset='digits'",
+            "model='unet' cannot learn classification, the task of dataset='digits'",
         ),
         ([*TINY, "--method", "svd", "--ranks", "9999"], "ranks=9999 for layer 'conv1'"),
         (["--model", "resnet18", "--dataset", "minst"], "dataset='minst' is unknown (did you mean 'mnist'?)"),
@@ -82,12 +82,12 @@ def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_p
     ("arguments", "sentence"),
     [
         (["--method", "svd", "--ranks", "abc"], "'abc' is neither a whole number nor a fraction such as 0.25"),
-        (["--method", "svd"], "--method and --ranks go together"),
-        (["--dense", "a.safetensors"], "--dense goes with --method and --ranks"),
+        (["--method", "svd"], "--method and --ranks must be given together"),
+        (["--dense", "a.safetensors"], "--dense needs --method and --ranks"),
         (["--method", "mixed", "--ranks", "4"], "invalid choice: 'mixed'"),
     ],
 )
-def test_options_that_say_nothing_together_are_refused(
+def test_inconsistent_options_are_refused(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -95,7 +95,7 @@ def test_options_that_say_nothing_together_are_refused(
     assert sentence in capsys.readouterr().err
 
 
-def test_an_interrupted_training_of_the_unet_goes_on_and_has_the_name_it_was_given(tmp_path: Path) -> None:
+def test_an_interrupted_training_of_the_unet_continues_under_its_name(tmp_path: Path) -> None:
     tiny = ["--model", "unet", "--dataset", "phantoms", "--data-root", str(tmp_path / "data"), "--image-size", "16"]
     tiny += ["--limit", "16", "--batch-size", "8", "--width", "2", "--depth", "2", "--epochs", "3"]
     tiny += ["--name", "mine", "--out", str(tmp_path / "out")]

@@ -78,7 +78,7 @@ jsonify_logs.write_atomically = stop
 sys.exit(jsonify_logs.main([]))
 """
     stopped = run(workplace, "-c", code)
-    assert (stopped.returncode, stopped.stderr) == (130, "stopped; not everything is written\n")
+    assert (stopped.returncode, stopped.stderr) == (130, "stopped; some files may not have been written\n")
 
 
 def test_workers_of_a_study_become_one_file(workplace: Path) -> None:
@@ -94,7 +94,7 @@ def test_workers_of_a_study_become_one_file(workplace: Path) -> None:
     assert run(workplace, "analyze_results.py", "--format", "csv").stdout.startswith("2 trials of 1 model")
 
 
-def test_a_log_without_a_trial_yet_goes_with_its_study(workplace: Path) -> None:
+def test_a_log_without_a_trial_belongs_to_its_study(workplace: Path) -> None:
     workers(workplace / "logs", details={"study": "main"})
     (workplace / "logs" / "main.log").write_text("2026-11-21 10:00:00  begun\n")
     assert run(workplace, "jsonify_logs.py").returncode == 0
@@ -110,7 +110,7 @@ def test_studies_of_one_name_in_two_folders_become_two_files(workplace: Path) ->
     assert "would both become" in run(workplace, "jsonify_logs.py", "a", "b", "--out", "json").stderr
 
 
-def test_workers_that_name_no_study_are_merged_by_name_only_when_asked(workplace: Path) -> None:
+def test_workers_that_name_no_study_are_merged_by_name_only_on_request(workplace: Path) -> None:
     workers(workplace / "logs")
     assert run(workplace, "jsonify_logs.py", "--format", "jsonl").returncode == 0
     assert {path.name for path in (workplace / "logs").glob("*.jsonl")} == {"s.jsonl", "s-w2.jsonl"}

@@ -35,8 +35,8 @@ def code_lines(cell: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_the_notebook_is_its_source(source: Path) -> None:
-    """``make notebooks-sync`` writes the .ipynb anew."""
+def test_the_notebook_matches_its_source(source: Path) -> None:
+    """``make notebooks-sync`` writes the .ipynb again."""
     script, notebook = jupytext.read(source), nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     assert [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells] == [
         (cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in script.cells
@@ -74,7 +74,7 @@ def test_the_badge_opens_this_notebook(source: Path) -> None:
 def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cpu"))
     values = yaml.safe_load(path.read_text())
-    values.pop("weights", None)  # made by finetuned/finetune.py, so perhaps not there yet
+    values.pop("weights", None)  # made by finetuned/finetune.py, so it may be missing
     dataset = DATASETS[values.get("dataset", "digits")]
     config = SegmentationConfig if dataset.task == SegmentationConfig.task else ClassifierConfig
     config.from_notebook({**values, "logs": str(tmp_path)})
@@ -96,7 +96,7 @@ def pictures(notebook: Any) -> int:
 
 
 def check_log(path: Path, metric: str, rules: list[str]) -> list[TrialRecord]:
-    """The trials of a tiny run: whole, smaller than the dense network, one fine-tuned, one tested."""
+    """Check the trials of a tiny run: complete, smaller than the dense network, one fine-tuned, one tested."""
     records, skipped = read_log(path)
     assert not skipped
     assert [record.rule for record in records] == rules
@@ -180,7 +180,7 @@ def test_bad_parameters_stop_the_notebook_before_any_work(
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on this machine")
-def test_make_runs_the_notebooks_that_the_parameters_fit_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+def test_make_runs_the_notebooks_that_the_parameters_fit_and_continues_after_a_failure(tmp_path: Path) -> None:
     papermill = tmp_path / "papermill"
     papermill.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\ncase "$1" in *vgg16*) exit 1;; esac\n')
     papermill.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What both scripts share."""
+"""Behaviour that both scripts share."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_method_or_model_alone(workplace: Path) -> None:
     assert [trial["model"] for trial in strict(workplace / "logs" / "mixed-run.json")["trials"]] == ["vgg16"]
 
 
-def test_since_takes_what_was_logged_later(workplace: Path) -> None:
+def test_since_selects_later_trials(workplace: Path) -> None:
     log = write(workplace / "logs", "r", {}, {}, {})
     lines = log.read_text().splitlines(keepends=True)
     days = ("2026-11-19 23:59:59", "2026-11-20 00:00:00", "2026-11-21 08:00:00")
@@ -89,7 +89,7 @@ def test_since_takes_what_was_logged_later(workplace: Path) -> None:
         assert f": {number} trials" in run(workplace, "jsonify_logs.py", "--since", since).stdout
     for script in ("analyze_results.py", "jsonify_logs.py"):
         refused = run(workplace, script, "--since", "2027-01-01")
-        assert (refused.returncode, refused.stderr) == (2, "No trial is left with --since as given; leave it out.\n")
+        assert (refused.returncode, refused.stderr) == (2, "No trial matches --since as given; leave it out.\n")
         refused = run(workplace, script, "--since", "yesterday")
         assert refused.returncode == 2
         assert "since=yesterday is not allowed; it must be a date" in refused.stderr

@@ -1,4 +1,4 @@
-"""The wheel: what it needs, and that it works outside the repository."""
+"""The wheel names its dependencies and works outside the repository."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.networks import TinyCNN, tiny_cnn, tiny_digits
 
 @pytest.fixture(autouse=True)
 def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell's background jobs ignore SIGINT, and tests send it to themselves."""
+    """Handle SIGINT, which tests send to themselves and which background jobs of a shell ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -28,14 +28,14 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dense() -> TinyCNN:
-    """A trained network, which no test may change."""
+    """A trained network. No test may change it."""
     model = tiny_cnn()
     train(model, tiny_digits(limit=600), TrainingSettings(epochs=5.0, amp="off"))
     return model.eval()
 
 
 def find_postgresql() -> Path | None:
-    """The folder of the server's programs; Debian keeps them out of the path."""
+    """Return the folder of the server's programs, which Debian leaves out of the path."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -44,7 +44,7 @@ def find_postgresql() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """URL of an empty PostgreSQL server on loopback, which runs as long as the tests do."""
+    """URL of an empty PostgreSQL server on loopback, which runs until the tests end."""
     programs = find_postgresql()
     if programs is None:
         pytest.skip("PostgreSQL's server is not on this machine (Debian: apt-get install postgresql)")

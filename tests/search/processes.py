@@ -1,4 +1,4 @@
-"""What the processes that the tests start and kill do."""
+"""The code of the processes that the tests start and kill."""
 
 from __future__ import annotations
 

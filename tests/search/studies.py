@@ -1,4 +1,4 @@
-"""A small search, which several test modules run."""
+"""A small search that several test modules run."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def running(study: optuna.Study) -> int:
 
 
 def gone() -> dict[str, Any]:
-    """A process of this machine that has ended."""
+    """A worker whose process on this machine has ended."""
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     pid = process.pid
@@ -78,14 +78,14 @@ def test_every_place_counts_once() -> None:
         first(TrialState.FAIL, **failed),
         first(TrialState.PRUNED),
         retry_of(1, TrialState.COMPLETE),
-        first(TrialState.COMPLETE),  # one more than was asked for
+        first(TrialState.COMPLETE),  # one more than the study has places
     )
     attempts = Attempts(study, 4)
     assert {place: trial.number for place, trial in attempts.judged.items()} == {0: 0, 1: 4, 2: 2, 3: 3}
     assert (attempts.finished, attempts.lost, attempts.begun) == (4, set(), 5)
 
 
-def test_a_trial_that_died_is_run_again_once() -> None:
+def test_a_trial_whose_process_died_is_run_again_once() -> None:
     study = study_of(first(TrialState.COMPLETE), first(TrialState.FAIL))
     assert Attempts(study, 2).retry(ME)
     again = study.trials[2]
@@ -123,7 +123,7 @@ def test_a_trial_beyond_the_last_place_is_set_aside() -> None:
     assert Attempts(study, 2).set_aside(study.trials[1]) == ""
 
 
-def test_the_dead_are_told_from_the_living() -> None:
+def test_dead_processes_are_told_from_living_ones() -> None:
     reused = {**ME, "started": ME["started"] - 100}  # the number of a dead process, given to a new one
     study = study_of()
     for worker in (gone(), reused, ELSEWHERE, ME):
@@ -137,7 +137,7 @@ def test_the_dead_are_told_from_the_living() -> None:
     assert study.trials[3].state == TrialState.FAIL, "a process that is looking runs nothing itself"
 
 
-def test_a_trial_of_another_machine_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_of_another_machine_is_eventually_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     seen: dict[int, float] = {}
     monkeypatch.setattr("common.search.study.attempts.time.monotonic", lambda: now)
@@ -179,7 +179,7 @@ def test_a_silent_worker_of_a_database_is_given_up(tmp_path: Path, monkeypatch: 
         assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
 
 
-def test_failing_a_trial_that_another_has_finished_does_nothing() -> None:
+def test_failing_a_trial_that_another_process_finished_does_nothing() -> None:
     study = study_of(first(TrialState.COMPLETE))
     fail(study, 0)
     assert study.trials[0].state == TrialState.COMPLETE
@@ -196,7 +196,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def test_a_process_that_was_killed_is_dead_before_its_parent_asks_for_it(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_killed_process_counts_as_dead_before_its_parent_waits_for_it(sleeper: subprocess.Popen[bytes]) -> None:
     study = study_of()
     begin(study, {**ME, "pid": sleeper.pid, "started": _started(sleeper.pid)})
     study.ask()
@@ -210,7 +210,9 @@ def test_a_process_that_was_killed_is_dead_before_its_parent_asks_for_it(sleeper
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="elsewhere psutil alone says when a process was started")
-def test_a_clock_that_is_set_buries_nobody(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_fails_no_trial_of_a_living_process(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = study_of()
     begin(study, {**ME, "pid": sleeper.pid, "started": _started(sleeper.pid)})
     study.ask()
@@ -238,7 +240,7 @@ def test_one_process_at_a_time_ends_a_study(sleeper: subprocess.Popen[bytes]) ->
     assert study.user_attrs[MAIN] == ME
 
 
-def test_who_goes_on_elsewhere_does_not_wait_for_the_one_before() -> None:
+def test_continuing_on_another_machine_fails_the_former_trials_at_once() -> None:
     study, before = study_of(), {**ELSEWHERE, "name": MAIN}
     claim(study, before)
     for worker in (before, {**ELSEWHERE, "name": "a worker", "pid": 1}):

@@ -19,7 +19,7 @@ from tests.search.studies import SETTINGS, search
 def test_the_test_split_is_read_for_the_chosen_only(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search whose trials are all refused reads it once, for the dense network."""
+    """A search without an accepted trial reads it once, for the dense network."""
     data = tiny_digits()
     reads = []
     original = type(data.test).__iter__
@@ -48,10 +48,10 @@ def test_a_finetuning_that_diverges_does_not_end_the_search(
     assert result.log.read_text().count("failed: the loss is nan") == 2
 
 
-def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:
+def test_under_a_budget_only_trials_within_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:
     x = tiny_digits().example()
     kept = decompose_for_search(dense, tiny_digits(), seed=0)
-    large, small = (  # one is more accurate than any at the budget
+    large, small = (  # a trial above the budget is more accurate than all trials within it
         plan_ranks(dense, x, "svd", Budget(macs=macs), decompositions=kept) for macs in (0.9, 0.25)
     )
     settings = SearchSettings(
@@ -67,7 +67,7 @@ def test_under_a_budget_only_those_that_keep_to_it_are_finetuned(dense: TinyCNN,
     assert tried == {1, 2, 3}
 
 
-def test_of_those_that_differ_by_luck_the_one_with_the_least_loss_comes_first() -> None:
+def test_among_trials_that_differ_by_chance_the_least_loss_comes_first() -> None:
     """The standard error of 80% on 400 images is 2%."""
     figures = [(0.80, 0.9), (0.785, 0.5), (0.779, 0.1), (0.20, 0.05), (0.77, 0.4)]
     records = [
@@ -78,7 +78,7 @@ def test_of_those_that_differ_by_luck_the_one_with_the_least_loss_comes_first() 
     assert best_first([make_record(metrics={})], 400) == []
 
 
-def test_under_a_budget_the_chosen_is_not_the_luckiest(dense: TinyCNN, tmp_path: Path) -> None:
+def test_under_a_budget_the_choice_ignores_differences_by_chance(dense: TinyCNN, tmp_path: Path) -> None:
     settings = dataclasses.replace(
         SETTINGS, method="svd", policy="random", budget=Budget(macs=0.4), climb=1, keep=1.0, finetune_top=1, seed=6
     )
@@ -86,7 +86,7 @@ def test_under_a_budget_the_chosen_is_not_the_luckiest(dense: TinyCNN, tmp_path:
     raw = [r.replace(metrics={"recalibrated": r.metrics["recalibrated"]}) for r in result.records]
     least = best_first(raw, 96)[0].trial
     accuracies = [record.metrics["recalibrated"]["accuracy"] for record in result.records]
-    assert accuracies[least] < max(accuracies)  # otherwise the seed tells nothing
+    assert accuracies[least] < max(accuracies)  # otherwise this seed does not test the choice
     text = result.log.read_text()
     tuned = [r.trial for r in result.records if "finetuned" in r.metrics or f"trial {r.trial} made it worse" in text]
     assert tuned == [least]

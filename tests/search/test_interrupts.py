@@ -79,10 +79,8 @@ def test_other_threads_are_left_alone() -> None:
     assert found == [signal.default_int_handler]
 
 
-def test_ctrl_c_while_a_heart_begins_to_beat_leaves_none_beating(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Optuna's thread is started before the block that ends it is entered; the signal comes in between."""
+def test_ctrl_c_during_the_start_of_a_heartbeat_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna starts its thread before it enters the block that ends the thread. The signal arrives in between."""
     hearts: list[HeartbeatThread] = []
     start = HeartbeatThread.start
 

@@ -1,4 +1,4 @@
-"""Files that are no journals are left as they are; damaged journals are named, with the line."""
+"""Files that are not journals stay unchanged. Errors on damaged journals name the file and the line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = SearchSettings(method="svd", trials=1, finetune_top=0, sensitivity_im
 
 
 def journal_of(path: Path, trials: int = 2) -> list[bytes]:
-    """Make a journal; its lines."""
+    """Make a journal and return its lines."""
     study = open_study("s", open_storage(path), ["maximize"])
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=trials)
     return path.read_bytes().splitlines(keepends=True)
@@ -70,14 +70,14 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
 
 @pytest.fixture(params=FOREIGN)
 def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
-    """A file that is no journal, and what is to be said of it."""
+    """A file that is not a journal, and the error message for it."""
     content, said = FOREIGN[request.param]
     path = tmp_path / "precious"
     path.write_bytes(content(tmp_path))
     return path, said
 
 
-def test_a_file_that_is_no_journal_is_left_as_it_is(foreign: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_stays_unchanged(foreign: tuple[Path, str], tmp_path: Path) -> None:
     path, said = foreign
     before, modified = path.read_bytes(), path.stat().st_mtime_ns
     link = tmp_path / "link.journal"
@@ -117,12 +117,12 @@ def test_folders_and_devices_are_no_journals(tmp_path: Path) -> None:
         open_storage("/proc/none/s.journal")
 
 
-def test_a_journal_with_lines_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_journal_with_lines_of_another_program_stays_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "s.journal"
     own = journal_of(path)
     for rest, line in (
         (json_lines({"event": "start"}, {"event": "end"}), 2),
-        (json_lines({"event": "start"})[:-1], 2),  # its last line has no end
+        (json_lines({"event": "start"})[:-1], 2),  # its last line is unterminated
         (own[1] + json_lines([1, 2]), 3),
         (own[1] + json_lines({"op_code": 99, "worker_id": "w"}), 3),
         (own[1] + json_lines({"op_code": 4, "worker_id": "w"}), 3),
@@ -157,7 +157,7 @@ DAMAGE: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_line_is_named_with_its_journal_and_a_way_out(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_with_its_journal_and_a_remedy(damage: str, tmp_path: Path) -> None:
     run, logs = "s", tmp_path
     make, why = DAMAGE[damage]
     damaged = b"".join(make(journal_of(journal_path(logs, run))))
@@ -170,7 +170,7 @@ def test_a_damaged_line_is_named_with_its_journal_and_a_way_out(damage: str, tmp
         lambda: main(["--study", run, "--storage", str(journal_path(logs, run)), "--logs", str(logs)]),
     ]
     start = f"the journal {journal_path(logs, run)} is damaged in line 4: "
-    end = "; the logs still hold the trials, so remove or rename the journal and begin anew under another run name"
+    end = "; the logs still hold the trials, so remove or rename the journal and start again under another run name"
     for way in ways:
         said = _said(way)
         assert said.startswith(start), said
@@ -199,7 +199,7 @@ def test_a_journal_without_its_log_is_found_before_any_work(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "tail", [b"\0" * 40, b'{"op_code":1,"wor\0\0\0', b"\xff\xfe", b'{"op_code":4,"worker_id":"w"']
 )
-def test_a_torn_last_line_is_harmless_whatever_it_holds(tail: bytes, tmp_path: Path) -> None:
+def test_any_torn_last_line_is_dropped(tail: bytes, tmp_path: Path) -> None:
     path = tmp_path / "s.journal"
     whole = b"".join(journal_of(path))
     path.write_bytes(whole + tail)
@@ -209,7 +209,7 @@ def test_a_torn_last_line_is_harmless_whatever_it_holds(tail: bytes, tmp_path: P
     assert len(open_study("s", open_storage(path), None).trials) == 3
 
 
-def test_a_journal_cut_anywhere_in_its_first_or_last_line_goes_on(tmp_path: Path) -> None:
+def test_a_journal_cut_anywhere_in_its_first_or_last_line_continues(tmp_path: Path) -> None:
     path = tmp_path / "s.journal"
     lines = journal_of(path)
     whole = b"".join(lines)

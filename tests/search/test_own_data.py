@@ -1,4 +1,4 @@
-"""Searches on data loaders of the user's own."""
+"""Searches on the user's own data loaders."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def shuffled() -> DataBundle:
 
 
 def without_times(records: list[TrialRecord]) -> list[tuple[Any, ...]]:
-    """What does not depend on the clock; which trial is tested does, by its speedup."""
+    """The parts of the records that do not depend on the clock. Which trials are tested depends on their speedups."""
     return [(record.trial, record.plan, record.metrics["recalibrated"], record.status) for record in records]
 
 
-def test_a_search_on_shuffled_loaders_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_stopped_search_on_shuffled_loaders_continues_to_the_same_result(tmp_path: Path) -> None:
     whole = search_ranks(tiny_cnn(), shuffled(), SETTINGS, logs=tmp_path, run="whole", on_trial=lambda _: None)
 
     def kill(record: TrialRecord) -> None:

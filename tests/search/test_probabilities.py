@@ -100,7 +100,7 @@ def test_the_update_moves_toward_the_elite_and_keeps_a_share_of_the_first() -> N
     most = {"tough": DENSE, "tender": SMALLEST, "small": MIDDLE}
     elite = [most] * 3 + [{**most, "tough": MIDDLE}]
     policy.update(elite, smoothing=0.5, floor=0.0)
-    weights = [math.log(5 / place) for place in (1, 2, 3, 4)]  # the last of the elite alone chose otherwise
+    weights = [math.log(5 / place) for place in (1, 2, 3, 4)]  # only the last of the elite differs
     shares = [0.0] * SMALLEST + [0, weights[3] / sum(weights), sum(weights[:3]) / sum(weights)]
     expected = [0.5 * p + 0.5 * share for p, share in zip(before["tough"], shares, strict=True)]
     assert policy.by_layer["tough"] == pytest.approx(expected)
@@ -122,7 +122,7 @@ def test_the_elite_is_the_best_share() -> None:
 def test_sensitivity_is_measured_on_the_output() -> None:
     model = tiny_cnn(width=32)
     with torch.no_grad():
-        model.shortcut.weight.zero_()  # takes no part in the output
+        model.shortcut.weight.zero_()  # does not affect the output
     decompositions = Decompositions(model)
     candidates = layer_candidates(trace_layers(model, X), decompositions, "svd")
     found = layer_sensitivities(model, candidates, decompositions, X)

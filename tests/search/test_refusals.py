@@ -40,7 +40,7 @@ def test_more_than_five_epochs_of_finetuning_are_refused() -> None:
         SearchSettings(finetune=TrainingSettings(epochs=5.5))
 
 
-def test_what_only_finetuning_would_find_is_refused_before_the_first_trial(dense: TinyCNN, tmp_path: Path) -> None:
+def test_errors_of_the_finetuning_are_found_before_the_first_trial(dense: TinyCNN, tmp_path: Path) -> None:
     wrong = dataclasses.replace(SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, features=("layer9",)))
     with pytest.raises(ValueError, match=r"^features='layer9': the network has no module of this name$"):
         search_ranks(dense, tiny_digits(), wrong, logs=tmp_path, run="run")
@@ -65,7 +65,7 @@ def test_logs_that_cannot_be_written_are_found_before_any_work(
 
 
 class Frames(nn.Module):
-    """A network without a layer that could be factored."""
+    """A network without a layer that can be factored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def hooked_weight() -> nn.Module:
     ("make", "reason"),
     [(Frames, r"nothing can be factored: .* Conv1d x 1"), (hooked_weight, "1 stays dense: its weight is computed")],
 )
-def test_a_network_that_offers_no_choice_is_told_so_at_once(make: Any, reason: str, tmp_path: Path) -> None:
+def test_a_network_without_a_layer_to_factor_is_reported_at_once(make: Any, reason: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=f"there is nothing to search: {reason}"):
         result = search_ranks(make(), tiny_digits(), SETTINGS, logs=tmp_path, run="none")
     assert not result.records

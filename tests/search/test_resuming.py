@@ -18,7 +18,7 @@ from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.search.studies import SETTINGS, search
 
 
-def test_a_finished_run_is_read_again_and_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
+def test_a_finished_run_is_read_again_and_never_overwritten(dense: TinyCNN, tmp_path: Path) -> None:
     first, _ = search(dense, tmp_path)
     log = first.log.read_bytes()
     again, shown = search(dense, tmp_path)
@@ -38,7 +38,7 @@ def test_a_finished_run_is_read_again_and_never_written_over(dense: TinyCNN, tmp
 
 
 def stop_after(count: int) -> Any:
-    """An ``on_trial`` that presses Ctrl-C when so many trials have been shown."""
+    """Return an ``on_trial`` that presses Ctrl-C after this many trials."""
     shown = iter(range(1, 1000))
 
     def stop(_: TrialRecord) -> None:
@@ -48,7 +48,7 @@ def stop_after(count: int) -> Any:
     return stop
 
 
-def test_ctrl_c_ends_with_what_there_is_and_the_same_call_goes_on(
+def test_ctrl_c_returns_the_trials_so_far_and_the_same_call_continues(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = search(dense, tmp_path, "whole")
@@ -59,7 +59,7 @@ def test_ctrl_c_ends_with_what_there_is_and_the_same_call_goes_on(
     calls = iter(range(100))
 
     def stop_inside(*arguments: Any, **keywords: Any) -> int:
-        if next(calls) == 5:  # in the third trial from here, on its way from a part of validation to all of it
+        if next(calls) == 5:  # in the third trial from here, between a part of validation and all of it
             raise KeyboardInterrupt
         return recalibrate_bn(*arguments, **keywords)
 
@@ -75,7 +75,7 @@ def test_ctrl_c_ends_with_what_there_is_and_the_same_call_goes_on(
     assert [record.trial for record in read_log(tmp_path / "cut.log")[0]] == list(range(8))
 
 
-def test_an_interrupted_finetuning_goes_on_without_the_ones_that_are_done(
+def test_an_interrupted_finetuning_continues_with_the_remaining_finalists(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
@@ -99,7 +99,7 @@ def test_an_interrupted_finetuning_goes_on_without_the_ones_that_are_done(
         assert evaluate(network, tiny_digits().validation)["accuracy"] == pytest.approx(stage["accuracy"])
 
 
-def test_a_run_goes_on_only_with_the_same_network_data_and_settings(dense: TinyCNN, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_the_same_network_data_and_settings(dense: TinyCNN, tmp_path: Path) -> None:
     stop = search_ranks(dense, tiny_digits(), SETTINGS, logs=tmp_path, run="one", on_trial=stop_after(1))
     assert stop.remaining == 7
     with pytest.raises(ValueError, match=r"^run='one' was begun differently: settings.seed=5 \(it was 0\);"):
@@ -123,7 +123,7 @@ def test_a_run_goes_on_only_with_the_same_network_data_and_settings(dense: TinyC
     assert result.finished
 
 
-def test_a_log_without_a_study_is_never_written_over(dense: TinyCNN, tmp_path: Path) -> None:
+def test_a_log_without_a_study_is_never_overwritten(dense: TinyCNN, tmp_path: Path) -> None:
     (tmp_path / "old.log").write_text("something\n")
     for storage in (None, tmp_path / "elsewhere.journal"):
         with pytest.raises(ValueError, match=r"run='old' has a log in .* already"):
@@ -133,7 +133,7 @@ def test_a_log_without_a_study_is_never_written_over(dense: TinyCNN, tmp_path: P
 def test_a_run_that_was_stopped_early_cannot_change_its_objective(dense: TinyCNN, tmp_path: Path) -> None:
     (tmp_path / "run.journal").touch()
     with opened_storage(tmp_path / "run.journal") as opened:
-        open_study("run", opened, ["maximize"])  # as a search leaves it that is stopped at its sensitivities
+        open_study("run", opened, ["maximize"])  # the state of a search that was stopped at its sensitivities
     with pytest.raises(ValueError, match="run='run' was begun with another objective than 'pareto'"):
         search_ranks(dense, tiny_digits(), SearchSettings(objective="pareto", trials=2), logs=tmp_path, run="run")
 
@@ -145,7 +145,7 @@ def test_a_finished_run_takes_no_more_trials(dense: TinyCNN, tmp_path: Path) -> 
         search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="run")
 
 
-def test_a_study_begun_by_an_earlier_version_goes_on(tmp_path: Path) -> None:
+def test_a_study_begun_by_an_earlier_version_continues(tmp_path: Path) -> None:
     """Its specification calls the divergences ``harms``, and its records have the first schema."""
     for file in (Path(__file__).parent / "begun").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

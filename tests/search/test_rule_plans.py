@@ -1,4 +1,4 @@
-"""A rank rule's plan fills the budget: it never exceeds it, and no larger plan of the rule fits."""
+"""The plan of a rank rule fills the budget: it fits, and no larger plan of the rule does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def planned_by(
 
 
 def network() -> nn.Module:
-    """Layers of all kinds, whose energy lies in few directions, more or less so."""
+    """A network with layers of all kinds, whose energy is concentrated in few directions to different degrees."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 24, 3, stride=2, padding=1),
@@ -81,14 +81,14 @@ def space(method: str, data_aware: bool) -> Space:
 
 
 def planned(rule: str, method: str, share: float, data_aware: bool) -> RankPlan:
-    """The rule's plan by the planner itself."""
+    """Return the rule's plan by the planner itself."""
     how = Energy(share) if rule == "energy" else Fixed(share)
     return plan_ranks(network(), X[:1], method, how, decompositions=decompositions(data_aware))
 
 
 @functools.cache
 def costs(rule: str, method: str, data_aware: bool) -> list[tuple[int, int]]:
-    """What the plans at a thousand shares cost, most of them close to 1."""
+    """Return the costs of the plans at a thousand shares, most of which are close to 1."""
     shares = [*np.linspace(0.001, 1, 500).tolist(), *(1 - np.logspace(-12, -1, 500)).tolist()]
     shapes = space(method, data_aware).shapes
     return [plan_cost(shapes, dense(), planned(rule, method, share, data_aware)) for share in shares]
@@ -177,7 +177,7 @@ def test_arsvd_says_when_no_tau_keeps_to_the_share() -> None:
 
 
 def test_layers_whose_thresholds_coincide_change_together() -> None:
-    """Two layers of one weight: there is no plan between both at rank k and both at rank k + 1."""
+    """Two layers have the same weight, so no plan lies between both at rank k and both at rank k + 1."""
     torch.manual_seed(0)
     first = nn.Linear(16, 16)
     second = nn.Linear(16, 16)
@@ -207,7 +207,7 @@ def test_a_network_without_a_layer_to_factor_is_its_own_plan() -> None:
 
 @pytest.mark.parametrize("method", ["svd", "tucker2", "htd"])
 @pytest.mark.parametrize("policy", ["energy", "uniform", "vbmf"])
-def test_a_search_by_a_rule_keeps_what_was_asked_for(
+def test_a_search_by_a_rule_keeps_the_requested_share(
     method: Literal["svd", "tucker2", "htd"], policy: Literal["energy", "uniform", "vbmf"], tmp_path: Any
 ) -> None:
     data = load_data("digits", image_size=8, batch_size=32, limit=96)

@@ -32,7 +32,7 @@ def score(levels: dict[str, int]) -> float:
 
 
 def run(study: optuna.Study, space: Space, trials: int, made: dict[str, int] | None = None) -> list[dict[str, Any]]:
-    """Trials whose merit needs no network; ``made`` are the levels of their plans, None for those that were drawn."""
+    """Run trials whose merit needs no network. ``made`` are the levels of their plans; None for the drawn levels."""
 
     def objective(trial: optuna.Trial) -> float:
         levels = {name: trial.suggest_int(name, d.low, d.high) for name, d in space.distributions().items()}
@@ -75,7 +75,7 @@ def test_the_policy_moves_toward_the_elite_after_every_batch(space: Space) -> No
     assert last.by_layer != Probabilities(even_logits(space.candidates)).by_layer
 
 
-def test_the_policy_learns_from_what_it_drew_not_from_what_was_made_of_it(space: Space) -> None:
+def test_the_policy_learns_from_its_draws_not_from_the_plans_made_of_them(space: Space) -> None:
     def probabilities(levels: dict[str, int] | None) -> dict[str, list[float]]:
         study = study_with(space, SETTINGS)
         run(study, space, 4, levels)
@@ -95,7 +95,7 @@ def test_the_last_policy_of_a_stopped_study_is_that_of_its_next_trial(space: Spa
     assert last.by_layer != study.sampler.probabilities(study, 12).by_layer
 
 
-def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> None:
+def test_a_trial_whose_process_died_is_sampled_as_if_it_had_not(space: Space) -> None:
     whole = run(study_with(space, SETTINGS), space, 12)
     study = study_with(space, SETTINGS)
     run(study, space, 6)
@@ -109,7 +109,7 @@ def test_a_trial_that_died_is_sampled_as_it_would_have_been(space: Space) -> Non
     assert [attempts.judged[place].params for place in range(12)] == whole
 
 
-def test_better_means_further_up_the_ladder_first(space: Space) -> None:
+def test_a_trial_on_a_higher_rung_has_the_greater_merit(space: Space) -> None:
     study = study_with(space, SETTINGS)
     for rung, value, state in ((1, 0.9, TrialState.PRUNED), (2, 0.5, TrialState.COMPLETE)):
         trial = study.ask()

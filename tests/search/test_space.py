@@ -107,14 +107,14 @@ def test_prices_by_hand() -> None:
     assert _price(sizes, [1.0, 1.0, 1.0], 1) == 0
 
 
-def test_the_price_of_what_is_larger_and_worse_is_that_of_what_beats_it() -> None:
-    """Levels are cut by parameters, so that under a budget of MACs alone their sizes need not ascend."""
+def test_a_dominated_candidate_has_the_price_of_the_one_that_dominates_it() -> None:
+    """Levels are defined by parameters, so their sizes under a budget for MACs need not ascend."""
     sizes, divergences = [1.0, 3.0, 2.0, 4.0], [7.0, 5.0, 3.0, 1.0]
     assert _price(sizes, divergences, 1) == _price(sizes, divergences, 2) == pytest.approx(2.0)
     assert [_price(sizes, divergences, index) for index in (0, 3)] == pytest.approx([8.0, 0.5])
 
 
-def test_candidates_of_a_budget_are_the_least_harmful_of_their_size(
+def test_candidates_of_a_budget_have_the_least_loss_of_their_size(
     model: TinyCNN, decompositions: Decompositions
 ) -> None:
     options = {
@@ -199,7 +199,7 @@ def test_a_rule_takes_the_largest_of_its_plans_that_fits(
 
 def test_a_budget_that_a_rule_cannot_meet_is_refused(model: TinyCNN, decompositions: Decompositions) -> None:
     space = make_space(model, decompositions, params=0.3)
-    space.budget = Budget(params=0.03)  # less than rank 1 everywhere
+    space.budget = Budget(params=0.03)  # below the cost of rank 1 in all layers
     with pytest.raises(ValueError, match=r"^policy='energy': Budget\(params=0.03, .* cannot be met by this rule"):
         planned_by("energy", model, X, decompositions, space)
 

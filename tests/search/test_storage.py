@@ -28,7 +28,9 @@ def test_a_line_that_another_process_tore_does_not_spoil_the_next(tmp_path: Path
     study = open_study("s", open_storage(path), ["maximize"])
     for _ in range(2):
         with path.open("ab") as file:
-            file.write(b'{"op_code":4,"worker_id":"half a li')  # of one that was killed while this one lives on
+            file.write(
+                b'{"op_code":4,"worker_id":"half a li'
+            )  # the lock of a process that was killed, while this one lives
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     assert [trial.state for trial in open_study("s", open_storage(path), None).trials] == [TrialState.COMPLETE] * 2
 
@@ -40,7 +42,7 @@ def test_an_empty_journal_can_be_opened(rest: bytes, tmp_path: Path) -> None:
     assert open_study("s", open_storage(path), ["maximize"]).trials == []
 
 
-def test_a_lock_that_a_killed_process_left_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "LOCK_GRACE_S", 3)
     path = tmp_path / "j.journal"
     open_study("s", open_storage(path), ["maximize"])
@@ -49,7 +51,7 @@ def test_a_lock_that_a_killed_process_left_is_broken(tmp_path: Path, monkeypatch
     assert not (tmp_path / "j.journal.lock").exists()
 
 
-def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened_gives_an_error_of_one_sentence(tmp_path: Path) -> None:
     for name in ("some", "other"):
         open_study(name, open_storage(tmp_path / "j.journal"), ["maximize"])
     with pytest.raises(ValueError, match=r"^study='nothing' is not in this storage; it holds: other, some$"):
@@ -79,7 +81,7 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
         open_storage("mysql://nowhere/none")
 
 
-def test_a_database_hears_from_its_workers(tmp_path: Path) -> None:
+def test_workers_send_heartbeats_to_a_database(tmp_path: Path) -> None:
     with opened_storage(f"sqlite:///{tmp_path / 'studies.db'}") as storage:
         assert isinstance(storage, optuna.storages.RDBStorage)
         assert storage.get_heartbeat_interval() == storage_module.HEARTBEAT_S

@@ -30,7 +30,7 @@ from tests.search.studies import SETTINGS, search
 
 
 class Searched(NamedTuple):
-    """A search with two given plans, and what it wrote."""
+    """A search with two given plans, and its log."""
 
     result: SearchResult
     shown: list[TrialRecord]
@@ -174,8 +174,8 @@ def test_under_a_budget_every_trial_fills_it_and_the_first_is_its_allocation(den
     assert len({repr(record.plan) for record in result.records}) > 2
 
 
-def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
-    """After the start-up a trial is measured on all of validation only if it is in the upper half on the part."""
+def test_the_pruner_decides_which_trials_are_evaluated_on_all_of_validation(dense: TinyCNN, tmp_path: Path) -> None:
+    """After the start-up, a trial needs all of validation only if it is in the upper half on the part."""
     settings = SearchSettings(
         policy="random", trials=14, startup=5, climb=0.5, part=0.3, finetune_top=0, keep=0.1, size_weight=0.0
     )
@@ -196,7 +196,7 @@ def test_the_pruner_decides_who_climbs(dense: TinyCNN, tmp_path: Path) -> None:
     assert sum(record.status == "pruned" for record in result.records) >= 2
 
 
-def test_under_a_budget_the_policy_goes_by_the_loss(dense: TinyCNN, tmp_path: Path) -> None:
+def test_under_a_budget_the_merit_is_the_loss(dense: TinyCNN, tmp_path: Path) -> None:
     data = load_data("digits", image_size=8, batch_size=8, limit=96)
     settings = SearchSettings(
         budget=Budget(params=0.5), trials=14, startup=5, climb=0.5, part=0.3, finetune_top=0, keep=0.1
@@ -214,7 +214,7 @@ def test_under_a_budget_the_policy_goes_by_the_loss(dense: TinyCNN, tmp_path: Pa
     assert len(rungs) > 1
 
 
-def test_a_loss_that_is_no_number_is_the_worst(dense: TinyCNN) -> None:
+def test_a_loss_of_nan_is_the_worst(dense: TinyCNN) -> None:
     data = tiny_digits()
     decompositions = Decompositions(dense)
     x = data.example()
@@ -258,7 +258,7 @@ def test_no_password_reaches_a_log(dense: TinyCNN, tmp_path: Path) -> None:
 
 
 class Deep(nn.Module):
-    """As GoogLeNet: a head that only training runs."""
+    """A network with a head that only training runs, like GoogLeNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Deep(nn.Module):
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "energy", "uniform"])
-def test_a_budget_leaves_heads_out_that_only_training_runs(policy: Any, tmp_path: Path) -> None:
+def test_a_budget_ignores_heads_that_only_training_runs(policy: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Deep().eval()
     settings = SearchSettings(

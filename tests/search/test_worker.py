@@ -1,4 +1,4 @@
-"""Several processes on one study, some of which are killed.
+"""Several processes work on one study, and some are killed.
 
 ``SEARCH_KILLS=20 pytest tests/search/test_worker.py`` kills more often.
 """
@@ -33,7 +33,7 @@ def wait_until(condition: Any, process: Any) -> None:
 
 
 def check_finished(name: str, storage: str | Path, logs: Path) -> Attempts:
-    """Every place is finished, once, and none lost; and every trial in some log."""
+    """Check that every place is finished exactly once and that every trial is in a log."""
     with opened_storage(storage) as opened:
         attempts = Attempts(open_study(name, opened, None), SETTINGS.trials)
     assert sorted(attempts.judged) == list(range(SETTINGS.trials))
@@ -55,7 +55,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the trials ended before the kills did"
         torn = killed / "k.log"
-        if torn.exists() and moments.random() < 0.3:  # what a kill inside the write itself would leave
+        if torn.exists() and moments.random() < 0.3:  # the result of a kill during the write
             with torn.open("ab") as log:
                 log.write(b'TRIAL {"schema": 1, "run": "k')
     for folder, run in ((killed, "k"), (whole, "w")):
@@ -72,7 +72,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
 
 
 @pytest.mark.parametrize("there", ["k.journal", "k-dense.safetensors"])
-def test_sigkill_while_it_prepares(there: str, tmp_path: Path) -> None:
+def test_sigkill_during_preparation(there: str, tmp_path: Path) -> None:
     process = start(search, str(tmp_path), "k")
     wait_until((tmp_path / there).exists, process)
     process.kill()
@@ -87,7 +87,7 @@ def test_sigkill_while_it_prepares(there: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def begun(postgresql: str, tmp_path: Path) -> tuple[str, str]:
-    """A study on PostgreSQL that was begun and stopped: its name and the file of its network."""
+    """The name of a study on PostgreSQL that was begun and stopped, and the file of its network."""
     model = build_model("resnet20", 10).eval()
     name = f"study-{tmp_path.name}"
 
@@ -116,7 +116,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
         watched = open_study(study, opened, None)
 
         def may_kill(name: str, before: int) -> bool:
-            """Never the same trial twice: one whose process died is run again once."""
+            """Whether the trial may be killed. A second kill would lose it: it is run again only once."""
             done = Attempts(watched, SETTINGS.trials).judged
             return len(logged(logs, f"*-{name}.log")) > before and hit <= done.keys()
 
@@ -135,7 +135,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     for process in crew.values():
         process.join()
         assert process.exitcode == 0
-    # One that was killed after its trial's end and before the line in its log leaves the line to the one that began.
+    # If a worker is killed between the end of its trial and the line in its log, the main process writes the line.
     search_ranks(load_compressed(weights), tiny_digits(), SETTINGS, logs=logs, run=study, storage=postgresql)
     attempts = check_finished(study, postgresql, logs)
     records = [record for path in logs.glob("*.log") for record in read_log(path)[0]]
@@ -146,9 +146,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     assert again <= hit
 
 
-def test_a_worker_that_is_asked_to_stop_hands_its_trial_back(
-    postgresql: str, begun: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_worker_that_is_stopped_returns_its_trial(postgresql: str, begun: tuple[str, str], tmp_path: Path) -> None:
     study, weights = begun
     process = start(take_part, study, postgresql, str(tmp_path), weights, "w")
     wait_until(lambda: logged(tmp_path, f"{study}-w.log"), process)
@@ -162,7 +160,7 @@ def test_a_worker_that_is_asked_to_stop_hands_its_trial_back(
 
 
 @pytest.mark.parametrize("where", ["journal", "sqlite"])
-def test_the_one_that_began_takes_the_workers_trials_into_its_result_and_log(where: str, tmp_path: Path) -> None:
+def test_the_main_process_adds_the_workers_trials_to_its_result_and_log(where: str, tmp_path: Path) -> None:
     model = build_model("resnet20", 10).eval()
     storage = str(tmp_path / "s.journal") if where == "journal" else f"sqlite:///{tmp_path / 's.db'}"
     settings = SearchSettings(method="svd", trials=4, finetune_top=0, keep=0.01, sensitivity_images=16)
@@ -184,7 +182,9 @@ def test_the_one_that_began_takes_the_workers_trials_into_its_result_and_log(whe
     assert result.networks
 
 
-def test_a_worker_refuses_what_is_not_the_studys(begun: tuple[str, str], postgresql: str, tmp_path: Path) -> None:
+def test_a_worker_refuses_unknown_studies_and_other_weights(
+    begun: tuple[str, str], postgresql: str, tmp_path: Path
+) -> None:
     study, _ = begun
     common = ["--storage", postgresql, "--logs", str(tmp_path)]
     with pytest.raises(ValueError, match=r"^study='none' is not in this storage; it holds: "):
@@ -206,7 +206,7 @@ def test_the_dashboard_opens_on_a_study(begun: tuple[str, str], postgresql: str)
 
 
 def get(application: Any, path: str) -> tuple[str, bytes]:
-    """Status and body that a WSGI application answers with."""
+    """Return the status and body of a WSGI application's response."""
     status: list[str] = []
     environment = {
         "REQUEST_METHOD": "GET",

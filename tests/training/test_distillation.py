@@ -102,9 +102,7 @@ def test_the_teacher_keeps_its_mode() -> None:
         (lambda x, _: torch.cat([x, x], 1), r"the teacher's \(32, 20\); they must be the same"),
     ],
 )
-def test_a_teacher_that_answers_otherwise_is_named(
-    make: Callable[[torch.Tensor, bool], object], sentence: str
-) -> None:
+def test_a_teacher_with_other_outputs_is_named(make: Callable[[torch.Tensor, bool], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         train(tiny_cnn(), tiny_digits(), TrainingSettings(epochs=1.0, amp="off"), teacher=Returning(make))
 

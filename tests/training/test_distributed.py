@@ -25,7 +25,7 @@ with distributed.processes():
 
 
 def trained() -> nn.Module:
-    """A network without BatchNorm, which would see only a part of each batch."""
+    """A trained network without BatchNorm, since BatchNorm would see only a part of each batch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
     train(model, tiny_digits(), TrainingSettings(epochs=2.0, learning_rate=0.05, amp="off"))

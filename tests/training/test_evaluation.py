@@ -38,7 +38,7 @@ def test_accuracy_and_loss_are_pooled_over_batches_of_any_size() -> None:
     assert measured["loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item())
 
 
-def test_the_mode_is_left_and_evaluation_is_not_training() -> None:
+def test_evaluation_keeps_modes_and_running_statistics() -> None:
     norm = nn.BatchNorm1d(2)
     frozen = nn.BatchNorm1d(2)
     model = nn.Sequential(nn.Linear(2, 2), norm, frozen).train()

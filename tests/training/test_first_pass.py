@@ -54,7 +54,7 @@ def test_a_network_must_return_one_tensor(make: Callable[[Tensor, bool], object]
         check_network(Returning(make), tiny_digits())
 
 
-def test_what_a_network_returns_in_training_counts_where_it_is_trained() -> None:
+def test_outputs_in_training_mode_are_checked_before_training() -> None:
     model = Returning(lambda x, training: (x, x[0]) if training else x).eval()
     norm = model.get_submodule("body.norm")
     check_network(model, tiny_digits(), training=False)
@@ -111,7 +111,7 @@ def test_one_image_is_enough() -> None:
 
 
 class Averaging(nn.Module):
-    """A network with a buffer that it replaces, one that it resizes, and one that lies on a single number."""
+    """A network with a buffer that it replaces, one that it resizes, and one that is expanded from a single number."""
 
     mean: Tensor
     seen: Tensor

@@ -48,7 +48,7 @@ def test_a_fraction_of_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("amp", ["off", "on"])
-def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path: Path, amp: str) -> None:
+def test_an_interrupted_training_continues_to_the_same_result(tmp_path: Path, amp: str) -> None:
     settings = TrainingSettings(epochs=4.0, amp=amp)  # type: ignore[arg-type]
     whole, stopped = tiny_cnn(), tiny_cnn()
     expected = train(whole, tiny_digits(), settings)
@@ -83,7 +83,7 @@ class Dropping(nn.Module):
         return self.inner(nn.functional.dropout(x, 0.2, self.training))
 
 
-def test_what_is_drawn_at_random_is_drawn_again_when_a_training_goes_on(tmp_path: Path) -> None:
+def test_a_continued_training_draws_the_same_random_numbers(tmp_path: Path) -> None:
     settings, path = TrainingSettings(epochs=3.0, amp="off"), tmp_path / "run.checkpoint"
 
     def data() -> DataBundle:
@@ -153,7 +153,7 @@ def test_other_optimizers_and_schedules_learn_and_resume(tmp_path: Path, name: s
 
 
 def test_plateau_lowers_the_rate_after_its_patience() -> None:
-    """With a metric that never gets better after the first epoch, each second epoch ends with a tenth of the rate."""
+    """If the metric never improves after the first epoch, every second epoch divides the rate by ten."""
     model, data = tiny_cnn(), tiny_digits()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -170,8 +170,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
         train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"))
 
 
-def test_a_last_step_that_ends_in_nothing_keeps_the_epoch_before() -> None:
-    """The loss is finite still, and the weights behind the step are not."""
+def test_a_last_step_to_nan_keeps_the_epoch_before() -> None:
+    """The loss is still finite, but the weights after the step are not."""
     model, steps = tiny_cnn(), 0
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -241,7 +241,7 @@ LOADERS: dict[str, Callable[[], DataLoader[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_training_on_loaders_of_ones_own_learns_and_goes_on(tmp_path: Path, kind: str) -> None:
+def test_training_on_own_loaders_learns_and_continues(tmp_path: Path, kind: str) -> None:
     settings, path = TrainingSettings(epochs=3.0, learning_rate=0.05, amp="off"), tmp_path / "run.checkpoint"
 
     def data() -> DataBundle:
@@ -321,9 +321,9 @@ def test_a_network_of_fewer_classes_is_refused_before_the_first_step() -> None:
         train(model, tiny_digits(), TrainingSettings(epochs=1.0, amp="off"))
 
 
-def test_a_class_that_has_no_output_is_named_when_it_comes() -> None:
+def test_a_class_without_an_output_is_named_when_it_occurs() -> None:
     late = TensorDataset(images().tensors[0], torch.tensor([0] * 79 + [10]))
     plain = DataLoader(images(), batch_size=16)
     data = DataBundle.from_loaders(DataLoader(late, batch_size=16), plain, plain)
-    with pytest.raises(ValueError, match=r"a target is 10, and the network has 10 outputs; .* in 0\.\.9"):
+    with pytest.raises(ValueError, match=r"a target is 10, but the network has 10 outputs; .* in 0\.\.9"):
         train(tiny_cnn(), data, TrainingSettings(epochs=1.0, amp="off"))

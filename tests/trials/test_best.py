@@ -39,8 +39,8 @@ def test_choose_best_by_hand() -> None:
     records = [
         trial(0, 5_000_000, 90_000_000, 1.5, 0.95),
         trial(1, 2_000_000, 200_000_000, 1.5, 0.945),
-        trial(2, 1_000_000, 10_000_000, 9.9, 0.50),  # the smallest, but its accuracy is gone
-        trial(3, 2_000_000, 300_000_000, 1.2, 0.949),  # as small as 1 and better
+        trial(2, 1_000_000, 10_000_000, 9.9, 0.50),  # the smallest, but it has lost its accuracy
+        trial(3, 2_000_000, 300_000_000, 1.2, 0.949),  # as small as trial 1, and better
     ]
     assert {name: record.trial for name, record in choose_best(records).items()} == {
         "params": 3,
@@ -60,6 +60,8 @@ def test_once_a_search_has_chosen_only_its_chosen_trials_count() -> None:
     assert choose_best([lucky])["speedup"] is lucky
     assert choose_best([lucky, tested])["speedup"] is tested
     assert choose_best([lucky, tested, unfinished])["speedup"] is unfinished
-    study = {"study": tested.run}  # the unfinished trial is one of a worker of the search that has chosen
+    study = {
+        "study": tested.run
+    }  # the trial without a test metric is by a worker of the search that has made its choice
     worker = unfinished.replace(trial=2, details=study)
     assert choose_best([lucky, tested.replace(details=study), worker])["speedup"].trial == 1

@@ -17,7 +17,7 @@ NAMES = {"svd": ("svd", "SVD"), "htd": ("htd", "HTD")}
 
 @pytest.mark.parametrize("line", FIRST.read_bytes().splitlines(), ids=lambda line: json.loads(line)["rule"])
 def test_what_version_1_wrote_is_read_whole(line: bytes) -> None:
-    """Lines of a search as version 1 wrote them: every value is there again, and what version 2 adds."""
+    """Lines in the format of version 1 give all their values, and those that version 2 adds."""
     written, record = json.loads(line), TrialRecord.from_line(line)
     again = json.loads(record.to_line())
     added = {name: again.pop(name) for name in ("method_name", "method_title", "schema")}
@@ -35,7 +35,7 @@ def test_a_method_that_version_1_did_not_know_goes_by_its_name() -> None:
     assert (record.method, record.method_name, record.method_title) == ("mine", "mine", "")
 
 
-def test_what_a_part_does_not_know_is_kept() -> None:
+def test_unknown_fields_of_a_part_are_kept() -> None:
     details = {"score": 0.5, "added_later": {"a": [1, None]}}
     record = foreign_record(details=details, latency={"median_s": 0.1, "watts": 3.5})
     assert json.loads(record.to_line())["details"] == details
@@ -66,7 +66,7 @@ def test_a_layer_that_is_no_object_is_dense() -> None:
 
 
 @pytest.mark.parametrize("change", [{"latency": {"speedup": "fast"}}, {"baseline": {"params": "many"}}, {"plan": []}])
-def test_what_decides_must_fit(change: dict[str, Any]) -> None:
+def test_wrong_values_of_essential_fields_are_refused(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(ValueError, match=rf"the field '{name}[\w.]*' holds"):
         foreign_record(**change)

@@ -132,7 +132,7 @@ def test_no_bad_line_stops_the_reader(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_of_another_encoding_nothing_is_lost_in_silence(tmp_path: Path, encoding: str) -> None:
+def test_bytes_of_another_encoding_are_not_lost_silently(tmp_path: Path, encoding: str) -> None:
     log, skipped = tmp_path / "r.log", list[Skipped]()
     log.write_text(f"{TRIAL_MARK}{make_record().to_line()}\n" * 2, encoding=encoding)
     entries = list(iter_entries(log, skipped))
@@ -152,8 +152,8 @@ def test_a_torn_last_line_costs_that_trial_only(tmp_path: Path, cut: int) -> Non
     path.write_bytes(path.read_bytes()[: -1 - cut])
     trials, skipped = read_log(path)
     assert [record.trial for record in trials] == [0, 1]
-    assert [(entry.line, entry.reason) for entry in skipped] == [(6, "torn: the record is not whole")]
-    write_log(tmp_path, make_record(trial=3, model="ünet – 網"))  # a new writer goes on in the same file
+    assert [(entry.line, entry.reason) for entry in skipped] == [(6, "torn: the record is not complete")]
+    write_log(tmp_path, make_record(trial=3, model="ünet – 網"))  # a new writer continues the same file
     trials, skipped = read_log(path)
     assert [record.trial for record in trials] == [0, 1, 3]
     assert [entry.line for entry in skipped] == [6]

@@ -13,11 +13,11 @@ from common.validation import Registry
 
 
 class Task(ABC):
-    """What a network learns from data.
+    """A task that networks learn from data.
 
     Attributes:
-        name: in data sets, models and messages.
-        shapes: of logits and targets, in words, for messages.
+        name: name in data sets, models and messages.
+        shapes: shapes of logits and targets, in words, for messages.
         metric: name of the metric that decides, unless a data set names another.
         shows_all_classes: whether the targets of one batch show how many classes there are.
         spare_outputs: whether a network may have more outputs than the data has classes.
@@ -31,17 +31,17 @@ class Task(ABC):
 
     @abstractmethod
     def matches(self, targets: Tensor) -> bool:
-        """Whether targets of this shape are those of the task."""
+        """Whether targets of this shape belong to the task."""
 
     @abstractmethod
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
-        """The targets of a batch in the type that :meth:`loss` takes.
+        """Return the targets of a batch in the type that :meth:`loss` takes.
 
         Args:
-            targets: as a data loader gives them.
-            images: in the batch.
+            targets: targets as a data loader gives them.
+            images: number of images in the batch.
             classes: number of classes; None allows any.
-            where: the start of an error message, e.g. ``the train loader``.
+            where: start of an error message, e.g. ``the train loader``.
 
         Raises:
             ValueError: a network cannot learn the task from these targets.
@@ -53,7 +53,7 @@ class Task(ABC):
 
     @abstractmethod
     def count_outputs(self, logits: Tensor) -> int | None:
-        """Number of classes for which ``logits`` have an output; None where their shape does not fit the task."""
+        """Number of classes for which ``logits`` have an output; None if their shape does not fit the task."""
 
     @abstractmethod
     def check(self, logits: Tensor, targets: Tensor) -> None:
@@ -61,11 +61,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """What training minimises, a scalar.
+        """The loss that training minimises, a scalar.
 
         Args:
-            logits: of a batch, see ``shapes``.
-            targets: of the same batch.
+            logits: logits of a batch, see ``shapes``.
+            targets: targets of the same batch.
             label_smoothing: probability mass in [0, 1) that is spread evenly over all classes.
 
         Raises:
@@ -77,31 +77,31 @@ class Task(ABC):
         """Kullback-Leibler divergence from the teacher's softened outputs, times T^2 (Hinton, Vinyals and Dean 2015).
 
         Args:
-            logits: of the student.
+            logits: logits of the student.
             taught: logits of the teacher, of the same shape.
-            temperature: T, which divides both.
+            temperature: T, by which both are divided.
 
         Returns:
             The mean over the images, a scalar in nats.
         """
 
     def misfit(self, logits: Tensor, targets: Tensor) -> ValueError:
-        """The error for logits and targets whose shapes do not fit each other."""
+        """Return the error for logits and targets whose shapes do not fit each other."""
         shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
         return ValueError(f"{shapes}: they must be {', or '.join(task.shapes for task in TASKS.values())}")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that networks are judged by.
+    """A metric by which networks are judged.
 
     Attributes:
-        name: in logs, tables and messages.
-        task: the name of the task whose networks it judges.
-        observe: logits and targets of a batch -> one row an image, ``(N, ...)``. Metrics that share this function
-            share its results.
-        summarize: the rows of all images -> the figure; None where it is not defined for these images.
-        greater_is_better: only such a metric can decide among networks.
+        name: name in logs, tables and messages.
+        task: name of the task whose networks it judges.
+        observe: logits and targets of a batch -> one row for each image, ``(N, ...)``. Metrics that share this
+            function share its results.
+        summarize: rows of all images -> value of the metric; None if it is not defined for these images.
+        greater_is_better: whether greater values are better. Only such a metric can decide among networks.
     """
 
     name: str
@@ -121,10 +121,10 @@ def describe_tensor(tensor: Tensor) -> str:
 
 
 def task_of(targets: Tensor) -> Task | None:
-    """The first task that ``targets`` can be of, by their shape; None where there is none."""
+    """The first task that the shape of ``targets`` matches; None if there is none."""
     return next((task for task in TASKS.values() if task.matches(targets)), None)
 
 
 def metrics_of(task: str) -> list[Metric]:
-    """The metrics that judge networks of the task of this name."""
+    """The metrics of the task with this name."""
     return [metric for metric in METRICS.values() if metric.task == task]

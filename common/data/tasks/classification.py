@@ -1,4 +1,4 @@
-"""Classification: one class an image; cross-entropy; accuracy decides."""
+"""Classification: one class for each image. The loss is cross-entropy, and accuracy decides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Classification(Task):
     spare_outputs = True
 
     def matches(self, targets: Tensor) -> bool:
-        """Whether there is one number an image."""
+        """Whether there is one number for each image."""
         return targets.dim() == 1
 
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
@@ -30,15 +30,15 @@ class Classification(Task):
             if targets.dim() == 2 and targets.shape[1] == 1:
                 advice = "; take targets.squeeze(1), as whole numbers"
             elif targets.dim() == 2:
-                advice = "; of one-hot targets take targets.argmax(1)"
+                advice = "; for one-hot targets take targets.argmax(1)"
             raise ValueError(
-                f"{where}: targets must be class numbers ({images},) of a whole-number type for {images} inputs, they "
-                f"are {describe_tensor(targets)}{advice}"
+                f"{where}: targets are {describe_tensor(targets)}; they must be class numbers ({images},) of a "
+                f"whole-number type for {images} inputs{advice}"
             )
         if images:
             low, high = (int(value) for value in targets.long().aminmax())
             if low < 0 or (classes is not None and high >= classes):
-                allowed = "0 or more" if classes is None else f"in 0..{classes - 1}, for there are {classes} classes"
+                allowed = "0 or more" if classes is None else f"in 0..{classes - 1}, as there are {classes} classes"
                 raise ValueError(f"{where}: a target is {low if low < 0 else high}; it must be {allowed}")
         return targets.long()
 
@@ -51,7 +51,7 @@ class Classification(Task):
         return logits.shape[1] if logits.dim() == 2 else None
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
-        """Raise a ValueError where the shapes do not fit, or a class number is not whole or has no logit."""
+        """Raise a ValueError if the shapes do not fit, or a class number is not whole or has no logit."""
         if logits.dim() != 2 or targets.shape != logits.shape[:1]:
             raise self.misfit(logits, targets)
         if targets.is_floating_point() or targets.is_complex():
@@ -60,7 +60,7 @@ class Classification(Task):
             low, high = (int(value) for value in torch.stack(targets.long().aminmax()))
             if low < 0 or high >= logits.shape[1]:
                 raise ValueError(
-                    f"a target is {low if low < 0 else high}, and the network has {logits.shape[1]} outputs; class "
+                    f"a target is {low if low < 0 else high}, but the network has {logits.shape[1]} outputs; class "
                     f"numbers must be in 0..{logits.shape[1] - 1}"
                 )
 
@@ -77,12 +77,12 @@ class Classification(Task):
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """For each image whether its greatest logit is at its class, ``(N,)`` in bool."""
+    """Whether the greatest logit of each image is that of its class, ``(N,)`` in bool."""
     return logits.argmax(1) == targets
 
 
 def share(flags: Tensor) -> float:
-    """The share of images whose flag is set, in [0, 1]."""
+    """The share of flags that are set, in [0, 1]."""
     return float(flags.double().mean())
 
 

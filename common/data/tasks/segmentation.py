@@ -1,7 +1,7 @@
-"""Segmentation: a mask a class; binary cross-entropy plus soft Dice; the mean Dice decides.
+"""Segmentation: a mask for each class. The loss is binary cross-entropy plus soft Dice, and the mean Dice decides.
 
-A case is one image and one class. A split has many cases without any truth, on which the usual fractions are 0/0.
-A pixel counts as predicted where its logit is positive.
+A case is one image and one class. In many cases the true mask is empty, so that the usual fractions are 0/0. A pixel
+counts as predicted if its logit is positive.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
 
 SMOOTH = 1.0
-"""Pixels added to both sides of the Dice fraction, so that a batch without truth has a finite loss."""
+"""Pixels added to both sides of the Dice fraction, so that the loss is finite even if all true masks are empty."""
 
 
 class Segmentation(Task):
-    """Targets are masks ``(N, K, H, W)`` with values in [0, 1]; logits have the same shape, one sigmoid a class.
+    """Targets are masks ``(N, K, H, W)`` with values in [0, 1]. Logits have the same shape.
 
-    A pixel may be of several classes or of none.
+    Each class has its own sigmoid: a pixel may belong to several classes or to none.
     """
 
     name = "segmentation"
@@ -37,13 +37,13 @@ class Segmentation(Task):
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
         """Masks ``(N, K, H, W)`` in float32."""
         if targets.dim() != 4 or len(targets) != images or targets.is_complex():
-            advice = "; give each class a mask of its own" if targets.dim() == 3 else ""
+            advice = "; give each class its own mask" if targets.dim() == 3 else ""
             raise ValueError(
-                f"{where}: targets must be masks ({images}, K, H, W) for {images} inputs, they are "
-                f"{describe_tensor(targets)}{advice}"
+                f"{where}: targets are {describe_tensor(targets)}; they must be masks ({images}, K, H, W) for "
+                f"{images} inputs{advice}"
             )
         if classes is not None and targets.shape[1] != classes:
-            raise ValueError(f"{where}: there are {targets.shape[1]} masks an image and {classes} classes")
+            raise ValueError(f"{where}: there are {targets.shape[1]} masks per image but {classes} classes")
         masks = targets.float()
         if not ((masks >= 0) & (masks <= 1)).all():
             low, high = (float(value) for value in masks.aminmax())
@@ -51,7 +51,7 @@ class Segmentation(Task):
         return masks
 
     def count_classes(self, targets: Tensor) -> int:
-        """The number of masks an image."""
+        """The number of masks per image."""
         return targets.shape[1]
 
     def count_outputs(self, logits: Tensor) -> int | None:
@@ -84,7 +84,7 @@ def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """``1 - (2 sum p t + s) / (sum p + sum t + s)``, the mean over classes; p are the sigmoids of the logits.
 
     The sums run over the whole batch, as nnU-Net's batch Dice does (Isensee et al. 2021; Drozdzal et al. 2016 for the
-    loss itself). Over a single image without any truth, the term would not tell how wrong a prediction is.
+    loss itself). Over a single image whose true mask is empty, the term would not measure how wrong a prediction is.
 
     Args:
         logits: ``(N, K, H, W)``.
@@ -97,7 +97,7 @@ def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def areas(logits: Tensor, targets: Tensor) -> Tensor:
-    """Pixels ``(N, K, 4)`` of each case: in both prediction and truth, in the prediction, in the truth, in all."""
+    """Pixel counts of each case, ``(N, K, 4)``: in prediction and truth, in the prediction, in the truth, in all."""
     predicted, truth = logits > 0, targets > 0.5
     counts = [part.sum((2, 3)) for part in (predicted & truth, predicted, truth)]
     return torch.stack([*counts, torch.full_like(counts[0], targets[0, 0].numel())], dim=2)
@@ -109,13 +109,13 @@ def dice(cases: Tensor) -> float:
 
 
 def dice_present(cases: Tensor) -> float | None:
-    """The mean Dice over the cases that have a truth; None where there is none."""
+    """The mean Dice over the cases whose true mask is not empty; None if there is none."""
     present = cases[:, :, 2] > 0
     return float(_dice_of_cases(cases)[present].mean()) if present.any() else None
 
 
 def dice_pooled(cases: Tensor) -> float:
-    """Dice over the pixels of all images at once, the mean over classes; 1 for a class that is nowhere."""
+    """Dice over the pixels of all images at once, the mean over classes; 1 for a class that never occurs."""
     both, predicted, truth, _ = cases.double().unbind(2)
     return float(_fraction(2 * both.sum(0), (predicted + truth).sum(0)).mean())
 
@@ -127,20 +127,20 @@ def iou(cases: Tensor) -> float:
 
 
 def pixel_accuracy(cases: Tensor) -> float:
-    """The share of the pixels of a case that are right, the mean over all cases."""
+    """The share of correct pixels of a case, the mean over all cases."""
     both, predicted, truth, pixels = cases.double().unbind(2)
     return float(1 - ((predicted + truth - 2 * both) / pixels).mean())
 
 
 def missed(cases: Tensor) -> float | None:
-    """Of the cases that have a truth, the share whose prediction shares no pixel with it; None where none has."""
+    """Of the cases whose true mask is not empty, the share in which no true pixel is predicted; None if none is."""
     both, _, truth, _ = cases.unbind(2)
     present = truth > 0
     return float((both[present] == 0).double().mean()) if present.any() else None
 
 
 def false_alarms(cases: Tensor) -> float | None:
-    """Of the cases that have no truth, the share in which something is predicted; None where all have one."""
+    """Of the cases whose true mask is empty, the share in which a pixel is predicted; None if there is none."""
     _, predicted, truth, _ = cases.unbind(2)
     absent = truth == 0
     return float((predicted[absent] > 0).double().mean()) if absent.any() else None

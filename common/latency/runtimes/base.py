@@ -45,7 +45,7 @@ class Runtime(ABC):
         return torch.__version__
 
     def check(self, device: torch.device) -> None:  # noqa: B027 (most runtimes run anywhere)
-        """Do nothing if networks on ``device`` can run here.
+        """Raise unless networks on ``device`` can run here.
 
         Raises:
             ValueError: the runtime cannot use the device.
@@ -75,7 +75,7 @@ class Runtime(ABC):
         Memory that is allocated here does not count in the peak of a pass.
 
         Args:
-            model: in evaluation mode; left as it was.
+            model: network in evaluation mode. It stays unchanged.
             x: from :meth:`accept`.
 
         Returns:

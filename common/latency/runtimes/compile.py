@@ -17,7 +17,7 @@ class Compile(Runtime):
     """The network is compiled for the shape of ``x``, with its weights frozen.
 
     Anything that this process compiled before is forgotten. The compiler fuses operations, so no operation can be
-    timed by itself.
+    timed in isolation.
     """
 
     name = "compile"

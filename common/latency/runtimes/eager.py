@@ -23,7 +23,7 @@ class Eager(OperationRuntime):
     title = "PyTorch eager"
 
     def arrange(self, network: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
-        """The network and ``x`` in the memory format of this runtime; ``network`` itself is left as it was."""
+        """Return the network and ``x`` in the memory format of this runtime. ``network`` itself stays unchanged."""
         return network, x
 
     def prepare(self, model: nn.Module, x: Tensor) -> Callable[[], object]:

@@ -1,7 +1,7 @@
 """Figures of runs and of single networks, at the width of a paper's column.
 
-Every function returns a `matplotlib.figure.Figure` and shows nothing; a notebook shows what the last line of a cell
-returns, and `save_figure` writes it. No function opens a window or changes matplotlib's settings.
+Every function returns a `matplotlib.figure.Figure` and shows nothing. A notebook shows the figure that the last line
+of a cell returns, and `save_figure` writes it. No function opens a window or changes matplotlib's settings.
 """
 
 from common.reporting.figures.curves import progress, training_curves

@@ -1,4 +1,4 @@
-"""Figures of what happens over time: the epochs of a training, the trials of a search."""
+"""Figures of progress over time: the epochs of a training and the trials of a search."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from common.reporting.figures.style import (
     WIDE,
     message,
     method_looks,
+    no_accepted_trial,
     palette,
     percent,
     picture,
@@ -35,9 +36,10 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """The losses (left) and the metrics on the validation split (right) of each epoch.
 
     Args:
-        history: one mapping per epoch, as :func:`common.training.train` returns them. A key that holds ``loss`` goes
-            to the left, ``loss`` alone as that of the validation split; ``epoch`` (else counted from 1) is the x
-            axis; learning rates and times are left out; every other number is a metric, a fraction.
+        history: one mapping per epoch, as :func:`common.training.train` returns them. ``epoch`` is the x axis; if it
+            is missing, epochs are counted from 1. Keys that contain ``loss`` go to the left; ``loss`` itself is the
+            loss on the validation split. Learning rates and times are left out. Every other value is a metric, as a
+            fraction.
     """
     if not history:
         return message("No epoch was trained.")
@@ -63,16 +65,16 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
-    """The smallest accepted network so far, against the trials made and against the time spent in them.
+    """The smallest accepted network so far against the number of trials (left) and the time spent in them (right).
 
-    One row of panels a model, one line a study and method: the colour is the method, the dashes the rule or sampler.
-    Each trial counts with what it reached in the end, and with its whole time, fine-tuning included. Where a model has
-    searches of ten trials or more, the few trials of its other rules are left out. A search without an accepted trial
-    has no line; the title then says how many of the searches have one.
+    Each model has a row of panels, and each study and method has a line. Its colour is the method, its dashes the rule
+    or sampler. Each trial counts with its final metric and its whole time, fine-tuning included. If an accepted trial
+    of a model belongs to a search of ten trials or more, smaller groups of trials are left out. A search without an
+    accepted trial has no line; the title then states how many searches have one.
 
     Args:
         trials: of any number of models.
-        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+        keep: a trial is accepted if it kept this fraction of the dense metric on validation, in [0, 1].
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -81,7 +83,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
     trials = Trials.of(trials)
     frame = trials.frame.assign(accepted=is_accepted(trials.frame, keep))
     if not frame["accepted"].any():
-        return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
+        return no_accepted_trial(keep)
     searched = frame.groupby(["study", "method", "sampler"], observed=True)["trial"].transform("size") >= 10
     fruitful = (searched & frame["accepted"]).groupby(frame["label"], observed=True).transform("any")
     frame = frame[searched | ~fruitful]
@@ -107,7 +109,7 @@ def progress(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figu
 def _draw_searches(
     row: Sequence[Axes], label: str, rows: pd.DataFrame, looks: Mapping[str, tuple[Any, str]], samplers: Sequence[str]
 ) -> None:
-    """The two panels of one model: a line for each of its searches."""
+    """Draw the two panels of one model with a line for each of its searches."""
     top, searches, successes = 0.0, 0, 0
     for (_, name, sampler), part in rows.groupby(["study", "method", "sampler"], observed=True, sort=False):
         part = part.sort_values("trial", kind="stable")

@@ -1,4 +1,4 @@
-"""What fine-tuning brings back, and how much of the saved MACs is saved on the clock."""
+"""How much of the metric fine-tuning recovers, and how much of the saved MACs becomes saved time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from common.reporting.frame import Trials
 from common.trials import STAGES, TrialRecord
 
 TIMED = 250
-"""At most this many trials of a block are drawn, evenly spread over all that were timed."""
+"""Maximum number of trials drawn for each block, evenly spread over all that were timed."""
 Point = tuple[str, str, float, float]
 """Block, method, MACs ratio and speedup of a timed network."""
 
 
 def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
-    """The deciding metric before and after fine-tuning, stage by stage, of every trial that was fine-tuned.
+    """The deciding metric of every fine-tuned trial, stage by stage.
 
-    One panel a model, one column of lines a method, one line a trial (of more than 40, 40 evenly spread ones).
+    Each model has a panel, each method a column and each trial a line. Of more than 40 trials in a column, 40 evenly
+    spread ones are drawn.
     """
     trials = Trials.of(trials)
     groups = [
@@ -65,7 +66,7 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
 
 
 def _panels(figure: Picture, number: int, columns: int, **shared: Any) -> list[Axes]:
-    """``number`` panels in rows of ``columns``; the places that are left over stay white."""
+    """Return ``number`` panels in rows of ``columns``. The remaining places stay empty."""
     grid = figure.subplots(math.ceil(number / columns), columns, squeeze=False, **shared).ravel()
     for axes in grid[number:]:
         axes.set_axis_off()
@@ -73,7 +74,7 @@ def _panels(figure: Picture, number: int, columns: int, **shared: Any) -> list[A
 
 
 def _draw_tuned(axes: Axes, rows: pd.DataFrame, titles: Mapping[str, str]) -> None:
-    """A column of lines for each method."""
+    """Draw a column of lines for each method."""
     names = method_order(rows["method"])
     for place, name in enumerate(names):
         part = thin(rows[rows["method"] == name], 40)
@@ -90,10 +91,10 @@ def _draw_tuned(axes: Axes, rows: pd.DataFrame, titles: Mapping[str, str]) -> No
 
 
 def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
-    """The speedup that was measured against the MACs that were saved, one panel for each runtime; both axes log.
+    """The measured speedup against the ratio of MACs, with one panel for each runtime and logarithmic axes.
 
-    On the ideal line a network is as much faster as it has fewer MACs. The colour is the model, the marker the
-    method; of each model at most `TIMED` trials are drawn.
+    On the ideal line, the speedup equals the ratio of MACs. The colour is the model and the marker the method. At most
+    `TIMED` trials of each model are drawn.
     """
     trials = Trials.of(trials)
     points = _timed_points(trials)
@@ -114,7 +115,7 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
         for axes, (heading, drawn) in zip(panels, points.items(), strict=True):
             _set_log_axes(axes, limits)
             axes.set_title(heading)
-            for label, name, saved, speedup in random.Random(0).sample(drawn, len(drawn)):  # no model on top of all
+            for label, name, saved, speedup in random.Random(0).sample(drawn, len(drawn)):  # no model hides another
                 color = palette(10)[labels.index(label) % 10]
                 axes.plot(saved, speedup, looks[name][1], color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
         for axes in panels[::columns]:
@@ -133,7 +134,7 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
 
 
 def _timed_points(trials: Trials) -> dict[str, list[Point]]:
-    """Conditions -> the points of the trials that were timed in them."""
+    """Conditions -> points of the trials that were timed under them."""
     points: dict[str, list[Point]] = {}
     for label, rows in trials.blocks():
         timed = thin(rows[rows["speedup"].notna() & (rows["macs"] > 0) & (rows["dense_macs"] > 0)], TIMED)
@@ -147,7 +148,7 @@ def _timed_points(trials: Trials) -> dict[str, list[Point]]:
 
 
 def _set_log_axes(axes: Axes, limits: tuple[float, float]) -> None:
-    """Two equal log axes with the ideal line and that of the dense network."""
+    """Set two equal logarithmic axes, and draw the ideal line and the line of the dense network."""
     low, high = limits
     axes.plot([low, high], [low, high], color="0.2", linewidth=0.8, zorder=1)
     axes.axhline(1, color="0.2", linewidth=0.8, linestyle=":", zorder=1)

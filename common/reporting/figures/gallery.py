@@ -1,4 +1,4 @@
-"""Every picture of a report, each made when it is asked for."""
+"""Every picture of a report. Each is drawn only on request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from common.reporting.frame import Trials, is_accepted
 from common.trials import LayerTimes, TrialRecord
 
 TOGETHER = 6
-"""At most this many blocks share a picture that has a row of panels for each."""
+"""Maximum number of blocks in a picture that has a row of panels for each."""
 HEATMAP_TRIALS = 400
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture: the name of its files, what is to be seen, and the function that draws it."""
+    """A picture: the name of its files, a caption that says what it shows, and the function that draws it."""
 
     name: str
     caption: str
@@ -29,9 +29,9 @@ class Entry:
 
 
 def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
-    """The pictures that these trials can fill.
+    """The pictures for which these trials hold data.
 
-    The radar and the Pareto front are always there; with nothing to draw they say so.
+    The radar and the Pareto front are always included. If there is nothing to draw, they say so.
     """
     frame = trials.frame
     yield Entry(
@@ -49,16 +49,16 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
         some, end = trials.only(label=page), f"-{place}" if len(pages) > 1 else ""
         rows = some.frame
         if rows["final"].notna().any():
-            caption = "The methods: every trial after its last stage, and each method's Pareto front."
+            caption = "Methods compared: every trial after its last stage, and each method's Pareto front."
             yield Entry(f"methods{end}", caption, partial(figures.methods, some))
         if rows["finetuned"].notna().any():
-            caption = "Before and after: every trial that was fine-tuned, stage by stage."
+            caption = "Before and after fine-tuning: every fine-tuned trial, stage by stage."
             yield Entry(f"stages{end}", caption, partial(figures.stages, some, keep))
         if is_accepted(rows, keep).any():
-            caption = "How the searches went, by the trials made and by the time spent in them."
+            caption = "Progress of the searches over the number of trials and over the time spent in them."
             yield Entry(f"progress{end}", caption, partial(figures.progress, some, keep))
     if frame["speedup"].notna().any():
-        caption = "The speedup that was measured against the MACs that were saved."
+        caption = "The measured speedup against the ratio of MACs."
         yield Entry("speedups", caption, partial(figures.speedups, trials))
     taken: set[str] = set()
     for label, rows in trials.blocks():
@@ -79,13 +79,13 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
         timed = trials.best(rows, keep).get("speedup")
         times = timed.details.layer_times if timed else None
         if timed and times and times.before and times.after:
-            caption = f"{label}: where the time of one pass goes, each layer timed by itself, dense and in "
+            caption = f"{label}: time of each layer, timed in isolation, in the dense network and in "
             caption += f"trial {timed.trial} of {timed.run}."
             yield Entry(f"times-{slug}", caption, partial(_times, times))
 
 
 def _slug(label: str, taken: set[str]) -> str:
-    """``label`` as a part of a file's name that no other one has."""
+    """``label`` as a unique part of a file name."""
     base = re.sub(r"[^\w.]+", "-", label).strip("-.")[:60] or "model"
     slug, number = base, 2
     while slug in taken:
@@ -99,7 +99,7 @@ def _ranks(trials: Trials, rows: list[int], label: str) -> Figure:
 
 
 def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
-    """The spectra that a search logged with its first trial; the rank of a layer's output is its last one."""
+    """The spectra that a search logged with its first trial. The chosen rank of a layer is its last rank."""
     values = holder.details.spectra
     ranks = {layer: made.ranks[-1] for layer, made in (best.plan if best else {}).items() if made.ranks}
     chosen = {layer: rank for layer, rank in ranks.items() if 1 <= rank <= len(values.get(layer, ()))}
@@ -107,7 +107,7 @@ def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
 
 
 def _times(times: LayerTimes) -> Figure:
-    """The layers' times that a search logged with a network that it chose."""
+    """The times of layers that a search logged with a chosen network."""
     before, after = (
         {layer: seconds for layer, seconds in held.items() if seconds >= 0} for held in (times.before, times.after)
     )

@@ -1,4 +1,4 @@
-"""Where a network's time goes, layer by layer, before and after."""
+"""The time of each layer of a network, before and after compression."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from common.reporting.figures.style import WIDE, message, palette, picture, styl
 
 
 def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: str = "") -> Figure:
-    """A pair of bars for each layer, timed by itself: in the dense network and in the compressed one.
+    """A pair of bars for each layer, timed in isolation: in the dense network and in the compressed one.
 
     Args:
-        before: layer -> seconds, in the order of the network; ``rest`` for what is no layer. From
-            :func:`common.latency.layer_times`, or from any other clock.
-        after: the same of the compressed network, whose factors count as their layer.
+        before: layer -> seconds, in the order of the network; ``rest`` for all other operations. For example from
+            :func:`common.latency.layer_times`.
+        after: the same for the compressed network. The time of a layer is the sum over its factors.
         title: a line above the bars, such as the runtime and the batch.
 
     Raises:
@@ -26,7 +26,7 @@ def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: 
         return message("No layer was timed.")
     for name in after:
         if name not in before:
-            raise ValueError(f"after[{name!r}]: there is no such layer before; allowed: {', '.join(before)}")
+            raise ValueError(f"after[{name!r}]: before has no such layer; allowed: {', '.join(before)}")
     names = list(before)
     milliseconds = [np.array([1000 * times.get(name, 0.0) for name in names]) for times in (before, after)]
     with styled(axes_grid_axis="x"):

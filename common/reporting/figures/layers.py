@@ -1,4 +1,4 @@
-"""Figures of a network's layers: their spectra, sensitivities, probable ranks and the ranks that were tried."""
+"""Figures of a network's layers: their spectra, sensitivities, rank probabilities and the ranks of the trials."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from common.trials import TrialRecord
 
 Floats = NDArray[np.float64]
 LEAST_SHOWN = 1e-4
-"""Of the greatest singular value: the least that the spectra show."""
+"""Smallest singular value that the spectra show, as a share of the greatest."""
 
 
 def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | None = None) -> Figure:
-    """The singular values of every layer over their greatest, against their place in the spectrum.
+    """The singular values of every layer over the layer's greatest, against their place in the spectrum.
 
     Args:
         spectra: layer name -> singular values, greatest first, layers in the order of the network. Values below
-            1e-4 of the greatest, and those that are not finite, are not shown.
-        chosen: layer name -> rank that was kept, marked with a dot; with a triangle at the lower edge where its value
-            is not shown.
+            1e-4 of the greatest and values that are not finite are not shown.
+        chosen: layer name -> chosen rank, marked by a dot. If its singular value is not shown, a triangle at the lower
+            edge marks it.
 
     Raises:
         ValueError: ``chosen`` names a layer without a spectrum, or a rank that the layer does not have.
@@ -72,14 +72,14 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
 
 
 def _relative(values: Sequence[float]) -> Floats:
-    """The values over the greatest, ``(n,)``; NaN where one is not positive and finite."""
+    """The values over the greatest, ``(n,)``; NaN for a value that is not positive and finite."""
     singular = np.asarray(values, dtype=float)
     usable = np.where(np.isfinite(singular) & (singular > 0), singular, np.nan)
     return usable / np.nanmax(usable, initial=0.0) if np.isfinite(usable).any() else usable
 
 
 def _layer_colorbar(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """A bar that names each colour's layer; of more than 24 layers only some are named, evenly spread."""
+    """Add a bar that names each colour's layer. Of more than 24 layers, it names 24, evenly spread."""
     from_cmap = sns.color_palette("viridis", len(names), as_cmap=False)
     colormap = ListedColormap(list(from_cmap))
     norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, max(len(names), 1))
@@ -97,10 +97,10 @@ def _layer_height(number: int) -> float:
 
 
 def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figure:
-    """One bar a layer for its sensitivity to decomposition, and next to it its share of the parameters.
+    """A bar for the sensitivity of each layer (left) and one for its share of the parameters (right).
 
     Args:
-        values: layer name -> sensitivity in nats, in the order of the network; one that is not finite has no bar.
+        values: layer name -> sensitivity in nats, in the order of the network. A value that is not finite has no bar.
         sizes: layer name -> parameters, for the same layers.
 
     Raises:
@@ -121,7 +121,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
         right.barh(place, [100 * sizes[name] / whole for name in values], color=palette(2)[1])
         left.set(xlabel="Sensitivity (nats)", ylim=(len(values) - 0.4, -0.6))
         positive = [value for value in finite if value > 0]
-        if positive and max(positive) > 100 * min(positive):  # else the greatest would be all there is to see
+        if positive and max(positive) > 100 * min(positive):  # on a linear axis only the greatest would be visible
             left.set_xscale("log")
         for line, value in enumerate(values.values()):
             if not np.isfinite(value):
@@ -140,7 +140,7 @@ def policy_heatmap(
     title: str = "",
     before: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """How probable each candidate rank is in each layer, as one panel or as before and after on one colour scale.
+    """The probability of each candidate in each layer, as one panel or as before and after on one colour scale.
 
     Args:
         probabilities: layer name -> one probability per level.
@@ -183,11 +183,11 @@ def policy_heatmap(
 
 
 def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
-    """The ranks that were tried: a row a layer, a column a trial, one panel a method, fewest parameters first.
+    """The ranks of the trials: a panel for each method, a row for each layer and a column for each trial.
 
-    The colour is the rank as a share of the greatest one that any of these trials gave the layer by that method (the
-    mean share, where a method has several ranks); a layer that stayed dense is grey, one that is not in the plan
-    white.
+    Trials with the fewest parameters come first. The colour is the rank as a share of the greatest rank that any of
+    these trials of that method gave the layer, or the mean share if the method has several ranks. A layer that stayed
+    dense is grey; a layer that is not in the plan is white.
 
     Args:
         records: trials of one model.
@@ -226,7 +226,7 @@ def rank_heatmap(records: Sequence[TrialRecord], title: str = "") -> Figure:
 
 
 def _rank_shares(records: Sequence[TrialRecord], layers: Sequence[str]) -> Floats:
-    """Mean share of the greatest ranks, ``(layers, trials)``; -1 where a layer is dense, NaN where there is none."""
+    """Mean share of the greatest ranks, ``(layers, trials)``; -1 for a dense layer, NaN for one not in the plan."""
     greatest: dict[tuple[str, int], int] = {}
     for record in records:
         for layer, made in record.plan.items():

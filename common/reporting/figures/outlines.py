@@ -1,4 +1,4 @@
-"""Masks beside the images they belong to."""
+"""Outlines of masks on the images to which they belong."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Array = NDArray[Any]
 
 
 def sample_masks(pictures: Mapping[str, Array]) -> Figure:
-    """A row an image: the image alone, then with the outline of the truth and of each mask beside it.
+    """A row for each image: the image alone, with the outline of its true mask, and with that of each network's mask.
 
     Args:
-        pictures: title -> ``(N, H, W)``. The first are the images, in grey; the second the true masks, the others
-            those of networks: a value above 0.5 is inside. Under each of these stands its Dice coefficient.
+        pictures: title -> ``(N, H, W)``. The first entry holds the images, in grey, the second the true masks, and the
+            others the masks of networks. Values above 0.5 are inside a mask. The Dice coefficient is written below
+            each network's mask.
 
     Raises:
-        ValueError: there are less than two, or they differ in shape.
+        ValueError: there are fewer than two entries, or they differ in shape.
     """
     if len(pictures) < 2 or len({picture.shape for picture in pictures.values()}) > 1:
         shapes = {title: picture.shape for title, picture in pictures.items()}
@@ -56,7 +57,7 @@ def _dice(mask: Array, truth: Array) -> float:
 
 
 def _outline(axes: Any, mask: Array, color: Any) -> None:
-    """The border of a mask; an empty or a full one has none."""
+    """Draw the outline of a mask. An empty mask has none."""
     inside = np.pad(mask > 0.5, 1)
     if inside.any():
         height, width = mask.shape

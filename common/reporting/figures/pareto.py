@@ -1,4 +1,4 @@
-"""The deciding metric against what a network costs: over models with the Pareto fronts, and by method."""
+"""The deciding metric against the cost of a network, by model and by method, with Pareto fronts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-
 STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 DRAWN = 1500
-"""At most this many trials of a block are drawn, evenly spread over all; the fronts are those of all."""
+"""Maximum number of trials drawn for each block, evenly spread. The Pareto fronts are those of all trials."""
 COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
 
 
 def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
-    """The deciding metric after a trial's last stage against the parameters and against the MACs it kept.
+    """The deciding metric after each trial's last stage against its parameters (left) and its MACs (right).
 
-    A point's marker is the last stage its trial reached; with one model its colour is the stage as well, with
-    several it is the model. The line is the Pareto front of each model's trials (no other one is both smaller and
-    better), the star its dense network. Failed and unmeasured trials are left out; pruned ones are crosses and not
-    on the front.
+    The marker is the last stage of the trial. The colour is the model, or the stage if there is only one model. A line
+    is the Pareto front of a model's trials: no other trial is both smaller and better. A star is the dense network.
+    Failed and unmeasured trials are left out. Pruned trials are crosses and are never on the front.
     """
     groups = {label: measured(rows) for label, rows in Trials.of(trials).blocks()}
     if all(rows.empty for rows in groups.values()):
@@ -62,19 +61,19 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """The trials that were measured, with the last stage that each reached (or ``pruned``) in ``reached``."""
+    """The measured trials, with a column ``reached`` for the last stage of each, or ``pruned``."""
     rows = rows[is_measured(rows)]
     reached = np.select([rows[stage].notna() for stage in reversed(STAGES)], list(reversed(STAGES)), STAGES[0])
     return rows.assign(reached=np.where(rows["status"] == "pruned", "pruned", reached))
 
 
 def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
-    """Set the height so that small differences look small and a few failed trials do not flatten the others.
+    """Limit the y axis so that small differences look small and a few bad trials do not flatten the others.
 
     Args:
-        axes: their marks are drawn; how many of ``values`` lie below the lower edge is said there.
+        axes: the axes with all marks. If some of ``values`` lie below the lower limit, a note states how many.
         values: the metric of each trial, in percent.
-        stars: that of the dense networks, which stay inside; NaN where it is not known.
+        stars: the metric of each dense network, which stays inside the limits; NaN if unknown.
     """
     low, high = axes.get_ylim()
     top, tenth = axes.dataLim.ymax, float(np.quantile(values, 0.1))
@@ -92,7 +91,7 @@ def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Se
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, value) pairs that no other one beats with a cost and a value at least as good, by cost."""
+    """The (cost, value) pairs for which no other pair has a cost and a value at least as good, by cost."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -129,12 +128,12 @@ def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
 
 
 def dense_metric(rows: pd.DataFrame) -> float:
-    """The metric of the dense network of these trials, in percent; NaN where it is not known."""
+    """The metric of the dense network of these trials, in percent; NaN if unknown."""
     return float(100 * rows["dense"][baseline_row(rows)])
 
 
 def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
-    """A star where the dense network of these trials stands."""
+    """Draw a star for the dense network of these trials."""
     dense = dense_metric(rows)
     if not np.isnan(dense):
         axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
@@ -153,16 +152,17 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
     shared = [*marks, front, dense]
     if not several:
         return shared
-    # A legend is filled column by column: empty entries keep the models in one and the marks in the other.
+    # A legend is filled column by column. Empty entries keep the models in one column and the marks in the other.
     blank = [Line2D([], [], linestyle="none", label=" ")] * abs(len(models) - len(shared))
     return [*models, *blank, *shared] if len(models) < len(shared) else [*models, *shared, *blank]
 
 
 def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
-    """One row of panels a model: the deciding metric against parameters, MACs and latency, the methods by colour.
+    """The deciding metric against parameters, MACs and latency, with a row of panels for each model.
 
-    A point is a trial in its last stage, pruned ones left out, a line the Pareto front of a method's trials. Latency
-    is that of ``record.latency``, as a share of the dense network's; trials that were not timed are left out there.
+    The colour is the method. A point is a trial after its last stage; pruned trials are left out. A line is the Pareto
+    front of a method's trials. Latency is that of ``record.latency``, as a share of the dense network's; its panel
+    leaves out trials that were not timed.
     """
     trials = Trials.of(trials)
     groups = {

@@ -1,4 +1,4 @@
-"""The radar: what each model's most compressed accepted network kept, shed and gained, on five axes."""
+"""The radar: how each model's accepted network with the fewest parameters compares with the dense one on five axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.reporting.facts import method_title
-from common.reporting.figures.style import DASHES, MARKERS, NARROW, message, palette, percent, picture, styled
+from common.reporting.figures.style import (
+    DASHES,
+    MARKERS,
+    NARROW,
+    no_accepted_trial,
+    palette,
+    percent,
+    picture,
+    styled,
+)
 from common.reporting.frame import Trials
 from common.reporting.runs import check_keep
 from common.trials import TrialRecord
@@ -28,16 +37,16 @@ TITLES = {
 
 
 def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
-    """One polygon per model: its accepted trial with the fewest parameters on five axes, further out is better.
+    """One polygon per model: its accepted trial with the fewest parameters on five axes. Further out is better.
 
-    The axes are the deciding metric over the dense network's, the fractions of parameters, MACs and file size that
-    were removed, and the speedup on a log scale, where 2x slower and 2x faster lie equally far from the ring at 1x.
-    Each axis names its values at the centre and at the rim; a value below the centre's is drawn at the centre, and
-    one that was not measured leaves a gap.
+    The axes are the deciding metric over the dense network's; the fractions of parameters, MACs and file size that
+    were removed; and the speedup. The speedup has a logarithmic scale, so that 2x slower and 2x faster are equally far
+    from 1x. Each axis states its values at the centre and at the rim. A value below the centre's is drawn at the
+    centre, and a value that was not measured leaves a gap.
 
     Args:
         trials: of any number of models.
-        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+        keep: a trial is accepted if it kept this fraction of the dense metric on validation, in [0, 1].
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -48,7 +57,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     chosen = {label: record for label, record in best.items() if record is not None}
     without = [label for label, record in best.items() if record is None]
     if not chosen:
-        return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
+        return no_accepted_trial(keep)
     values = {label: _gains(record) for label, record in chosen.items()}
     ranges = _radar_ranges(list(values.values()), keep)
     with styled():
@@ -70,9 +79,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
                 clip_on=False,
                 zorder=3,
             )
-            if (
-                len(values) == 1 and not np.isnan(radii).any()
-            ):  # several fills would mix into a colour that stands for none
+            if len(values) == 1 and not np.isnan(radii).any():  # the fills of several models would mix their colours
                 axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
         tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
         heading = f"Fewest parameters of {tested}trials with ≥ {percent(keep)} of the dense metric"
@@ -84,7 +91,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
 
 
 def _gains(record: TrialRecord) -> dict[str, float]:
-    """What the polygon shows of one trial, NaN where it was not measured."""
+    """The values of one trial on the axes; NaN for what was not measured."""
     found = reductions(record)
     dense = record.baseline.metric(record.metric)
     value, size = final_metric(record), record.baseline.size_bytes
@@ -105,7 +112,7 @@ def _missing(gains: Mapping[str, float]) -> str:
 
 
 def _radar_ranges(gains: Sequence[Mapping[str, float]], keep: float) -> dict[str, tuple[float, float]]:
-    """The values at the centre and at the rim of each axis, wide enough for every polygon and round."""
+    """Round values at the centre and at the rim of each axis, wide enough for every polygon."""
     metrics = [g["metric"] for g in gains if not math.isnan(g["metric"])]
     speedups = [g["speedup"] for g in gains if g["speedup"] > 0]
     rim = math.ceil(max([1.0, *metrics]) * 20 - 1e-9) / 20

@@ -1,4 +1,4 @@
-"""How every figure looks, how it is shown in a notebook and how it is saved."""
+"""The style of every figure, its display in a notebook and its saving."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from matplotlib.transforms import Bbox
 from common.reporting.facts import COLORS_APART, method_places
 
 WIDE, NARROW = 7.0, 3.5
-"""Inches: the width of a page and of one of its two columns."""
+"""Widths of a page and of one of its two columns, in inches."""
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MARKERS = "osD^vPX*<>"
 COLORS = (
     *("#0173b2", "#de8f05", "#029e73", "#1f1f1f", "#56b4e9"),
     *("#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"),
 )
-"""Seaborn's ``colorblind`` colours in another order, and a black: its first four hold orange and vermilion, which look
-alike with red-green blindness; these first four stay far apart."""
+"""Seaborn's ``colorblind`` colours and a black, in an order whose first four are easy to tell apart. (Seaborn's first
+four include orange and vermilion, which look alike to readers with red-green blindness.)"""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -45,26 +45,26 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
-    "text.parse_math": False,  # a "$" in a layer's or model's name is no formula
+    "text.parse_math": False,  # a "$" in the name of a layer or model does not start a formula
 }
 SAVING: dict[Any, Any] = {
     "pdf.fonttype": 42,  # publishers refuse the Type 3 fonts that are matplotlib's default
-    "svg.hashsalt": "low-rank",  # the same bytes each time
+    "svg.hashsalt": "low-rank",  # makes the same bytes each time
 }
 
 
 def styled(**changes: Any) -> AbstractContextManager[None]:
-    """A ``with`` block in which figures are made in this suite's style; the user's own settings come back after.
+    """Return a ``with`` block in which figures get this suite's style. Afterwards the user's settings are restored.
 
     Args:
-        changes: settings of matplotlib that differ from `STYLE`, with ``_`` for the dot in their names.
+        changes: settings of matplotlib that differ from `STYLE`, with ``_`` in place of the dot in their names.
     """
     return _settings(STYLE | {name.replace("_", "."): value for name, value in changes.items()})
 
 
 @contextmanager
 def _settings(settings: dict[Any, Any]) -> Iterator[None]:
-    """Matplotlib's defaults with these changes, whatever a matplotlibrc or a notebook has set."""
+    """Use matplotlib's defaults with these settings, whatever a matplotlibrc or a notebook has set."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(settings)
@@ -72,9 +72,9 @@ def _settings(settings: dict[Any, Any]) -> Iterator[None]:
 
 
 class Picture(Figure):
-    """A figure that a notebook shows without ``%matplotlib inline`` and without pyplot holding on to it.
+    """A figure that a notebook shows without ``%matplotlib inline`` and that pyplot does not keep in memory.
 
-    Whoever draws or saves it, the user's own settings of matplotlib do not change it.
+    The user's own settings of matplotlib do not change how it looks.
     """
 
     def _repr_png_(self) -> bytes:
@@ -83,41 +83,41 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def draw(self, renderer: RendererBase) -> None:
-        """Draw it; matplotlib makes some parts, like ticks, only now."""
+        """Draw the figure. Matplotlib makes some parts, such as ticks, only now."""
         with _settings(SAVING):
             super().draw(renderer)
 
     def get_tightbbox(
         self, renderer: RendererBase | None = None, *, bbox_extra_artists: Iterable[Artist] | None = None
     ) -> Bbox:
-        """The box around what is really drawn, in inches."""
+        """The bounding box of everything that is drawn, in inches."""
         with _settings(SAVING):
             return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
 
     def savefig(self, *arguments: Any, **keywords: Any) -> None:
-        """Save it, as matplotlib's own ``savefig`` does."""
+        """Save the figure as matplotlib's own ``savefig`` does."""
         with _drawing():
             super().savefig(*arguments, **keywords)
 
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """Draw without the user's own settings, nor a warning for each letter that the font lacks (it shows as a box)."""
+    """Draw without the user's settings and without a warning for each letter that the font lacks."""
     with warnings.catch_warnings(), _settings(SAVING):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write ``figure``, the folder made when it is not there.
+    """Write ``figure`` to files. A missing folder is created.
 
     Args:
         figure: any matplotlib figure.
-        path: where, without a suffix; a dot in the name stays.
-        formats: of ``png``, ``pdf`` and ``svg``; PNG has 200 dots per inch.
+        path: destination path without a suffix. A dot in the name stays.
+        formats: one or more of ``png`` (200 dots per inch), ``pdf`` and ``svg``.
 
     Returns:
-        The files. They carry no date, so that the same records give the same bytes again.
+        The files. They hold no date, so that the same records always give the same bytes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """``figure`` as the content of a file that ends in ``kind``: ``png``, ``pdf`` or ``svg``."""
+    """Return the content of a file of ``figure`` of this ``kind``: ``png``, ``pdf`` or ``svg``."""
     buffer = io.BytesIO()
     with _drawing():
         figure.savefig(buffer, format=kind, dpi=200, metadata=UNDATED.get(kind))
@@ -136,29 +136,34 @@ def render(figure: Figure, kind: str) -> bytes:
 
 
 def picture(width: float, height: float) -> Picture:
-    """An empty figure, ``width`` x ``height`` inches, whose parts make room for each other."""
+    """Return an empty figure of ``width`` x ``height`` inches, laid out so that its parts do not overlap."""
     return Picture(figsize=(width, height), layout="constrained")
 
 
 def message(text: str) -> Figure:
-    """A figure that says in words why there is nothing to draw."""
+    """Return a figure that states why there is nothing to draw."""
     with styled():
         figure = picture(NARROW, 1.2)
         figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
     return figure
 
 
+def no_accepted_trial(keep: float) -> Figure:
+    """Return a figure that states that no trial kept the fraction ``keep`` of the dense metric."""
+    return message(f"No accepted trial:\nnone kept {percent(keep)} of the dense metric.")
+
+
 def palette(number: int) -> list[tuple[float, float, float]]:
-    """Colours that colour-blind readers tell apart; past ten they repeat, and marker or dash tells the rest."""
+    """Return colours that colour-blind readers can tell apart. After ten they repeat."""
     return list(sns.color_palette(COLORS, number))
 
 
 def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Colour and marker of each method, in the order in which a legend names them.
+    """Colour and marker of each method, in the order of a legend.
 
     Args:
-        methods: their names. Of a column of a trials' frame, which knows all methods of the report, each has the same
-            look in every figure.
+        methods: their names. If this is a column of the trials' frame, which knows all methods of the report, each
+            method looks the same in every figure.
     """
     known = methods.cat.categories if isinstance(methods, pd.Series) else list(methods)
     shown = set(methods)
@@ -170,5 +175,5 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage without idle digits, e.g. ``99%`` or ``99.5%``."""
+    """Return a fraction as a percentage without trailing zeros, e.g. ``99%`` or ``99.5%``."""
     return f"{value * 100:.4g}%"

@@ -1,6 +1,6 @@
 "use strict";
-// A click on a heading sorts its table by that column, a second one turns the order round. What was not measured
-// stays at the end either way; rows that are equal keep their order.
+// A click on a heading sorts the table by that column; a second click reverses the order. What was not measured always
+// stays at the end. Equal rows keep their order.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   table.querySelectorAll("th").forEach((heading, column) => {

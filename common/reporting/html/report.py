@@ -1,6 +1,6 @@
-"""``report.html``: tables that can be sorted and pictures in one file that needs nothing else, not even a network.
+"""``report.html``: sortable tables and pictures in one file that needs no other file and no internet connection.
 
-The page itself is the template `report.html` beside this module; here stands what fills it.
+The page is the template ``report.html`` in this folder. This module fills it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SECTIONS = (
     ("Layers", ("layers",), ("ranks", "spectra")),
     ("Where it comes from", ("runs",), ()),
 )
-"""Heading, tables and pictures of each section; a picture belongs to the part of its name before the first ``-``."""
+"""Heading, tables and pictures of each section. A picture is listed by the part of its name before the first ``-``."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser may load for this page: nothing but what it holds."""
+"""Content security policy: a browser may load nothing but what the page itself holds."""
 HERE = Path(__file__)
 
 
@@ -46,8 +46,8 @@ class Cell:
 
     Attributes:
         text: what a reader sees.
-        key: the number by which the cell is sorted; empty where it was not measured, None where the text decides.
-        link: what the text leads to; empty when nothing.
+        key: the number by which the cell is sorted; empty if it was not measured, None if the text is the key.
+        link: target of the text's link; empty if it has none.
     """
 
     text: str
@@ -67,7 +67,7 @@ class SortableTable:
 
     @classmethod
     def of(cls, table: Table) -> SortableTable:
-        """The cells of ``table``."""
+        """Convert ``table``."""
         names = list(table.text.columns)
         keys = {name: [_key(value) for value in table.raw[raw]] for name, raw in table.keys.items()}
         rows = []
@@ -88,13 +88,13 @@ def _key(value: object) -> str:
 
 @dataclass(frozen=True)
 class EmbeddedPicture:
-    """A picture as the template shows it; the caption alone where there is no PNG.
+    """A picture as the template shows it. Without a PNG, only the caption is shown.
 
     Attributes:
-        name: of its files.
-        caption: below it.
-        png: in base64.
-        width: in pixels of the page. All pictures are on one scale, so that their letters are of one size.
+        name: name of its files.
+        caption: text below it.
+        png: PNG in base64.
+        width: width in pixels of the page. All pictures have the same scale, so that their letters have the same size.
     """
 
     name: str
@@ -104,13 +104,13 @@ class EmbeddedPicture:
 
     @classmethod
     def of(cls, name: str, caption: str, png: bytes) -> EmbeddedPicture:
-        """The picture with its content ``png``."""
+        """Convert the picture with the content ``png``."""
         return cls(name, caption, base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section with what it shows."""
+    """A section of the page."""
 
     heading: str
     tables: list[SortableTable]
@@ -118,21 +118,21 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What a link to the section names."""
+        """The target of a link to the section."""
         return self.heading.lower().replace(" ", "-")
 
 
 def report_page(
-    tables: Sequence[Table], pictures: Mapping[str, tuple[str, bytes]], lead: str, command: str, passed: Sequence[str]
+    tables: Sequence[Table], pictures: Mapping[str, tuple[str, bytes]], lead: str, command: str, skipped: Sequence[str]
 ) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        tables: as in `common.reporting.tables.all_tables`.
+        tables: result of `common.reporting.tables.all_tables`.
         pictures: name -> caption and PNG.
         lead: a sentence on what was analysed.
-        command: the command that made it.
-        passed: what could not be read, one line each.
+        command: the command that makes the page.
+        skipped: a line on each reason why lines of the logs were skipped.
     """
     sections = [
         Section(
@@ -157,5 +157,5 @@ def report_page(
         lead=lead,
         command=command,
         versions=f"Python {platform.python_version()}, {packages}",
-        passed=passed,
+        skipped=skipped,
     )

@@ -15,12 +15,12 @@ from common.reporting.tables.table import Table
 
 
 def all_tables(trials: Trials, keep: float = 0.99, folder: Path = Path()) -> list[Table]:
-    """The tables in the order in which a reader wants them, those without a row left out.
+    """Make the tables, the most important first. Tables without a row are left out.
 
     Args:
         trials: of any number of runs and models.
-        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
-        folder: where they will lie; the links to the logs start there.
+        keep: a trial is accepted if it kept this fraction of the dense metric on validation, in [0, 1].
+        folder: folder of the tables. The links to the logs are relative to it.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].

@@ -1,4 +1,4 @@
-"""Methods, rank rules and searches compared, with mean and spread over seeds."""
+"""Comparisons of methods, rank rules and searches, with mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STAGE_HEADS = {"raw": "Raw", "recalibrated": "Recalibrated", "finetuned": "Fine-
 
 
 def _spread(values: pd.Series[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of what was measured; the latter NaN for fewer than two."""
+    """Mean and sample standard deviation of the measured values; NaN for a deviation of fewer than two values."""
     known = values.dropna()
     return (known.mean() if len(known) else math.nan), (known.std(ddof=1) if len(known) > 1 else math.nan)
 
 
 def _mean(name: str, values: pd.Series[float]) -> dict[str, float]:
-    """The cells of a mean: itself, its standard deviation and the number of values that it is of."""
+    """The cells for a mean: the mean, its standard deviation and the number of its values."""
     mean, std = _spread(values)
     return {name: mean, f"{name} std": std, f"{name} n": int(values.notna().sum())}
 
@@ -40,9 +40,9 @@ def _with_means(names: Iterable[str]) -> list[str]:
 
 
 def _fewer(text: pd.DataFrame) -> list[str]:
-    """What the brackets behind a mean say, where there are any."""
+    """A note that explains the brackets after a mean, if there are any."""
     behind = text.map(lambda cell: bool(re.search(r"\(\d+ of \d+\)$", cell)))
-    found = "Brackets behind a mean: of how many seeds or trials it is, where not all of them have a value."
+    found = "Brackets after a mean: the number of seeds or trials that have a value, if not all have one."
     return [found] if behind.to_numpy().any() else []
 
 
@@ -53,7 +53,7 @@ def _seeds(rows: pd.DataFrame) -> int:
 def _measures(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
     """The columns that both comparisons show, by heading."""
     lost = frame["dense"] - frame["raw"]
-    lost = lost.where(lost >= 0.01 * frame["dense"])  # of less than that, noise would be the greater part
+    lost = lost.where(lost >= 0.01 * frame["dense"])  # a smaller loss is mostly noise
     return {
         "Params Red.": 1 - frame["params_kept"],
         "MACs Red.": 1 - frame["macs_kept"],
@@ -76,18 +76,18 @@ SHAPES: dict[str, Any] = {
 }
 MEANING = [
     "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Regained: the share of "
-    "what the decomposition lost that the stages after it brought back, (last - raw) / (dense - raw), where it lost "
-    "1% or more. Recovery: last over dense.",
-    "mean ± standard deviation, where there are several.",
+    "the decomposition's loss that the later stages recovered, (last - raw) / (dense - raw), if the loss is 1% or "
+    "more. Recovery: last over dense.",
+    "mean ± standard deviation, if there are several values.",
 ]
 
 
 def best_at_budgets(trials: Trials) -> pd.DataFrame:
-    """The best trial of each method and seed at most as large as each budget, one row each.
+    """For each budget, the best trial of each method and seed that is not larger than the budget.
 
     Returns:
-        Rows of the trials' frame with the columns ``budget`` and ``group`` in front; the best is the one with the
-        greatest metric on validation. A budget under which no method has more than under the one below is left out.
+        Rows of the trials' frame with an additional column ``budget``. The best trial has the greatest metric on
+        validation. A budget is left out if no trial is larger than the next smaller budget and within this one.
     """
     frame = trials.frame[is_measured(trials.frame) & (trials.frame["status"] == "ok")]
     picked = []
@@ -104,7 +104,7 @@ def best_at_budgets(trials: Trials) -> pd.DataFrame:
 
 
 def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
-    """Each method's best network at equal budgets of parameters, stage by stage."""
+    """The best network of each method at equal budgets of parameters, stage by stage."""
     trials = Trials.of(trials)
     tried = {pair: _seeds(part) for pair, part in trials.frame.groupby(["group", "method"], observed=True)}
     best = best_at_budgets(trials)
@@ -128,7 +128,7 @@ def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
     raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Seeds", "Of Seeds"])
     text = _with_counts(raw, dict.fromkeys(names, str) | {"Params ≤": "{:.0%}".format}, "Seeds")
     notes = [
-        "The best network of each method that keeps at most that share of the dense parameters, chosen on validation.",
+        "The best network of each method with at most this share of the dense parameters, chosen on validation.",
         *MEANING,
         *_fewer(text),
         *_without_any(trials, best),
@@ -142,14 +142,14 @@ def _without_any(trials: Trials, best: pd.DataFrame) -> list[str]:
     pairs = trials.frame[["group", "method"]].drop_duplicates().itertuples(index=False, name=None)
     most = f"{BUDGETS[-1]:.0%}"
     return [
-        f"{group}, {method}: no trial that was measured to the end keeps at most {most} of the parameters."
+        f"{group}, {method}: no fully measured trial keeps at most {most} of the parameters."
         for group, method in pairs
         if (group, method) not in there
     ]
 
 
 def budgets_table(trials: Trials) -> Table:
-    """One row a method: the metric of its best network at each budget."""
+    """A row for each method: the metric of its best network at each budget."""
     best = best_at_budgets(trials)
     budgets = sorted(best["budget"].unique())
     rows = []
@@ -165,18 +165,18 @@ def budgets_table(trials: Trials) -> Table:
     raw = pd.DataFrame(rows, columns=[*names, "Dense", "Dense std", *_with_means(heads), "Seeds"])
     shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(["Dense", *heads], percentage)}
     text = as_text(raw, shapes | {"Seeds": str}, "Seeds")
-    note = "The metric on validation of each method's best network that keeps at most that share of the parameters"
+    note = "The metric on validation of each method's best network with at most this share of the parameters"
     notes = [f"{note}; {MEANING[1]}", *_fewer(text)]
     return Table("budgets", "Methods by budget", raw, text, notes, _keys(text, raw), ("Metric", "Dense", "Seeds"))
 
 
 def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each dense network that was trained; one that several seeds share is one."""
+    """A row for each trained dense network. A network that several seeds share counts once."""
     return rows.drop_duplicates("network" if rows["network"].nunique() == 1 else ["network", "seed"])
 
 
 def sweeps_table(trials: Trials, keep: float) -> Table:
-    """What each setting of a rank rule led to: the sweeps over ranks, taus, thresholds and budgets."""
+    """The results for each setting of a rank rule: sweeps over ranks, taus, thresholds and budgets."""
     frame = trials.frame[trials.frame["setting"] != ""].reset_index(drop=True)
     measures, accepted, measured = _measures(frame), is_accepted(frame, keep), is_measured(frame)
     rows = []
@@ -197,13 +197,13 @@ def sweeps_table(trials: Trials, keep: float) -> Table:
 
 
 def _natural(text: str) -> tuple[str, list[float]]:
-    """``tau=0.5`` before ``tau=0.7``, and 5 before 16."""
+    """Key for sorting ``tau=0.5`` before ``tau=0.7``, and 5 before 16."""
     number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
     return re.sub(number, "", text), [float(found) for found in re.findall(number, text)]
 
 
 def _with_counts(raw: pd.DataFrame, names: dict[str, Any], what: str) -> pd.DataFrame:
-    """As text, with how many of the seeds or trials (``what``) were accepted and how many of them a row is of."""
+    """``raw`` as text, with how many of the seeds or trials (``what``) were accepted and how many have a network."""
     totals = raw[f"Of {what}"]
     text = as_text(raw, names | SHAPES, f"Of {what}")
     text["Accepted"] = [f"{n} of {total}" for n, total in zip(raw["Accepted"], totals, strict=True)]
@@ -216,7 +216,7 @@ def _keys(text: pd.DataFrame, raw: pd.DataFrame) -> dict[str, str]:
 
 
 def searches_table(trials: Trials, keep: float) -> Table:
-    """Rank rules and samplers side by side: how many trials, how many accepted, and what the best of them reached."""
+    """Compare rank rules and samplers: the number of trials and of accepted ones, and the results of the best."""
     frame = trials.frame
     accepted, rows = is_accepted(frame, keep), []
     samplers = sorted(frame["sampler"].cat.categories, key=str.casefold)
@@ -246,6 +246,6 @@ def searches_table(trials: Trials, keep: float) -> Table:
     notes = [
         "Params Red., MACs Red. and Speedup: the best accepted trial by each; mean ± standard deviation over seeds.",
         *_fewer(text),
-        "Seconds a Trial: the median, fine-tuning included; Hours: all trials together.",
+        "Seconds a Trial: the median, fine-tuning included. Hours: all trials together.",
     ]
     return Table("searches", "Rank rules and samplers", raw, text, notes, _keys(text, raw))

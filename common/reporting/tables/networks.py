@@ -1,4 +1,4 @@
-"""The chosen networks one by one, their ranks and their times, and the runs that they come from."""
+"""The chosen networks with their ranks and times, and the runs from which they come."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACE = ("Model", "Run", "Trial")
 
 
 def chosen_networks(trials: Trials, keep: float) -> Iterator[tuple[str, list[str], TrialRecord]]:
-    """Each block's best accepted trials, every one once: (block, the criteria it is the best by, record)."""
+    """The best accepted trials of each block, each once: (block, criteria by which it is the best, record)."""
     for label, rows in trials.blocks():
         by_trial: dict[tuple[str, int], tuple[list[str], TrialRecord]] = {}
         for name, record in trials.best(rows, keep).items():
@@ -51,14 +51,14 @@ def layers_table(trials: Trials, keep: float) -> Table:
     raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", *shares, "Dense because"])
     text = as_text(raw, {**dict.fromkeys(raw.columns, str), "Error": percentage, **dict.fromkeys(shares[1:], change)})
     notes = [
-        f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in the order the input meets them.",
-        "Error: relative, of the layer's output on calibration data, or of its weight where no data was used.",
+        f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in order from input to output.",
+        "Error: relative error of the layer's output on calibration data, or of its weight if no data was used.",
     ]
     return Table("layers", "Ranks of the layers", raw, text, notes, {name: name for name in ("Trial", *shares)})
 
 
 def latencies_table(trials: Trials, keep: float) -> Table:
-    """The times of the chosen networks under all conditions in which they were taken."""
+    """The times of the chosen networks under all conditions in which they were timed."""
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     for label, _, record in chosen_networks(trials, keep):
@@ -83,16 +83,16 @@ def latencies_table(trials: Trials, keep: float) -> Table:
     raw = pd.DataFrame(rows, columns=[*PLACE, "Measured in", *times_of, *ratios])
     text = as_text(raw, {**dict.fromkeys((*PLACE, "Measured in"), str), **times_of, **ratios})
     notes = [
-        "Median times of one forward pass of the batch, dense and compressed in turn; IQR: interquartile range.",
-        "MACs ratio: dense MACs over compressed ones, as the runtime computes them where it merges layers. Realised: "
-        "the share of that ratio that is speedup on the clock.",
+        "Median times of one forward pass of the batch, dense and compressed in turn. IQR: interquartile range.",
+        "MACs ratio: dense MACs over compressed ones, those of the merged layers if the runtime merges layers. "
+        "Realised: the speedup as a share of this ratio.",
         *refused,
     ]
     return Table("latency", "Time on the clock", raw, text, notes, {name: name for name in (*times_of, *ratios)})
 
 
 def runs_table(trials: Trials, folder: Path) -> Table:
-    """Every run: its trials, seeds, commit and environment, and where its log lies, seen from ``folder``."""
+    """Every run: its trials, seeds, commit, environment and a link to its log, relative to ``folder``."""
     rows, links = [], []
     for run, part in trials.frame.groupby("run", observed=True, sort=False):
         first, states = trials.record(part.index[0]), part["status"].value_counts()

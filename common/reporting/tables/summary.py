@@ -20,7 +20,7 @@ COLUMNS = (
     *("Model", "Criterion", "Params Red.", "MACs Red.", "Value", "Speedup", "Parameters", "MACs", "Comp. Rate"),
     *("Method", "Trial"),
 )
-"""What a reader sees; the raw table has `RAW_COLUMNS` behind these. ``Value`` is headed by the metric's name."""
+"""The columns that a reader sees. In the raw table, `RAW_COLUMNS` follow. The heading of ``Value`` is the metric."""
 RAW_COLUMNS = ("Metric", "Split", "Run", "Runs")
 ROW_NAMES = {"params": "best params", "macs": "best MACs", "speedup": "best speedup"}
 
@@ -30,13 +30,13 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
 
     Args:
         trials: trials of any number of runs and models.
-        keep: a trial is accepted when it kept this fraction of the dense metric on validation, in [0, 1].
+        keep: a trial is accepted if it kept this fraction of the dense metric on validation, in [0, 1].
 
     Returns:
-        Raw numbers. ``Params Red.`` and ``MACs Red.`` are the fractions removed, ``Value`` is the deciding metric
-        (named in ``Metric``) on ``Split``, ``Speedup`` is dense latency over compressed latency, ``MACs`` are
-        multiply-accumulates of one input, ``Comp. Rate`` is dense parameters over compressed ones, ``Runs`` is the
-        number of runs in the block. What was not measured is missing (NaN).
+        Raw numbers; NaN for what was not measured. ``Params Red.`` and ``MACs Red.`` are the removed fractions.
+        ``Value`` is the deciding metric (named in ``Metric``) on ``Split``. ``Speedup`` is dense latency over
+        compressed latency. ``MACs`` are multiply-accumulates of one input. ``Comp. Rate`` is dense parameters over
+        compressed ones. ``Runs`` is the number of runs in the block.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -54,7 +54,7 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
 
 
 def baseline_row(rows: pd.DataFrame) -> int:
-    """The row whose baseline says most: the first one that holds the dense network's test metric, or the first."""
+    """The row whose baseline is shown: the first one that holds the dense network's test metric, or else the first."""
     tested = rows.index[rows["dense_test"].notna()]
     return int(tested[0] if len(tested) else rows.index[0])
 
@@ -76,7 +76,7 @@ def _baseline_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _count(value: float) -> int | None:
-    """Others' counters return fractions at times; one of more than 63 bits is no count."""
+    """Round a count, since some tools' counters return fractions. Return None if it needs more than 63 bits."""
     return round(value) if abs(value) < 2**63 else None
 
 
@@ -99,21 +99,22 @@ def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
 
 
 def _metric(metrics: Metrics, name: str) -> dict[str, Any]:
-    """The metric on the test split where it was read, else on validation."""
+    """The metric on the test split if it was evaluated there, or else on validation."""
     split = "validation" if math.isnan(metrics.get("test", {}).get(name, math.nan)) else "test"
     return {"Value": metrics.get(split, {}).get(name, math.nan), "Split": split, "Metric": name}
 
 
 def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `COLUMNS` as text, ready to be printed.
+    """Format the columns of `COLUMNS` for printing.
 
     Args:
-        frame: what `summary_table` returned.
+        frame: result of `summary_table`.
 
     Returns:
-        Strings. A reduction is the change (``-87.15%``), a metric that was not read on the test split ends in
-        ``(val)``, parameters and MACs carry K, M or G (10^3, 10^6, 10^9), and a trial names its run when the block
-        holds several. The deciding metric heads its column; where there are several, each value names its own.
+        Strings. A reduction is shown as a change (``-87.15%``). A metric that was not evaluated on the test split ends
+        in ``(val)``. Parameters and MACs have the unit K, M or G (10^3, 10^6, 10^9). A trial names its run if the
+        block holds several. The heading of the values is the deciding metric; if there are several metrics, each value
+        names its own.
     """
     names = list(dict.fromkeys(frame["Metric"]))
     one = len(names) < 2
@@ -140,13 +141,13 @@ def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(trials: Trials, keep: float) -> Table:
-    """The summary with what must be known to read it."""
+    """The summary with notes for its reader."""
     raw = summary_table(trials, keep)
     text = format_summary(raw)
     notes = [
-        f"A trial is accepted when it kept at least {keep * 100:g}% of the dense metric on validation."
+        f"A trial is accepted if it kept at least {keep * 100:g}% of the dense metric on validation."
         if keep
-        else "Every trial that was measured is accepted.",
+        else "Every measured trial is accepted.",
         *(["(val): measured on validation, not on test."] if (raw["Split"] != "test").any() else []),
         *_timing_notes(trials, keep),
         *summary_notes(trials, keep),
@@ -157,16 +158,16 @@ def summary(trials: Trials, keep: float) -> Table:
 
 
 def _timing_notes(trials: Trials, keep: float) -> list[str]:
-    """Where the speedups that are shown were measured."""
+    """The conditions under which the shown speedups were measured."""
     best = [record for _, rows in trials.blocks() for record in trials.best(rows, keep).values()]
     found = dict.fromkeys(conditions(record.latency) for record in best if record.latency)
     if len(found) < 2:
         return [f"Speedup: {where}." for where in found]
-    return [f"Speedup: not all measured alike, so compare within a model: {'; '.join(found)}."]
+    return [f"Speedup: measured under different conditions, so compare only within a model: {'; '.join(found)}."]
 
 
 def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> list[str]:
-    """One sentence for each thing that the table cannot show: a model without an accepted trial, a missing speedup.
+    """Notes on what the table cannot show: a model without an accepted trial, a missing speedup, an untested trial.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -188,18 +189,18 @@ def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
         smallest = accepted.nsmallest(1, "params_kept").to_dict("records")[0]
         if "params" in best and smallest["params_kept"] < best["params"].params / smallest["dense_params"]:
             notes.append(
-                f"{label}: of a search that tested its best, only those are shown; trial {smallest['trial']}, "
-                f"{change(1 - smallest['params_kept'])} parameters, was accepted too and not tested."
+                f"{label}: only trials that were tested are shown; trial {smallest['trial']} "
+                f"({change(1 - smallest['params_kept'])} parameters) was accepted but not tested."
             )
     return notes
 
 
 def _closest(rows: pd.DataFrame) -> str:
-    """What the trial that came nearest to the dense metric reached, as the end of a sentence."""
+    """The result of the trial nearest to the dense metric, as the end of a sentence."""
     if rows["dense"].isna().all():
         return ", which is not in the log."
     measured = rows[is_measured(rows) & (rows["status"] == "ok") & rows["metric_kept"].notna()]
     if measured.empty:
-        return ", and none was measured to the end."
+        return ", and none was measured fully."
     nearest = measured.nlargest(1, "metric_kept").to_dict("records")[0]
     return f" on validation; the nearest, trial {nearest['trial']}, kept {nearest['metric_kept']:.2%}."

@@ -1,4 +1,4 @@
-"""A table of raw numbers with the text that a reader sees, and the files it becomes."""
+"""A table as raw numbers and as text, and how it is printed and written to files."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$
 
 
 def human_count(value: float, units: str = "KMG") -> str:
-    """``value`` in the greatest of ``units`` in which it is at least 0.1, e.g. ``1.44 M`` or ``0.31 G``."""
+    """Format ``value`` in the largest of ``units`` in which it is at least 0.1, e.g. ``1.44 M`` or ``0.31 G``."""
     sizes = {"K": 1e3, "M": 1e6, "G": 1e9}
     unit = next((u for u in reversed(units) if value >= sizes[u] / 10), "")
     return f"{value / sizes[unit]:.2f} {unit}" if unit else f"{value:,.0f}"
 
 
 def change(removed: float) -> str:
-    """A fraction that was removed as the change it is: 0.8715 is ``-87.15%``."""
+    """Format a removed fraction as a change: 0.8715 becomes ``-87.15%``."""
     return f"{-removed:+.2%}" if round(removed, 4) else "0.00%"
 
 
 def percentage(value: float) -> str:
-    """A fraction with two digits of its percentage."""
+    """Format a fraction as a percentage with two decimals."""
     return f"{value:.2%}"
 
 
 def times(value: float) -> str:
-    """A ratio, e.g. ``1.93x``."""
+    """Format a ratio, e.g. ``1.93x``."""
     return f"{value:.2f}x"
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, three significant digits of them at least."""
+    """Format seconds as milliseconds with at least three significant digits."""
     return f"{seconds * 1000:#.3g} ms" if seconds < 0.0995 else f"{seconds * 1000:,.0f} ms"
 
 
 def shown(value: Any, shape: Callable[[Any], str] = str) -> str:
-    """``value`` as text, or a dash where it was not measured."""
+    """Format ``value``; a dash if it was not measured."""
     return NOT_MEASURED if pd.isna(value) else shape(value)
 
 
@@ -54,14 +54,14 @@ class Table:
     """A table of a report.
 
     Attributes:
-        name: of its files, without a suffix.
-        title: a heading.
-        raw: the numbers as they were measured or counted, for the CSV file and for sorting.
-        text: the same rows as a reader sees them.
-        notes: what must be known to read it, one sentence each.
-        keys: text column -> raw column that it is sorted by; a column that is not here is sorted by its text.
-        spare: text columns that a narrow terminal does without, the first one first.
-        links: what the cells of the first column lead to, where they lead anywhere.
+        name: name of its files, without a suffix.
+        title: its heading.
+        raw: the measured numbers, for the CSV file and for sorting.
+        text: the same rows as text.
+        notes: sentences that a reader needs to understand it.
+        keys: text column -> raw column by which it is sorted. Other columns are sorted by their text.
+        spare: text columns that are left out on a narrow terminal, in this order.
+        links: link of each cell of the first column; empty if it has none.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Table:
     links: Sequence[str] = ()
 
     def console(self, width: float = math.inf) -> str:
-        """For a terminal of so many columns; a first cell that repeats the one above is left blank."""
+        """Format the table for a terminal of this ``width``. A first cell like the one above it stays blank."""
         text = self._without_repeats()
         for left_out in range(len(self.spare) + 1):
             kept = text.drop(columns=list(self.spare[:left_out]))
@@ -84,16 +84,16 @@ class Table:
         return lines + (f"\n(too narrow for: {', '.join(self.spare[:left_out])})" if left_out else "")
 
     def markdown(self) -> str:
-        """A page; a ``|`` inside a name would end its cell and is escaped."""
+        """Format the table as a page in Markdown. A ``|`` in a cell is escaped, since it would end the cell."""
         cells = self.text.map(lambda text: text.replace("|", "\\|"))
         return f"# {self.title}\n\n{self._lines(cells, 'github')}\n" + "".join(
             ["\n", *(f"- {note}\n" for note in self.notes)]
         )
 
     def latex(self) -> str:
-        """A ``tabular`` with booktabs' rules, special characters escaped; the notes are comments above it.
+        """Format the table as a ``tabular`` with the rules of booktabs. The notes are comments above it.
 
-        A first cell that repeats the one above is left blank, and a little space stands between such blocks.
+        A first cell like the one above it stays blank, and a small space separates such blocks of rows.
         """
         text = self._without_repeats().map(_one_line).reset_index(drop=True)
         firsts = text.index[text.iloc[:, 0] != ""]
@@ -112,7 +112,7 @@ class Table:
         return text
 
     def _lines(self, text: pd.DataFrame, kind: str) -> str:
-        """``text`` in one of tabulate's formats; numbers, which are what a column is sorted by, on the right."""
+        """Format ``text`` in one of tabulate's formats, with columns of numbers aligned to the right."""
         text = text.map(_one_line)
         sides = ["right" if name in self.keys else "left" for name in text.columns]
         return tabulate(
@@ -120,7 +120,7 @@ class Table:
         )
 
     def write(self, folder: Path, formats: Sequence[str]) -> list[Path]:
-        """One file for each of ``formats`` (see `TABLE_FORMATS`).
+        """Write one file for each of ``formats`` (see `TABLE_FORMATS`).
 
         Raises:
             OSError: the folder cannot be written.
@@ -141,12 +141,12 @@ class Table:
 
 
 def _one_line(text: str) -> str:
-    """``text`` without its line ends, which would end the row of a table."""
+    """Remove the line ends of ``text``, since they would end the row of a table."""
     return " ".join(text.splitlines())
 
 
 def _in_latex(escaped: object) -> str:
-    """A text, escaped already, with the signs that LaTeX sets as mathematics."""
+    """Replace the signs in an escaped text that LaTeX needs as mathematics."""
     text = re.sub(r"(?:^|(?<= ))-(?=\d)", "$-$", str(escaped))
     for sign, command in IN_LATEX.items():
         text = text.replace(sign, command)
@@ -154,7 +154,7 @@ def _in_latex(escaped: object) -> str:
 
 
 def _after_space(text: object) -> str:
-    """The first cell of a row that has a little space above it."""
+    """Format the first cell of a row that has a small space above it."""
     return f"\\addlinespace\n{_in_latex(text)}"
 
 
@@ -162,12 +162,13 @@ Shape = Callable[[Any], str]
 
 
 def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape], of: str | None = None) -> pd.DataFrame:
-    """The columns of ``raw`` that ``shapes`` names, as text.
+    """Format the columns of ``raw`` that ``shapes`` names.
 
     Args:
-        raw: numbers. ``<name> std`` beside a column is its spread, ``<name> n`` of how many values it is the mean.
-        shapes: column -> how a value of it is written.
-        of: the column that says of how many values each mean should be; one of fewer says so, e.g. ``(1 of 3)``.
+        raw: numbers. Column ``<name> std`` is the spread of column ``<name>``, and ``<name> n`` the number of values
+            of the mean.
+        shapes: column -> function that formats a value of it.
+        of: column that states how many values each mean should have. A mean of fewer says so, e.g. ``(1 of 3)``.
     """
     columns = {}
     nothing = pd.Series(math.nan, index=raw.index)

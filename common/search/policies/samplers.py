@@ -116,7 +116,7 @@ class DrawnLevels(LevelSampler):
 
 
 class Resumable(BaseSampler):
-    """One of Optuna's samplers, made anew for every trial with a seed of the trial's own.
+    """One of Optuna's samplers, created for every trial with the trial's own seed.
 
     A sampler's state lies in the study, except for its random stream, which would begin again after a stop.
 

@@ -29,7 +29,7 @@ class DamagedJournal(ValueError):
     def __init__(self, path: Path, line: int, why: str) -> None:
         super().__init__(
             f"the journal {path} is damaged in line {line}: {why}; the logs still hold the trials, so remove or "
-            "rename the journal and begin anew under another run name"
+            "rename the journal and start again under another run name"
         )
 
 

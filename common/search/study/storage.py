@@ -20,7 +20,7 @@ from common.trials import log_path
 FINISHED = "finished"
 """A study's attribute: its best trials were tested, so it must not continue."""
 HEARTBEAT_S = 15
-"""In a database, a worker signals that it is alive every so many seconds."""
+"""Seconds between two signals of a worker to a database that it is alive."""
 GRACE_S = 60
 """In a database, a trial is given up after this many seconds without a signal of its worker."""
 LOCK_GRACE_S = 5
