@@ -270,7 +270,7 @@ class _Run:
 
     def _divergence(self, small: nn.Module) -> float:
         """The mean divergence on the held-out images."""
-        return float(self.divergence(self.dense_outputs, outputs_on(small, self.held_out)).mean())
+        return max(0.0, float(self.divergence(self.dense_outputs, outputs_on(small, self.held_out)).mean()))
 
     def _known_metrics(self) -> dict[str, float]:
         """The dense network's metrics; empty, as all metrics are then, if the targets are of no task of the suite."""
