@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,10 +13,9 @@ from common.search import SearchSettings, search_ranks
 from common.search.study import worker
 from common.trials import read_log
 from tests.brevity import time_briefly
+from tests.forked import PROCESSES
 from tests.networks import tiny_cnn, tiny_digits
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.search.processes", "sklearn.datasets", "torch._dynamo"])
 KILLS = int(os.environ.get("SEARCH_KILLS", "5"))
 TRIALS_A_KILL = 5
 """More than end between two kills, so that some are left after the last."""
