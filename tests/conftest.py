@@ -1,6 +1,23 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)  # a busy machine fails no test that only takes long
 settings.load_profile("suite")
+
+FIRST = ("test_notebooks.py", "test_worker.py", "test_wheel.py")
+"""Modules whose tests take longest; they start first, so that all processes end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests in front, the others behind them in their order."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timings() -> None:
+    """Keep the timings of this process short."""
+    from tests.brevity import time_briefly  # imports torch, which a collection need not wait for
+
+    time_briefly()

@@ -32,6 +32,8 @@ CACHE = "LOW_RANK_CNN_CACHE"
 """Environment variable that names the folder of the tables."""
 TIMED_AGAIN = 100
 """Operations that a table already has and that are timed again beside new ones."""
+WHOLE_ROUND_S = 0.1
+"""Least seconds of one timing of a whole network."""
 
 
 def measured_latencies(
@@ -103,7 +105,9 @@ def _time_whole(model: nn.Module, x: Tensor, table: LatencyTable, shapes: Mappin
     """Time the dense network in turn with small ones, by every method whose operations the table has."""
     references = reference_plans(shapes, table.known_methods(shapes))
     networks = [with_random_factors(model, plans) for plans in references]
-    found = measure_latencies(networks or [model], x, baseline=model, runtime=table.conditions.runtime, round_s=0.1)
+    found = measure_latencies(
+        networks or [model], x, baseline=model, runtime=table.conditions.runtime, round_s=WHOLE_ROUND_S
+    )
     if notes := [latency.note for latency in found if latency.note]:
         warnings.warn(
             f"other work disturbs the latency table: {notes[0]}; the times are kept until "

@@ -9,7 +9,7 @@ import pandas as pd
 from common.reporting.facts import conditions, method_name, method_title, proposer_of, setting_text
 from common.reporting.store import ColumnStore
 from common.trials import STAGES, Entry, TrialRecord
-from common.trials.best import final_metric, reductions
+from common.trials.best import final_metric
 
 TEXTS = (
     *("run", "study", "status", "model", "dataset", "method", "title", "rule", "setting", "sampler", "metric"),
@@ -61,8 +61,8 @@ class Columns:
         numbers = (
             *(record.metrics.get(stage, {}).get(record.metric) for stage in (*STAGES, "test")),
             *(final_metric(record), dense_metric, dense.metric(record.metric, "test")),
-            *(dense.params, dense.macs, dense.size_bytes, reductions(record).get("speedup")),
-            *((timing.median_s, timing.iqr_s) if timing else (None, None)),
+            *(dense.params, dense.macs, dense.size_bytes),
+            *((timing.speedup, timing.median_s, timing.iqr_s) if timing else (None, None, None)),
             *(record.seconds, record.seed, bool(record.details.spectra)),
         )
         held = (

@@ -34,10 +34,12 @@ class ColumnStore:
             IndexError: ``row`` is beyond the next row.
             ValueError: the number of values differs from the number of columns.
         """
-        for column, value in zip(self._columns.values(), values, strict=True):
-            if row == len(column):
+        columns = self._columns.values()
+        if row == len(self):
+            for column, value in zip(columns, values, strict=True):
                 column.append(value)
-            else:
+        else:
+            for column, value in zip(columns, values, strict=True):
                 column[row] = value
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -171,9 +171,10 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
             if not raw.startswith(mark):
                 time = time_number(raw)
                 continue
-            text = raw[len(mark) :].strip()
+            held = raw[len(mark) :]
+            text, lead = held.strip(), len(held) - len(held.lstrip())
             try:
-                yield Entry(TrialRecord.from_line(text), time, start + raw.index(text), len(text))
+                yield Entry(TrialRecord.from_line(text), time, start + len(mark) + lead, len(text))
             except ValueError as error:
                 skipped.append(Skipped(path, number, str(error)))
             time = 0

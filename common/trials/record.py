@@ -86,7 +86,7 @@ class PlannedLayer(Part):
     """
 
     method: str | None = None
-    ranks: list[int] = []
+    ranks: list[int] = Field(default_factory=list)
     shift: bool = False
     dense: str | None = None
 
@@ -134,7 +134,7 @@ class Baseline(Part):
     macs: int | Measure = math.nan
     size_bytes: int | Measure = math.nan
     latency: Timing | None = None
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default_factory=dict)
 
     def metric(self, name: str, split: str = "validation") -> float:
         """Return the metric ``name`` on a split; NaN if it was not measured."""
@@ -163,8 +163,8 @@ class LayerTimes(Part):
     """
 
     runtime: str = ""
-    before: dict[str, float] = {}
-    after: dict[str, float] = {}
+    before: dict[str, float] = Field(default_factory=dict)
+    after: dict[str, float] = Field(default_factory=dict)
 
 
 class Details(Part):
@@ -193,15 +193,15 @@ class Details(Part):
     optuna_trial: int | None = None
     run_again: bool = False
     sampler: str = ""
-    rule_settings: dict[str, Any] = {}
+    rule_settings: dict[str, Any] = Field(default_factory=dict)
     score: float | None = None
     rung: str = ""
-    part: dict[str, Measure] = {}
-    layers: dict[str, LayerFigures] = {}
-    spectra: dict[str, list[float]] = {}
-    finetuning: list[dict[str, Any]] = []
+    part: dict[str, Measure] = Field(default_factory=dict)
+    layers: dict[str, LayerFigures] = Field(default_factory=dict)
+    spectra: dict[str, list[float]] = Field(default_factory=dict)
+    finetuning: list[dict[str, Any]] = Field(default_factory=list)
     weights: str = ""
-    latencies: list[Timing] = []
+    latencies: list[Timing] = Field(default_factory=list)
     layer_times: LayerTimes | None = None
     command: str = ""
 
@@ -255,7 +255,7 @@ class TrialRecord(Part):
     environment: dict[str, Any]
     git_commit: str | None = None
     error: str = ""
-    details: Details = Details()
+    details: Details = Field(default_factory=Details)
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
 
     def to_line(self) -> str:

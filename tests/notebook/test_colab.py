@@ -32,9 +32,13 @@ def test_only_what_is_missing_is_installed_and_never_torch() -> None:
     assert missing_requirements(lines) == ["no-such-package==1.0"]
 
 
-def set_up_cell(notebook: Path) -> str:
-    cells = [cell for cell in jupytext.read(notebook).cells if cell.cell_type == "code"]
-    return str(cells[0].source)
+@pytest.fixture(scope="module")
+def set_up_cell() -> str:
+    """The first cell of code, which every notebook has letter by letter."""
+    firsts = [next(c.source for c in jupytext.read(path).cells if c.cell_type == "code") for path in NOTEBOOKS]
+    assert len(firsts) == 5
+    assert set(firsts) == {firsts[0]}
+    return str(firsts[0])
 
 
 def run_cell(cell: str, folder: Path, **environment: str) -> str:
@@ -52,23 +56,20 @@ def run_cell(cell: str, folder: Path, **environment: str) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("start", [".", "notebooks"])
-def test_elsewhere_the_cell_only_steps_to_the_suite(notebook: Path, start: str) -> None:
-    assert run_cell(set_up_cell(notebook), ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
+def test_elsewhere_the_cell_only_steps_to_the_suite(set_up_cell: str, start: str) -> None:
+    assert run_cell(set_up_cell, ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_outside_the_suite_the_cell_says_where_to_start(notebook: Path, tmp_path: Path) -> None:
+def test_outside_the_suite_the_cell_says_where_to_start(set_up_cell: str, tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()  # of somebody else
     with pytest.raises(subprocess.CalledProcessError) as error:
-        run_cell(set_up_cell(notebook), tmp_path)
+        run_cell(set_up_cell, tmp_path)
     assert f"AssertionError: {tmp_path} is not inside the suite" in error.value.stderr
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not on this machine")
-def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, tmp_path: Path) -> None:
+def test_on_colab_the_cell_clones_and_installs_what_is_missing(set_up_cell: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", source)
@@ -80,7 +81,7 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(notebook: Path, t
     stand_in = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     clone = content / "low-rank-cnn"
     for _ in range(2):  # a kernel that starts again finds the clone and does not fetch it anew
-        shown = run_cell(set_up_cell(notebook), content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
+        shown = run_cell(set_up_cell, content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
         assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'notebook' / 'config.py'}\n"
         shutil.rmtree(source, ignore_errors=True)
 

@@ -11,18 +11,17 @@ import pytest
 from common.compression import load_compressed
 from common.training import train
 from finetuned import finetune
+from tests.forked import run_forked
 
-ROOT = Path(__file__).parents[2]
 TINY = ["--model", "resnet18", "--dataset", "digits", "--image-size", "16", "--limit", "64", "--batch-size", "32"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", str(ROOT / "finetuned" / "finetune.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+SCRIPT = Path(__file__).parents[2] / "finetuned" / "finetune.py"
 
 
 def test_weights_and_how_they_were_made(tmp_path: Path) -> None:
-    result = run(*TINY, "--epochs", "2", "--out", str(tmp_path))
+    command = [sys.executable, "-W", "error", str(SCRIPT), *TINY, "--epochs", "2", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "resnet18-digits-training.pdf",
@@ -42,10 +41,10 @@ def test_weights_and_how_they_were_made(tmp_path: Path) -> None:
 
 def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) -> None:
     common = (*TINY, "--epochs", "0.5", "--out", str(tmp_path))
-    assert run(*common).returncode == 0
+    assert run_forked(SCRIPT, *common, folder=tmp_path).returncode == 0
     dense = tmp_path / "resnet18-digits.safetensors"
     for start in (["--dense", str(dense)], []):
-        result = run(*common, "--method", "svd", "--ranks", "4", *start)
+        result = run_forked(SCRIPT, *common, "--method", "svd", "--ranks", "4", *start, folder=tmp_path)
         assert result.returncode == 0, result.stderr
         small = load_compressed(tmp_path / "resnet18-digits-svd-4.safetensors")
         factors = small.get_submodule("layer1.0.conv1")
@@ -70,7 +69,7 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
     ],
 )
 def test_bad_options_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    result = run(*arguments, "--out", str(tmp_path))
+    result = run_forked(SCRIPT, *arguments, "--out", str(tmp_path), folder=tmp_path)
     assert result.returncode == 1
     assert sentence in result.stderr
     assert result.stderr.splitlines()[-1].startswith("finetune.py: ")

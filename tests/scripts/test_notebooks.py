@@ -80,6 +80,15 @@ def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch
     config.from_notebook({**values, "logs": str(tmp_path)})
 
 
+@pytest.fixture
+def brief_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that time networks briefly before a notebook, which stays as it is, begins."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "brief.py").write_text("from tests.brevity import time_briefly\n\ntime_briefly()\n")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
 def execute(name: str, folder: Path, **parameters: Any) -> Any:
     return papermill.execute_notebook(
         ROOT / "notebooks" / f"{name}.ipynb",
@@ -112,8 +121,9 @@ def check_log(path: Path, metric: str, rules: list[str]) -> list[TrialRecord]:
     return records
 
 
+@pytest.mark.usefixtures("brief_kernels")
 def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
-    notebook = execute("resnet18", tmp_path, **TINY, run="resnet18")
+    notebook = execute("resnet18", tmp_path, **TINY, image_size=32, run="resnet18")
     assert pictures(notebook) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
     records = check_log(tmp_path / "logs" / "resnet18.log", "accuracy", [*RULES, *["adaptive policy"] * 4])
     assert records[0].baseline.params == 11_181_642
@@ -129,12 +139,13 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "pareto.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.usefixtures("brief_kernels")
 @pytest.mark.parametrize(
     ("name", "params", "data_aware"), [("alexnet", 57_044_810, True), ("vgg16", 134_301_514, False)]
 )
 def test_the_other_classifiers(name: str, params: int, data_aware: bool, tmp_path: Path) -> None:
     """With data, each of VGG16's wide Linear layers takes three eigendecompositions rather than one."""
-    changes = {"trials": 2, "dense_epochs": 1.0, "data_aware": data_aware}
+    changes = {"trials": 2, "dense_epochs": 1.0, "limit": 64, "data_aware": data_aware}
     notebook = execute(name, tmp_path, **{**TINY, **changes}, run=name)
     assert pictures(notebook) == 6
     records = check_log(tmp_path / "logs" / f"{name}.log", "accuracy", [*RULES, *["adaptive policy"] * 2])
@@ -142,8 +153,9 @@ def test_the_other_classifiers(name: str, params: int, data_aware: bool, tmp_pat
     assert min(record.params for record in records) < 0.1 * params  # the Linear layers are compressed too
 
 
+@pytest.mark.usefixtures("brief_kernels")
 def test_unet_and_the_comparison_of_runs(tmp_path: Path) -> None:
-    notebook = execute("unet", tmp_path, **{**TINY, "trials": 2}, width=8, run="unet")
+    notebook = execute("unet", tmp_path, **{**TINY, "trials": 2}, image_size=32, width=8, run="unet")
     assert pictures(notebook) == 7  # and masks
     rules = [*RULES, "budget", "budget", "budget", "entropy", *["adaptive policy"] * 2]
     records = check_log(tmp_path / "logs" / "unet.log", "dice", rules)

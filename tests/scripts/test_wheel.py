@@ -10,7 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from tests.make_logs import write_logs
+from tests.make_logs import NETWORKS, write_logs
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -43,10 +43,11 @@ def test_it_works_outside_the_repository(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(installed)
     shutil.copy(ROOT / "analyze_results.py", tmp_path)
-    write_logs(tmp_path / "logs", trials=20)
+    write_logs(tmp_path / "logs", trials=20, networks=NETWORKS[:1])
 
     def run(*arguments: str) -> str:
-        command, environment = [sys.executable, *arguments], {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"}
+        command = [sys.executable, *arguments]
+        environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 from common.search import SearchSettings, search_ranks
 from common.search.study import worker
 from common.trials import read_log
+from tests.brevity import time_briefly
+from tests.forked import PROCESSES
 from tests.networks import tiny_cnn, tiny_digits
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.search.processes"])
 KILLS = int(os.environ.get("SEARCH_KILLS", "5"))
 TRIALS_A_KILL = 5
 """More than end between two kills, so that some are left after the last."""
@@ -26,12 +25,13 @@ SETTINGS = SearchSettings(
 
 
 def search(logs: str, run: str, storage: str | None = None) -> None:
-    """Begin a study, or go on with it, to its end."""
+    """Begin a study, or go on with it, to its end; a trial takes about 0.1 s."""
+    time_briefly()
     search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run=run, storage=storage)
 
 
 def take_part(study: str, storage: str, logs: str, weights: str, name: str) -> None:
-    """A worker as from the command line."""
+    """A worker as from the command line, whose trials take their time: they must not end before the kills do."""
     arguments = ["--study", study, "--storage", storage, "--logs", logs, "--weights", weights, "--name", name]
     raise SystemExit(worker.main(arguments))
 

@@ -50,7 +50,7 @@ def test_sigkill_at_random_moments_loses_no_trial_and_changes_none(tmp_path: Pat
         before = len(logged(killed, "k.log"))
         process = start(search, str(killed), "k")
         wait_until(lambda before=before: len(logged(killed, "k.log")) > before, process)
-        time.sleep(moments.uniform(0, 0.6))
+        time.sleep(moments.uniform(0, 0.12))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the trials ended before the kills did"
