@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.reporting.columns import Columns
 from common.reporting.facts import method_order
+from common.reporting.frame_columns import Columns
 from common.reporting.runs import Log
 from common.reporting.workers import Versions
 from common.trials import Entry, TrialRecord, study_of

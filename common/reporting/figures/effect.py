@@ -16,7 +16,17 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.reporting.facts import conditions, macs_ratio, method_name, method_order, number, timings
 from common.reporting.figures.pareto import STAGE_MARKERS, STAGE_NAMES, thin
-from common.reporting.figures.style import NARROW, WIDE, Picture, message, method_looks, palette, picture, styled
+from common.reporting.figures.style import (
+    DENSE_COLOR,
+    NARROW,
+    WIDE,
+    Picture,
+    message,
+    method_looks,
+    palette,
+    picture,
+    styled,
+)
 from common.reporting.frame import Trials
 from common.trials import STAGES, TrialRecord
 
@@ -46,8 +56,8 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
         for axes, (label, rows) in zip(_panels(figure, len(groups), columns), groups, strict=True):
             _draw_tuned(axes, rows, trials.titles)
             dense = 100 * float(rows["dense"].max())
-            axes.axhline(dense, color="0.2", linewidth=0.8)
-            axes.axhline(keep * dense, color="0.2", linewidth=0.8, linestyle=":")
+            axes.axhline(dense, color=DENSE_COLOR, linewidth=0.8)
+            axes.axhline(keep * dense, color=DENSE_COLOR, linewidth=0.8, linestyle=":")
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, high - 2), high)
             axes.set_title(label, loc="left", fontweight="bold")
@@ -58,8 +68,8 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
                 for s, c in zip(STAGES, palette(3), strict=True)
                 if any(rows[s].notna().any() for _, rows in groups)
             ),
-            Line2D([], [], color="0.2", linewidth=0.8, label="dense network"),
-            Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label=f"{100 * keep:g}% of it"),
+            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, label="dense network"),
+            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, linestyle=":", label=f"{100 * keep:g}% of it"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
@@ -126,8 +136,8 @@ def speedups(trials: Trials | Sequence[TrialRecord]) -> Figure:
             for name, (_, marker) in looks.items()
         ]
         handles += [
-            Line2D([], [], color="0.2", linewidth=0.8, label="ideal: speedup = MACs ratio"),
-            Line2D([], [], color="0.2", linewidth=0.8, linestyle=":", label="as fast as dense"),
+            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, label="ideal: speedup = MACs ratio"),
+            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, linestyle=":", label="as fast as dense"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
     return figure
@@ -150,8 +160,8 @@ def _timed_points(trials: Trials) -> dict[str, list[Point]]:
 def _set_log_axes(axes: Axes, limits: tuple[float, float]) -> None:
     """Set two equal logarithmic axes, and draw the ideal line and the line of the dense network."""
     low, high = limits
-    axes.plot([low, high], [low, high], color="0.2", linewidth=0.8, zorder=1)
-    axes.axhline(1, color="0.2", linewidth=0.8, linestyle=":", zorder=1)
+    axes.plot([low, high], [low, high], color=DENSE_COLOR, linewidth=0.8, zorder=1)
+    axes.axhline(1, color=DENSE_COLOR, linewidth=0.8, linestyle=":", zorder=1)
     axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low < tick < high])

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.figures.style import WIDE, message, method_looks, palette, picture, styled
+from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
 from common.reporting.frame import Trials, is_measured
 from common.reporting.tables.summary import baseline_row
 from common.trials import STAGES, TrialRecord
@@ -123,8 +123,8 @@ def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
             axes.scatter(x, y, s=size, color=tint, marker=marker, alpha=alpha, linewidths=width)
     front = front_of(rows, cost)
     if front:
-        axes.plot(*zip(*front, strict=True), color=color or "0.2", drawstyle="steps-post", zorder=3)
-    draw_dense(axes, rows, color or "0.2")
+        axes.plot(*zip(*front, strict=True), color=color or DENSE_COLOR, drawstyle="steps-post", zorder=3)
+    draw_dense(axes, rows, color or DENSE_COLOR)
 
 
 def dense_metric(rows: pd.DataFrame) -> float:
@@ -147,8 +147,8 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
         Line2D([], [], linestyle="none", marker=STAGE_MARKERS[stage], color=tints[stage], label=STAGE_NAMES[stage])
         for stage in stages
     ]
-    front = Line2D([], [], color="0.2", label="Pareto front")
-    dense = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")
+    front = Line2D([], [], color=DENSE_COLOR, label="Pareto front")
+    dense = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label="dense network")
     shared = [*marks, front, dense]
     if not several:
         return shared
@@ -187,7 +187,7 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                         axes.plot(
                             *zip(*front, strict=True), color=color, marker=marker, ms=2.5, drawstyle="steps-post"
                         )
-                draw_dense(axes, rows, "0.2")
+                draw_dense(axes, rows, DENSE_COLOR)
                 axes.set_xlim(left=0)
             fit_height(row[0], 100 * rows["final"], [dense_metric(rows)])
             row[0].set_title(label, loc="left", fontweight="bold")
@@ -198,7 +198,7 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             Line2D([], [], color=color, marker=marker, label=trials.titles[name])
             for name, (color, marker) in looks.items()
         ]
-        star = Line2D([], [], linestyle="none", marker="*", color="0.2", markersize=9, label="dense network")
+        star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label="dense network")
         figure.legend(
             handles=[*handles, star], loc="outside lower center", ncols=min(len(handles) + 1, 6), frameon=False
         )

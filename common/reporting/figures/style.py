@@ -29,6 +29,8 @@ COLORS = (
 )
 """Seaborn's ``colorblind`` colours and a black, in an order whose first four are easy to tell apart. (Seaborn's first
 four include orange and vermilion, which look alike to readers with red-green blindness.)"""
+DENSE_COLOR = "0.2"
+"""Of the dense network and of lines that compare with it."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
