@@ -15,6 +15,7 @@ from common.calibration import calibrate, recalibrate_bn, refit
 from common.calibration.divergence import Divergence, divergence_for, outputs_on
 from common.calibration.moments import held_out_images
 from common.compression import compress
+from common.compression.compress import check_uncompressed
 from common.latency import measured_latencies
 from common.network import Profile, profile
 from common.network.batches import Batches, inputs_of
@@ -25,6 +26,7 @@ from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 from common.planning.methods import method_named
 from common.planning.options import Divergences
+from common.planning.planner import check_rule
 from common.planning.rules import Rule
 from common.search.candidates import layer_candidates
 from common.search.sensitivity import measure_divergences
@@ -142,8 +144,13 @@ def shrink(
     Raises:
         ValueError: an argument is out of range, ``batches`` is empty, or the budget cannot be met.
     """
-    steps = steps or ShrinkSteps()
-    return _Run(model, list(batches), rule, method, steps, divergence).result()
+    check_rule(rule, method)
+    check_uncompressed(model)
+    if isinstance(batches, Tensor):
+        raise ValueError(
+            f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"
+        )
+    return _Run(model, list(batches), rule, method, steps or ShrinkSteps(), divergence).result()
 
 
 class _Run:
@@ -158,7 +165,6 @@ class _Run:
         steps: ShrinkSteps,
         divergence: Divergence | None,
     ) -> None:
-        method_named(method)
         if not batches:
             raise ValueError("batches is empty: there is no batch to calibrate on")
         self.model, self.rule, self.method, self.settings = model, rule, method, steps
@@ -195,6 +201,7 @@ class _Run:
         decompositions = Decompositions(self.model, moments)
         divergences = None
         if settings.measure and isinstance(self.rule, Budget):
+            self._plan(decompositions, None)  # a budget that cannot be met is refused before the long measurement
             with self._timed("measure"):
                 divergences = self._measured_divergences(decompositions)
         with self._timed("plan"):

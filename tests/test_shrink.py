@@ -117,6 +117,7 @@ def test_the_result_is_saved_and_loaded(
         ({"method": "tukcer"}, "method='tukcer'"),
         ({"rule": Budget(params=1e-6)}, "cannot be met: the least that can be kept is params"),
         ({"rule": 0.3}, "rule=0.3: it must be a rule"),
+        ({"batches": torch.zeros(4, 3, 8, 8)}, r"batches is one tensor of shape \(4, 3, 8, 8\); it must be a list"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -125,3 +126,9 @@ def test_bad_arguments_are_named(
     arguments = {"model": trained, "batches": batches, "rule": Budget(params=0.5)} | change
     with pytest.raises(ValueError, match=message):
         shrink(**arguments)  # type: ignore[arg-type]
+
+
+def test_wrong_calls_are_refused_before_any_pass(trained: nn.Module, shrunk: Shrunk) -> None:
+    for model, rule in ((shrunk.model, Budget(params=0.5)), (trained, 0.5)):
+        with pytest.raises(ValueError, match=r"compressed already|rule=0\.5"):
+            shrink(model, iter(lambda: pytest.fail("a batch was read"), None), rule)  # type: ignore[arg-type]

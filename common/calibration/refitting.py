@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration.paired import Call, DenseOutputs, PairedLayer, paired_layers, paired_rows
-from common.decomposition.als import kernel_of, ridge_candidates
+from common.decomposition.als import ridge_candidates
 from common.decomposition.balancing import balance
-from common.decomposition.base import outputs_of
+from common.decomposition.chain import kernel_of, outputs_of, patches_after
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
 from common.network.lowrank import LowRank
@@ -132,7 +132,7 @@ def _refit_layer(
     for patches, outputs, flags in paired_rows(model, layer, calls, inputs):
         if not patches.isfinite().all():
             raise ValueError(f"layer {name!r}: its inputs on the calibration data are not finite")
-        features = outputs_of_first(frozen, patches, groups)
+        features = patches_after(frozen, patches, groups)
         held.append((features[flags], outputs[flags]))
         if not flags.all():
             moments.add(features[~flags], outputs[~flags])
@@ -153,14 +153,6 @@ def _refit_layer(
         _write(layer, [*frozen, *new[0]], new[1])
     variance = float((target - target.mean(0)).square().sum(1).mean()) or 1.0
     return Refitted(before / variance, best / variance)
-
-
-def outputs_of_first(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tensor:
-    """Apply the first factors of a chain to patches: the patches that the next factor sees."""
-    for factor in factors:
-        kernel = factor.shape[2:] or (1, 1)
-        patches = nn.functional.conv2d(patches, factor.reshape(*factor.shape[:2], *kernel).float(), groups=groups)
-    return patches
 
 
 def _candidates(

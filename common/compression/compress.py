@@ -47,9 +47,9 @@ def compress(
             overwrites the weight by its low-rank approximation. The size stays the same; this mode serves to study
             the approximation alone. A layer without a bias then cannot keep the mean of its output; BatchNorm
             recalibration corrects this.
-        sweeps: number of sweeps of higher-order orthogonal iteration for Tucker-2 and HTD at the plan's ranks. They
-            reduce the weight's error by a few percent. With moments, their result is used only if it reduces the
-            output's error on held-out patches. 0 keeps slices of the HOSVD from planning, which is faster.
+        sweeps: number of sweeps that improve the factors at the plan's ranks: with moments, of alternating least
+            squares on whole patches, whose result is used only if it reduces the output's error on held-out patches;
+            without, of higher-order orthogonal iteration for Tucker-2 and HTD. 0 keeps the slices from planning.
         decompositions: existing decompositions of ``model``. Their own moments and sweeps apply.
 
     Returns:
@@ -62,9 +62,7 @@ def compress(
     check_choice("mode", mode, MODES)
     if sweeps < 0:
         raise ValueError(f"sweeps={sweeps}: it must be at least 0")
-    provenance = get_provenance(model) or Provenance()
-    if provenance.plan is not None:
-        raise ValueError("the network is compressed already; compress the dense network instead")
+    provenance = check_uncompressed(model)
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     layers = planned_layers(model, plan)  # from the dense network: a copy separates weights that share memory
     small = independent_copy(model)
@@ -80,6 +78,18 @@ def compress(
     if mode == "factorized":
         set_provenance(small, dataclasses.replace(provenance, plan=plan))
     return small
+
+
+def check_uncompressed(model: nn.Module) -> Provenance:
+    """Return where a dense network comes from.
+
+    Raises:
+        ValueError: the network is compressed already.
+    """
+    provenance = get_provenance(model) or Provenance()
+    if provenance.plan is not None:
+        raise ValueError("the network is compressed already; compress the dense network instead")
+    return provenance
 
 
 def _replace_layers(

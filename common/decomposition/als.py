@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from common.decomposition.chain import by_group, compose, kernel_of
 
 SOLVER_STEPS = 4
 """Conjugate-gradient steps for a factor that others follow. The preconditioner makes a few steps enough."""
@@ -19,22 +20,6 @@ EXACT_OUTPUTS = 512
 """Up to this many outputs, their leading directions come from a full eigendecomposition."""
 SUBSPACE_STEPS = 6
 """Steps of the subspace iteration for more outputs; it starts at the present factor's columns."""
-
-
-def compose(factors: Sequence[Tensor]) -> Tensor:
-    """Multiply the weights of consecutive convolutions.
-
-    Args:
-        factors: weights by group, ``(G, o, c, kh, kw)``; the outputs of each are the inputs of the next. On each image
-            axis, one factor has a kernel and the others have size 1.
-
-    Returns:
-        ``(G, O, I, kh, kw)``.
-    """
-    weight = factors[0]
-    for factor in factors[1:]:
-        weight = torch.einsum("gomab,gmicd->goiacbd", factor, weight).flatten(5).flatten(3, 4)
-    return weight
 
 
 def alternating_least_squares(
@@ -125,18 +110,6 @@ def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) ->
         blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
     else:
         blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
-
-
-def by_group(factor: Tensor, groups: int) -> Tensor:
-    """Return a weight as ``(G, o/G, c, kh, kw)``; a Linear counts as a 1x1 kernel."""
-    kernel = factor.shape[2:] or (1, 1)
-    return factor.reshape(groups, -1, factor.shape[1], *kernel)
-
-
-def kernel_of(factors: Sequence[Tensor]) -> tuple[int, int]:
-    """Height and width of the kernel that factors ``(o, c, kh, kw)`` or ``(o, c)`` cover together."""
-    kernels = [tuple(factor.shape[2:]) or (1, 1) for factor in factors]
-    return math.prod(height for height, _ in kernels), math.prod(width for _, width in kernels)
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

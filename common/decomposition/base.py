@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d
 
+from common.decomposition.chain import outputs_of
 from common.decomposition.metric import DataMetric, Metric, pooled_spectrum
 from common.decomposition.moments import LayerMoments
 from common.validation import Registry
@@ -30,29 +30,6 @@ def rank_ladder(max_rank: int, steps: RankSteps) -> Tensor:
     """List the allowed ranks up to ``max_rank``, and ``max_rank`` itself; ascending, 1-D."""
     allowed = range(steps, max_rank + 1, steps) if isinstance(steps, int) else [r for r in steps if r <= max_rank]
     return torch.tensor(sorted({*allowed, max_rank}))
-
-
-def outputs_of(factors: Sequence[Tensor], patches: Tensor, groups: int) -> Tensor:
-    """Apply layers with these weights, one after the other, to input patches.
-
-    Args:
-        factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``; their kernels together cover a patch.
-        patches: ``(N, I, kh, kw)``. Their dtype is that of the computation.
-        groups: the number of groups of every layer.
-
-    Returns:
-        The outputs, ``(N, O)``.
-    """
-    for factor in factors:
-        kernel, factor = factor.shape[2:] or (1, 1), factor.to(patches.dtype)
-        if kernel == patches.shape[2:]:  # one position: a matrix product is faster than a convolution
-            rows = patches.reshape(len(patches), groups, -1).transpose(0, 1)
-            patches = (
-                (rows @ factor.reshape(groups, -1, rows.shape[2]).mT).transpose(0, 1).reshape(-1, len(factor), 1, 1)
-            )
-        else:
-            patches = conv2d(patches, factor.reshape(*factor.shape[:2], *kernel), groups=groups)
-    return patches.flatten(1)
 
 
 class Decomposition(ABC):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.decomposition.als import by_group, compose, ridge_candidates
-from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps, outputs_of
+from common.decomposition.als import ridge_candidates
+from common.decomposition.base import Decomposition, Floats, Ranks, RankSelector, RankSteps
+from common.decomposition.chain import by_group, compose, outputs_of
 from common.decomposition.metric import Metric
 from common.decomposition.moments import LayerMoments
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from common.decomposition.chain import compose
 from common.network.effective import Layer
 
 
@@ -26,10 +26,7 @@ def product(factors: Sequence[Layer]) -> Tensor:
     Args:
         factors: factors of one decomposition. On each image axis, one factor has a kernel and the others have size 1.
     """
-    weight = blocks(factors[0])
-    for factor in factors[1:]:
-        weight = torch.einsum("gomab,gmicd->goiacbd", blocks(factor), weight).flatten(5).flatten(3, 4)
-    flat = weight.flatten(0, 1)
+    flat = compose([blocks(factor) for factor in factors]).flatten(0, 1)
     if isinstance(factors[0], nn.Linear):
         return flat[:, :, 0, 0]
     transposed = any(isinstance(factor, nn.ConvTranspose2d) for factor in factors)

@@ -60,7 +60,10 @@ def plan_ranks(
     """
     named = method_named(method)
     rule = rule if rule is not None else named.rule
-    _check_rule(rule, method, named.only, {"divergences": divergences, "latencies": latencies})
+    check_rule(rule, method)
+    for name, value in {"divergences": divergences, "latencies": latencies}.items():
+        if value is not None and not isinstance(rule, Budget):
+            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")
     x = example_batch(x, model)
     decompositions = decompositions or Decompositions(model, moments)
     shapes = decompositions.cached(("shapes", x.shape), lambda: trace_layers(model, x))
@@ -72,19 +75,10 @@ def plan_ranks(
     return rule.plan(Network(model, x, named.name, named.decompositions, *layers, divergences, latencies))
 
 
-def _check_rule(rule: Rule, method: str, only: type[Rule] | None, for_budgets: Mapping[str, object]) -> None:
-    """Raise a ValueError unless ``rule`` is a rule that the method allows and that takes the arguments given.
-
-    Args:
-        rule: the rank rule.
-        method: the method's name.
-        only: the only class of rules that the method allows; None for any rule.
-        for_budgets: name -> value of the arguments that only a Budget takes; None if not given.
-    """
+def check_rule(rule: object, method: str) -> None:
+    """Raise a ValueError unless ``rule`` is a rank rule that the method, whose name must be known, allows."""
+    only = method_named(method).only
     if not isinstance(rule, Rule):
         raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
     if only is not None and not isinstance(rule, only):
         raise ValueError(f"rule={rule!r} with method={method!r}: it must be {only.__name__}(...)")
-    for name, value in for_budgets.items():
-        if value is not None and not isinstance(rule, Budget):
-            raise ValueError(f"{name} with rule={rule!r}: only a Budget takes them")

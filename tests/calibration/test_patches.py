@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.calibration import calibrate
 from common.calibration.patches import as_images, output_patches, sample_positions
-from common.decomposition.base import outputs_of
+from common.decomposition.chain import outputs_of
 from common.network.weights import convolution_weight
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))

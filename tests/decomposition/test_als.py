@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.decomposition import DECOMPOSITIONS
-from common.decomposition.als import alternating_least_squares, by_group, compose, kernel_of
-from common.decomposition.base import outputs_of
+from common.decomposition.als import alternating_least_squares
+from common.decomposition.chain import by_group, compose, kernel_of, outputs_of
 
 KERNELS = ((3, 3), (5, 3), (1, 3), (2, 2))
 
