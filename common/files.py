@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,34 @@ def check_writable(folder: str | Path, name: str = "logs") -> Path:
     return path
 
 
+def check_regular(path: str | Path, name: str) -> None:
+    """Raise unless ``path`` is missing or a regular file, so that nothing is written through a link that others made.
+
+    Args:
+        path: file to be written in place. Its folder may be a link; the file may not.
+        name: how the error message names the file.
+
+    Raises:
+        ValueError: ``path`` is a link, a pipe, a folder or a device.
+    """
+    try:
+        mode = Path(path).lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise ValueError(
+            f"{name} {path} is a link to another file, which is not written to; name that file, or copy it"
+        )
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{name} {path} is no regular file; remove it or give another name")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Replace ``path`` at the end of the ``with`` block by the file that the block writes.
 
-    A reader sees either the old file or the whole new one. If the block fails, the old file stays.
+    A reader sees either the old file or the whole new one. If the block fails, the old file stays. If ``path`` is a
+    link, the link is replaced; the file that it names stays.
 
     Args:
         path: destination path. Missing folders are created.
@@ -53,8 +77,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # a dead process with this number left it, or another program made it a link
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a machine that loses power may keep the new name but not the content
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -10,21 +10,29 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from common.compression.compress import factored_layer, planned_layers
+from common.decomposition import DECOMPOSITIONS
 from common.files import replacing
 from common.models import build_model
 from common.network.copies import independent_copy
+from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
 from common.network.lowrank import LowRank
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning import RankPlan, plan_of
+from common.planning.plan import LayerPlan
 
 SCHEMA_VERSION = "1"
+MOST_BYTES = 2**32
+"""Maximum size of the dense network that is built because a file names it. A stranger's file may name any width."""
+MOST_NUMBER = 2**16
+"""Maximum of a whole number among the arguments that a file gives for that network, such as its depth."""
 
 
 def save_compressed(model: nn.Module, path: str | Path) -> Path:
@@ -123,7 +131,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         inputs = dict(json.loads(metadata.get("inputs", "{}")))
         values = {key: decoded(value, tensors) for key, value in json.loads(metadata.get("state", "{}")).items()}
         tensors = {key: tensor for key, tensor in tensors.items() if "#" not in key}
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"weights={str(path)!r} does not describe a network: {error!r}") from None
     if model is not None:
         _require_same_builder(path, builder, model)
@@ -135,12 +143,40 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
         raise ValueError(f"weights={str(path)!r} asks to download other weights, which no file of this suite does")
     else:
         try:
+            _check_size(name, arguments)
             model = build_model(name, **arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
     _fill_network(path, model, plan, tensors, values)
     set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
+
+
+def _check_size(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the named network is absurdly large. It is built without memory for its weights first."""
+    for argument, value in arguments.items():
+        if isinstance(value, int) and value > MOST_NUMBER:
+            raise ValueError(f"{argument}={value} is above {MOST_NUMBER}; if you trust it, give the network as model=")
+    try:
+        with torch.device("meta"):
+            tensors = build_model(name, **arguments).state_dict().values()
+    except NotImplementedError:
+        return  # the user's own architecture looks at its weights
+    size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size:,} bytes, more than {MOST_BYTES:,}; if you trust it, give it as model=")
+
+
+def _check_ranks(effective: EffectiveLayer, plan: LayerPlan) -> None:
+    """Raise a ValueError if a rank is greater than the layer allows, before any factor is made."""
+    plain, kind = effective.layer, DECOMPOSITIONS[str(plan.method)]
+    if isinstance(plain, nn.Linear):
+        most = kind.greatest_ranks(plain.in_features, plain.out_features, (1, 1))
+    else:
+        kernel = (plain.kernel_size[0], plain.kernel_size[1])
+        most = kind.greatest_ranks(plain.in_channels // plain.groups, plain.out_channels // plain.groups, kernel)
+    if any(rank > greatest for rank, greatest in zip(plan.ranks, most, strict=False)):
+        raise ValueError(f"ranks={plan.ranks}: {plan.method} allows at most {most} for this layer")
 
 
 def _fill_network(
@@ -150,6 +186,7 @@ def _fill_network(
     try:
         for name, (layer, effective) in planned_layers(model, plan).items() if plan else ():
             assert plan is not None
+            _check_ranks(effective, plan.layers[name])
             replace_module(model, layer, factored_layer(layer, effective, plan.layers[name]))
         _check_fit(path, model, tensors, values)
     except ValueError as error:
@@ -189,3 +226,5 @@ def _check_fit(path: Path, model: nn.Module, tensors: Mapping[str, Tensor], valu
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}, but the network needs {tuple(own[name].shape)}"
             raise ValueError(f"weights={str(path)!r} does not fit the network: {name} has shape {shapes}")
+        if own[name].requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(f"weights={str(path)!r} does not fit the network: {name} holds {tensor.dtype}")

@@ -85,6 +85,7 @@ class AnnotationFile:
         path: path of the annotation file.
         split: name of the part.
         folder: folder of the part's images.
+        folders: all folders that may hold them.
         images: the images in the order of the file.
         categories: name -> the names of its supercategories.
     """
@@ -92,6 +93,7 @@ class AnnotationFile:
     path: Path
     split: str
     folder: Path
+    folders: tuple[Path, ...]
     images: list[AnnotatedImage]
     categories: dict[str, set[str]]
 
@@ -157,7 +159,7 @@ def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
             images[key].regions.append(region)
     if annotations and not any(image.regions for image in images.values()):
         raise ValueError(f"{path} has no annotation that can be used{left_out.also()}")
-    return AnnotationFile(path, part.name, folder, list(images.values()), parents)
+    return AnnotationFile(path, part.name, folder, part.folders, list(images.values()), parents)
 
 
 def _categories(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,14 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from common.data.annotations import AnnotatedImage, AnnotationFile, LeftOut, are_shares, coordinates, shorten
-from common.data.images import open_image
+from common.data.images import MOST_PIXELS, open_image
 from common.data.masks import region_mask, resize_mask, union
 from common.progress import track
 
 MOST_BROKEN = 0.05
 """Maximum share of a split's images that may be missing or broken."""
-MOST_PIXELS = 2**28
-"""Maximum number of pixels of an image by its annotation file. An image with more counts as broken."""
 
 
 def read_images(
@@ -48,6 +48,7 @@ def read_images(
         entry = file.images[index]
         name = f"{file.split}/{entry.path.name}"
         try:
+            _check_inside(entry.path, file.folders)
             image, (height, width) = _open(entry)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
@@ -69,6 +70,19 @@ def read_images(
     stacked = np.stack([np.broadcast_to(image, (channels, size, size)) for image in images])
     readable = torch.tensor([index not in broken for index in indices])
     return torch.from_numpy(stacked), torch.from_numpy(np.stack(masks)), readable
+
+
+def _check_inside(path: Path, folders: Sequence[Path]) -> None:
+    """Raise an OSError if an image lies outside the data set, because of its name or of a link.
+
+    The data set's own folders may be links.
+    """
+    try:
+        found = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise OSError(f"{path!r} names no file: {error}") from None
+    if not any(found.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        raise OSError(f"{path} lies outside the data set")
 
 
 def _open(entry: AnnotatedImage) -> tuple[Image.Image, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Part:
     def image_folder(self, files: list[str]) -> Path:
         """Return the first folder that holds one of these files; if none does, the first folder."""
         return next(
-            (folder for name in files for folder in self.folders if (folder / name).is_file()), self.folders[0]
+            (folder for name in files for folder in self.folders if os.path.isfile(folder / name)),  # noqa: PTH113 - any name
+            self.folders[0],
         )
 
 

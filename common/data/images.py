@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from PIL import ExifTags, Image, ImageOps
 
 IMAGE_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File extensions of images in class folders."""
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's formats that are opened. Others, such as EPS, would start another program."""
+MOST_PIXELS = 2**28
+"""Maximum number of pixels of an image, by its file or its annotations. An image with more counts as broken."""
 ORIENTATION = ExifTags.Base.Orientation
 # Pillow's decoders raise these errors on damaged files, besides OSError.
 _DAMAGE = (SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
@@ -31,7 +36,13 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
         OSError: the file is missing or is not a complete image. The message names the file.
     """
     try:
-        with Image.open(path) as image:
+        _check_file(Path(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's own limit is lower
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are out of range")
             image.load()
             shown = _eight_bits(image)
             if upright and (orientation := _orientation(image)) != 1:
@@ -42,6 +53,12 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
         raise
     except (OSError, *_DAMAGE, Image.DecompressionBombError) as error:
         raise OSError(f"{path} is not a complete image: {error}") from error
+
+
+def _check_file(path: Path) -> None:
+    """Raise an OSError unless ``path`` is a regular file. Opening a pipe would wait forever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
 
 
 def _orientation(image: Image.Image) -> int:

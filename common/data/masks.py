@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Mask = NDArray[np.bool_]
+LONGEST = 2**22
+"""Maximum length of a polygon's outline, in pixels. The rasteriser takes some 80 bytes for each."""
 
 
 def region_mask(segmentation: Any, height: int, width: int) -> Mask:
@@ -47,6 +49,9 @@ def _polygon_mask(polygons: list[Any], height: int, width: int) -> Mask:
             raise ValueError("a polygon must have at least three points")
         if not all(isinstance(value, int | float) and abs(value) <= farthest for value in polygon):
             raise ValueError("a polygon's coordinates must be numbers in or near the image")
+        corners = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        if np.abs(np.diff(corners, axis=0, append=corners[:1])).max(1).sum() > LONGEST:
+            raise ValueError(f"a polygon's outline must be at most {LONGEST:,} pixels long")
     if not drawn:
         return np.zeros((height, width), dtype=bool)
     import pycocotools.mask
@@ -86,6 +91,8 @@ def _decompress(text: str) -> list[int]:
             raise ValueError(f"its counts hold the character {character!r}")
         value |= (code & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("its counts hold a number of more than 60 bits")
         if code & 32:
             continue
         value -= (code >> 4) << shift

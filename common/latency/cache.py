@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -34,6 +35,10 @@ TIMED_AGAIN = 100
 """Operations that a table already has and that are timed again beside new ones."""
 WHOLE_ROUND_S = 0.1
 """Least seconds of one timing of a whole network."""
+MOST_BYTES = 2**26
+"""Maximum size of a table's file. A file with a million operations has less."""
+MOST_ELEMENTS = 2**30
+"""Maximum number of elements of an operation's weight, input or output in a file. Some operations are timed again."""
 
 
 def measured_latencies(
@@ -141,8 +146,12 @@ def read_table(path: Path, conditions: Conditions) -> LatencyTable:
     if not path.is_file():
         return LatencyTable(conditions)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
         table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:  # broken JSON is a ValueError too
+        for operation in table.seconds:
+            _check_operation(operation, conditions.batch)
+    except (OSError, ValueError, RecursionError, OverflowError) as error:  # broken JSON is a ValueError too
         warnings.warn(f"{path} cannot be read ({error}); its times are measured again", stacklevel=3)
         return LatencyTable(conditions)
     if table.conditions != conditions:
@@ -152,6 +161,20 @@ def read_table(path: Path, conditions: Conditions) -> LatencyTable:
         )
         return LatencyTable(conditions)
     return table
+
+
+def _check_operation(operation: Operation, batch: int) -> None:
+    """Raise a ValueError if an operation of a file cannot be timed, or only in an absurd amount of memory."""
+    (inputs, outputs), sizes = operation.channels, (*operation.kernel, *operation.before, *operation.after)
+    if min(inputs, outputs, operation.groups, *sizes) < 1 or inputs % operation.groups or outputs % operation.groups:
+        raise ValueError(f"{operation} is impossible")
+    weights = inputs * outputs * math.prod(operation.kernel) // operation.groups
+    passed = (
+        batch * channels * math.prod(size)
+        for channels, size in ((inputs, operation.before), (outputs, operation.after))
+    )
+    if max(weights, *passed) > MOST_ELEMENTS:
+        raise ValueError(f"{operation} is absurdly large")
 
 
 def write_table(table: LatencyTable, path: Path) -> None:

@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from common.files import check_regular
 from common.trials.record import STAGES, TrialRecord
 
 TRIAL_MARK = "TRIAL "
+MOST_BYTES = 2**24
+"""Maximum length of a line. A record takes some kilobytes; a file of another program may be one endless line."""
 
 
 def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
@@ -33,7 +36,7 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
     Raises:
         ValueError: ``run`` cannot name a file, or with ``new`` has a log already.
     """
-    if not run or run != Path(run).name or run in {".", ".."}:
+    if not run or run != Path(run).name or run in {".", ".."} or "\0" in run:
         raise ValueError(f"run={run!r} cannot name a log file; use letters, digits, '-' and '_'")
     path = Path(folder) / f"{run}.log"
     if new and path.exists():
@@ -49,12 +52,13 @@ class TrialWriter:
         run: name of the run and of the file, so it must not hold a path separator.
 
     Raises:
-        ValueError: ``run`` is empty or holds a path separator.
+        ValueError: ``run`` is empty or holds a path separator, or the log is a link or no regular file.
     """
 
     def __init__(self, folder: str | Path, run: str) -> None:
         self.run = run
         self.path = log_path(folder, run, new=False)
+        check_regular(self.path, "the log")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
         if self._file.tell() and not _ends_with_newline(self.path):
@@ -164,10 +168,14 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
             skipped.append(Skipped(path, 1, "the file is UTF-16, and nothing of it was read; save it as UTF-8"))
             return
         file.seek(0)
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_lines(file), start=1):
             if number == 1 and raw.startswith(codecs.BOM_UTF8):
                 offset, raw = len(codecs.BOM_UTF8), raw.removeprefix(codecs.BOM_UTF8)
             start, offset = offset, offset + len(raw)
+            if len(raw) == MOST_BYTES and not raw.endswith(b"\n"):
+                offset = file.tell()
+                skipped.append(Skipped(path, number, f"the line is longer than {MOST_BYTES:,} bytes"))
+                continue
             if not raw.startswith(mark):
                 time = time_number(raw)
                 continue
@@ -178,6 +186,15 @@ def iter_entries(path: str | Path, skipped: list[Skipped]) -> Iterator[Entry]:
             except ValueError as error:
                 skipped.append(Skipped(path, number, str(error)))
             time = 0
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; of a line that is too long its first `MOST_BYTES` bytes, after which it is passed."""
+    while raw := file.readline(MOST_BYTES):
+        rest = raw
+        while len(rest) == MOST_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MOST_BYTES)
+        yield raw
 
 
 def time_number(line: bytes) -> int:

@@ -9,8 +9,12 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
+from common.files import check_regular
+
 OPENING = b'{"op_code":'
 """Every entry begins with this."""
+MOST_BYTES = 2**26
+"""Maximum length of an entry. The longest, a study's specification, takes some megabytes."""
 SQLITE = b"SQLite format 3\0"
 KINDS = {
     b"\x89PNG": "a PNG image",
@@ -45,6 +49,7 @@ def open_journal(path: Path, lock_grace_s: int) -> JournalStorage:
     """
     try:
         check_journal(path)
+        check_regular(path, "the journal")
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = _WholeLines(path, JournalFileOpenLock(str(path), grace_period=lock_grace_s))
         storage = _replayed(journal)
@@ -166,10 +171,12 @@ class _WholeLines(JournalFileBackend):
         bad = ""
         with self.path.open("rb") as file:
             file.seek(offset)
-            for line in file:
+            while line := file.readline(MOST_BYTES):
                 if bad:
                     raise DamagedJournal(self.path, number + 1, bad)
                 if not line.endswith(b"\n"):  # being written, or torn
+                    if len(line) == MOST_BYTES:
+                        raise DamagedJournal(self.path, number + 1, f"it is longer than {MOST_BYTES:,} bytes")
                     return
                 try:
                     entry = _entry(line)
@@ -203,7 +210,7 @@ class _WholeLines(JournalFileBackend):
         number, offset = self._known
         with self.path.open("r+b") as file:
             file.seek(offset)
-            for line in file:
+            while line := file.readline(MOST_BYTES):
                 number += 1
                 terminated = line.endswith(b"\n")
                 try:
@@ -212,6 +219,8 @@ class _WholeLines(JournalFileBackend):
                     if terminated or isinstance(error, _OtherJson):
                         raise DamagedJournal(self.path, number, str(error)) from None
                 if not terminated:
+                    if len(line) == MOST_BYTES:
+                        raise DamagedJournal(self.path, number, f"it is longer than {MOST_BYTES:,} bytes")
                     file.truncate(offset)
                     return
                 offset += len(line)

@@ -73,7 +73,8 @@ def load_data_for(specification: StudySpecification, root: str | None) -> DataBu
     """
     if not specification.dataset:
         raise ValueError("the study's data did not come from load_data, so only the process that began it has them")
-    data = load_data(**{**specification.dataset, **({"root": root} if root else {})})
+    # A study that others made must not name a folder to download to.
+    data = load_data(**{**specification.dataset, "download": False, **({"root": root} if root else {})})
     if data_digest(data) != specification.data:
         raise ValueError(
             f"data_root={root or specification.dataset['root']!r} holds other data than the study was begun with"
