@@ -55,6 +55,41 @@ def number_places(trials: Sequence[FrozenTrial]) -> dict[int, int]:
     return found
 
 
+def check_attributes(study: optuna.Study) -> None:
+    """Raise unless the attributes that this suite reads have the form in which it writes them.
+
+    Raises:
+        ValueError: another program wrote the study, or it is damaged.
+    """
+    try:
+        trials = study.get_trials(deepcopy=False)
+        number_places(trials)
+        attributes = [study.user_attrs, *(trial.user_attrs for trial in trials)]
+        fits = all(
+            _is_worker(each.get(MAIN)) and _is_worker(each.get(WORKER)) and _is_outcome(each.get(OUTCOME))
+            for each in attributes
+        )
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"study={study.study_name!r} holds attributes that this suite did not write; name another run"
+        )
+
+
+def _is_worker(value: Any) -> bool:
+    return value is None or (
+        all(isinstance(value[name], str) for name in ("name", "host"))
+        and isinstance(value["pid"], int)
+        and 0 < value["pid"] < 2**31
+        and isinstance(value["started"], int | float | None)
+    )
+
+
+def _is_outcome(value: Any) -> bool:
+    return value is None or (isinstance(value["rung"], int) and isinstance(value["record"], dict))
+
+
 class Attempts:
     """A snapshot of the attempts at each place of a study.
 

@@ -119,8 +119,15 @@ class StudySpecification:
         return found
 
     def rank_plans(self) -> list[RankPlan]:
-        """The given plans, which are measured first."""
-        return [RankPlan.from_json(plan) for plan in self.plans]
+        """The given plans, which are measured first.
+
+        Raises:
+            ValueError: the study holds something else in their place.
+        """
+        try:
+            return [RankPlan.from_json(plan) for plan in self.plans]
+        except OverflowError as error:
+            raise ValueError(f"the study holds a plan that is not one: {error}") from None
 
 
 _ADAPTER = TypeAdapter(StudySpecification)

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from common.search.study.attempts import check_attributes
 from common.search.study.journal import open_journal
 from common.trials import log_path
 
@@ -87,19 +88,22 @@ def open_study(name: str, storage: BaseStorage, directions: list[str] | None) ->
         directions: ``maximize`` or ``minimize`` for each objective; None if the study must exist.
 
     Raises:
-        ValueError: the study must exist but does not.
+        ValueError: the study must exist but does not, or another program wrote it.
     """
     try:
         if directions is None:
-            return optuna.load_study(study_name=name, storage=storage)
-        return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=directions,  # type: ignore[arg-type]  # Optuna wants the two literals
-            load_if_exists=True,
-        )
+            study = optuna.load_study(study_name=name, storage=storage)
+        else:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=directions,  # type: ignore[arg-type]  # Optuna wants the two literals
+                load_if_exists=True,
+            )
+        check_attributes(study)
+        return study
     except KeyError:
-        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        known = ", ".join(sorted(map(str, optuna.get_all_study_names(storage)))) or "none"
         raise ValueError(f"study={name!r} is not in this storage; it holds: {known}") from None
 
 
