@@ -39,6 +39,16 @@ def check_writable(folder: str | Path, name: str = "logs") -> Path:
     return path
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file. A name that no file can have, such as one that is too long, raises nothing."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file() raises an OSError
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder, as :func:`is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir() raises an OSError
+
+
 def check_regular(path: str | Path, name: str) -> None:
     """Raise unless ``path`` is missing or a regular file, so that nothing is written through a link that others made.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.files import is_file
 
 ANNOTATIONS = "_annotations.coco.json"
 NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -31,7 +32,7 @@ class Part:
     def image_folder(self, files: list[str]) -> Path:
         """Return the first folder that holds one of these files; if none does, the first folder."""
         return next(
-            (folder for name in files for folder in self.folders if os.path.isfile(folder / name)),  # noqa: PTH113 - any name
+            (folder for name in files for folder in self.folders if is_file(folder / name)),
             self.folders[0],
         )
 

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from common.data import DATASETS, LoadOptions
 from common.data.loading import UNANNOTATED
 from common.environment import default_device
-from common.files import check_writable
+from common.files import check_writable, is_file, is_folder
 from common.latency import RUNTIMES
 from common.models import MODELS
 from common.models.classifiers import STEMS
@@ -70,7 +70,7 @@ class NotebookConfig:
     def __post_init__(self) -> None:
         served = [name for name, dataset in DATASETS.items() if self.task in ("", dataset.task)]
         check_choice("dataset", self.dataset, served)
-        if self.data_root is not None and not self.download and not Path(self.data_root).is_dir():
+        if self.data_root is not None and not self.download and not is_folder(self.data_root):
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
         if self.run is not None and log_path(self.logs, self.run, new=False).exists():
             check_run(self.logs, self.run, self.storage)
@@ -163,7 +163,7 @@ class ExperimentConfig(NotebookConfig):
         POLICIES.check(self.policy)
         check_writable(self.logs)
         super().__post_init__()
-        if self.weights is not None and not Path(self.weights).is_file():
+        if self.weights is not None and not is_file(self.weights):
             raise ValueError(f"weights={self.weights!r}: there is no such file")
         _ = self.rank_list, self.tau_list, self.feature_list
         if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
@@ -314,7 +314,7 @@ class CompareConfig(NotebookConfig):
         check_choice("unannotated", self.unannotated, UNANNOTATED)
         super().__post_init__()
         for file in self.files:
-            if not Path(file).is_file():
+            if not is_file(file):
                 raise ValueError(f"models={self.models!r}: there is no file {file!r}")
 
     def load_options(self) -> LoadOptions:

@@ -126,6 +126,9 @@ class Objective:
             plan: for the dense network. With ``climb`` and a budget, the space must have made it.
             climb: decides after each rung but the last. None measures only the last one.
             raw: also evaluate the network before its BatchNorm is recalibrated.
+
+        Raises:
+            FloatingPointError: the loss on validation is not finite.
         """
         params, macs = self.space.cost(plan)
         if climb and self.space.budget is not None:
@@ -139,12 +142,12 @@ class Objective:
         part: dict[str, float] = {}
         if climb and self.has_part:
             self._recalibrate(small, self._parts["calibration"])
-            part = evaluate(small, self._part())
+            part = _finite(evaluate(small, self._part()))
             score = self.score(part, params, macs, self.dense_part)
             if not climb(1, score):
                 return Measured(1, score, self.merit(part, score), params, macs, part, layers=layers)
         self._recalibrate(small)
-        metrics["recalibrated"] = self.evaluate(small)
+        metrics["recalibrated"] = _finite(self.evaluate(small))
         cost = profile(small, self.x)
         score = self.score(metrics["recalibrated"], cost.params, cost.macs)
         latency = self.time(small, rounds=7) if self._time_trials else None
@@ -224,6 +227,17 @@ class Objective:
 
     def _kept(self, params: int, macs: int) -> float:
         return (params / self.dense_cost.params + macs / self.dense_cost.macs) / 2
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Return ``metrics``.
+
+    Raises:
+        FloatingPointError: the loss is not finite, so the network's outputs mean nothing.
+    """
+    if not math.isfinite(metrics["loss"]):
+        raise FloatingPointError(f"the loss on validation is {metrics['loss']}")
+    return metrics
 
 
 def four_digits(value: float) -> float:

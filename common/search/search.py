@@ -95,7 +95,7 @@ def search_ranks(
         ValueError: another process searches this run; the run has a log but no study, or was begun with another
             network, other data or settings; the folder or the storage cannot be used; the budget cannot be met; or
             the network does not fit the data.
-        RuntimeError: a runtime cannot be used here.
+        RuntimeError: a runtime cannot be used here, or many trials in a row failed for one reason (``SameFailure``).
         TypeError: an option is unknown.
     """
     if unknown := sorted(options.keys() - StudyOptions.__annotations__.keys()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,14 @@ POLL_S = 0.2
 PREDICTION_OFFSET = 3.0
 """Subtracted from a predicted score when it is reported, because Optuna's pruner compares a trial's best value on any
 rung."""
+
+
+MOST_ALIKE = 10
+"""After this many trials in a row of one process that fail for one reason, the process stops."""
+
+
+class SameFailure(RuntimeError):
+    """Trial after trial failed for the same reason, so further trials would fail as well."""
 
 
 class SetAside(Exception):
@@ -80,12 +89,15 @@ class Runner:
         self._interrupts = Interrupts()
         self._seen: dict[int, float] = {}
         self._waiting = False
+        self._alike: list[str] = []
+        """Why the last trials of this process failed, as long as it is one reason."""
 
     def run(self) -> Attempts:
         """Run trials until this process or another has finished every place of the study. Return all attempts.
 
         Raises:
             KeyboardInterrupt: it was interrupted. Its running trial is left to be run again.
+            SameFailure: many trials in a row failed for one reason.
         """
         with self._interrupts:
             return self._run()
@@ -106,6 +118,7 @@ class Runner:
                         bar.update(attempts.finished - bar.n)
                         continue
                 self._run_one()
+                self._check_failures()
                 attempts = self._look()
                 minutes = (time.perf_counter() - start) / 60
                 scores = [
@@ -120,6 +133,21 @@ class Runner:
         finally:
             bar.close()
         return attempts
+
+    def _check_failures(self) -> None:
+        if len(self._alike) >= MOST_ALIKE:
+            reason = (
+                f"the last {len(self._alike)} trials failed for one reason, {self._alike[-1]}; mend it and make the "
+                f"same call again with run={self.study.study_name!r}, which runs the trials that are left"
+            )
+            self.writer.note(f"stopped: {reason}")
+            raise SameFailure(reason)
+
+    def _note_failure(self, error: Exception) -> None:
+        """Count the trials that failed in a row for one reason. Numbers, such as sizes, do not tell reasons apart."""
+        reason = f"{type(error).__name__}: {error}"
+        same = self._alike and re.sub(r"\d+", "", self._alike[-1]) == re.sub(r"\d+", "", reason)
+        self._alike = [*self._alike, reason] if same else [reason]
 
     def _wait(self, attempts: Attempts) -> Attempts:
         """Look again a little later. The first time, note which workers this one waits for."""
@@ -166,9 +194,11 @@ class Runner:
         except UpdateFinishedTrialError:  # another process gave this one up and took its trial
             raise
         except Exception as error:  # one network that cannot be measured must not end the search
+            self._note_failure(error)
             values = self.recorder.failed(plan, error, time.perf_counter() - start)
             trial.set_user_attr(OUTCOME, {"rung": -1, "score": None, "levels": {}, "record": values})
             raise
+        self._alike = []
         details: Values = {
             "sampler": self.settings.policy,
             "optuna_trial": trial.number,

@@ -23,7 +23,7 @@ from common.environment import default_device
 from common.files import check_writable
 from common.search.preparation import decompose_for_search, prepare
 from common.search.study.records import Recorder
-from common.search.study.runner import Runner, print_trial
+from common.search.study.runner import Runner, SameFailure, print_trial
 from common.search.study.specification import SPECIFICATION, StudySpecification, data_digest, network_digest
 from common.search.study.storage import open_study, opened_storage
 from common.trials import TrialWriter
@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         ValueError: the folder of the logs cannot be written; the storage cannot be opened or holds no such study; or
             the network or the data are not those of the study.
+        SameFailure: many trials in a row failed for one reason.
     """
     options = parse_arguments(arguments)
     check_writable(options.logs)
@@ -129,5 +130,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SameFailure) as error:
         sys.exit(f"worker: {error}")

@@ -1,0 +1,52 @@
+"""The programs that the tests kill. Each does one thing again and again, so that a kill meets it at any moment."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+import analyze_results
+import jsonify_logs
+from common.compression import save_compressed
+from common.deploy import export_onnx
+from common.training import TrainingSettings, train
+from tests.networks import tiny_cnn, tiny_digits
+from tests.search.processes import search
+
+WIDTHS = (8, 16)
+"""Of the networks that are saved in turn to one file."""
+
+
+def keep_saving(path: str) -> None:
+    networks = [tiny_cnn(seed, width) for seed, width in enumerate(WIDTHS)]
+    while True:
+        for network in networks:
+            save_compressed(network, path)
+
+
+def keep_exporting(path: str) -> None:
+    while True:
+        for seed, width in enumerate(WIDTHS):
+            export_onnx(tiny_cnn(seed, width), path, torch.zeros(1, 3, 8, 8))
+
+
+def train_to_the_end(folder: str, epochs: int) -> None:
+    """Train, or continue to train, with a checkpoint in ``folder``; save the network there."""
+    model = tiny_cnn()
+    settings = TrainingSettings(epochs=float(epochs), amp="off")
+    train(model, tiny_digits(), settings, checkpoint=Path(folder) / "t.checkpoint")
+    save_compressed(model, Path(folder) / "trained.safetensors")
+
+
+def keep_analysing(logs: str, out: str) -> None:
+    while True:
+        jsonify_logs.main([logs, "--out", out])
+        analyze_results.main([logs, "--out", out, "--format", "csv", "--format", "html"])
+
+
+def search_on_a_full_disk(logs: str, run: str, limit: int) -> None:
+    """Search where no file may grow beyond ``limit`` bytes; Python then raises an OSError, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    search(logs, run)
