@@ -11,10 +11,12 @@ import analyze_results
 import jsonify_logs
 from common.compression import save_compressed
 from common.deploy import export_onnx
+from common.search import SearchSettings, search_ranks
 from common.training import TrainingSettings, train
+from tests.brevity import time_briefly
 from tests.networks import tiny_cnn, tiny_digits
-from tests.search.processes import search
 
+SETTINGS = SearchSettings(method="svd", trials=8, batch=4, startup=6, finetune_top=0, sensitivity_images=16)
 WIDTHS = (8, 16)
 """Of the networks that are saved in turn to one file."""
 
@@ -40,13 +42,23 @@ def train_to_the_end(folder: str, epochs: int) -> None:
     save_compressed(model, Path(folder) / "trained.safetensors")
 
 
+def analyse(logs: str, out: str) -> None:
+    assert jsonify_logs.main([logs, "--out", out]) == 0
+    assert analyze_results.main([logs, "--out", out, "--format", "csv", "--format", "html"]) == 0
+
+
 def keep_analysing(logs: str, out: str) -> None:
     while True:
-        jsonify_logs.main([logs, "--out", out])
-        analyze_results.main([logs, "--out", out, "--format", "csv", "--format", "html"])
+        analyse(logs, out)
 
 
-def search_on_a_full_disk(logs: str, run: str, limit: int) -> None:
+def search_briefly(logs: str) -> None:
+    """Begin the search ``r``, or continue it to its end."""
+    time_briefly()
+    search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run="r")
+
+
+def search_on_a_full_disk(logs: str, limit: int) -> None:
     """Search where no file may grow beyond ``limit`` bytes; Python then raises an OSError, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    search(logs, run)
+    search_briefly(logs)
