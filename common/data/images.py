@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 IMAGE_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File extensions of images in class folders."""
@@ -36,10 +37,10 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
         OSError: the file is missing or is not a complete image. The message names the file.
     """
     try:
-        _check_file(Path(path))
+        content = _content(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's own limit is lower
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(content, formats=FORMATS)
         with image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are out of range")
@@ -51,14 +52,21 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
             return shown
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError:
+        raise OSError(f"{path} is not a complete image: its kind is unknown") from None
     except (OSError, *_DAMAGE, Image.DecompressionBombError) as error:
         raise OSError(f"{path} is not a complete image: {error}") from error
 
 
-def _check_file(path: Path) -> None:
-    """Raise an OSError unless ``path`` is a regular file. Opening a pipe would wait forever."""
+def _content(path: Path) -> io.BytesIO:
+    """Return the content of a file. Pillow reads at most what is there, whatever lengths the file declares.
+
+    Raises:
+        OSError: the file is missing, or is not a regular file. Opening a pipe would wait forever.
+    """
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
+    return io.BytesIO(path.read_bytes())
 
 
 def _orientation(image: Image.Image) -> int:

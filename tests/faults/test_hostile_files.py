@@ -291,6 +291,13 @@ def test_an_image_of_absurd_size_is_broken(limit: int | None, tmp_path: Path, mo
         open_image(tmp_path / "huge.png")
 
 
+def test_a_length_that_an_image_declares_takes_no_memory(tmp_path: Path) -> None:
+    header = png_header(9, 7)
+    at = header.index(b"IDAT") - 4
+    (tmp_path / "long.png").write_bytes(header[:at] + struct.pack(">I", 2**31 - 1) + header[at + 4 :])
+    assert limited(open_image, tmp_path / "long.png", extra_bytes=2**28)[0] == "OSError"
+
+
 def test_an_image_never_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "script.png", format="EPS")
     started: list[object] = []
