@@ -39,7 +39,7 @@ from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import machine_line
-from common.latency import RUNTIMES, Latency, measure_latencies, measured_latencies
+from common.latency import RUNTIMES, Latency, available_runtimes, measure_latencies, measured_latencies
 from common.models import build_model
 from common.network import Profile, profile
 from common.planning import Budget, RankPlan, plan_ranks
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=available_runtimes())
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--round-to", type=int, help="multiple to which to round ranks; default: 16, or 4 with --tiny")
     parser.add_argument("--latency", type=float, help="share of the time to keep, in the first of --runtimes")

@@ -4,7 +4,7 @@ from common.latency.breakdown import layer_times
 from common.latency.cache import measured_latencies
 from common.latency.measuring import Latency, measure_latencies, measure_latency
 from common.latency.network import NetworkLatencies
-from common.latency.runtimes import RUNTIMES, OperationRuntime, Runtime, operation_runtimes
+from common.latency.runtimes import RUNTIMES, OperationRuntime, Runtime, available_runtimes, operation_runtimes
 from common.latency.table import LatencyTable
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "NetworkLatencies",
     "OperationRuntime",
     "Runtime",
+    "available_runtimes",
     "layer_times",
     "measure_latencies",
     "measure_latency",
