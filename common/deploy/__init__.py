@@ -5,6 +5,14 @@ from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import merge_factors
 from common.deploy.onnx_files import export_onnx
 from common.deploy.openvino_models import openvino_model
-from common.deploy.sessions import onnx_session
+from common.deploy.sessions import OnnxNetwork, onnx_session
 
-__all__ = ["align_ranks", "export_onnx", "fold_batchnorm", "merge_factors", "onnx_session", "openvino_model"]
+__all__ = [
+    "OnnxNetwork",
+    "align_ranks",
+    "export_onnx",
+    "fold_batchnorm",
+    "merge_factors",
+    "onnx_session",
+    "openvino_model",
+]

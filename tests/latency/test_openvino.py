@@ -93,7 +93,7 @@ def test_outputs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     shifted = tiny_cnn()
     shifted.head.bias.data += 1.0
     other = export_onnx
-    monkeypatch.setattr("common.latency.runtimes.openvino.export_onnx", lambda _, *a, **b: other(shifted, *a, **b))
+    monkeypatch.setattr("common.latency.runtimes.onnx_file.export_onnx", lambda _, *a, **b: other(shifted, *a, **b))
     with pytest.raises(RuntimeError, match=r"OpenVINO's outputs differ from PyTorch's by .*; allowed is 1e-04"):
         measure_latency(model, X, runtime="openvino")
 

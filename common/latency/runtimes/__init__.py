@@ -20,6 +20,7 @@ from common.latency.runtimes.channels_last import ChannelsLast
 from common.latency.runtimes.compile import Compile
 from common.latency.runtimes.onnxruntime import OnnxRuntime
 from common.latency.runtimes.openvino import OpenVino
+from common.latency.runtimes.onnxruntime_int8 import OnnxRuntimeInt8
 # isort: on
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Compile",
     "Eager",
     "OnnxRuntime",
+    "OnnxRuntimeInt8",
     "OpenVino",
     "OperationRuntime",
     "Runtime",

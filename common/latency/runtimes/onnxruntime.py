@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import Floats
-from common.deploy.exportable import exportable
-from common.deploy.onnx_files import INPUT, OUTPUT, export_onnx
-from common.deploy.sessions import check_provider, onnx_session, session_options
+from common.deploy.sessions import INPUT, OUTPUT, check_provider, onnx_session, session_options
 from common.latency.operations import Operation
 from common.latency.operators import chain_model, operations_inputs, operations_model
 from common.latency.runtimes.base import RUNTIMES, OperationRuntime, repeat
+from common.latency.runtimes.onnx_file import OnnxFile
 
 # onnxruntime takes seconds to import. The functions that need it import it, so that the whole suite does not wait for
 # it.
@@ -31,12 +30,8 @@ CHAIN = 200
 """Operators in a chain, and runs of it, that show what the profile costs."""
 
 
-class OnnxRuntime(OperationRuntime):
-    """The network is exported with its BatchNorm folded and its factors merged, see :mod:`common.deploy`."""
-
-    name = "onnxruntime"
-    title = "ONNX Runtime"
-    merges_factors = True
+class OnnxSession(OnnxFile):
+    """A session of ONNX Runtime."""
 
     @property
     def version(self) -> str:
@@ -51,21 +46,15 @@ class OnnxRuntime(OperationRuntime):
         """
         check_provider(device)
 
-    def accept(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """``x`` as a batch. All networks are checked before the first export, which takes seconds.
-
-        Raises:
-            ValueError: a network or ``x`` is of a kind that no ONNX file holds.
-        """
-        batches = [exportable(network, x)[1] for network in networks]
-        return x.reshape(batches[0].shape)
-
     def prepare(self, model: nn.Module, x: Tensor) -> Callable[[], object]:
         """A run of a session on inputs and outputs that stay on their device, so that no copy is timed."""
-        x = x.contiguous()
         with tempfile.TemporaryDirectory() as folder:
-            path = export_onnx(model, Path(folder) / "timed.onnx", x, dynamic_batch=False)
-            session = onnx_session(path, device=x.device)
+            return self.file_pass(self.export(model, folder, x), x)
+
+    def file_pass(self, path: Path, x: Tensor) -> Callable[[], object]:
+        """A run of an ONNX file, as :meth:`prepare` makes it of a network."""
+        x = x.contiguous()
+        session = onnx_session(path, device=x.device)
         binding = session.io_binding()
         index = x.device.index or 0
         kind = torch.empty(0, dtype=x.dtype).numpy().dtype
@@ -78,9 +67,12 @@ class OnnxRuntime(OperationRuntime):
 
         return run
 
-    def memory_format(self, x: Tensor) -> str:
-        """Always ``contiguous``; inside, ONNX Runtime may lay tensors out in blocks."""
-        return "contiguous"
+
+class OnnxRuntime(OnnxSession, OperationRuntime):
+    """The network is exported with its BatchNorm folded and its factors merged, see :mod:`common.deploy`."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
 
     def operation_seconds(self, operations: Sequence[Operation], batch: int, runs: int) -> Floats:
         """Seconds of the operators alone, by the profile of one session.

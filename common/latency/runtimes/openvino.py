@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import Floats
-from common.deploy.exportable import exportable
-from common.deploy.onnx_files import TOLERANCE, export_onnx
+from common.deploy.onnx_files import TOLERANCE
 from common.deploy.openvino_models import check_openvino, compiled_openvino, openvino_model
 from common.deploy.parity import difference, tensors, tolerance
 from common.latency.operations import Operation
 from common.latency.operators import operations_inputs, operations_model
 from common.latency.runtimes.base import RUNTIMES, WARM_UP, OperationRuntime, repeat
+from common.latency.runtimes.onnx_file import OnnxFile
 
 OPERATORS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 """What OpenVINO calls the operators of :func:`operations_model` while it runs them."""
 
 
-class OpenVino(OperationRuntime):
+class OpenVino(OnnxFile, OperationRuntime):
     """The network is exported to an ONNX file, with its BatchNorm folded and its factors merged, and read from it."""
 
     name = "openvino"
     title = "OpenVINO"
-    merges_factors = True
 
     @property
     def version(self) -> str:
@@ -49,15 +47,6 @@ class OpenVino(OperationRuntime):
             raise ValueError(f"device={device.type!r}: OpenVINO runs networks on the processor here; allowed: cpu")
         check_openvino()
 
-    def accept(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """``x`` as a batch. All networks are checked before the first export, which takes seconds.
-
-        Raises:
-            ValueError: a network or ``x`` is of a kind that no ONNX file holds.
-        """
-        shapes = [exportable(network, x)[1].shape for network in networks]
-        return x.reshape(shapes[0])
-
     def prepare(self, model: nn.Module, x: Tensor) -> Callable[[], object]:
         """A request on inputs and outputs that stay in place, made once already.
 
@@ -66,8 +55,7 @@ class OpenVino(OperationRuntime):
         """
         values = x.contiguous()
         with tempfile.TemporaryDirectory() as folder:
-            path = export_onnx(model, Path(folder) / "timed.onnx", x, dynamic_batch=False)
-            request = openvino_model(path).create_infer_request()
+            request = openvino_model(self.export(model, folder, x)).create_infer_request()
         # The input is shared with the request, so it is not copied in each run.
         request.set_input_tensor(_shared(values.numpy()))
         request.infer()
@@ -78,10 +66,6 @@ class OpenVino(OperationRuntime):
             return values  # the request reads it
 
         return run
-
-    def memory_format(self, x: Tensor) -> str:
-        """Always ``contiguous``; inside, OpenVINO may lay tensors out in blocks or with the channels last."""
-        return "contiguous"
 
     def operation_seconds(self, operations: Sequence[Operation], batch: int, runs: int) -> Floats:
         """Seconds of the operators alone, by the profile of one model: of the warm-up, and the mean of the other runs.
