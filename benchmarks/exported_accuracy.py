@@ -21,7 +21,7 @@ from common.compression import load_compressed
 from common.data import load_data
 from common.deploy.precision import PRECISIONS
 from common.environment import machine_line
-from common.notebook.deployment import deployment_table
+from common.notebook.evidence import deployment_table
 
 FORMATS = ("", "", ".4%", "+.4%", ".2f", ".3f", ".2f", "")
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{machine_line()}\n")
     networks = {path.stem: load_compressed(path) for path in options.weights}
     with tempfile.TemporaryDirectory() as folder:
-        table = deployment_table(networks, data, folder, options.precisions, options.rounds)
+        table = deployment_table(networks, data, Path(folder) / "file", options.precisions, options.rounds)
     print(tabulate(table.to_numpy().tolist(), list(table.columns), "pipe", floatfmt=FORMATS, missingval="-"))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.compression import compress
 from common.deploy import export_onnx, openvino_model
+from common.environment import describe_environment, machine_line
 from common.latency import RUNTIMES, available_runtimes, layer_times, measure_latency, measured_latencies
 from common.latency.operations import Operation
 from common.latency.runtimes import OpenVino
@@ -39,7 +40,7 @@ def check_parity(path: Path, model: nn.Module, x: Tensor) -> None:
 
 
 @NO_OPENVINO
-@pytest.mark.parametrize("method", ["svd", "spatial_svd", "tucker2", "htd"])
+@pytest.mark.parametrize("method", ["spatial_svd", "htd"])
 def test_outputs_are_those_of_pytorch(method: str, tmp_path: Path) -> None:
     model = lived_in(tiny_cnn())
     small = compress(model, plan_ranks(model, X, method, Fixed(0.4, only_if_smaller=False)))
@@ -99,17 +100,11 @@ def test_outputs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @NO_OPENVINO
-def test_a_search_times_its_networks_in_it(tmp_path: Path) -> None:
-    config = ClassifierConfig(runtimes="eager,openvino")
-    settings = SearchSettings(
-        trials=1, finetune_top=0, budget=Budget(params=0.6), method="svd", runtimes=config.runtime_list
-    )
-    result = search_ranks(tiny_cnn(), tiny_digits(), settings, logs=tmp_path, run="r", on_trial=lambda _: None)
-    timed = [record for record in result.records if record.details.latencies]
-    assert timed
-    for record in timed:
-        assert [timing.runtime for timing in record.details.latencies] == ["PyTorch eager", "OpenVINO"]
-        assert record.environment["openvino"] == RUNTIMES["openvino"].version
+def test_notebooks_and_records_know_it() -> None:
+    assert ClassifierConfig(runtimes="eager,openvino").runtime_list == ("eager", "openvino")
+    assert describe_environment()["openvino"] == RUNTIMES["openvino"].version
+    assert f"OpenVINO {RUNTIMES['openvino'].version}" in machine_line()
+    assert "openvino" in available_runtimes()
 
 
 @pytest.fixture
