@@ -195,7 +195,7 @@ def deployment_table(
         for place, latency in zip(files, times, strict=True):
             rows[place] |= {"Latency (ms)": latency.median_s * 1e3, "Speedup": latency.speedup, "Note": latency.note}
     for row in rows:
-        row["Note"] = _slower(row, rows) or row["Note"]
+        row["Note"] = row["Note"] or _slower(row, rows)
     figures = (data.metric, "Of PyTorch's", "Size (MB)", "Latency (ms)", "Speedup")
     return pd.DataFrame(rows, columns=["Network", "Precision", *figures, "Note"])
 
@@ -206,8 +206,9 @@ def _exported(network: nn.Module, data: DataBundle, stem: str, precision: str) -
 
 
 def _slower(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why int8 is slower than float32 on this machine; empty if it is not."""
-    times = {(other["Network"], other["Precision"]): other.get("Latency (ms)") for other in rows}
+    """Why int8 is slower than float32 on this machine; empty if it is not, or if the times vary too much to tell."""
+    steady = [other for other in rows if not other["Note"]]
+    times = {(other["Network"], other["Precision"]): other.get("Latency (ms)") for other in steady}
     own, whole = row.get("Latency (ms)"), times.get((row["Network"], "float32"))
     if row["Precision"] != "int8" or own is None or whole is None or own <= whole:
         return ""

@@ -25,9 +25,12 @@ def test_where_int8_is_slower_the_note_says_why(products: bool, why: str, monkey
         {"Network": "trial 3", "Precision": "float32", "Latency (ms)": 2.0},
         {"Network": "trial 3", "Precision": "int8", "Latency (ms)": 1.5},
         {"Network": "alone", "Precision": "int8", "Latency (ms)": 9.0},
+        {"Network": "noisy", "Precision": "float32", "Latency (ms)": 1.0, "Note": "no speedup"},
+        {"Network": "noisy", "Precision": "int8", "Latency (ms)": 9.0},
     ]
+    rows = [{"Note": "", **row} for row in rows]
     notes = [evidence._slower(row, rows) for row in rows]
-    assert [bool(note) for note in notes] == [False, True, False, False, False]
+    assert [bool(note) for note in notes] == [False, True, False, False, False, False, False]
     assert re.search(f"slower than float32: .*{why}", notes[1])
 
 
