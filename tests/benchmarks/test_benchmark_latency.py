@@ -76,9 +76,9 @@ def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
 
 
 def test_all_runtimes_take_turns() -> None:
-    options = options_of(methods=["svd"], runtimes=["eager", "onnxruntime"], passes=1)
+    options = options_of(methods=["svd"], runtimes=["eager", "channels_last"], passes=1)
     rows = in_turn("resnet20", TINY["resnet20"], options)
-    runtimes = ["PyTorch eager", "PyTorch eager", "ONNX Runtime", "ONNX Runtime"]
+    runtimes = ["PyTorch eager", "PyTorch eager", "PyTorch channels_last", "PyTorch channels_last"]
     assert [row[2:4] for row in rows] == [list(pair) for pair in zip(runtimes, ["dense", "svd"] * 2, strict=True)]
     assert rows[0][5:] == [1.0, "1.00-1.00"]
     assert all(row[4] > 0 and row[5] > 0 for row in rows)
