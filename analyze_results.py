@@ -17,6 +17,7 @@ from common.reporting.html.report import SECTIONS, report_page
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.tables import all_tables
 from common.reporting.tables.table import TABLE_FORMATS, Table
+from common.reporting.tables.trials import trials_frame
 from common.validation import check_choice
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
@@ -128,6 +129,10 @@ def write(
     """
     formats = options.format or DEFAULT_FORMATS
     written = [path for table in tables for path in table.write(options.out, formats)]
+    if "csv" in formats:
+        written.append(options.out / "trials.csv")
+        every = trials_frame(trials, options.keep).to_csv(index=False, lineterminator="\n")
+        written[-1].write_bytes(every.encode(errors="backslashreplace"))
     pictures, failures = {}, []
     kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
     for name, caption, contents in draw(trials, options.keep, kinds) if kinds else ():
@@ -144,7 +149,7 @@ def write(
     if "html" in formats:
         command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
         skipped = [line for log in logs for line in log.sentences()]
-        page = report_page(tables, pictures, lead(trials, options.keep), command, skipped)
+        page = report_page(trials, options.keep, tables, pictures, lead(trials, options.keep), command, skipped)
         written.append(options.out / "report.html")
         written[-1].write_bytes(page.encode(errors="backslashreplace"))
     return written, failures

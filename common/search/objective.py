@@ -203,6 +203,7 @@ class Objective:
             "size_bytes": self.dense_cost.size_bytes,
             "latency": self.dense_latency.to_json(),
             "metrics": {"validation": self.dense_metrics},
+            "images": {"validation": self.data.validation_images()},
         }
 
     def score(

@@ -23,7 +23,7 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert lines[-1] == f"open {Path('results') / 'report.html'} to see everything on one page"
     made = {path.name for path in (workplace / "results").iterdir()}
     assert {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")} | {*FIGURES, "report.html"} <= made
-    assert lines[-2].startswith(f"wrote {len(made)} files into results: 7 csv, 7 md, 7 tex")
+    assert lines[-2].startswith(f"wrote {len(made)} files into results: 8 csv, 7 md, 7 tex")
     assert all(path.stat().st_size for path in (workplace / "results").iterdir())
     assert "-91.95%" in result.stdout  # 1 - 900000 / 11181642
     with (workplace / "results" / "summary.csv").open(encoding="utf-8") as file:

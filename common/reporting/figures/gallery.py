@@ -10,8 +10,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from common.reporting import figures
-from common.reporting.figures.pareto import thin
 from common.reporting.frame import Trials, is_accepted
+from common.reporting.fronts import thin
 from common.trials import LayerTimes, TrialRecord
 
 TOGETHER = 6

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
-from common.reporting.frame import Trials, is_measured
+from common.reporting.frame import Trials
+from common.reporting.fronts import DRAWN, front_of, measured, thin
+from common.reporting.fronts import pareto_front as pareto_front
 from common.reporting.tables.summary import baseline_row
-from common.trials import STAGES, TrialRecord
+from common.trials import TrialRecord
 
 STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "finetuned": "^", "pruned": "x"}
 STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned", "pruned": "pruned"}
 STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-DRAWN = 1500
-"""Maximum number of trials drawn for each block, evenly spread. The Pareto fronts are those of all trials."""
 COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
 
 
@@ -60,13 +60,6 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
     return figure
 
 
-def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """The measured trials, with a column ``reached`` for the last stage of each, or ``pruned``."""
-    rows = rows[is_measured(rows)]
-    reached = np.select([rows[stage].notna() for stage in reversed(STAGES)], list(reversed(STAGES)), STAGES[0])
-    return rows.assign(reached=np.where(rows["status"] == "pruned", "pruned", reached))
-
-
 def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
     """Limit the y axis so that small differences look small and a few bad trials do not flatten the others.
 
@@ -88,28 +81,6 @@ def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Se
     if high - low < 2:
         low, high = low - (2 - high + low) / 2, high + (2 - high + low) / 2
     axes.set_ylim(low, high)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, value) pairs for which no other pair has a cost and a value at least as good, by cost."""
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front
-
-
-def front_of(rows: pd.DataFrame, cost: str) -> list[tuple[float, float]]:
-    """The Pareto front of the trials that were not pruned, in percent."""
-    kept = rows.loc[rows["status"] != "pruned", [cost, "final"]].dropna() * 100
-    return pareto_front(list(zip(kept[cost].tolist(), kept["final"].tolist(), strict=True)))
-
-
-def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:
-    """At most ``limit`` rows, evenly spread."""
-    if len(rows) <= limit:
-        return rows
-    return rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
 def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:

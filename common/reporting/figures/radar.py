@@ -11,10 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import method_title
+from common.reporting.facts import MARKERS, method_title
 from common.reporting.figures.style import (
     DASHES,
-    MARKERS,
     NARROW,
     no_accepted_trial,
     palette,
