@@ -18,6 +18,7 @@ from common.reporting.tables.splits import split_head
 from common.reporting.tables.table import change, percentage, times
 from common.reporting.tables.trials import NAMES
 from common.trials import LayerFigures, TrialRecord
+from common.trials.migration import TITLES_1
 
 COSTS = {"params_kept": "Parameters", "macs_kept": "MACs", "time_kept": "Time"}
 SHOWN = 1000
@@ -147,7 +148,7 @@ def _trials(trials: Trials, keep: float, rows: pd.Index, words: _Words) -> list[
     frame = frame.assign(place=place + 1, accepted=is_accepted(frame, keep))
     chosen = frame.loc[rows]
     reached = measured(chosen)["reached"]
-    titles = trials.titles
+    titles = {**TITLES_1, **trials.titles}
     found = []
     for row, held in zip(rows, chosen.to_dict("records"), strict=True):
         record = trials.record(int(row))

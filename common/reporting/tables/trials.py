@@ -59,7 +59,8 @@ def trials_frame(trials: Trials, keep: float) -> pd.DataFrame:
     counted = (frame["params"] > 0) & (frame["status"] != "failed")
     removed = {f"{name}_removed": (1 - frame[f"{name}_kept"]).where(counted) for name in ("params", "macs")}
     frame = frame.assign(accepted=np.where(is_accepted(frame, keep), "yes", "no"), reached=reached, **removed)
-    frame = frame.assign(title=frame["method"].map(trials.titles))
+    whole = {name: frame[name].map("{:.0f}".format, na_action="ignore") for name in ("seed", "images", "test_images")}
+    frame = frame.assign(title=frame["method"].map(trials.titles), **whole)
     return frame[list(COLUMNS)].rename(columns=COLUMNS)
 
 
