@@ -149,11 +149,16 @@ class LayerFigures(Part):
     Attributes:
         error: relative error of its output on calibration data, or of its weight if no data was used.
         params, macs: the fractions that were kept.
+        dense_params, dense_macs: parameters and MACs of the dense layer.
+        full: the greatest ranks that it can have; empty if unknown.
     """
 
     error: float = math.nan
     params: float = math.nan
     macs: float = math.nan
+    dense_params: float = math.nan
+    dense_macs: float = math.nan
+    full: list[int] = Field(default_factory=list)
 
 
 class LayerTimes(Part):

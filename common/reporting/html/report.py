@@ -28,7 +28,7 @@ SECTIONS = (
     ("Methods", ("budgets", "methods"), ("methods", "stages")),
     ("Searches", ("searches", "sweeps"), ()),
     ("Time on the clock", ("latency",), ("speedups", "times")),
-    ("Layers", ("layers",), ("ranks", "spectra")),
+    ("Layers", ("layers",), ("where", "ranks", "spectra")),
     ("Where it comes from", ("runs",), ()),
 )
 """Heading, tables and pictures of each section. A picture is listed by the part of its name before the first ``-``."""
