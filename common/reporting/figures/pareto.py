@@ -175,7 +175,14 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                     drawn = thin(part, DRAWN // len(looks))
                     for tuned, some in drawn.groupby(drawn["finetuned"].notna()):
                         fill = {"color": color, "linewidths": 0} if tuned else HOLLOW | {"edgecolors": [color]}
-                        axes.scatter(100 * some[cost], 100 * some["final"], s=9, marker=marker, alpha=0.5, **fill)
+                        axes.scatter(
+                            100 * some[cost],
+                            100 * some["final"],
+                            s=16 if tuned else 8,
+                            marker=marker,
+                            alpha=0.5,
+                            **fill,
+                        )
                     if front := front_of(part, cost):
                         axes.plot(*zip(*front, strict=True), color=color, drawstyle="steps-post")
                 draw_dense(axes, rows, DENSE_COLOR)
