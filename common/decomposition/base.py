@@ -179,7 +179,8 @@ class Decomposition(ABC):
     def _output_mean(self) -> Tensor:
         """The mean output without the bias, ``E[Wp]``, ``(O,)``."""
         assert self.moments is not None
-        return torch.einsum("goihw,gihw->go", self.metric.weight, self.moments.patch_mean).flatten()
+        weight = self.metric.weight
+        return torch.einsum("goihw,gihw->go", weight, self.moments.patch_mean.to(weight.dtype)).double().flatten()
 
     def cap(self, rank: int) -> Ranks:
         """``rank`` in every mode, at most the mode's maximum."""

@@ -67,6 +67,11 @@ def test_single_precision_loses_nothing_that_matters(
         if not with_data:  # the prediction is that of the factors found
             lost = float((single.reconstruct(each) - weight).norm() / weight.norm())
             assert single.relative_error(each) == pytest.approx(lost, rel=1e-3, abs=1e-5)
+        shifts = single.bias_shift(each), double.bias_shift(each)
+        if shifts[0] is None or shifts[1] is None:
+            assert not with_data
+        else:
+            torch.testing.assert_close(shifts[0], shifts[1], rtol=1e-2, atol=1e-4)
     assert float((single.reconstruct(ranks[-1]) - weight).norm() / weight.norm()) < 1e-4
     _, errors = single.error_table()
     assert errors.min() < 1e-4
