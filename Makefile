@@ -48,7 +48,7 @@ notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from it
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 clean:  ## remove the environment and everything that runs wrote
-	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors logs/*.journal* logs/*.checkpoint
+	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors logs/*.onnx logs/*.journal* logs/*.checkpoint
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (set PYTHON=...)")'

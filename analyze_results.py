@@ -16,7 +16,8 @@ from common.reporting.frame import Trials, is_accepted
 from common.reporting.html.report import SECTIONS, report_page
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.tables import all_tables
-from common.reporting.tables.table import TABLE_FORMATS, Table
+from common.reporting.tables.table import TABLE_FORMATS, Table, csv_text
+from common.reporting.tables.trials import trials_frame
 from common.validation import check_choice
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
@@ -31,6 +32,7 @@ examples:
   python analyze_results.py --keep 0.95                  accept trials that kept 95% of the dense metric; 0 accepts all
   python analyze_results.py --since 2026-11-20           only the trials logged since that day
   python analyze_results.py --format tex --format svg    LaTeX tables and SVG figures, nothing else
+  python analyze_results.py --caption '{title}' --label 'tab:{name}'   LaTeX tables with captions and labels
   python analyze_results.py logs more/logs --out paper   the runs of two folders, into paper/
 
 Reads *.log, and *.json (made by jsonify_logs.py) if the log itself is missing.
@@ -73,6 +75,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=FORMATS,
         help=f"may be repeated (default: {', '.join(DEFAULT_FORMATS)})",
     )
+    what = "in LaTeX tables; {title} and {name} become those of the table"
+    parser.add_argument("--caption", default="", metavar="TEXT", help=f"caption {what}, e.g. '{{title}}, CIFAR-10'")
+    parser.add_argument("--label", default="", metavar="TEXT", help=f"label {what}, e.g. 'tab:{{name}}'")
     return parser.parse_args(arguments)
 
 
@@ -127,7 +132,11 @@ def write(
         ValueError: matplotlib cannot be loaded.
     """
     formats = options.format or DEFAULT_FORMATS
-    written = [path for table in tables for path in table.write(options.out, formats)]
+    written = [path for table in tables for path in table.write(options.out, formats, options.caption, options.label)]
+    if "csv" in formats:
+        written.append(options.out / "trials.csv")
+        every = csv_text(trials_frame(trials, options.keep))
+        written[-1].write_bytes(every.encode(errors="backslashreplace"))
     pictures, failures = {}, []
     kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
     for name, caption, contents in draw(trials, options.keep, kinds) if kinds else ():
@@ -144,7 +153,7 @@ def write(
     if "html" in formats:
         command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
         skipped = [line for log in logs for line in log.sentences()]
-        page = report_page(tables, pictures, lead(trials, options.keep), command, skipped)
+        page = report_page(trials, options.keep, tables, pictures, lead(trials, options.keep), command, skipped)
         written.append(options.out / "report.html")
         written[-1].write_bytes(page.encode(errors="backslashreplace"))
     return written, failures

@@ -1,8 +1,10 @@
-r"""Accuracy of a compressed ResNet-20 on CIFAR-10 before any fine-tuning, by method, allocation and calibration.
+r"""Accuracy of compressed networks before any fine-tuning, by method, allocation and calibration.
 
-    python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 --learning-rate 0.3 \
-        --patience 18
-    python benchmarks/accuracy_before_finetuning.py --data-root DATA
+    for SEED in 0 1 2; do
+        python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 \
+            --learning-rate 0.3 --patience 18 --seed $SEED --name resnet20-seed$SEED
+    done
+    python benchmarks/accuracy_before_finetuning.py --data-root DATA --weights finetuned/resnet20-seed?.safetensors
 
 For every method, each step adds to the one before:
 
@@ -12,8 +14,9 @@ For every method, each step adds to the one before:
     recalibrated BatchNorm's statistics are recomputed on the calibration split
     shrunk       :func:`common.shrink.shrink` at the same budget: improved factors, refit, guarded recalibration
 
-Accuracy is on the test split. The plans see only calibration images, and nothing is chosen by accuracy. The script
-writes ``results/accuracy_before_finetuning.{csv,png,pdf}``.
+Accuracy is on the test split. The plans see only calibration images, and nothing is chosen by accuracy. Tables show
+the mean over the networks and, for more than one, their standard deviation. The script writes
+``accuracy_before_finetuning.{csv,png,pdf}``. Rows that the CSV file already holds are not measured again.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from common.shrink import shrink
 from common.training import evaluate
 
 METHODS = (*DECOMPOSITIONS, "mixed")
+CRITERIA = ("params", "macs")
 KEPT = (0.8, 0.6, 0.5, 0.4, 0.3)
 
 
@@ -68,55 +72,96 @@ def uniform_plan(
     return best
 
 
-def measure(model: nn.Module, data: DataBundle, shares: Sequence[float], methods: Sequence[str]) -> pd.DataFrame:
-    """Return a row for every criterion, share, method and step: accuracy in %, and the shares actually kept."""
-    x = data.example()
-    dense = profile(model, x)
-    plain, aware = Decompositions(model), Decompositions(model, calibrate(model, data.calibration))
-    candidates = layer_candidates(trace_layers(model, x), aware, "svd")
-    divergences = measure_divergences(model, candidates, aware, calibration_inputs(data, 1000))
-    rows = []
-    cases = [(criterion, kept, method) for criterion in ("params", "macs") for kept in shares for method in methods]
-    for criterion, kept, method in track(cases, "measuring", unit="case"):
+class Network:
+    """One dense network with what all its cases share.
+
+    Args:
+        file: its weights.
+        data: the splits.
+    """
+
+    def __init__(self, file: Path, data: DataBundle) -> None:
+        self.name, self.data = file.stem, data
+        self.model, self.x = load_compressed(file), data.example()
+        self.dense = profile(self.model, self.x)
+        self.accuracy = 100 * evaluate(self.model, data.test)["accuracy"]
+        self.plain = Decompositions(self.model)
+        self.aware = Decompositions(self.model, calibrate(self.model, data.calibration))
+        candidates = layer_candidates(trace_layers(self.model, self.x), self.aware, "svd")
+        inputs = calibration_inputs(data, 1000)
+        self.divergences = measure_divergences(self.model, candidates, self.aware, inputs)
+
+    def rows(self, criterion: str, kept: float, method: str) -> list[dict[str, object]]:
+        """Measure every step of one case: accuracy in %, and the shares actually kept."""
         budget = Budget(params=kept) if criterion == "params" else Budget(macs=kept)
-        steps: dict[str, tuple[RankPlan, Decompositions]] = {}
+        plans: dict[str, tuple[RankPlan, Decompositions]] = {}
         if method != "mixed":
-            steps["plain"] = uniform_plan(model, x, method, budget, plain), plain
-            steps["data-aware"] = uniform_plan(model, x, method, budget, aware), aware
-        steps["budget"] = (
-            plan_ranks(model, x, method, budget, divergences=divergences, decompositions=aware),
-            aware,
+            plans["plain"] = uniform_plan(self.model, self.x, method, budget, self.plain), self.plain
+            plans["data-aware"] = uniform_plan(self.model, self.x, method, budget, self.aware), self.aware
+        allocated = plan_ranks(
+            self.model, self.x, method, budget, divergences=self.divergences, decompositions=self.aware
         )
-        for step, (plan, decompositions) in steps.items():
-            small = compress(model, plan, decompositions=decompositions)
-            cost = profile(small, x)
-            row = {
-                "criterion": criterion,
-                "kept": kept,
-                "method": method,
-                "params kept": cost.params / dense.params,
-                "MACs kept": cost.macs / dense.macs,
-            }
-            rows.append({**row, "step": step, "accuracy": 100 * evaluate(small, data.test)["accuracy"]})
-            if step == "budget":
-                recalibrate_bn(small, data.calibration)
-                accuracy = 100 * evaluate(small, data.test)["accuracy"]
-                rows.append({**row, "step": "recalibrated", "accuracy": accuracy})
-                shrunk = shrink(model, list(data.calibration), budget, method).model
-                rows.append({**row, "step": "shrunk", "accuracy": 100 * evaluate(shrunk, data.test)["accuracy"]})
-    return pd.DataFrame(rows)
+        plans["budget"] = allocated, self.aware
+        networks = {
+            step: compress(self.model, plan, decompositions=decompositions)
+            for step, (plan, decompositions) in plans.items()
+        }
+        networks["recalibrated"] = compress(self.model, allocated, decompositions=self.aware)
+        recalibrate_bn(networks["recalibrated"], self.data.calibration)
+        networks["shrunk"] = shrink(self.model, list(self.data.calibration), budget, method).model
+        found: list[dict[str, object]] = []
+        for step, small in networks.items():
+            cost = profile(small, self.x)
+            found.append(
+                {
+                    "network": self.name,
+                    "dense": self.accuracy,
+                    "criterion": criterion,
+                    "kept": kept,
+                    "method": method,
+                    "step": step,
+                    "params kept": cost.params / self.dense.params,
+                    "MACs kept": cost.macs / self.dense.macs,
+                    "accuracy": 100 * evaluate(small, self.data.test)["accuracy"],
+                }
+            )
+        return found
 
 
-def show(table: pd.DataFrame, dense: float) -> None:
+def measure(
+    files: Sequence[Path], data: DataBundle, shares: Sequence[float], methods: Sequence[str], path: Path
+) -> pd.DataFrame:
+    """Measure every case that the CSV file at ``path`` does not hold yet; write the file after each."""
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    for file in files:
+        cases = [(criterion, kept, method) for kept in shares for criterion in CRITERIA for method in methods]
+        if len(table):
+            of_file = table[table.network == file.stem]
+            known = set(zip(of_file.criterion, of_file.kept, of_file.method, strict=True))
+            cases = [case for case in cases if case not in known]
+        if not cases:
+            continue
+        network = Network(file, data)
+        for case in track(cases, f"measuring {file.stem}", unit="case"):
+            table = pd.concat([table, pd.DataFrame(network.rows(*case))], ignore_index=True)
+            table.to_csv(path, index=False)
+    return table
+
+
+def show(table: pd.DataFrame) -> None:
     """Print a table for each criterion."""
+    dense = table.groupby("network").dense.first()
     for criterion, part in table.groupby("criterion", sort=False):
-        wide = part.pivot_table(index=["method", "step"], columns="kept", values="accuracy", sort=False)
-        print(f"\nAccuracy (%) at the share of {criterion} kept; dense {dense:.1f}")
-        heads = ["method", "step", *(f"{kept:.0%}" for kept in part.kept.unique())]
-        print(tabulate(wide.reset_index().to_numpy().tolist(), heads, floatfmt=".1f"))
+        groups = part.groupby(["method", "step", "kept"], sort=False).accuracy
+        cells = groups.mean().map("{:.1f}".format)
+        if len(dense) > 1:
+            cells += groups.std().map(" ± {:.1f}".format)
+        wide = cells.unstack("kept")
+        print(f"\nAccuracy (%) at the share of {criterion} kept; dense {', '.join(f'{a:.2f}' for a in dense)}")
+        print(tabulate(wide.reset_index().to_numpy().tolist(), ["method", "step", *(f"{k:.0%}" for k in wide)]))
 
 
-def draw(table: pd.DataFrame, dense: float, path: Path) -> list[Path]:
+def draw(table: pd.DataFrame, path: Path) -> list[Path]:
     """Plot accuracy against the share kept: a panel for each criterion and step, a line for each method."""
     with styled():
         grid = sns.relplot(
@@ -135,7 +180,7 @@ def draw(table: pd.DataFrame, dense: float, path: Path) -> list[Path]:
             aspect=0.9,
         )
         for axes in grid.axes.flat:
-            axes.axhline(dense, color="0.4", linewidth=0.8, linestyle="--")
+            axes.axhline(table.groupby("network").dense.first().mean(), color="0.4", linewidth=0.8, linestyle="--")
         grid.set_axis_labels("Share kept", "Test accuracy (%)")
         grid.set_titles("{row_name}, {col_name}")
     return save_figure(grid.figure, path)
@@ -145,19 +190,17 @@ def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="folder that holds CIFAR-10's class folders")
-    parser.add_argument("--weights", default="finetuned/resnet20-cifar10.safetensors")
+    parser.add_argument("--weights", type=Path, nargs="+", required=True, help="files of trained networks")
     parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     data = load_data("cifar10", options.data_root, batch_size=500)
-    model = load_compressed(options.weights)
-    dense = 100 * evaluate(model, data.test)["accuracy"]
-    table = measure(model, data, options.kept, options.methods)
     options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "accuracy_before_finetuning.csv", index=False)
-    show(table, dense)
-    print(*draw(table, dense, options.out / "accuracy_before_finetuning"), sep="\n")
+    path = options.out / "accuracy_before_finetuning"
+    table = measure(options.weights, data, options.kept, options.methods, path.with_suffix(".csv"))
+    show(table)
+    print(*draw(table, path), sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ r"""Compare the accuracy of networks on the test split in PyTorch and, after ``e
         --image-size 64
 
 Each network, dense or compressed, is exported with the defaults of ``export_onnx`` (BatchNorm folded, factors merged,
-ranks padded) and evaluated on the whole test split. The script prints both figures and their difference and asserts
-nothing.
+ranks padded) in each of ``--precisions`` and evaluated on the whole test split. int8 gets its ranges from the
+calibration split. All files are timed in turn in ONNX Runtime, one image at a time, beside the first. The script
+prints the accuracy, the difference from PyTorch, the size and the time of each file and asserts nothing.
 """
 
 from __future__ import annotations
@@ -14,35 +15,19 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import onnxruntime
-import torch
 from tabulate import tabulate
-from torch import Tensor, nn
 
 from common.compression import load_compressed
 from common.data import load_data
-from common.deploy import export_onnx, onnx_session
-from common.deploy.onnx_files import INPUT
+from common.deploy.precision import PRECISIONS
 from common.environment import machine_line
-from common.training import evaluate
+from common.notebook.evidence import deployment_table
 
-
-class Exported(nn.Module):
-    """An ONNX Runtime session that is called like the network."""
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        super().__init__()
-        self.session = session
-        self.place = nn.Parameter(torch.empty(0))  # shows the device for inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of ``x``."""
-        (logits,) = self.session.run(None, {INPUT: x.numpy()})
-        return torch.from_numpy(logits)
+FORMATS = ("", "", ".4%", "+.4%", ".2f", ".3f", ".2f", "")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate every network twice and print the table."""
+    """Evaluate and time every file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="+", type=Path, help="networks, dense or compressed (*.safetensors)")
     parser.add_argument("--dataset", required=True)
@@ -52,21 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
         "--unannotated", default="keep", help="coco: keep or drop images without annotation; default: keep"
     )
     parser.add_argument("--limit", type=int, help="use at most this many images of each split")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each file; default: %(default)s")
     options = parser.parse_args(arguments)
     data = load_data(
         options.dataset, options.data_root, options.image_size, limit=options.limit, unannotated=options.unannotated
     )
     print(f"{machine_line()}\n")
-    rows = []
+    networks = {path.stem: load_compressed(path) for path in options.weights}
     with tempfile.TemporaryDirectory() as folder:
-        for path in options.weights:
-            network = load_compressed(path)
-            file = export_onnx(network, Path(folder) / f"{path.stem}.onnx", data.example())
-            torch_value = 100 * evaluate(network, data.test)[data.metric]
-            onnx_value = 100 * evaluate(Exported(onnx_session(file)), data.test)[data.metric]
-            rows.append([path.name, torch_value, onnx_value, onnx_value - torch_value, file.stat().st_size / 1e6])
-    heads = ["network", f"{data.metric} in PyTorch, %", "in ONNX Runtime, %", "difference, points", "MB of the file"]
-    print(tabulate(rows, heads, "pipe", floatfmt=("", ".3f", ".3f", "+.3f", ".2f")))
+        table = deployment_table(networks, data, Path(folder) / "file", options.precisions, options.rounds)
+    print(tabulate(table.to_numpy().tolist(), list(table.columns), "pipe", floatfmt=FORMATS, missingval="-"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ asserts nothing.
 
 Budgets limit parameters and MACs. With ``--latency``, they also limit the time to a share of the dense network's, as
 predicted from measured operations for one image in the first of ``--runtimes``. This shows the effect of a budget for
-both MACs and latency.
+both MACs and latency. With ``--in-turn``, all networks in all runtimes take turns, so a drift of the machine's speed
+changes no ratio between runtimes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import argparse
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median, quantiles
 from typing import Any
 
 import tensorly
@@ -34,12 +36,13 @@ import tltorch
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import machine_line
-from common.latency import RUNTIMES, Latency, measure_latencies, measured_latencies
+from common.latency import RUNTIMES, Latency, available_runtimes, measure_latencies, measured_latencies
 from common.models import build_model
 from common.network import Profile, profile
 from common.planning import Budget, RankPlan, plan_ranks
@@ -217,17 +220,46 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[list[Any
     return table.rows + table.best_rows()
 
 
+def in_turn(name: str, case: Case, options: argparse.Namespace) -> list[list[Any]]:
+    """Time every network in every runtime, all in turn, one image at a time; return the rows of the table.
+
+    Speedups are medians of the rounds' ratios to the dense network in the first runtime: the whole way from there.
+    """
+    dense = build_model(case.model, case.classes, **case.arguments).eval()
+    x = torch.randn(1, 3, case.size, case.size)
+    networks = {"dense": dense, **compressed(case.budget, dense, x, options.methods, options.round_to)}
+    passes = {}
+    for runtime in map(RUNTIMES.__getitem__, options.runtimes):
+        for what, network in networks.items():
+            with runtime.passing():
+                passes[runtime.title, what] = runtime, runtime.prepare(network, x)
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
+    for _ in range(options.rounds):
+        for key, (runtime, run) in passes.items():
+            with runtime.passing():
+                timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+                seconds[key].append(timer.timeit(options.passes).median)
+    first = next(iter(seconds.values()))
+    rows = []
+    for (runtime_title, what), own in seconds.items():
+        low, ratio, high = quantiles([whole / part for whole, part in zip(first, own, strict=True)], n=4)
+        rows.append([name, 1, runtime_title, what, median(own) * 1000, ratio, f"{low:.2f}-{high:.2f}"])
+    return rows
+
+
 def main() -> None:
     """Measure what the options select and print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=available_runtimes())
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--round-to", type=int, help="multiple to which to round ranks; default: 16, or 4 with --tiny")
     parser.add_argument("--latency", type=float, help="share of the time to keep, in the first of --runtimes")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
     parser.add_argument("--round-s", type=float, default=0.2, help="minimum seconds of a timing; default: %(default)s")
+    parser.add_argument("--in-turn", action="store_true", help="time all runtimes in turn, one image at a time")
+    parser.add_argument("--passes", type=int, default=5, help="with --in-turn: of each timing; default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="use small networks, to test whether everything runs")
     options = parser.parse_args()
     options.round_to = options.round_to or (4 if options.tiny else 16)
@@ -235,6 +267,12 @@ def main() -> None:
     tensorly.set_backend("pytorch")
     print(f"{machine_line()}, TensorLy {tensorly.__version__}, TensorLy-Torch {tltorch.__version__}\n")
     formats = ("", "", "", "", ".2%", ".2f", ".2f", ".2f", ".0%", ".1f", ".2f", ".2f")
+    if options.in_turn:
+        for name in options.networks:
+            rows = in_turn(name, CASES[name], options)
+            heads = ["network", "batch", "runtime", "by", "ms", "speedup", "middle half"]
+            print(tabulate(rows, heads, "pipe", floatfmt=("", "", "", "", ".2f", ".2f", "")), end="\n\n")
+        return
     for name, case in TINY.items() if options.tiny else ((name, CASES[name]) for name in options.networks):
         print(
             tabulate(measure(name, case, options), HEADS, "pipe", floatfmt=formats, missingval="-"),

@@ -37,7 +37,13 @@ from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
-from common.latency import NetworkLatencies, measure_latencies, measured_latencies, operation_runtimes
+from common.latency import (
+    NetworkLatencies,
+    available_runtimes,
+    measure_latencies,
+    measured_latencies,
+    operation_runtimes,
+)
 from common.latency.references import reference_plans, with_random_factors
 from common.models import build_model
 from common.network import profile
@@ -215,9 +221,10 @@ def main() -> None:
     """Measure what the options select and print a table for each network and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     runtimes = list(operation_runtimes())
+    here = [name for name in runtimes if name in available_runtimes()]
     parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=["resnet18"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=runtimes)
+    parser.add_argument("--runtimes", nargs="+", choices=runtimes, default=here)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25], help="shares of the MACs to keep")
     parser.add_argument(

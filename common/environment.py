@@ -20,8 +20,10 @@ def describe_environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "onnxruntime": _installed_version("onnxruntime"),
+        "openvino": _installed_version("openvino"),
         "system": platform.platform(),
         "processor": _processor(),
+        "instructions": instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -29,10 +31,46 @@ def describe_environment() -> dict[str, Any]:
 
 
 def machine_line() -> str:
-    """Return the conditions of a measurement, e.g. ``AMD EPYC, 2 threads, torch 2.13.0, ONNX Runtime 1.31.1``."""
+    """Return the conditions of a measurement.
+
+    For example ``AMD EPYC (AVX-512, VNNI), 2 threads, torch 2.13.0, ONNX Runtime 1.31.1, OpenVINO 2026.4.1``.
+    """
     found = describe_environment()
-    where = found["accelerator"] or found["processor"]
-    return f"{where}, {found['threads']} threads, torch {found['torch']}, ONNX Runtime {found['onnxruntime']}"
+    where = found["accelerator"] or f"{found['processor']} ({found['instructions']})"
+    names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    versions = [f"{name} {found[package]}" for package, name in names.items() if found[package]]
+    return ", ".join([where, f"{found['threads']} threads", *versions])
+
+
+def instruction_set() -> str:
+    """Return the processor's vector instructions that decide how fast networks run, e.g. ``AVX-512, VNNI``.
+
+    VNNI multiplies and adds 8-bit integers in one instruction. Without it, int8 may be slower than float32.
+    """
+    found = _capabilities()
+    known = {
+        "AVX-512": ("avx512_f",),
+        "AVX2": ("avx2",),
+        "NEON": ("neon",),
+        "VNNI": ("avx512_vnni", "avx_vnni"),
+        "dot product": ("dot",),
+        "AMX": ("amx_int8",),
+        "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    }
+    names = [name for name, flags in known.items() if any(found.get(flag) for flag in flags)]
+    wide = [name for name in names if not (name == "AVX2" and "AVX-512" in names)]
+    return ", ".join(wide) or "no vector instructions known"
+
+
+def has_int8_products() -> bool:
+    """Whether the processor multiplies and adds 8-bit integers in one instruction."""
+    return any(name in instruction_set().split(", ") for name in ("VNNI", "dot product", "AMX"))
+
+
+def _capabilities() -> dict[str, Any]:
+    """Return what PyTorch says of the processor; empty in older versions of torch."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def default_device() -> torch.device:
@@ -44,10 +82,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 natively. Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    get_capabilities = getattr(
-        torch.cpu, "get_capabilities", dict
-    )  # older versions of torch lack it; assume no bfloat16
-    capabilities: dict[str, Any] = get_capabilities()
+    capabilities = _capabilities()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

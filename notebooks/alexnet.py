@@ -72,15 +72,14 @@ run = None  # name of this run's log; None makes one of model, data set, method 
 # %%
 from common.notebook.config import ClassifierConfig
 
-config = ClassifierConfig.from_notebook(globals())
-print(config)
+print(config := ClassifierConfig.from_notebook(globals()))
 
 # %% [markdown]
 # ## Data and the dense network
 
 # %%
 from common.notebook.colab import copy_run
-from common.notebook.evidence import chosen_ranks, layer_table
+from common.notebook.evidence import chosen_ranks, deployment_table, layer_table
 from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
 from common.reporting import figures
 from common.reporting.tables import format_summary, summary_table
@@ -134,6 +133,13 @@ figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's para
 
 # %%
 figures.radar(result.records, config.keep)
+
+# %% [markdown]
+# With `precisions`, e.g. `float32,int8`, the networks are written as ONNX files beside the log. The table shows what
+# each file reaches on test, its size, and its time beside the dense network's in float32.
+
+# %%
+deployment_table({"dense": dense, **result.best_networks}, data, result.log.with_suffix(""), config.precision_list)
 
 # %%
 copy_run(result.log.parent, result.log.stem)

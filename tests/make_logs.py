@@ -130,10 +130,22 @@ def factored(layer: Layer, method: str, share: float) -> tuple[list[int], int]:
     return [r_in, middle, r_out], i * r_in + k * r_in * middle + k * middle * r_out + r_out * o
 
 
+def _figures(layer: Layer, method: str, kept: float) -> dict[str, Any]:
+    """The figures of a factored layer that keeps this share of its parameters."""
+    return {
+        "error": round(0.3 * (1 - kept), 4),
+        "params": kept,
+        "macs": kept,
+        "dense_params": layer.params,
+        "dense_macs": layer.params * layer.places,
+        "full": factored(layer, METHODS[method], 1.0)[0],
+    }
+
+
 def _trial(network: Network, method: str, share: float, chance: random.Random) -> dict[str, Any]:
     """Plan and figures of one compressed network, at about this share of each layer's ranks."""
     plan: dict[str, dict[str, Any]] = {}
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     extra = 9610 if network.metric == "accuracy" else 5700  # BatchNorm and biases
     params = macs = extra
     steps = 0
@@ -146,8 +158,7 @@ def _trial(network: Network, method: str, share: float, chance: random.Random) -
         else:
             plan[layer.name] = {"method": METHODS[method] if layer.kernel > 1 else "svd", "ranks": ranks}
             steps += len(ranks)
-            kept = size / layer.params
-            figures[layer.name] = {"error": round(0.3 * (1 - kept), 4), "params": kept, "macs": kept}
+            figures[layer.name] = _figures(layer, method, size / layer.params)
         params, macs = params + size, macs + size * layer.places
     dense = sum(layer.params for layer in network.layers) + extra
     dense_macs = sum(layer.params * layer.places for layer in network.layers) + extra

@@ -6,7 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from common.environment import git_commit, hide_passwords
+from common.environment import git_commit, has_int8_products, hide_passwords, instruction_set
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown", "products"),
+    [
+        (["avx2", "avx512_f", "avx512_vnni", "avx512_bf16"], "AVX-512, VNNI, bfloat16", True),
+        (["avx2", "avx_vnni"], "AVX2, VNNI", True),
+        (["avx2", "avx512_f"], "AVX-512", False),
+        (["neon", "dot"], "NEON, dot product", True),
+        ([], "no vector instructions known", False),
+    ],
+)
+def test_the_instruction_set_says_whether_bytes_are_multiplied(
+    flags: list[str], shown: str, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": False, **dict.fromkeys(flags, True)})
+    assert instruction_set() == shown
+    assert has_int8_products() is products
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,3 +134,18 @@ def test_wrong_calls_are_refused_before_any_pass(trained: nn.Module, shrunk: Shr
     for model, rule in ((shrunk.model, Budget(params=0.5)), (trained, 0.5)):
         with pytest.raises(ValueError, match=r"compressed already|rule=0\.5"):
             shrink(model, iter(lambda: pytest.fail("a batch was read"), None), rule)  # type: ignore[arg-type]
+
+
+def test_ranks_of_wide_layers_are_aligned_unless_the_caller_says_otherwise() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.ReLU(), nn.Flatten()).eval()
+    batches = [torch.randn(48, 3, 8, 8)]
+    cheap = ShrinkSteps(measure=False, improve=0, refit=False, recalibrate=False)
+    for rule, steps, step in (
+        (Budget(params=0.4), cheap, 16),
+        (Budget(params=0.4, round_to=3), cheap, 3),
+        (Budget(params=0.4), replace(cheap, align=False), 1),
+    ):
+        plan = shrink(model, batches, rule, "svd", steps=steps).plan
+        assert plan.settings["round_to"] == (None if step == 16 else step)
+        assert all(rank % step == 0 for rank in plan.layers["2"].ranks)

@@ -20,9 +20,10 @@ from common.network.passes import example_batch, explained
 
 WIDEST_PATCH = 5792
 """The most elements of a patch whose covariance is measured: 134 MB in float32."""
-FEWEST_ROWS = 512
-ROWS_PER_ELEMENT = 0.25
-"""Rows that each batch adds to the covariance of patches: this many for each element, but at least the fewest."""
+SMALL_PATCH = 1152
+"""Up to this many elements of a patch, all sampled patches of a batch are added to their covariance."""
+FEWEST_ROWS, ROWS_PER_ELEMENT, ROWS_PER_IMAGE = 512, 0.25, 4
+"""Of larger patches, each batch adds the greatest of: the fewest, a share of the elements, and a number an image."""
 HELD_OUT = 512
 """Largest number of held-out patches of each layer, on which errors are measured."""
 
@@ -205,7 +206,9 @@ class _RunningSums:
         size = math.prod(patches.shape[1:]) // self.groups
         if size > WIDEST_PATCH:
             return
-        count = max(FEWEST_ROWS, int(ROWS_PER_ELEMENT * size))
+        count = max(FEWEST_ROWS, int(ROWS_PER_ELEMENT * size), ROWS_PER_IMAGE * len(images))
+        if size <= SMALL_PATCH:
+            count = self.positions
         if isinstance(self.layer, nn.ConvTranspose2d):
             patches = output_patches(
                 self.layer, inputs, sample_positions(images, _size(output), count, generator)

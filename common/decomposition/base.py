@@ -106,7 +106,7 @@ class Decomposition(ABC):
     def _total(self) -> float:
         """The squared norm of the weight in the metric."""
         tensor = self.metric.weight if self.moments is None else self.metric.weighted
-        return float(tensor.square().sum())
+        return float(tensor.square().sum(dtype=torch.float64))
 
     @classmethod
     @abstractmethod
@@ -179,7 +179,8 @@ class Decomposition(ABC):
     def _output_mean(self) -> Tensor:
         """The mean output without the bias, ``E[Wp]``, ``(O,)``."""
         assert self.moments is not None
-        return torch.einsum("goihw,gihw->go", self.metric.weight, self.moments.patch_mean).flatten()
+        weight = self.metric.weight
+        return torch.einsum("goihw,gihw->go", weight, self.moments.patch_mean.to(weight.dtype)).double().flatten()
 
     def cap(self, rank: int) -> Ranks:
         """``rank`` in every mode, at most the mode's maximum."""
@@ -274,7 +275,7 @@ class OneRank(Decomposition):
     @cached_property
     def _lost(self) -> Tensor:
         """The energy lost at ranks 1, 2, ...: the sum of the squared singular values cut off, 0 at full rank."""
-        energy = self.rows.square().sum(dim=(0, 2))
+        energy = self.rows.square().sum(dim=(0, 2), dtype=torch.float64)
         return torch.cat([energy.flip(0).cumsum(0).flip(0)[1:], energy.new_zeros(1)])
 
     def lost_energy(self, ranks: Ranks) -> float:

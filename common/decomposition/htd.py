@@ -16,7 +16,7 @@ from common.decomposition.base import (
     RankSteps,
     rank_ladder,
 )
-from common.decomposition.metric import leading_basis, pooled_spectrum
+from common.decomposition.metric import pooled_spectrum
 from common.decomposition.tucker import Tucker2
 
 OUTER_PAIRS = 24
@@ -89,7 +89,9 @@ class HTD(Decomposition):
         if (r_in, r_out) not in self._roots:
             if len(self._roots) == CACHED_ROOTS:
                 self._roots.pop(next(iter(self._roots)))  # the oldest
-            self._roots[r_in, r_out] = _split(self._tucker.parts(r_in, r_out)[2])
+            matrix = _unfolded(self._tucker.parts(r_in, r_out)[2])
+            basis = self.metric.leading_basis(matrix)
+            self._roots[r_in, r_out] = basis, basis.mT @ matrix
         return self._roots[r_in, r_out]
 
     def factors(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -132,8 +134,7 @@ class HTD(Decomposition):
         selected = front[np.unique(np.linspace(0, len(front) - 1, OUTER_PAIRS).round().astype(int))]
         rank_tables, error_tables = [], []
         for r_in, r_out in pairs[selected].astype(int).tolist():
-            projected = _split(self._tucker.corner(r_in, r_out).to(self.working_dtype))[1]
-            energy = projected.double().square().sum(dim=(0, 2))
+            energy = self.metric.energies(_unfolded(self._tucker.corner(r_in, r_out))).sum(0)
             lost = self._tucker.hosvd_loss(r_in, r_out) + energy.sum() - energy.cumsum(0)
             middle = rank_ladder(len(energy), round_to)
             outer = [np.full(len(middle), rank) for rank in (r_in, r_out)]
@@ -149,8 +150,6 @@ class HTD(Decomposition):
         return r_in, select(pooled_spectrum(self._root(r_in, r_out)[1]), columns), r_out
 
 
-def _split(core: Tensor) -> tuple[Tensor, Tensor]:
-    """Unfold a core ``(G, r_out, r_in, kh, kw)``; return its basis ``(G, r_in*kh, R)`` and the core in that basis."""
-    matrix = core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)
-    basis = leading_basis(matrix)
-    return basis, basis.mT @ matrix
+def _unfolded(core: Tensor) -> Tensor:
+    """Unfold a core ``(G, r_out, r_in, kh, kw)`` between height and width, to ``(G, r_in*kh, kw*r_out)``."""
+    return core.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)

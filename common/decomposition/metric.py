@@ -9,6 +9,22 @@ from torch import Tensor
 
 from common.decomposition.moments import RIDGE, LayerMoments
 
+LARGE = 2**20
+"""From this many elements of one group's weight, eigenvectors are computed in single precision."""
+
+
+def solver_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype in which the eigenvectors of a weight's unfoldings are computed.
+
+    A large weight takes single precision, which halves the time and the memory, unless it is in double precision
+    itself. The basis is then orthonormal to about 2e-6, and directions whose energy is below 1e-7 of the greatest are
+    not told apart. Energies are measured in the basis found, so predicted errors are those of the factors.
+
+    Args:
+        weight: ``(G, O, I, kh, kw)``.
+    """
+    return torch.float32 if weight.dtype != torch.float64 and weight[0].numel() >= LARGE else torch.float64
+
 
 class Metric:
     """A weight in coordinates whose Frobenius norm is the error to minimise.
@@ -18,11 +34,12 @@ class Metric:
 
     Args:
         weight: ``(G, O, I, kh, kw)``, with O and I the channels of one group.
-        dtype: the dtype of all results.
+        dtype: the dtype of all results; None takes that of the solver, see :func:`solver_dtype`.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float64) -> None:
-        self._weight, self._dtype = weight, dtype
+    def __init__(self, weight: Tensor, dtype: torch.dtype | None = None) -> None:
+        self._weight, self._solver_dtype = weight, solver_dtype(weight)
+        self._dtype = dtype or self._solver_dtype
 
     @cached_property
     def weight(self) -> Tensor:
@@ -32,7 +49,17 @@ class Metric:
     @cached_property
     def output_basis(self) -> Tensor:
         """Orthonormal basis ``(G, O, R)`` of the weight's output space, leading direction first."""
-        return leading_basis(self.weight.flatten(2))
+        return self.leading_basis(self.weight.flatten(2))
+
+    def leading_basis(self, unfolding: Tensor) -> Tensor:
+        """See :func:`leading_basis`; in the solver's precision if that is lower than the unfolding's."""
+        return leading_basis(unfolding.to(self._solver_dtype)).to(unfolding.dtype)
+
+    def energies(self, unfolding: Tensor) -> Tensor:
+        """Squared singular values ``(G, min(n, m))`` of matrices ``(G, n, m)``, descending, in float64."""
+        matrix = unfolding.to(self._solver_dtype)
+        gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+        return torch.linalg.eigvalsh(gram).flip(-1).double().clamp(min=0)
 
     @cached_property
     def projected(self) -> Tensor:
@@ -82,13 +109,17 @@ class DataMetric(Metric):
     """
 
     def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
-        super().__init__(weight)
+        # Roots of covariances span many orders: only a layer without them can do with less than double precision.
+        super().__init__(weight, None if moments.input_covariance is None else torch.float64)
         self._moments = moments
 
     @cached_property
     def _output(self) -> tuple[Tensor, Tensor]:
         """See :func:`_output_eigenbasis`."""
-        return _output_eigenbasis(self.weight, self._moments.output_covariance, self._moments.shrinkage)
+        found = _output_eigenbasis(
+            self.weight, self._moments.output_covariance, self._moments.shrinkage, self._solver_dtype
+        )
+        return found[0].to(self._dtype), found[1].to(self._dtype)
 
     @cached_property
     def output_basis(self) -> Tensor:
@@ -139,23 +170,30 @@ class DataMetric(Metric):
         return core / self._scaled[1][:, : core.shape[1]]
 
 
-def _output_eigenbasis(weight: Tensor, covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _output_eigenbasis(
+    weight: Tensor, covariance: Tensor, share: float, precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors ``(G, O, R)`` of the output covariance, and the variances along them ``(G, R)``.
 
     They span the weight's output space, which holds all outputs. The Gram matrix of the weight is mixed in at
     ``share``; it is the output covariance for isotropic inputs. With many samples, it only orders the directions in
-    which the data does not vary (dead channels, constant inputs).
+    which the data does not vary (dead channels, constant inputs). The eigenvectors are computed in ``precision``, the
+    variances along them in float64.
     """
     matrix = weight.flatten(2)
     total = _total_trace(covariance)
     if matrix.shape[1] > matrix.shape[2]:
-        span = leading_basis(matrix)
-        projected = (span.mT @ matrix)[:, :, :, None, None]
-        basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share)
+        span = leading_basis(matrix).double()
+        projected = (span.mT @ matrix.double())[:, :, :, None, None]
+        basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share, precision)
         return span @ basis, variances
     single = matrix.float()  # precise enough for the mixed-in Gram matrix
     gram = (single @ single.mT).double()
-    variances, vectors = torch.linalg.eigh((1 - share) * covariance / total + share * gram / _total_trace(gram))
+    mixed = (1 - share) * covariance / total + share * gram / _total_trace(gram)
+    variances, vectors = torch.linalg.eigh(mixed.to(precision))
+    if precision != mixed.dtype:
+        vectors = vectors.double()
+        variances = ((mixed @ vectors) * vectors).sum(1)
     # Rounding can make a zero variance negative. The floor must stay small, or such rows would count like the others.
     return vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 
@@ -208,4 +246,4 @@ def pooled_spectrum(projected: Tensor) -> Tensor:
     Returns:
         ``(R,)``, made descending, because eigenvectors whose values differ only by rounding come in any order.
     """
-    return projected.square().sum(dim=(0, 2)).sqrt().cummin(0).values
+    return projected.square().sum(dim=(0, 2), dtype=torch.float64).sqrt().cummin(0).values

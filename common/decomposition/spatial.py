@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import DECOMPOSITIONS, OneRank, Ranks
-from common.decomposition.metric import leading_basis
 
 
 @DECOMPOSITIONS.add
@@ -38,7 +37,7 @@ class SpatialSVD(OneRank):
     def _split(self) -> tuple[Tensor, Tensor]:
         """Left basis of the matrix, ``(G, I*kh, R)``, and the matrix in that basis."""
         matrix = self.metric.weighted.permute(0, 2, 3, 4, 1).flatten(3).flatten(1, 2)  # (G, I*kh, kw*R_out)
-        basis = leading_basis(matrix)
+        basis = self.metric.leading_basis(matrix)
         return basis, basis.mT @ matrix
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.decomposition.base import DECOMPOSITIONS, Decomposition, Floats, Ranks, RankSelector, RankSteps
-from common.decomposition.metric import leading_basis, pooled_spectrum
+from common.decomposition.metric import pooled_spectrum
 from common.decomposition.subspace import leading_subspace
 from common.decomposition.unfolding import by_input, by_output
 
@@ -52,7 +52,7 @@ class Tucker2(Decomposition):
     @cached_property
     def _input_basis(self) -> Tensor:
         """Input basis of the HOSVD, ``(G, I/G, R_in)``."""
-        return leading_basis(by_input(self.metric.weighted))
+        return self.metric.leading_basis(by_input(self.metric.weighted))
 
     @cached_property
     def _core(self) -> Tensor:
@@ -62,7 +62,7 @@ class Tucker2(Decomposition):
     @cached_property
     def _corner_energies(self) -> Tensor:
         """The energy in each corner of the core, ``(R_out, R_in)``."""
-        return self._core.square().sum(dim=(0, 3, 4)).cumsum(0).cumsum(1)
+        return self._core.square().sum(dim=(0, 3, 4), dtype=torch.float64).cumsum(0).cumsum(1)
 
     @property
     def spectrum(self) -> Tensor:
@@ -119,7 +119,7 @@ class Tucker2(Decomposition):
         of the metric, which is only a model; that loses more than it gains.
         """
         rows = self.metric.weighted[:, :r_out]
-        inputs = leading_basis(by_input(rows))[:, :, :r_in]
+        inputs = self.metric.leading_basis(by_input(rows))[:, :, :r_in]
         core = torch.einsum("grihw,gis->grshw", rows, inputs)
         return self.metric.leading_rows(r_out), self._restore_inputs(inputs), core
 
@@ -163,7 +163,7 @@ class Tucker2(Decomposition):
             return self.hosvd_loss(*ranks)
         if self.moments is None:  # in single precision, a difference of energies cannot resolve a small loss
             return float((self.original - self.reconstruct(ranks)).double().square().sum())
-        return self._total - float(self.parts(*ranks)[2].square().sum())
+        return self._total - float(self.parts(*ranks)[2].square().sum(dtype=torch.float64))
 
     def hosvd_loss(self, r_in: int, r_out: int) -> float:
         """The energy lost at these ranks without sweeps."""

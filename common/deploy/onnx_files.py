@@ -16,8 +16,10 @@ from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import merge_factors
 from common.deploy.parity import difference, run, tolerance
-from common.deploy.sessions import onnx_session
+from common.deploy.precision import check_precision, quantize, rounded_to_half, store_in_half
+from common.deploy.sessions import INPUT, OUTPUT, onnx_session
 from common.files import replacing
+from common.network.batches import Batches
 from common.network.outputs import single_tensor
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 # onnx and onnx_ir take seconds to import. So only the functions that need them import them.
 
-INPUT, OUTPUT = "input", "output"
-"""Names of the file's only input and output."""
 OPSETS = range(18, 24)
 TOLERANCE = 1e-4
 """Largest allowed error of a file's outputs, over the largest output."""
@@ -35,13 +35,21 @@ LARGEST_FILE = 2**31
 
 
 def export_onnx(
-    model: nn.Module, path: str | Path, x: Tensor, *, dynamic_batch: bool = True, opset: int = 20, align: int = 8
+    model: nn.Module,
+    path: str | Path,
+    x: Tensor,
+    *,
+    dynamic_batch: bool = True,
+    opset: int = 20,
+    align: int = 8,
+    precision: str = "float32",
+    batches: Batches | None = None,
 ) -> Path:
     """Write a network, dense or compressed, to one ONNX file, with its BatchNorms folded and its factors merged.
 
-    The file is written only if ``onnx.checker`` accepts it and the outputs of ONNX Runtime equal those of PyTorch, to
-    1e-4 of the largest. They are compared on ``x`` and on random inputs, and for a dynamic batch also at another batch
-    size.
+    The file is written only if ``onnx.checker`` accepts it and the outputs of ONNX Runtime in float32 equal those of
+    PyTorch, to 1e-4 of the largest, on ``x`` and on random inputs, for a dynamic batch also at another batch size. In
+    float16 they equal those of the network with rounded weights. In int8 they are compared on ``batches``.
 
     Args:
         model: in float32, with one input and one tensor as output. It stays unchanged.
@@ -51,32 +59,51 @@ def export_onnx(
         dynamic_batch: whether the file takes batches of any size instead of N.
         opset: version of the ONNX operators, 18 to 23.
         align: ranks are padded with zeros to multiples of this number, see :func:`common.deploy.align_ranks`.
+        precision: ``float32``; ``float16`` stores weights in half precision and computes in float32; ``int8`` stores
+            weights and computes in 8 bits, see :func:`common.deploy.precision.quantize`.
+        batches: typical inputs, or pairs of inputs and targets, for int8 alone; at most 512 inputs are used.
 
     Returns:
         The path.
 
     Raises:
         TypeError: ``x`` is not a tensor.
-        ValueError: ``opset``, ``align`` or ``path`` is not allowed; the weights do not fit into one file; or a file
-            cannot hold this kind of network or ``x`` (see :func:`common.deploy.exportable.exportable`).
+        ValueError: ``opset``, ``align``, ``path``, ``precision`` or ``batches`` is not allowed; the weights do not fit
+            into one file or into float16; or a file cannot hold this kind of network or ``x`` (see
+            :func:`common.deploy.exportable.exportable`).
         RuntimeError: ONNX does not support the network's operations or control flow, or the outputs differ.
     """
     path = Path(path)
+    _check_arguments(path, opset)
+    check_multiple(align)
+    check_precision(precision, batches)
+    reference, x = exportable(model, x)
+    _check_size(reference)
+    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
+    if precision == "float16":
+        reference = network = rounded_to_half(network)
+    expected = _expected(reference, x, dynamic_batch)
+    with replacing(path) as partial:
+        _write(network, partial, x, dynamic_batch, opset)
+        if precision == "float16":
+            store_in_half(partial)
+        _check_parity(partial, expected)
+        if batches is not None:
+            quantize(partial, reference, batches, 64 if dynamic_batch else len(x), dynamic_batch)
+    return path
+
+
+def _check_arguments(path: Path, opset: int) -> None:
     if opset not in OPSETS:
         raise ValueError(f"opset={opset!r}: it must be in {OPSETS.start}..{OPSETS.stop - 1}")
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: it is a folder; name a file in it")
-    check_multiple(align)
-    reference, x = exportable(model, x)
-    size = sum(parameter.nbytes for parameter in reference.parameters())
+
+
+def _check_size(network: nn.Module) -> None:
+    size = sum(parameter.nbytes for parameter in network.parameters())
     if size >= LARGEST_FILE:
         raise ValueError(f"the network has {size:,} bytes of weights; one ONNX file holds {LARGEST_FILE:,} at most")
-    expected = _expected(reference, x, dynamic_batch)
-    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
-    with replacing(path) as partial:
-        _write(network, partial, x, dynamic_batch, opset)
-        _check_parity(partial, expected)
-    return path
 
 
 def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset: int) -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import onnxruntime
+
+INPUT, OUTPUT = "input", "output"
+"""Names of a file's only input and output."""
 
 # onnxruntime takes seconds to import. So only the functions that need it import it.
 
@@ -41,6 +45,19 @@ def onnx_session(
     providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
     providers.append("CPUExecutionProvider")
     return onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file that is called like the network that it holds, e.g. by :func:`common.training.evaluate`."""
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        self.session = onnx_session(path, threads, "cpu")
+        self.place = nn.Parameter(torch.empty(0))  # shows the device for inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of ``x``."""
+        return torch.from_numpy(self.session.run(None, {INPUT: x.numpy()})[0])
 
 
 def check_provider(device: torch.device | str) -> None:

@@ -29,10 +29,12 @@ def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None
 
     Raises:
         ValueError: ``runtime`` is unknown or cannot time operations, or the network is not on the processor.
+        RuntimeError: the runtime lacks something on this machine, such as its package.
     """
     chosen = operation_runtime(runtime)
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: layers are timed one by one on the processor; allowed: cpu")
+    chosen.check(x.device)
     if chosen.merges_factors:
         model = merge_factors(fold_batchnorm(model, x), x)
     shapes = trace_layers(model, x)

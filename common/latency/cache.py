@@ -67,13 +67,15 @@ def measured_latencies(
     Raises:
         ValueError: ``method`` is unknown, ``runtime`` is unknown or cannot time operations, or the network is not on
             the processor or not in single precision, in which operations are timed.
+        RuntimeError: the runtime lacks something on this machine, such as its package.
     """
-    operation_runtime(runtime)
+    clock = operation_runtime(runtime)
     check_choice("method", method, (*DECOMPOSITIONS, "mixed"))
     if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
+    clock.check(x.device)
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
     table = read_table(path, conditions)

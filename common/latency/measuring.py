@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from common.latency.runtimes import RUNTIMES
+from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.modes import evaluating
 
 MAX_SPREAD = 0.25
@@ -98,34 +98,63 @@ def measure_latencies(
 ) -> list[Latency]:
     """:func:`measure_latency` of several networks that all take turns with one baseline, which is prepared once."""
     chosen = RUNTIMES[runtime]
-    if rounds < 3:
-        raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
+    _check_rounds(rounds)
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
     x = chosen.accept(networks, x)
-    threads = torch.get_num_threads()
-    times: list[list[float]] = [[] for _ in networks]
     with evaluating(*networks), chosen.serving(networks):
         passes = [chosen.prepare(network, x) for network in networks]
-        with chosen.passing():
-            peaks = [_peak_bytes(run, x.device) for run in passes]
-            timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in passes]
-            repeats = [max(1, round(round_s / timer.timeit(2).median)) for timer in timers]  # also the warm-up
-            for _ in range(rounds):
-                for series, timer, count in zip(times, timers, repeats, strict=True):
-                    series.append(timer.timeit(count).median)
+        return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
+
+
+def measure_files(
+    files: Sequence[str | Path], x: Tensor, *, baseline: str | Path, rounds: int = 15, round_s: float = 0.02
+) -> list[Latency]:
+    """:func:`measure_latencies` of ONNX files in ONNX Runtime, whatever their precision.
+
+    Args:
+        files: from :func:`common.deploy.export_onnx`.
+        x: the batch, on the processor.
+        baseline: the file that takes turns with them.
+        rounds: as in :func:`measure_latency`.
+        round_s: as in :func:`measure_latency`.
+    """
+    _check_rounds(rounds)
+    chosen = OnnxRuntime()
+    passes = [chosen.file_pass(Path(file), x) for file in (*files, baseline)]
+    return _in_turn(chosen, passes, x, True, (rounds, round_s))
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 3:
+        raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
+
+
+def _in_turn(
+    chosen: Runtime, passes: Sequence[Callable[[], object]], x: Tensor, has_baseline: bool, effort: tuple[int, float]
+) -> list[Latency]:
+    """Time passes in turn; the last may be the baseline of the others. ``effort`` is the rounds and their seconds."""
+    threads, (rounds, round_s) = torch.get_num_threads(), effort
+    times: list[list[float]] = [[] for _ in passes]
+    with chosen.passing():
+        peaks = [_peak_bytes(run, x.device) for run in passes]
+        timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in passes]
+        repeats = [max(1, round(round_s / timer.timeit(2).median)) for timer in timers]  # also the warm-up
+        for _ in range(rounds):
+            for series, timer, count in zip(times, timers, repeats, strict=True):
+                series.append(timer.timeit(count).median)
     conditions: dict[str, Any] = {
         "runtime": chosen.title,
         "threads": threads,
         "batch_size": len(x),
         "memory_format": chosen.memory_format(x),
     }
-    dense = (times[-1], peaks[-1]) if baseline is not None else (None, None)
+    dense = (times[-1], peaks[-1]) if has_baseline else (None, None)
     return [
         Latency(
             **_compare(times[index], dense[0]), peak_bytes=peaks[index], baseline_peak_bytes=dense[1], **conditions
         )
-        for index in range(len(models))
+        for index in range(len(passes) - has_baseline)
     ]
 
 

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from common.data import DATASETS, LoadOptions
 from common.data.loading import UNANNOTATED
+from common.deploy.precision import PRECISIONS
 from common.environment import default_device
 from common.files import check_writable, is_file, is_folder
 from common.latency import RUNTIMES
@@ -154,6 +155,7 @@ class ExperimentConfig(NotebookConfig):
     distill_features: str = ""
     latency_batch: Count = 1
     runtimes: str = "eager"
+    precisions: str = ""
     svd_ranks: str | int = "16,32,64"  # papermill passes a single value as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
     compare_at: Share | None = None
@@ -165,7 +167,7 @@ class ExperimentConfig(NotebookConfig):
         super().__post_init__()
         if self.weights is not None and not is_file(self.weights):
             raise ValueError(f"weights={self.weights!r}: there is no such file")
-        _ = self.rank_list, self.tau_list, self.feature_list
+        _ = self.rank_list, self.tau_list, self.feature_list, self.precision_list
         if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
         for runtime in self.runtime_list:
@@ -243,6 +245,11 @@ class ExperimentConfig(NotebookConfig):
         if not names:
             raise ValueError(f"runtimes={self.runtimes!r}: it must be {allowed}, with commas between")
         return tuple(names)
+
+    @property
+    def precision_list(self) -> tuple[str, ...]:
+        """The names in ``precisions``."""
+        return tuple(_listed("precisions", self.precisions, str, ", ".join(PRECISIONS), lambda n: n in PRECISIONS))
 
     @property
     def tau_list(self) -> list[float]:

@@ -14,6 +14,11 @@ from common.planning.decompositions import Decompositions, layer_method
 from common.planning.latencies import Latencies
 from common.planning.plan import LayerPlan
 
+ALIGNMENT = 16
+"""The multiple for the ranks of wide layers. Processors compute 8 or 16 channels at once."""
+WIDE_CHANNELS = 128
+"""From this many inputs and outputs of a group, a layer is wide: a step of 16 is at most an eighth of its ranks."""
+
 Divergences = Mapping[str, Sequence[tuple[float, float]]]
 """Layer -> measured points (squared relative error, divergence). Values in between are linear; 0 at no error."""
 
@@ -58,6 +63,11 @@ def layer_options(
     front = _pareto_front(np.column_stack([rows[:, :-1], loss]))
     seconds = None if latencies is None else rows[front, 2]
     return Options([plans[index] for index in front], rows[front, 0], rows[front, 1], loss[front], seconds)
+
+
+def aligned_step(shape: LayerShape) -> int:
+    """The step between a layer's ranks that suits the hardware: ``ALIGNMENT`` if the layer is wide, else 1."""
+    return ALIGNMENT if min(shape.channels) // shape.groups >= WIDE_CHANNELS else 1
 
 
 def dense_layer_seconds(shape: LayerShape, latencies: Latencies) -> float:

@@ -13,7 +13,14 @@ from common.trials import Timing, TrialRecord
 PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5}
 """The methods that are compared most, in the order of a legend, with the place of each among colours and markers. The
 first places differ most. A method that is not listed here takes one of the other places."""
-COLORS_APART = 10
+MARKERS = "osD^vPX*<>"
+COLORS = (
+    *("#0173b2", "#de8f05", "#029e73", "#1f1f1f", "#56b4e9"),
+    *("#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"),
+)
+"""Seaborn's ``colorblind`` colours and a black, in an order whose first four are easy to tell apart. (Seaborn's first
+four include orange and vermilion, which look alike to readers with red-green blindness.)"""
+COLORS_APART = len(COLORS)
 """Number of places with different colours."""
 
 
@@ -107,3 +114,22 @@ def environment_text(record: TrialRecord) -> str:
     parts = [f"{title} {found[name]}" for name, title in (("python", "Python"), ("torch", "torch")) if found.get(name)]
     parts += [str(found[name]) for name in ("processor", "accelerator") if found.get(name)]
     return ", ".join(parts + ([f"{found['threads']} threads"] if found.get("threads") else []))
+
+
+def share_interval(value: float, images: float) -> tuple[float, float] | None:
+    """The 95% interval of a share of images (Wilson 1927), e.g. of an accuracy.
+
+    Args:
+        value: the share.
+        images: number of images; NaN if unknown.
+
+    Returns:
+        Lower and upper limit. None if ``value`` is no whole number of images over ``images``, as a mean Dice is not.
+    """
+    hits = value * images
+    if not images > 0 or not 0 <= value <= 1 or abs(hits - round(hits)) > 1e-6:
+        return None
+    z = 1.959964
+    centre = (value + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(value * (1 - value) / images + (z / (2 * images)) ** 2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

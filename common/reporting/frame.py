@@ -140,6 +140,12 @@ def is_accepted(rows: pd.DataFrame, keep: float) -> pd.Series[bool]:
     return (rows["status"] == "ok") & enough
 
 
+def counts_for_best(accepted: pd.DataFrame) -> pd.Series[bool]:
+    """Which accepted trials can be the best: once a search has tested some of them, only those."""
+    tested = accepted["test"].notna()
+    return tested | ~tested.groupby(accepted["study"], observed=True).transform("any")
+
+
 def is_measured(rows: pd.DataFrame) -> pd.Series[bool]:
     """Which trials have a value of the deciding metric on validation, even if they were pruned later."""
     return (rows["status"] != "failed") & rows["final"].notna()

@@ -18,10 +18,11 @@ TEXTS = (
 COUNTS = ("trial", "params", "macs", "size_bytes", "time", "offset", "size", "file")
 NUMBERS = (
     *(*STAGES, "test", "final", "dense", "dense_test", "dense_params", "dense_macs", "dense_size"),
-    *("speedup", "median_s", "iqr_s", "seconds", "seed", "spectra"),
+    *("speedup", "median_s", "iqr_s", "seconds", "seed", "spectra", "images", "test_images"),
 )
 """The columns. The stages, ``test``, ``final`` (validation after the last stage), ``dense`` and ``dense_test`` hold
-the deciding metric. What was not measured is NaN. ``title`` is the method's. ``network`` names the dense one."""
+the deciding metric, of ``images`` images of validation and ``test_images`` of test. What was not measured is NaN.
+``title`` is the method's. ``network`` names the dense one."""
 
 
 class Columns:
@@ -64,6 +65,7 @@ class Columns:
             *(dense.params, dense.macs, dense.size_bytes),
             *((timing.speedup, timing.median_s, timing.iqr_s) if timing else (None, None, None)),
             *(record.seconds, record.seed, bool(record.details.spectra)),
+            *(dense.images.get("validation"), dense.images.get("test")),
         )
         held = (
             *(codes.setdefault(text, len(codes)) for codes, text in zip(self.codes.values(), texts, strict=True)),

@@ -13,6 +13,7 @@ from torch import nn
 
 from common.compression import compress, load_compressed, save_compressed
 from common.data import DataBundle
+from common.data.own import OwnLoader
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
@@ -153,12 +154,15 @@ class Finalists:
         for number in sorted(chosen):
             if number not in self.networks:
                 self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
-        test = evaluate(model, self.data.test)
+        test, loader = evaluate(model, self.data.test), self.data.test
+        images: int = loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
         for number in sorted(chosen):
             network, record = self.networks[number], self.records[number]
             file = save_compressed(network, self._file(number))
             metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
-            dense = record.baseline.replace(metrics={**record.baseline.metrics, "test": test})
+            dense = record.baseline.replace(
+                metrics={**record.baseline.metrics, "test": test}, images={**record.baseline.images, "test": images}
+            )
             times = []
             for runtime in self.settings.runtimes:
                 ratio = self.objective.macs_ratio(network, runtime)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Measured:
     macs: int
     part: dict[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
-    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     cost: Profile | None = None
     latency: Latency | None = None
 
@@ -154,16 +155,24 @@ class Objective:
         merit = self.merit(metrics["recalibrated"], score)
         return Measured(2, score, merit, cost.params, cost.macs, part, metrics, layers, cost, latency)
 
-    def layer_figures(self, plan: RankPlan) -> dict[str, dict[str, float]]:
-        """Factored layer -> its relative ``error``, and the shares of its ``params`` and ``macs`` that it keeps.
+    def layer_figures(self, plan: RankPlan) -> dict[str, dict[str, Any]]:
+        """Factored layer -> its figures, in the form of a trial record's.
 
         The error is that of the layer's output on calibration data, or of its weight if there are no moments.
         """
         found = {}
         for name, layer in plan.factored.items():
             params, macs = kept_shares(self.space.shapes[name], layer)
-            error = self.decompositions.get(name, layer.method or "").relative_error(layer.ranks)
-            found[name] = {"error": four_digits(error), "params": four_digits(params), "macs": four_digits(macs)}
+            made = self.decompositions.get(name, layer.method or "")
+            dense_params, dense_macs = self.space.shapes[name].dense_cost
+            found[name] = {
+                "error": four_digits(made.relative_error(layer.ranks)),
+                "params": four_digits(params),
+                "macs": four_digits(macs),
+                "dense_params": dense_params,
+                "dense_macs": dense_macs,
+                "full": list(made.max_ranks),
+            }
         return found
 
     def time(self, network: nn.Module, rounds: int, runtime: str = "eager") -> Latency:
@@ -206,6 +215,7 @@ class Objective:
             "size_bytes": self.dense_cost.size_bytes,
             "latency": self.dense_latency.to_json(),
             "metrics": {"validation": self.dense_metrics},
+            "images": {"validation": self.data.validation_images()},
         }
 
     def score(

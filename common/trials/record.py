@@ -128,6 +128,7 @@ class Baseline(Part):
         params, macs, size_bytes: as in `TrialRecord`. Counters of other programs may return fractions.
         latency: latency of the dense network.
         metrics: metrics on ``validation``, and on ``test`` once it was read.
+        images: split -> number of its images, for ``validation`` and ``test``.
     """
 
     params: int | Measure = math.nan
@@ -135,6 +136,7 @@ class Baseline(Part):
     size_bytes: int | Measure = math.nan
     latency: Timing | None = None
     metrics: Metrics = Field(default_factory=dict)
+    images: dict[str, Count] = Field(default_factory=dict)
 
     def metric(self, name: str, split: str = "validation") -> float:
         """Return the metric ``name`` on a split; NaN if it was not measured."""
@@ -147,11 +149,16 @@ class LayerFigures(Part):
     Attributes:
         error: relative error of its output on calibration data, or of its weight if no data was used.
         params, macs: the fractions that were kept.
+        dense_params, dense_macs: parameters and MACs of the dense layer.
+        full: the greatest ranks that it can have; empty if unknown.
     """
 
     error: float = math.nan
     params: float = math.nan
     macs: float = math.nan
+    dense_params: float = math.nan
+    dense_macs: float = math.nan
+    full: list[int] = Field(default_factory=list)
 
 
 class LayerTimes(Part):

@@ -9,7 +9,7 @@ import tensorly
 import tltorch
 import torch
 
-from benchmarks.latency import HEADS, TINY, compressed, measure
+from benchmarks.latency import HEADS, TINY, compressed, in_turn, measure
 from common.models import build_model
 from common.network import profile
 from common.planning import Budget, RankPlan, plan_ranks
@@ -73,3 +73,12 @@ def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
     assert {convolution.implementation for convolution in convolutions} == {"factorized"}
     assert factorized(x).isfinite().all()
     assert profile(factorized, x).params == profile(ours, x).params + kernels
+
+
+def test_all_runtimes_take_turns() -> None:
+    options = options_of(methods=["svd"], runtimes=["eager", "channels_last"], passes=1)
+    rows = in_turn("resnet20", TINY["resnet20"], options)
+    runtimes = ["PyTorch eager", "PyTorch eager", "PyTorch channels_last", "PyTorch channels_last"]
+    assert [row[2:4] for row in rows] == [list(pair) for pair in zip(runtimes, ["dense", "svd"] * 2, strict=True)]
+    assert rows[0][5:] == [1.0, "1.00-1.00"]
+    assert all(row[4] > 0 and row[5] > 0 for row in rows)

@@ -80,10 +80,10 @@ def test_it_is_planned_for(tmp_path: Path) -> None:
 
 
 def test_it_is_named_where_a_runtime_is_unknown() -> None:
-    allowed = "allowed: eager, channels_last, compile, onnxruntime, autocast"
+    allowed = "allowed: eager, channels_last, compile, onnxruntime, openvino, onnxruntime_int8, autocast"
     with pytest.raises(ValueError, match=rf"runtime='autocats' is unknown \(did you mean 'autocast'\?\); {allowed}"):
         measure_latency(tiny_cnn(), X, runtime="autocats")
-    with pytest.raises(ValueError, match="allowed: eager, channels_last, onnxruntime, autocast"):
+    with pytest.raises(ValueError, match="allowed: eager, channels_last, onnxruntime, openvino, autocast"):
         measured_latencies(tiny_cnn(), X, "compile")
     with pytest.raises(ValueError, match=rf"runtimes='autocats' is unknown .*; {allowed}"):
         SearchSettings(runtimes=("autocats",))

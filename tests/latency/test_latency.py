@@ -15,6 +15,7 @@ from torch import nn
 
 from common.latency import Latency, measure_latencies, measure_latency
 from common.latency import measuring as latency
+from tests.latency.reasons import NO_OPENVINO
 from tests.networks import same_weights, tiny_cnn
 
 X = torch.randn(2, 3, 8, 8)
@@ -87,6 +88,7 @@ def test_several_networks_share_one_baseline(monkeypatch: pytest.MonkeyPatch) ->
         ("eager", "PyTorch eager", "contiguous"),
         ("channels_last", "PyTorch channels_last", "channels_last"),
         ("onnxruntime", "ONNX Runtime", "contiguous"),
+        pytest.param("openvino", "OpenVINO", "contiguous", marks=NO_OPENVINO),
     ],
 )
 def test_every_runtime_leaves_the_network_alone(runtime: str, name: str, memory_format: str) -> None:
@@ -178,6 +180,8 @@ def test_channels_last_takes_images() -> None:
         measure_latency(nn.Linear(4, 3), torch.randn(2, 4), runtime="channels_last")
 
 
-def test_onnx_runtime_is_loaded_when_it_is_needed() -> None:
-    code = "import sys, common.latency; sys.exit(bool({'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+def test_onnx_runtime_and_openvino_are_loaded_when_they_are_needed() -> None:
+    code = (
+        "import sys, common.latency; sys.exit(bool({'onnx', 'onnx_ir', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -140,6 +140,22 @@ def test_mixed_is_never_worse_than_any_single_method() -> None:
     assert predicted_loss("mixed") <= 1.001 * min(predicted_loss(method) for method in DECOMPOSITIONS)
 
 
+def test_without_round_to_only_the_ranks_of_wide_layers_are_aligned() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 100, 3), nn.Conv2d(100, 128, 3), nn.Conv2d(128, 144, 3)).eval()
+    x = torch.randn(1, 3, 12, 12)
+    decompositions = Decompositions(model)
+    free = set()
+    for kept in (0.2, 0.35, 0.5, 0.65):
+        plan = plan_ranks(model, x, "tucker2", Budget(params=kept, round_to=None), decompositions=decompositions)
+        assert (
+            profile(compress(model, plan, decompositions=decompositions), x).params <= kept * profile(model, x).params
+        )
+        assert all(rank % 16 == 0 or rank in (128, 144) for rank in plan.layers["2"].ranks)
+        free |= {rank % 16 for rank in plan.layers["1"].ranks}
+    assert len(free) > 1
+
+
 def test_round_to_gives_multiples_or_maxima() -> None:
     plan = plan_ranks(tiny_cnn(width=32), X, "mixed", Budget(params=0.5, round_to=8))
     assert plan.factored

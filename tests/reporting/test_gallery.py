@@ -29,12 +29,13 @@ PICTURES = ["radar", "pareto", "methods", "stages", "progress", "speedups", "ran
 
 def test_the_gallery_is_complete(pictures: dict[str, Figure]) -> None:
     models = ("alexnet-imagenette", "resnet18-cifar10", "unet-brain_tumor", "vgg16-cifar10")
-    each = {f"{kind}-{model}" for kind in ("ranks", "spectra", "times") for model in models}
+    each = {f"{kind}-{model}" for kind in ("ranks", "spectra", "times", "where") for model in models}
     assert set(pictures) == {*PICTURES, *each}
 
 
 @pytest.mark.parametrize(
-    "name", [*PICTURES, "spectra-resnet18-cifar10", "ranks-resnet18-cifar10", "times-vgg16-cifar10"]
+    "name",
+    [*PICTURES, "spectra-resnet18-cifar10", "ranks-resnet18-cifar10", "times-vgg16-cifar10", "where-vgg16-cifar10"],
 )
 def test_no_two_texts_overlap_at_4_models_and_4_methods(name: str, pictures: dict[str, Figure]) -> None:
     figure = pictures[name]

@@ -10,6 +10,7 @@ from hypothesis import settings as tries
 from hypothesis import strategies as st
 
 from common.reporting import figures
+from common.reporting.figures.spectra import stages
 from tests.records import make_record
 from tests.reporting.drawn import marks_of, texts
 
@@ -17,20 +18,19 @@ from tests.reporting.drawn import marks_of, texts
 def test_spectra() -> None:
     values = {f"layer{n}.conv": np.geomspace(n + 1, 0.01, 10 + n).tolist() for n in range(20)}
     figure = figures.spectra(values, {"layer3.conv": 5})
-    axes = figure.axes[0]
-    curves = [line for line in axes.get_lines() if line.get_marker() == "None"]
+    lines = [line for axes in figure.axes for line in axes.get_lines()]
+    curves = [line for line in lines if line.get_marker() == "None"]
     assert len(curves) == 20
-    assert axes.get_yscale() == "log"
-    assert "(%" in axes.get_xlabel()
-    assert "over the greatest" in axes.get_ylabel()
+    assert {axes.get_yscale() for axes in figure.axes[:4]} == {"log"}
     third = np.asarray(curves[3].get_xydata())
     assert third[0] == pytest.approx([100 / 13, 1.0])
     assert third[-1] == pytest.approx([100, 0.01 / 4])
-    (mark,) = (line for line in axes.get_lines() if line.get_marker() == "o")
+    (mark,) = (line for line in lines if line.get_marker() == "o")
     assert np.asarray(mark.get_xydata())[0] == pytest.approx([100 * 5 / 13, values["layer3.conv"][4] / 4])
     shown = texts(figure)
     assert all(name in shown for name in values)
-    assert "chosen rank" in shown
+    for text in ("chosen rank", "Place in the spectrum (%", "over the greatest"):
+        assert text in shown
 
 
 def test_spectra_of_odd_layers() -> None:
@@ -38,8 +38,16 @@ def test_spectra_of_odd_layers() -> None:
     assert len(figure.axes[0].get_lines()) == 3
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.9e-4)
     many = texts(figures.spectra({f"l{n}": [2.0, 1.0] for n in range(60)}))
-    assert sum(line.startswith("l") for line in many.splitlines()) == 24
+    assert sum(line.startswith("l") for line in many.splitlines()) == 60
     assert "No layer" in texts(figures.spectra({}))
+
+
+def test_layers_that_begin_alike_share_a_panel() -> None:
+    resnet = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "fc"]
+    assert stages(resnet) == [["conv1"], resnet[1:3], resnet[3:5], ["fc"]]
+    vgg = [*(f"features.{n}" for n in range(13)), *(f"classifier.{n}" for n in (0, 3, 6))]
+    assert [len(panel) for panel in stages(vgg)] == [6, 6, 1, 3]
+    assert stages(["a", "b", "c"]) == [["a", "b", "c"]]
 
 
 ODD_SPECTRA: dict[str, dict[str, list[float]]] = {
@@ -123,7 +131,7 @@ def test_policy_heatmap_before_and_after_share_one_scale() -> None:
         assert np.reshape(values, (2, 2)).tolist() == cells  # both in the order of the layers of `after`
         assert mesh.get_clim() == (0, 0.9)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["10%", "dense"]
-        assert axes.get_xlabel() == "Candidate rank"
+        assert axes.get_xlabel() == "Share of the layer's parameters\n(under a budget: price level)"
     assert (first.get_title(), second.get_title(), bar.get_ylabel()) == ("Before", "After", "Probability")
     assert [label.get_text() for label in first.get_yticklabels()] == ["conv1", "conv2"]
     assert "Policy $5" in texts(figure)
@@ -142,6 +150,14 @@ def test_sensitivities_that_differ_by_powers_of_ten_are_on_a_logarithmic_axis() 
     sizes = {"a": 1, "b": 2, "c": 3}
     assert figures.sensitivities({"a": 5.0, "b": 0.001, "c": 0.0}, sizes).axes[0].get_xscale() == "log"
     assert figures.sensitivities({"a": 5.0, "b": 1.0, "c": 0.0}, sizes).axes[0].get_xscale() == "linear"
+
+
+def test_rank_heatmap_is_relative_to_full_rank_where_it_is_known() -> None:
+    figures_of = {"layers": {"a": {"error": 0.1, "params": 0.2, "macs": 0.2, "full": [64, 32]}}}
+    record = make_record(plan={"a": {"method": "tucker2", "ranks": [16, 16]}}, details=figures_of)
+    heat, bar = figures.rank_heatmap([record]).axes
+    assert np.asarray(heat.images[0].get_array()).tolist() == [[(16 / 64 + 16 / 32) / 2]]
+    assert bar.get_ylabel() == "Rank over full rank"
 
 
 def test_rank_heatmap_by_hand() -> None:

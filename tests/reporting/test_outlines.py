@@ -18,6 +18,8 @@ def test_dice_stands_under_each_mask() -> None:
     figure = sample_masks(squares())
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert labels == ["", "", "Dice 0.50", "", "", "Dice 0.00"]
+    (key,) = figure.legends
+    assert [text.get_text() for text in key.get_texts()] == ["true mask", "mask of the network above the column"]
     assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "truth", "dense"]
 
 

@@ -123,8 +123,14 @@ def test_methods_by_hand() -> None:
         "MACs kept (% of dense)",
         "Latency kept (% of dense)",
     ]
-    assert (params.get_title(loc="left"), params.get_ylabel()) == ("resnet18 (cifar10)", "Accuracy (%)")
+    assert (params.get_title(loc="left"), params.get_ylabel()) == (
+        "resnet18 (cifar10)",
+        "Accuracy\n(validation), %",
+    )
+    assert latency.get_title(loc="right") == "2 conditions of timing"
     shown = [np.asarray(points.get_offsets()).tolist() for points in params.collections]
     assert shown == [[pytest.approx([50, 80])], [pytest.approx([25, 94.71], abs=1e-5)]]
+    hollow = [len(np.asarray(points.get_facecolor())) == 0 for points in params.collections]
+    assert hollow == [True, False]  # the first was not fine-tuned
     assert np.asarray(latency.collections[1].get_offsets())[0] == pytest.approx([25, 94.71])
     assert texts(figure).count("Tucker-2") == 0

@@ -80,3 +80,23 @@ def test_radar_says_that_nothing_was_accepted() -> None:
     assert "99%" in shown
     with pytest.raises(ValueError, match="keep="):
         figures.radar([], keep=2)
+
+
+def test_methods_of_one_model_and_the_work_that_it_follows_are_overlaid() -> None:
+    records = [
+        make_record(dataset="mnist", method="htd"),
+        make_record(dataset="mnist", trial=1, method="svd", params=3_000_000),
+        make_record(dataset="mnist", trial=2, method="tucker2", metrics={"raw": {"accuracy": 0.1}}),
+    ]
+    figure = figures.radar(records)
+    found = polygons(figure)
+    assert [label.split("\n")[0] for label in found] == [
+        "resnet18 (mnist), SVD: trial 1",
+        "resnet18 (mnist), HTD: trial 0",
+        "tdcnn, as reported: Tucker-2, accuracy on test, no size,",
+    ]
+    reported = [float(radius) for radius in list(found.values())[-1].get_ydata()]
+    assert reported[1:3] == pytest.approx([0.8715, 0.8467])
+    assert all(math.isnan(radius) for radius in reported[3:5])
+    assert "resnet18 (mnist), Tucker-2: no accepted trial" in texts(figure)
+    assert "tdcnn" not in texts(figures.radar([make_record()]))

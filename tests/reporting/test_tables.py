@@ -5,14 +5,19 @@ import math
 import pandas as pd
 import pytest
 
+from common.reporting.facts import share_interval
 from common.reporting.frame import Trials
 from common.reporting.tables import format_summary, summary_table
 from common.reporting.tables.summary import COLUMNS, summary, summary_notes
-from common.reporting.tables.table import human_count, milliseconds
+from common.reporting.tables.table import count_unit, in_unit, milliseconds
 from tests.records import DENSE_MACS, DENSE_PARAMS, make_baseline, make_record
 
 SMALL = make_record(trial=4)
 FAST = make_record(trial=7, params=3_000_000, macs=60_000_000, latency={"speedup": 2.5}, method="htd")
+
+
+EMPTY = {"Validation": "Accuracy (validation)", "Test": "Accuracy (test)"}
+SEEN = {**EMPTY, "Parameters": "Parameters (M)", "MACs": "MACs (M)"}
 
 
 def rows(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -27,53 +32,72 @@ def test_raw_numbers() -> None:
     dense, small, fast = (rows(frame)[name] for name in ("baseline", "best params", "best MACs"))
     assert (dense["Parameters"], dense["MACs"]) == (DENSE_PARAMS, DENSE_MACS)
     assert (dense["Params Red."], dense["MACs Red."], dense["Speedup"], dense["Comp. Rate"]) == (0, 0, 1, 1)
-    assert (dense["Value"], dense["Split"]) == (0.95, "validation")
+    assert (dense["Validation"], dense["Metric"]) == (0.95, "accuracy")
+    assert math.isnan(dense["Test"])
     assert small["Params Red."] == pytest.approx((11_181_642 - 1_437_022) / 11_181_642)
     assert small["MACs Red."] == pytest.approx((555_422_720 - 87_512_064) / 555_422_720)
     assert small["Comp. Rate"] == pytest.approx(11_181_642 / 1_437_022)
-    assert (small["Speedup"], small["Value"]) == (1.93, 0.9471)
-    assert (fast["Parameters"], fast["Method"]) == (3_000_000, "htd")
+    assert (small["Speedup"], small["Validation"]) == (1.93, 0.9471)
+    assert (fast["Parameters"], fast["Method"]) == (3_000_000, "HTD")
 
 
 def test_formatted_row_by_hand() -> None:
     text = format_summary(summary_table([SMALL]))
-    assert list(text.columns) == [{"Value": "Accuracy"}.get(name, name) for name in COLUMNS]
+    assert list(text.columns) == [SEEN.get(name, name) for name in COLUMNS]
     assert rows(text)["best params"].to_list() == [
         "resnet18 (cifar10)",
         "best params",
         "-87.15%",
         "-84.24%",
-        "94.71% (val)",
+        "94.71%",
+        "-",
         "1.93x",
-        "1.44 M",
-        "87.51 M",
+        "1.44",
+        "87.51",
         "7.78x",
-        "tucker2",
+        "Tucker-2",
         "4",
     ]
     assert rows(text)["baseline"].to_list()[2:] == [
         "0.00%",
         "0.00%",
-        "95.00% (val)",
+        "95.00%",
+        "-",
         "1.00x",
-        "11.18 M",
-        "0.56 G",
+        "11.18",
+        "555.42",
         "1.00x",
         "dense",
         "-",
     ]
 
 
-def test_the_test_metric_is_shown_if_it_was_evaluated() -> None:
-    baseline = make_baseline(metrics={"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.9432}})
-    tested = make_record(trial=1, baseline=baseline, metrics={**SMALL.metrics, "test": {"accuracy": 0.9401}})
+def test_both_splits_are_shown_with_their_images_and_the_interval_on_test() -> None:
+    metrics = {"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.943}}
+    baseline = make_baseline(metrics=metrics, images={"validation": 500, "test": 1000})
+    tested = make_record(trial=1, baseline=baseline, metrics={**SMALL.metrics, "test": {"accuracy": 0.94}})
     unfinished = FAST.replace(run="another-run")
     frame = summary_table([unfinished, tested])  # only the second record's baseline holds a test metric
-    assert rows(frame)["baseline"][["Value", "Split"]].to_list() == [0.9432, "test"]
+    assert rows(frame)["baseline"][["Validation", "Test"]].to_list() == [0.95, 0.943]
     text = rows(format_summary(frame))
-    assert text["baseline"]["Accuracy"] == "94.32%"
-    assert text["best params"]["Accuracy"] == "94.01%"
-    assert text["best speedup"]["Accuracy"] == "94.71% (val)"
+    validation, test = "Accuracy (validation, n=500)", "Accuracy (test, n=1000)"
+    assert text["baseline"][[validation, test]].to_list() == ["95.00%", "94.30% [92.7, 95.6]"]
+    assert text["best params"][[validation, test]].to_list() == ["94.71%", "94.00% [92.4, 95.3]"]
+    assert text["best speedup"][[validation, test]].to_list() == ["94.71%", "-"]
+
+
+@pytest.mark.parametrize(
+    ("value", "images", "limits"),
+    [(0.5, 10, (0.2366, 0.7634)), (1.0, 20, (0.8389, 1.0)), (0.0, 20, (0.0, 0.1611)), (0.94, 1000, (0.9235, 0.9531))],
+)
+def test_the_interval_of_a_share_is_wilsons(value: float, images: int, limits: tuple[float, float]) -> None:
+    assert share_interval(value, images) == pytest.approx(limits, abs=1e-4)  # as statsmodels' proportion_confint
+
+
+def test_a_mean_over_images_or_an_unknown_number_of_them_has_no_interval() -> None:
+    assert share_interval(0.8123, 100) is None
+    assert share_interval(0.5, math.nan) is None
+    assert share_interval(math.nan, 10) is None
 
 
 def test_the_test_metric_never_chooses() -> None:
@@ -84,10 +108,10 @@ def test_the_test_metric_never_chooses() -> None:
 def test_the_metric_heads_its_column_or_each_value_names_its_own() -> None:
     baseline = make_baseline(metrics={"validation": {"dice": 0.9}})
     unet = make_record(metric="dice", metrics={"raw": {"dice": 0.899}}, baseline=baseline, model="unet")
-    assert list(format_summary(summary_table([unet]))["Dice"])[:2] == ["90.00% (val)", "89.90% (val)"]
-    both = format_summary(summary_table([unet, SMALL]))["Metric"]
-    assert list(both)[:2] == ["90.00% dice (val)", "89.90% dice (val)"]
-    assert list(both)[4:6] == ["95.00% accuracy (val)", "94.71% accuracy (val)"]
+    assert list(format_summary(summary_table([unet]))["Dice (validation)"])[:2] == ["90.00%", "89.90%"]
+    both = format_summary(summary_table([unet, SMALL]))["Metric (validation)"]
+    assert list(both)[:2] == ["90.00% dice", "89.90% dice"]
+    assert list(both)[4:6] == ["95.00% accuracy", "94.71% accuracy"]
 
 
 def test_no_accepted_trial_leaves_the_baseline_and_a_note() -> None:
@@ -125,7 +149,7 @@ def test_a_network_that_grew_has_a_plus() -> None:
 def test_no_record_gives_an_empty_table() -> None:
     frame = summary_table([])
     assert frame.empty
-    assert list(format_summary(frame).columns) == [{"Value": "Accuracy"}.get(name, name) for name in COLUMNS]
+    assert list(format_summary(frame).columns) == [EMPTY.get(name, name) for name in COLUMNS]
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.01, float("nan")])
@@ -135,19 +159,19 @@ def test_keep_is_checked(keep: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "units", "text"),
+    ("values", "unit", "texts"),
     [
-        (1_437_022, "KM", "1.44 M"),
-        (138_357_544, "KM", "138.36 M"),
-        (310_000_000, "KMG", "0.31 G"),
-        (99_999_999, "KMG", "100.00 M"),
-        (61_706, "KM", "61.71 K"),
-        (12, "KM", "12"),
-        (0, "KM", "0"),
+        ((1_437_022, 138_357_544), "M", ("1.44", "138.36")),
+        ((310_000_000, 1_500_000_000), "G", ("0.31", "1.50")),
+        ((61_706, 99_999_999), "K", ("61.71", "100,000.00")),
+        ((12, 1_234_567), "", ("12", "1,234,567")),
+        ((0, 2_000), "K", ("0.00", "2.00")),
+        ((), "", ()),
     ],
 )
-def test_human_count(value: int, units: str, text: str) -> None:
-    assert human_count(value, units) == text
+def test_a_column_of_counts_has_one_unit(values: tuple[int, ...], unit: str, texts: tuple[str, ...]) -> None:
+    found, size = count_unit(values)
+    assert (found, tuple(in_unit(value, size) for value in values)) == (unit, texts)
 
 
 def test_runs_of_one_dense_network_share_a_block_whatever_its_latency() -> None:
@@ -161,7 +185,7 @@ def test_runs_of_different_dense_networks_stand_apart() -> None:
     other = make_baseline(metrics={"validation": {"accuracy": 0.90}})
     frame = summary_table([make_record(run="one"), make_record(run="two", baseline=other)])
     assert list(dict.fromkeys(frame["Model"])) == ["resnet18 (cifar10), run one", "resnet18 (cifar10), run two"]
-    assert list(frame[frame["Criterion"] == "baseline"]["Value"]) == [0.95, 0.90]
+    assert list(frame[frame["Criterion"] == "baseline"]["Validation"]) == [0.95, 0.90]
 
 
 def test_at_zero_every_measured_trial_is_accepted() -> None:
@@ -175,9 +199,12 @@ def test_at_zero_every_measured_trial_is_accepted() -> None:
 def test_a_narrow_terminal_omits_columns_and_names_them() -> None:
     table = summary(Trials.of([SMALL]), 0.99)
     assert "too narrow" not in table.console()
-    narrow = table.console(100)
-    assert max(map(len, narrow.splitlines())) <= 100
-    assert narrow.splitlines()[-1] == "(too narrow for: Comp. Rate, Parameters, MACs, Method)"
+    narrow = table.console(120)
+    assert max(map(len, narrow.splitlines())) <= 120
+    assert (
+        narrow.splitlines()[-1]
+        == "(too narrow for: Comp. Rate, Parameters (M), MACs (M), Method, Accuracy (validation))"
+    )
     assert "Parameters" not in narrow.splitlines()[0]
 
 
@@ -194,7 +221,7 @@ def test_numbers_stand_on_the_right() -> None:
     heads = lines[0].index("Params Red.") + len("Params Red.")
     assert lines[2][:heads].endswith(" 0.00%")
     assert lines[3][:heads].endswith("-87.15%")
-    assert r"\begin{tabular}{llrrrrrrrll}" in table.latex()
+    assert r"\begin{tabular}{llrrrrrrrrll}" in table.latex()
     rows = table.latex().splitlines()
     assert [rows[n + 1].split("&")[0].strip() for n, line in enumerate(rows) if line == r"\addlinespace"] == [
         "unet (cifar10)"
@@ -238,6 +265,16 @@ def test_a_name_of_two_lines_stays_in_its_row() -> None:
 def test_milliseconds_have_three_digits() -> None:
     shown = [milliseconds(value) for value in (0.0029, 0.00066, 0.0157, 0.0994, 0.09999, 1.5)]
     assert shown == ["2.90 ms", "0.660 ms", "15.7 ms", "99.4 ms", "100 ms", "1,500 ms"]
+
+
+def test_latex_takes_a_caption_and_a_label() -> None:
+    table = summary(Trials.of([SMALL]), 0.99)
+    text = table.latex(r"{title} of \emph{ours}", "tab:{name}")
+    assert table.latex() not in text
+    heads = [r"\begin{table}", r"\centering", r"\caption{Summary of \emph{ours}}", r"\label{tab:summary}"]
+    assert [line for line in text.splitlines() if not line.startswith("%")][:4] == heads
+    assert text.endswith("\\end{tabular}\n\\end{table}\n")
+    assert r"\begin{table}" not in table.latex()
 
 
 def test_latex_escapes_names_and_has_booktabs_rules() -> None:

@@ -23,17 +23,18 @@ def test_analyze_shows_the_summary_and_writes_everything(workplace: Path) -> Non
     assert lines[-1] == f"open {Path('results') / 'report.html'} to see everything on one page"
     made = {path.name for path in (workplace / "results").iterdir()}
     assert {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")} | {*FIGURES, "report.html"} <= made
-    assert lines[-2].startswith(f"wrote {len(made)} files into results: 7 csv, 7 md, 7 tex")
+    assert lines[-2].startswith(f"wrote {len(made)} files into results: 8 csv, 7 md, 7 tex")
     assert all(path.stat().st_size for path in (workplace / "results").iterdir())
     assert "-91.95%" in result.stdout  # 1 - 900000 / 11181642
     with (workplace / "results" / "summary.csv").open(encoding="utf-8") as file:
         raw = list(csv.DictReader(file))
     best = next(row for row in raw if row["Criterion"] == "best params")
-    assert float(best["Params Red."]) == pytest.approx(1 - 900_000 / 11_181_642)
-    assert (best["Parameters"], best["Trial"], best["Split"]) == ("900000", "1", "validation")
+    assert -float(best["Params Red."]) == pytest.approx(1 - 900_000 / 11_181_642)
+    assert (best["Parameters"], best["Trial"], best["Test"]) == ("900000", "1", "")
     page = (workplace / "results" / "summary.md").read_text(encoding="utf-8")
     assert "a\\|b (cifar10)" in page
-    assert "94.60% (val)" in page
+    assert "94.60%" in page
+    assert "Accuracy (validation)" in page
     report = (workplace / "results" / "report.html").read_text(encoding="utf-8")
     assert 'href="../logs/r.log"' in report
     assert "<pre>python analyze_results.py</pre>" in report

@@ -134,7 +134,7 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
     with (tmp_path / "results" / "summary.csv").open() as file:
         rows = {row["Criterion"]: row for row in csv.DictReader(file)}
     best = min(records, key=lambda record: record.params)
-    assert float(rows["best params"]["Params Red."]) == pytest.approx(1 - best.params / 11_181_642)
+    assert -float(rows["best params"]["Params Red."]) == pytest.approx(1 - best.params / 11_181_642)
     assert (tmp_path / "results" / "radar.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "pareto.pdf").read_bytes().startswith(b"%PDF")
 

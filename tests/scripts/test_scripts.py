@@ -63,8 +63,8 @@ def test_one_method_or_model_alone(workplace: Path) -> None:
     csvs = ("--format", "csv")
     shown = run(workplace, "analyze_results.py", "--method", "htd", *csvs)
     assert shown.returncode == 0
-    assert " htd " in shown.stdout
-    assert " svd " not in shown.stdout
+    assert " HTD " in shown.stdout
+    assert " SVD " not in shown.stdout
     both = run(workplace, "analyze_results.py", "--method", "htd", "--method", "svd", "--model", "resnet18", *csvs)
     assert both.stdout.startswith("2 trials of 1 model ")
     for script in ("analyze_results.py", "jsonify_logs.py"):

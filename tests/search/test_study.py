@@ -84,6 +84,15 @@ def test_a_record_holds_what_was_measured(searched: Searched, dense: TinyCNN) ->
         assert layers.keys() == {name for name, made in record.plan.items() if made.dense is None}
         assert all(0 <= found.error < 1.5 and 0 < found.params < 1 for found in layers.values())
         assert all(0 < found.macs <= 1 for found in layers.values())
+        for name, found in layers.items():
+            ranks = record.plan[name].ranks
+            assert all(rank <= full for rank, full in zip(ranks, found.full, strict=True))
+            assert 0 < found.dense_params < record.baseline.params
+            assert 0 < found.dense_macs < record.baseline.macs
+        images = {"validation": tiny_digits().validation_images()}
+        if "test" in record.metrics:
+            images["test"] = sum(len(targets) for _, targets in tiny_digits().test)
+        assert record.baseline.images == images
     spectra = searched.records[0].details.spectra
     assert spectra.keys() == searched.records[0].plan.keys()
     assert all(values == sorted(values, reverse=True) for values in spectra.values())

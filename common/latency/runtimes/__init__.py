@@ -8,6 +8,7 @@ from common.latency.runtimes.base import (
     RUNTIMES,
     OperationRuntime,
     Runtime,
+    available_runtimes,
     operation_runtime,
     operation_runtimes,
 )
@@ -18,6 +19,8 @@ from common.latency.runtimes.eager import Eager
 from common.latency.runtimes.channels_last import ChannelsLast
 from common.latency.runtimes.compile import Compile
 from common.latency.runtimes.onnxruntime import OnnxRuntime
+from common.latency.runtimes.openvino import OpenVino
+from common.latency.runtimes.onnxruntime_int8 import OnnxRuntimeInt8
 # isort: on
 
 __all__ = [
@@ -26,8 +29,11 @@ __all__ = [
     "Compile",
     "Eager",
     "OnnxRuntime",
+    "OnnxRuntimeInt8",
+    "OpenVino",
     "OperationRuntime",
     "Runtime",
+    "available_runtimes",
     "operation_runtime",
     "operation_runtimes",
 ]

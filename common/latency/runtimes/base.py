@@ -118,6 +118,18 @@ def operation_runtimes() -> dict[str, OperationRuntime]:
     return {name: runtime for name, runtime in RUNTIMES.items() if isinstance(runtime, OperationRuntime)}
 
 
+def available_runtimes(device: str = "cpu") -> list[str]:
+    """Names of the runtimes that can run here. Others lack a package, a compiler or the device."""
+    found = []
+    for name, runtime in RUNTIMES.items():
+        try:
+            runtime.check(torch.device(device))
+        except (ValueError, RuntimeError):
+            continue
+        found.append(name)
+    return found
+
+
 def operation_runtime(name: str) -> OperationRuntime:
     """The runtime of this name, if its operations can be timed one by one.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.planning.accounting import budget_obstacles, nothing_to_factor, used_parameters
 from common.planning.allocation import Limits, UnreachableBudget, allocate
-from common.planning.options import dense_layer_seconds, layer_options
+from common.planning.options import aligned_step, dense_layer_seconds, layer_options
 from common.planning.plan import RankPlan
 from common.planning.rules.base import RULES, Network, Rule, check_round_to
 
@@ -25,18 +25,20 @@ class Budget(Limits, Rule):
         macs: fraction of the multiply-accumulates.
         latency: fraction of the time in ``runtime`` on this machine, as predicted from measured times.
         runtime: name of the runtime, see ``common.latency``; only used with ``latency``.
-        round_to: ranks are multiples of it, or a mode's maximum.
+        round_to: ranks are multiples of it, or a mode's maximum. None takes 16 for wide layers and 1 for the others,
+            see :func:`common.planning.options.aligned_step`.
 
     Raises:
         ValueError: no fraction is given, or one is out of range.
     """
 
     name = "budget"
-    round_to: int = field(default=1, kw_only=True)
+    round_to: int | None = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_round_to(self.round_to)
+        if self.round_to is not None:
+            check_round_to(self.round_to)
 
     __str__ = Limits.__str__
 
@@ -57,7 +59,7 @@ class Budget(Limits, Rule):
                 network.decompositions,
                 network.methods,
                 divergences=network.divergences,
-                round_to=self.round_to,
+                round_to=aligned_step(shape) if self.round_to is None else self.round_to,
                 latencies=latencies,
             )
             for name, shape in network.shapes.items()

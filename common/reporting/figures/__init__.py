@@ -7,11 +7,13 @@ of a cell returns, and `save_figure` writes it. No function opens a window or ch
 from common.reporting.figures.curves import progress, training_curves
 from common.reporting.figures.effect import speedups, stages
 from common.reporting.figures.layer_times import layer_times
-from common.reporting.figures.layers import policy_heatmap, rank_heatmap, sensitivities, spectra
+from common.reporting.figures.layers import policy_heatmap, rank_heatmap, sensitivities
 from common.reporting.figures.outlines import sample_masks
 from common.reporting.figures.pareto import methods, pareto, pareto_front
 from common.reporting.figures.radar import radar
+from common.reporting.figures.spectra import spectra
 from common.reporting.figures.style import save_figure
+from common.reporting.figures.where import where_it_goes
 
 __all__ = [
     "layer_times",
@@ -29,4 +31,5 @@ __all__ = [
     "speedups",
     "stages",
     "training_curves",
+    "where_it_goes",
 ]

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from common.reporting.facts import MARKERS
 from common.reporting.figures.style import (
     DASHES,
-    MARKERS,
     WIDE,
     message,
     method_looks,

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.reporting.facts import conditions, macs_ratio, method_name, method_order, number, timings
-from common.reporting.figures.pareto import STAGE_MARKERS, STAGE_NAMES, thin
+from common.reporting.figures.pareto import STAGE_MARKERS, STAGE_NAMES
 from common.reporting.figures.style import (
     DENSE_COLOR,
     NARROW,
@@ -28,6 +28,7 @@ from common.reporting.figures.style import (
     styled,
 )
 from common.reporting.frame import Trials
+from common.reporting.fronts import thin
 from common.trials import STAGES, TrialRecord
 
 TIMED = 250

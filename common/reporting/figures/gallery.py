@@ -10,8 +10,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from common.reporting import figures
-from common.reporting.figures.pareto import thin
 from common.reporting.frame import Trials, is_accepted
+from common.reporting.fronts import thin
 from common.trials import LayerTimes, TrialRecord
 
 TOGETHER = 6
@@ -36,7 +36,8 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
     frame = trials.frame
     yield Entry(
         "radar",
-        "Each model's accepted network with the fewest parameters, on validation: each axis runs from the first value "
+        "The accepted network with the fewest parameters of each model, or of each method if there is one model, on "
+        "validation. Grey: what the work that this follows reports. Each axis runs from the first value "
         "at the centre to the second at the rim, the speedup on a logarithmic scale.",
         partial(figures.radar, trials, keep),
     )
@@ -76,6 +77,10 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
                 f", and the ranks of trial {best.trial} of {best.run}." if best else "."
             )
             yield Entry(f"spectra-{slug}", caption, partial(_spectra, trials.record(holders[0]), best))
+        if best and any(held.dense_params > 0 for held in best.details.layers.values()):
+            caption = f"{label}: where parameters, MACs and time go in the dense network and in trial {best.trial} of "
+            caption += f"{best.run}, and the error of each layer's output."
+            yield Entry(f"where-{slug}", caption, partial(figures.where_it_goes, best))
         timed = trials.best(rows, keep).get("speedup")
         times = timed.details.layer_times if timed else None
         if timed and times and times.before and times.after:

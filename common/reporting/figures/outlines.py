@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from common.reporting.figures.style import WIDE, message, palette, picture, styled
@@ -33,7 +34,7 @@ def sample_masks(pictures: Mapping[str, Array]) -> Figure:
         return message("There is no image to show.")
     colors = palette(3)
     with styled(axes_grid=False):
-        figure = picture(WIDE, WIDE / len(pictures) * len(images) * 1.1 + 0.3)
+        figure = picture(WIDE, WIDE / len(pictures) * len(images) * 1.1 + 0.5)
         grid = figure.subplots(len(images), len(pictures), squeeze=False)
         for row, image in enumerate(images):
             for column, (title, masks) in enumerate(pictures.items()):
@@ -47,6 +48,9 @@ def sample_masks(pictures: Mapping[str, Array]) -> Figure:
                 if column > 1:
                     _outline(axes, masks[row], colors[1])
                     axes.set_xlabel(f"Dice {_dice(masks[row], truth[row]):.2f}")
+        keys = ("true mask", "mask of the network above the column")[: len(pictures) - 1]
+        handles = [Line2D([], [], color=color, label=key) for color, key in zip(colors, keys, strict=False)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -12,16 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
-from common.reporting.frame import Trials, is_measured
+from common.reporting.frame import Trials
+from common.reporting.fronts import DRAWN, front_of, measured, thin
+from common.reporting.fronts import pareto_front as pareto_front
+from common.reporting.tables.splits import split_head
 from common.reporting.tables.summary import baseline_row
-from common.trials import STAGES, TrialRecord
+from common.trials import TrialRecord
 
 STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "finetuned": "^", "pruned": "x"}
 STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned", "pruned": "pruned"}
 STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-DRAWN = 1500
-"""Maximum number of trials drawn for each block, evenly spread. The Pareto fronts are those of all trials."""
+HOLLOW = {"facecolors": "none", "linewidths": 0.7}
+"""The look of a trial that was not fine-tuned."""
 COSTS = {"params_kept": "Parameters kept (% of dense)", "macs_kept": "MACs kept (% of dense)"}
 
 
@@ -48,7 +51,8 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
         every = pd.concat(list(groups.values()))
         fit_height(panels[0], 100 * every["final"], [dense_metric(rows) for rows in groups.values() if not rows.empty])
         metrics = " or ".join(sorted(set(every["metric"])))
-        panels[0].set_ylabel(f"{metrics.capitalize()} on validation (%)")
+        images = split_head(every, "validation").partition("validation")[2].removesuffix(")")
+        panels[0].set_ylabel(f"{metrics.capitalize()} on validation (%){images}")
         reached = set(every["reached"])
         handles = _pareto_legend(list(groups), [stage for stage in STAGE_MARKERS if stage in reached])
         figure.legend(
@@ -58,13 +62,6 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
             frameon=False,
         )
     return figure
-
-
-def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """The measured trials, with a column ``reached`` for the last stage of each, or ``pruned``."""
-    rows = rows[is_measured(rows)]
-    reached = np.select([rows[stage].notna() for stage in reversed(STAGES)], list(reversed(STAGES)), STAGES[0])
-    return rows.assign(reached=np.where(rows["status"] == "pruned", "pruned", reached))
 
 
 def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Sequence[float]) -> None:
@@ -90,28 +87,6 @@ def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Se
     axes.set_ylim(low, high)
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, value) pairs for which no other pair has a cost and a value at least as good, by cost."""
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front
-
-
-def front_of(rows: pd.DataFrame, cost: str) -> list[tuple[float, float]]:
-    """The Pareto front of the trials that were not pruned, in percent."""
-    kept = rows.loc[rows["status"] != "pruned", [cost, "final"]].dropna() * 100
-    return pareto_front(list(zip(kept[cost].tolist(), kept["final"].tolist(), strict=True)))
-
-
-def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:
-    """At most ``limit`` rows, evenly spread."""
-    if len(rows) <= limit:
-        return rows
-    return rows.iloc[np.linspace(0, len(rows) - 1, limit).round().astype(int)]
-
-
 def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
     drawn = thin(rows)
     size, alpha, width = (16, 0.65, 0.8) if len(drawn) < 200 else (8, 0.3, 0.6)
@@ -120,7 +95,9 @@ def _draw_stages(axes: Axes, rows: pd.DataFrame, cost: str, color: Any) -> None:
         if not at.empty:
             tint = color or STAGE_COLORS[position]
             x, y = 100 * at[cost], 100 * at["final"]
-            axes.scatter(x, y, s=size, color=tint, marker=marker, alpha=alpha, linewidths=width)
+            hollow = {} if stage in ("finetuned", "pruned") else {"facecolors": "none", "edgecolors": [tint]}
+            look: dict[str, Any] = hollow or {"color": tint}
+            axes.scatter(x, y, s=size, marker=marker, alpha=alpha, linewidths=width, **look)
     front = front_of(rows, cost)
     if front:
         axes.plot(*zip(*front, strict=True), color=color or DENSE_COLOR, drawstyle="steps-post", zorder=3)
@@ -144,7 +121,15 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
     tints = {stage: "0.4" if several else STAGE_COLORS[i] for i, stage in enumerate(STAGE_MARKERS)}
     models = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
     marks = [
-        Line2D([], [], linestyle="none", marker=STAGE_MARKERS[stage], color=tints[stage], label=STAGE_NAMES[stage])
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker=STAGE_MARKERS[stage],
+            color=tints[stage],
+            markerfacecolor=tints[stage] if stage == "finetuned" else "none",
+            label=STAGE_NAMES[stage],
+        )
         for stage in stages
     ]
     front = Line2D([], [], color=DENSE_COLOR, label="Pareto front")
@@ -157,10 +142,17 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
     return [*models, *blank, *shared] if len(models) < len(shared) else [*models, *shared, *blank]
 
 
+def _timed_in(rows: pd.DataFrame) -> str:
+    """The conditions of these trials' times; if there are several, their number."""
+    found = [str(text) for text in rows.loc[rows["speedup"].notna(), "runtime"].unique()]
+    return found[0] if len(found) == 1 else f"{len(found)} conditions of timing" if found else ""
+
+
 def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
     """The deciding metric against parameters, MACs and latency, with a row of panels for each model.
 
-    The colour is the method. A point is a trial after its last stage; pruned trials are left out. A line is the Pareto
+    The colour is the method. A point is a trial after its last stage, hollow if it was not fine-tuned; pruned trials
+    are left out. A line is the Pareto
     front of a method's trials. Latency is that of ``record.latency``, as a share of the dense network's; its panel
     leaves out trials that were not timed.
     """
@@ -181,17 +173,24 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                 for name, part in timed.groupby("method", observed=True):
                     color, marker = looks[str(name)]
                     drawn = thin(part, DRAWN // len(looks))
-                    x, y = 100 * drawn[cost], 100 * drawn["final"]
-                    axes.scatter(x, y, s=8, color=color, marker=marker, alpha=0.4, linewidths=0)
-                    if front := front_of(part, cost):
-                        axes.plot(
-                            *zip(*front, strict=True), color=color, marker=marker, ms=2.5, drawstyle="steps-post"
+                    for tuned, some in drawn.groupby(drawn["finetuned"].notna()):
+                        fill = {"color": color, "linewidths": 0} if tuned else HOLLOW | {"edgecolors": [color]}
+                        axes.scatter(
+                            100 * some[cost],
+                            100 * some["final"],
+                            s=16 if tuned else 8,
+                            marker=marker,
+                            alpha=0.5,
+                            **fill,
                         )
+                    if front := front_of(part, cost):
+                        axes.plot(*zip(*front, strict=True), color=color, drawstyle="steps-post")
                 draw_dense(axes, rows, DENSE_COLOR)
                 axes.set_xlim(left=0)
             fit_height(row[0], 100 * rows["final"], [dense_metric(rows)])
             row[0].set_title(label, loc="left", fontweight="bold")
-            row[0].set_ylabel(f"{rows['metric'].iloc[0].capitalize()} (%)")
+            row[0].set_ylabel(f"{split_head(rows, 'validation')}, %".replace(" (", "\n("))
+            row[-1].set_title(_timed_in(rows), loc="right", fontsize=7, color="0.35")
         for axes, title in zip(grid[-1], costs.values(), strict=True):
             axes.set_xlabel(title)
         handles = [
@@ -199,7 +198,10 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             for name, (color, marker) in looks.items()
         ]
         star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label="dense network")
-        figure.legend(
-            handles=[*handles, star], loc="outside lower center", ncols=min(len(handles) + 1, 6), frameon=False
-        )
+        handles.append(star)
+        if any(rows["finetuned"].isna().any() for rows in groups.values()):
+            hollow = Line2D([], [], linestyle="none", marker="o", color="0.4", label="hollow: not fine-tuned")
+            hollow.set_markerfacecolor("none")
+            handles.append(hollow)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     return figure

@@ -8,13 +8,14 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from common.reporting.facts import method_title
+from common.reporting.facts import MARKERS, method_title
 from common.reporting.figures.style import (
     DASHES,
-    MARKERS,
     NARROW,
     no_accepted_trial,
     palette,
@@ -36,8 +37,21 @@ TITLES = {
 }
 
 
+FOLLOWED = {
+    ("resnet18", "mnist"): (
+        "tdcnn, as reported: Tucker-2, accuracy on test, no size, no comparable time",
+        {"metric": 0.991 / 0.9955, "params": 0.8715, "macs": 0.8467, "speedup": math.nan, "size": math.nan},
+    )
+}
+"""Model and data set -> what the work that this follows for HTD reports, see docs/results.md. Its times are those of
+whole passes over a test loader on a GPU, so the speedup has a gap."""
+
+
 def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     """One polygon per model: its accepted trial with the fewest parameters on five axes. Further out is better.
+
+    If there is one model alone, each method has a polygon. Where the work that a method follows reports the same
+    network and data set, a grey polygon shows it, see `FOLLOWED`.
 
     The axes are the deciding metric over the dense network's; the fractions of parameters, MACs and file size that
     were removed; and the speedup. The speedup has a logarithmic scale, so that 2x slower and 2x faster are equally far
@@ -53,41 +67,61 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     """
     check_keep(keep)
     trials = Trials.of(trials)
-    best = {label: trials.best(rows, keep).get("params") for label, rows in trials.blocks()}
+    best = {label: trials.best(rows, keep).get("params") for label, rows in _blocks(trials)}
     chosen = {label: record for label, record in best.items() if record is not None}
-    without = [label for label, record in best.items() if record is None]
     if not chosen:
         return no_accepted_trial(keep)
+    networks = dict.fromkeys((record.model, record.dataset) for record in chosen.values())
+    followed = [FOLLOWED[network] for network in networks if network in FOLLOWED]
     values = {label: _gains(record) for label, record in chosen.items()}
-    ranges = _radar_ranges(list(values.values()), keep)
+    ranges = _radar_ranges([*values.values(), *(gains for _, gains in followed)], keep)
     with styled():
-        long = sum(len(label) > 34 for label in best)
+        long = sum(len(label) > 34 for label in best) + 2 * len(followed)
         figure = picture(NARROW, 3.1 + 0.16 * (len(best) + long))
         axes = figure.add_subplot(projection="polar")
         _draw_radar_grid(axes, ranges)
-        angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
         for index, (label, gains) in enumerate(values.items()):
-            made = f"trial {chosen[label].trial}, {method_title(chosen[label])}{_missing(gains)}"
-            radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
-            axes.plot(
-                [*angles, angles[0]],
-                [*radii, radii[0]],
-                color=palette(10)[index % 10],
-                marker=MARKERS[index % len(MARKERS)],
-                linestyle=DASHES[index // 10 % len(DASHES)],
-                label=fill(f"{label}: {made}", 58),
-                clip_on=False,
-                zorder=3,
-            )
-            if len(values) == 1 and not np.isnan(radii).any():  # the fills of several models would mix their colours
-                axes.fill(angles, radii, color=palette(10)[index % 10], alpha=0.08)
+            color, title = palette(10)[index % 10], method_title(chosen[label])
+            named = "" if label.endswith(f", {title}") else f", {title}"
+            text = f"{label}: trial {chosen[label].trial}{named}{_missing(gains)}"
+            look = {"color": color, "linestyle": DASHES[index // 10 % len(DASHES)], "zorder": 3}
+            line = _draw_polygon(axes, ranges, gains, text, {**look, "marker": MARKERS[index % len(MARKERS)]})
+            if len(values) == 1 and not np.isnan(line).any():  # the fills of several models would mix their colours
+                axes.fill(_angles(ranges), line, color=color, alpha=0.08)
+        for text, gains in followed:
+            grey = {"color": "0.55", "linestyle": "--", "linewidth": 1.0, "marker": ".", "zorder": 2}
+            _draw_polygon(axes, ranges, gains, text, grey)
         tested = "tested " if all("test" in record.metrics for record in chosen.values()) else ""
         heading = f"Fewest parameters of {tested}trials with ≥ {percent(keep)} of the dense metric"
         lines, names = axes.get_legend_handles_labels()
+        without = [label for label, record in best.items() if record is None]
         lines += [Line2D([], [], linestyle="none")] * len(without)
         names += [fill(f"{label}: no accepted trial", 58) for label in without]
         figure.legend(lines, names, loc="outside lower center", title=heading, title_fontsize=7, frameon=False)
     return figure
+
+
+def _blocks(trials: Trials) -> list[tuple[str, pd.DataFrame]]:
+    """A block for each model; if there is one model, a block for each method."""
+    blocks = list(trials.blocks())
+    if len(blocks) != 1 or len(trials.titles) < 2:
+        return blocks
+    ((label, rows),) = blocks
+    return [(f"{label}, {trials.titles[str(method)]}", part) for method, part in rows.groupby("method", observed=True)]
+
+
+def _angles(ranges: Mapping[str, tuple[float, float]]) -> NDArray[np.float64]:
+    return np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
+
+
+def _draw_polygon(
+    axes: Any, ranges: Mapping[str, tuple[float, float]], gains: Mapping[str, float], label: str, look: dict[str, Any]
+) -> list[float]:
+    """Draw a closed polygon and return its radii."""
+    angles = _angles(ranges)
+    radii = [_radius(gains[name], low, high, name) for name, (low, high) in ranges.items()]
+    axes.plot([*angles, angles[0]], [*radii, radii[0]], label=fill(label, 58), clip_on=False, **look)
+    return radii
 
 
 def _gains(record: TrialRecord) -> dict[str, float]:
@@ -137,7 +171,7 @@ def _radius(value: float, low: float, high: float, name: str) -> float:
 
 
 def _draw_radar_grid(axes: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    angles = np.linspace(0, 2 * np.pi, len(ranges), endpoint=False)
+    angles = _angles(ranges)
     shown = {name: (lambda v: f"{v:g}×") if name == "speedup" else percent for name in ranges}
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)

@@ -17,18 +17,11 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from common.reporting.facts import COLORS_APART, method_places
+from common.reporting.facts import COLORS, COLORS_APART, MARKERS, method_places
 
 WIDE, NARROW = 7.0, 3.5
 """Widths of a page and of one of its two columns, in inches."""
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-MARKERS = "osD^vPX*<>"
-COLORS = (
-    *("#0173b2", "#de8f05", "#029e73", "#1f1f1f", "#56b4e9"),
-    *("#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494"),
-)
-"""Seaborn's ``colorblind`` colours and a black, in an order whose first four are easy to tell apart. (Seaborn's first
-four include orange and vermilion, which look alike to readers with red-green blindness.)"""
 DENSE_COLOR = "0.2"
 """Of the dense network and of lines that compare with it."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")

@@ -1,6 +1,7 @@
-"""``report.html``: sortable tables and pictures in one file that needs no other file and no internet connection.
+"""``report.html``: tables, pictures and interactive plots in one file that needs no internet connection.
 
-The page is the template ``report.html`` in this folder. This module fills it.
+The page is the template ``report.html`` in this folder. This module fills it. The plots are drawn by Plotly's basic
+bundle, which the page holds (``plotly-basic.min.js``, 1.2 MB, MIT licence, from the npm package of that name).
 """
 
 from __future__ import annotations
@@ -16,20 +17,27 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.reporting.frame import Trials
+from common.reporting.html.interactive import page_data, shown_rows
 from common.reporting.tables.table import Table
+from common.reporting.tables.trials import trials_table
 
 SECTIONS = (
-    ("Summary", ("summary",), ("radar", "pareto")),
+    ("Summary", ("summary",), ("radar",)),
+    ("Trials", ("trials",), ("pareto", "progress")),
     ("Methods", ("budgets", "methods"), ("methods", "stages")),
-    ("Searches", ("searches", "sweeps"), ("progress",)),
+    ("Searches", ("searches", "sweeps"), ()),
     ("Time on the clock", ("latency",), ("speedups", "times")),
-    ("Layers", ("layers",), ("ranks", "spectra")),
+    ("Layers", ("layers",), ("where", "ranks", "spectra")),
     ("Where it comes from", ("runs",), ()),
 )
 """Heading, tables and pictures of each section. A picture is listed by the part of its name before the first ``-``."""
+INTERACTIVE = ("pareto", "progress")
+"""The pictures that a browser replaces by plots. They are shown on paper and where scripts are off."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy: a browser may load nothing but what the page itself holds."""
 HERE = Path(__file__)
+LIBRARY = HERE.parent / "plotly-basic.min.js"
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,11 @@ class SortableTable:
     heads: list[Head]
     rows: list[list[Cell]]
     notes: Sequence[str]
+    ids: Sequence[str] = ()
 
     @classmethod
     def of(cls, table: Table) -> SortableTable:
-        """Convert ``table``."""
+        """Convert ``table``. The rows of the table of trials get the labels of their trials as ids."""
         names = list(table.text.columns)
         keys = {name: [_key(value) for value in table.raw[raw]] for name, raw in table.keys.items()}
         rows = []
@@ -79,7 +88,8 @@ class SortableTable:
             if table.links:
                 cells[0] = Cell(texts[0], link=table.links[place])
             rows.append(cells)
-        return cls(table.name, table.title, [Head(name, name in keys) for name in names], rows, table.notes)
+        ids = [f"trial-{row}" for row in table.raw.index] if table.name == "trials" else []
+        return cls(table.name, table.title, [Head(name, name in keys) for name in names], rows, table.notes, ids)
 
 
 def _key(value: object) -> str:
@@ -95,17 +105,21 @@ class EmbeddedPicture:
         caption: text below it.
         png: PNG in base64.
         width: width in pixels of the page. All pictures have the same scale, so that their letters have the same size.
+        replaced: whether a plot stands in its place on a screen.
     """
 
     name: str
     caption: str
     png: str
     width: int
+    replaced: bool = False
 
     @classmethod
     def of(cls, name: str, caption: str, png: bytes) -> EmbeddedPicture:
         """Convert the picture with the content ``png``."""
-        return cls(name, caption, base64.b64encode(png).decode(), int.from_bytes(png[16:20]) * 9 // 14)
+        width = int.from_bytes(png[16:20]) * 9 // 14
+        replaced = bool(png) and name.split("-")[0] in INTERACTIVE
+        return cls(name, caption, base64.b64encode(png).decode(), width, replaced)
 
 
 @dataclass(frozen=True)
@@ -119,21 +133,31 @@ class Section:
     @property
     def anchor(self) -> str:
         """The target of a link to the section."""
-        return self.heading.lower().replace(" ", "-")
+        return "section-" + self.heading.lower().replace(" ", "-")
 
 
 def report_page(
-    tables: Sequence[Table], pictures: Mapping[str, tuple[str, bytes]], lead: str, command: str, skipped: Sequence[str]
+    trials: Trials,
+    keep: float,
+    tables: Sequence[Table],
+    pictures: Mapping[str, tuple[str, bytes]],
+    lead: str,
+    command: str,
+    skipped: Sequence[str],
 ) -> str:
     """Return the page as HTML.
 
     Args:
+        trials: the trials for the plots and for the table of all trials.
+        keep: a trial is accepted if it kept this fraction of the dense metric.
         tables: result of `common.reporting.tables.all_tables`.
         pictures: name -> caption and PNG.
         lead: a sentence on what was analysed.
         command: the command that makes the page.
         skipped: a line on each reason why lines of the logs were skipped.
     """
+    rows = shown_rows(trials, keep)
+    tables = [*tables, trials_table(trials, keep, rows)]
     sections = [
         Section(
             heading,
@@ -153,7 +177,9 @@ def report_page(
         sections=[section for section in sections if section.tables or section.pictures],
         policy=Markup(POLICY),
         style=Markup(HERE.with_suffix(".css").read_text()),
+        library=Markup(LIBRARY.read_text()),
         script=Markup(HERE.with_suffix(".js").read_text()),
+        data=Markup(page_data(trials, keep, rows)),
         lead=lead,
         command=command,
         versions=f"Python {platform.python_version()}, {packages}",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.frame import Trials, is_accepted, is_measured
+from common.reporting.frame import Trials, counts_for_best, is_accepted, is_measured
+from common.reporting.tables.splits import on_split
 from common.reporting.tables.table import Table, as_text, change, percentage, times
 from common.trials import TrialRecord
 
@@ -58,6 +59,7 @@ def _measures(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
         "Params Red.": 1 - frame["params_kept"],
         "MACs Red.": 1 - frame["macs_kept"],
         **{head: frame[stage] for stage, head in STAGE_HEADS.items()},
+        "Test": frame["test"],
         "Regained": (frame["final"] - frame["raw"]) / lost,
         "Recovery": frame["metric_kept"],
         "Speedup": frame["speedup"],
@@ -70,6 +72,7 @@ SHAPES: dict[str, Any] = {
     "Raw": percentage,
     "Recalibrated": percentage,
     "Fine-tuned": percentage,
+    "Test": percentage,
     "Regained": "{:.0%}".format,
     "Recovery": percentage,
     "Speedup": times,
@@ -77,13 +80,27 @@ SHAPES: dict[str, Any] = {
 MEANING = [
     "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Regained: the share of "
     "the decomposition's loss that the later stages recovered, (last - raw) / (dense - raw), if the loss is 1% or "
-    "more. Recovery: last over dense.",
+    "more. Recovery: last over dense. Test: of those that were tested.",
     "mean ± standard deviation, if there are several values.",
 ]
+COSTS = {"params_kept": "params", "macs_kept": "MACs"}
+UNTUNED = (
+    "*: not fine-tuned, while another network of the same budget was, so the two are not compared on equal conditions."
+)
 
 
-def best_at_budgets(trials: Trials) -> pd.DataFrame:
+def _timed(rows: pd.DataFrame) -> list[str]:
+    """A note on the conditions under which the speedups of these trials were measured."""
+    found = [str(text) for text in rows.loc[rows["speedup"].notna(), "runtime"].unique()]
+    return [f"Speedup: {'; '.join(found)}."] if found else []
+
+
+def best_at_budgets(trials: Trials, cost: str = "params_kept") -> pd.DataFrame:
     """For each budget, the best trial of each method and seed that is not larger than the budget.
+
+    Args:
+        trials: of any number of runs.
+        cost: what the budget limits: ``params_kept`` or ``macs_kept``.
 
     Returns:
         Rows of the trials' frame with an additional column ``budget``. The best trial has the greatest metric on
@@ -94,8 +111,8 @@ def best_at_budgets(trials: Trials) -> pd.DataFrame:
     for _, rows in frame.groupby("group", observed=True):
         below = 0.0
         for budget in BUDGETS:
-            within = rows[rows["params_kept"] <= budget]
-            if ((within["params_kept"] > below) & (within["params_kept"] <= budget)).any():
+            within = rows[rows[cost] <= budget]
+            if (within[cost] > below).any():
                 best = within.sort_values("final", ascending=False, kind="stable")
                 best = best.groupby(["method", "seed"], observed=True, sort=False, dropna=False).head(1)
                 picked.append(best.assign(budget=budget))
@@ -104,36 +121,50 @@ def best_at_budgets(trials: Trials) -> pd.DataFrame:
 
 
 def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
-    """The best network of each method at equal budgets of parameters, stage by stage."""
+    """The best network of each method at equal budgets of parameters and of MACs, stage by stage."""
     trials = Trials.of(trials)
     tried = {pair: _seeds(part) for pair, part in trials.frame.groupby(["group", "method"], observed=True)}
-    best = best_at_budgets(trials)
-    best = best.reset_index(drop=True)
+    picked = [best_at_budgets(trials, cost).assign(cost=name) for cost, name in COSTS.items()]
+    best = pd.concat(picked, ignore_index=True)
+    best["cost"] = pd.Categorical(best["cost"], list(COSTS.values()))
     measures, accepted = _measures(best), is_accepted(best, keep)
-    rows = []
-    for (group, budget, method), part in best.groupby(["group", "budget", "method"], observed=True):
+    untuned, rows = _untuned(best, ["group", "cost", "budget"]), []
+    for (group, cost, budget, method), part in best.groupby(["group", "cost", "budget", "method"], observed=True):
         rows.append(
             {
                 "Model": group,
-                "Params ≤": budget,
-                "Method": method,
+                "Budget": f"{cost} ≤ {budget:.0%}",
+                "Method": trials.titles[str(method)],
                 "Metric": part["metric"].iloc[0],
                 **_averages(part, measures),
                 "Accepted": int(accepted.loc[part.index].sum()),
                 "Seeds": len(part),
                 "Of Seeds": tried[group, method],
+                "Untuned": bool(untuned.loc[part.index].any()),
             }
         )
-    names = ["Model", "Params ≤", "Method", "Metric"]
-    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Seeds", "Of Seeds"])
-    text = _with_counts(raw, dict.fromkeys(names, str) | {"Params ≤": "{:.0%}".format}, "Seeds")
+    names = ["Model", "Budget", "Method", "Metric"]
+    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Seeds", "Of Seeds", "Untuned"])
+    text = _with_counts(raw, dict.fromkeys(names, str), "Seeds")
+    text["Method"] += raw["Untuned"].map({True: "*", False: ""})
     notes = [
-        "The best network of each method with at most this share of the dense parameters, chosen on validation.",
+        "The best network of each method with at most this share of the dense parameters or MACs, chosen on "
+        "validation.",
         *MEANING,
+        *([UNTUNED] if raw["Untuned"].any() else []),
+        *_timed(best),
         *_fewer(text),
         *_without_any(trials, best),
     ]
-    return Table("methods", "Methods at equal budgets", raw, text, notes, _keys(text, raw))
+    title = f"Methods at equal budgets: {on_split(trials.frame, 'validation')}"
+    return Table("methods", title, raw, text, notes, _keys(text, raw))
+
+
+def _untuned(best: pd.DataFrame, within: list[str]) -> pd.Series[bool]:
+    """Which of these trials were not fine-tuned while another with the same values of ``within`` was."""
+    tuned = best["finetuned"].notna()
+    some = tuned.groupby([best[name] for name in within], observed=True).transform("any")
+    return ~tuned & some
 
 
 def _without_any(trials: Trials, best: pd.DataFrame) -> list[str]:
@@ -141,33 +172,40 @@ def _without_any(trials: Trials, best: pd.DataFrame) -> list[str]:
     there = set(zip(best["group"], best["method"], strict=True))
     pairs = trials.frame[["group", "method"]].drop_duplicates().itertuples(index=False, name=None)
     most = f"{BUDGETS[-1]:.0%}"
+    lacks = f"no fully measured trial keeps at most {most} of the parameters or MACs."
     return [
-        f"{group}, {method}: no fully measured trial keeps at most {most} of the parameters."
-        for group, method in pairs
-        if (group, method) not in there
+        f"{group}, {trials.titles[str(method)]}: {lacks}" for group, method in pairs if (group, method) not in there
     ]
 
 
 def budgets_table(trials: Trials) -> Table:
     """A row for each method: the metric of its best network at each budget."""
-    best = best_at_budgets(trials)
+    best = best_at_budgets(trials).reset_index(drop=True)
+    untuned = _untuned(best, ["group", "budget"])
     budgets = sorted(best["budget"].unique())
     rows = []
     for (group, method), every in trials.frame.groupby(["group", "method"], observed=True) if budgets else ():
-        row: dict[str, Any] = {"Model": group, "Method": method, "Metric": every["metric"].iloc[0]}
+        row: dict[str, Any] = {"Model": group, "Method": trials.titles[str(method)], "Metric": every["metric"].iloc[0]}
         row["Dense"], row["Dense std"] = _spread(_one_a_seed(every)["dense"])
         part = best[(best["group"] == group) & (best["method"] == method)]
         for budget in budgets:
-            row |= _mean(f"≤ {budget:.0%}", part.loc[part["budget"] == budget, "final"])
+            here = part.loc[part["budget"] == budget]
+            row |= _mean(f"≤ {budget:.0%}", here["final"])
+            row[f"≤ {budget:.0%} untuned"] = bool(untuned.loc[here.index].any())
         rows.append(row | {"Seeds": _seeds(every)})
     heads = [f"≤ {budget:.0%}" for budget in budgets]
+    marks = [f"{head} untuned" for head in heads]
     names = ["Model", "Method", "Metric"]
-    raw = pd.DataFrame(rows, columns=[*names, "Dense", "Dense std", *_with_means(heads), "Seeds"])
+    raw = pd.DataFrame(rows, columns=[*names, "Dense", "Dense std", *_with_means(heads), *marks, "Seeds"])
     shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(["Dense", *heads], percentage)}
     text = as_text(raw, shapes | {"Seeds": str}, "Seeds")
-    note = "The metric on validation of each method's best network with at most this share of the parameters"
-    notes = [f"{note}; {MEANING[1]}", *_fewer(text)]
-    return Table("budgets", "Methods by budget", raw, text, notes, _keys(text, raw), ("Metric", "Dense", "Seeds"))
+    for head, mark in zip(heads, marks, strict=True):
+        text[head] += raw[mark].map({True: "*", False: ""})
+    note = "The metric on validation of the dense network and of each method's best network with at most this share "
+    note += f"of the parameters; {MEANING[1]}"
+    notes = [note, *([UNTUNED] if raw[marks].to_numpy().any() else []), *_fewer(text)]
+    title = f"Methods by budget of parameters: {on_split(trials.frame, 'validation')}"
+    return Table("budgets", title, raw, text, notes, _keys(text, raw), ("Metric", "Dense", "Seeds"))
 
 
 def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -184,16 +222,24 @@ def sweeps_table(trials: Trials, keep: float) -> Table:
         ["group", "method", "rule", "setting"], observed=True, sort=False
     ):
         part = every[measured.loc[every.index]]
-        row = {"Model": group, "Method": method, "Rule": rule, "Setting": setting, "Metric": every["metric"].iloc[0]}
+        row = {
+            "Model": group,
+            "Method": trials.titles[str(method)],
+            "Rule": rule,
+            "Setting": setting,
+            "Metric": every["metric"].iloc[0],
+        }
         row |= _averages(part, measures) | {"Accepted": int(accepted.loc[part.index].sum())}
         rows.append(row | {"Trials": len(part), "Of Trials": len(every)})
     order = {group: place for place, group in enumerate(frame["group"].cat.categories)}
-    rows.sort(key=lambda row: (order[row["Model"]], row["Method"], row["Rule"], _natural(str(row["Setting"]))))
+    places = {title: place for place, title in enumerate(trials.titles.values())}
+    rows.sort(key=lambda row: (order[row["Model"]], places[row["Method"]], row["Rule"], _natural(row["Setting"])))
     names = ["Model", "Method", "Rule", "Setting", "Metric"]
     raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Trials", "Of Trials"])
     text = _with_counts(raw, dict.fromkeys(names, str), "Trials")
-    notes = [*MEANING, *_fewer(text)]
-    return Table("sweeps", "Rank rules and their settings", raw, text, notes, _keys(text, raw))
+    notes = [*MEANING, *_timed(frame), *_fewer(text)]
+    title = f"Rank rules and their settings: {on_split(trials.frame, 'validation')}"
+    return Table("sweeps", title, raw, text, notes, _keys(text, raw))
 
 
 def _natural(text: str) -> tuple[str, list[float]]:
@@ -224,9 +270,9 @@ def searches_table(trials: Trials, keep: float) -> Table:
     for (group, method, sampler), part in frame.groupby(["group", "method", "sampler"], observed=True):
         states = part["status"].value_counts()
         good = part[accepted.loc[part.index]]
-        by_seed = good.groupby("seed", dropna=False)
+        by_seed = good[counts_for_best(good)].groupby("seed", dropna=False)
         seeds = _seeds(part)
-        row = {"Model": group, "Method": method, "Rule or sampler": sampler, "Seeds": seeds}
+        row = {"Model": group, "Method": trials.titles[str(method)], "Rule or sampler": sampler, "Seeds": seeds}
         row |= {"Trials": len(part), "Pruned": int(states.get("pruned", 0)), "Failed": int(states.get("failed", 0))}
         row |= {"Accepted": len(good), "Accepted Seeds": f"{by_seed.ngroups} of {seeds}"}
         row |= _mean("Params Red.", 1 - by_seed["params_kept"].min())
@@ -244,7 +290,9 @@ def searches_table(trials: Trials, keep: float) -> Table:
     shapes |= {"Accepted Seeds": str, **best, "Seconds a Trial": "{:.1f}".format, "Hours": "{:.2f}".format}
     text = as_text(raw, shapes, "Seeds")
     notes = [
-        "Params Red., MACs Red. and Speedup: the best accepted trial by each; mean ± standard deviation over seeds.",
+        "Params Red., MACs Red. and Speedup: the best accepted trial by each, of those that were tested if any were; "
+        "mean ± standard deviation over the seeds that Accepted Seeds counts.",
+        *_timed(frame),
         *_fewer(text),
         "Seconds a Trial: the median, fine-tuning included. Hours: all trials together.",
     ]

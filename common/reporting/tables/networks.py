@@ -15,6 +15,7 @@ from common.reporting.frame import Trials
 from common.reporting.tables.table import Table, as_text, change, milliseconds, percentage, times
 from common.trials import LayerFigures, TrialRecord
 from common.trials.best import CRITERIA
+from common.trials.migration import TITLES_1
 
 PLACE = ("Model", "Run", "Trial")
 
@@ -31,6 +32,7 @@ def chosen_networks(trials: Trials, keep: float) -> Iterator[tuple[str, list[str
 def layers_table(trials: Trials, keep: float) -> Table:
     """The ranks of every layer of the chosen networks, their errors and reductions, and why layers stayed dense."""
     rows: list[dict[str, Any]] = []
+    titles = {**TITLES_1, **trials.titles}
     for label, criteria, record in chosen_networks(trials, keep):
         place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": ", ".join(criteria)}
         for layer, made in record.plan.items():
@@ -39,7 +41,7 @@ def layers_table(trials: Trials, keep: float) -> Table:
                 {
                     **place,
                     "Layer": layer,
-                    "Method": made.method or "dense",
+                    "Method": titles.get(made.method or "", made.method or "dense"),
                     "Ranks": " ".join(map(str, made.ranks)),
                     "Error": figures.error,
                     "Params Red.": 1 - figures.params,

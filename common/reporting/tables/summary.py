@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from common.reporting.facts import conditions, method_name
+from common.reporting.facts import conditions, method_title, number, share_interval
 from common.reporting.frame import Trials, is_accepted, is_measured
 from common.reporting.runs import check_keep
-from common.reporting.tables.table import Table, change, human_count, percentage, shown, times
+from common.reporting.tables.splits import interval_notes
+from common.reporting.tables.table import Table, change, count_unit, in_unit, percentage, shown, times
 from common.trials import TrialRecord
 from common.trials.best import CRITERIA, final_metric, reductions
 from common.trials.record import Metrics
 
 COLUMNS = (
-    *("Model", "Criterion", "Params Red.", "MACs Red.", "Value", "Speedup", "Parameters", "MACs", "Comp. Rate"),
-    *("Method", "Trial"),
+    *("Model", "Criterion", "Params Red.", "MACs Red.", "Validation", "Test", "Speedup", "Parameters", "MACs"),
+    *("Comp. Rate", "Method", "Trial"),
 )
-"""The columns that a reader sees. In the raw table, `RAW_COLUMNS` follow. The heading of ``Value`` is the metric."""
-RAW_COLUMNS = ("Metric", "Split", "Run", "Runs")
+"""The columns that a reader sees, see `headings`. In the raw table, `RAW_COLUMNS` follow."""
+RAW_COLUMNS = ("Metric", "Validation n", "Test n", "Test low", "Test high", "Run", "Runs")
 ROW_NAMES = {"params": "best params", "macs": "best MACs", "speedup": "best speedup"}
 
 
@@ -34,9 +36,10 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
 
     Returns:
         Raw numbers; NaN for what was not measured. ``Params Red.`` and ``MACs Red.`` are the removed fractions.
-        ``Value`` is the deciding metric (named in ``Metric``) on ``Split``. ``Speedup`` is dense latency over
-        compressed latency. ``MACs`` are multiply-accumulates of one input. ``Comp. Rate`` is dense parameters over
-        compressed ones. ``Runs`` is the number of runs in the block.
+        ``Validation`` (after the last stage) and ``Test`` are the deciding metric, which ``Metric`` names, on so many
+        images (``n``); ``Test low`` and ``Test high`` are the ends of its 95% interval. ``Speedup`` is dense latency
+        over compressed latency. ``MACs`` are multiply-accumulates of one input. ``Comp. Rate`` is dense parameters
+        over compressed ones. ``Runs`` is the number of runs in the block.
 
     Raises:
         ValueError: ``keep`` is not in [0, 1].
@@ -50,7 +53,8 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
         best = trials.best(block, keep)
         rows += [shared | _trial_row(best[name], ROW_NAMES[name]) for name in CRITERIA if name in best]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *RAW_COLUMNS])
-    return frame.astype(dict.fromkeys(("Parameters", "MACs", "Trial", "Runs"), "Int64"))
+    counts = ("Parameters", "MACs", "Trial", "Runs", "Validation n", "Test n")
+    return frame.astype(dict.fromkeys(counts, "Int64"))
 
 
 def baseline_row(rows: pd.DataFrame) -> int:
@@ -71,7 +75,7 @@ def _baseline_row(record: TrialRecord) -> dict[str, Any]:
         "Comp. Rate": 1.0,
         "Method": "dense",
         "Run": record.run,
-        **_metric(dense.metrics, record.metric),
+        **_metric(record, dense.metric(record.metric), dense.metrics),
     }
 
 
@@ -82,7 +86,6 @@ def _count(value: float) -> int | None:
 
 def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
     gains = reductions(record)
-    last = final_metric(record)
     return {
         "Criterion": criterion,
         "Params Red.": gains.get("params", math.nan),
@@ -91,17 +94,44 @@ def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
         "Parameters": record.params,
         "MACs": record.macs,
         "Comp. Rate": (record.baseline.params or math.nan) / record.params if record.params else math.nan,
-        "Method": method_name(record),
+        "Method": method_title(record),
         "Trial": record.trial,
         "Run": record.run,
-        **_metric({**record.metrics, "validation": {} if last is None else {record.metric: last}}, record.metric),
+        **_metric(record, final_metric(record), record.metrics),
     }
 
 
-def _metric(metrics: Metrics, name: str) -> dict[str, Any]:
-    """The metric on the test split if it was evaluated there, or else on validation."""
-    split = "validation" if math.isnan(metrics.get("test", {}).get(name, math.nan)) else "test"
-    return {"Value": metrics.get(split, {}).get(name, math.nan), "Split": split, "Metric": name}
+def _metric(record: TrialRecord, validation: float | None, metrics: Metrics) -> dict[str, Any]:
+    """The metric on both splits, the numbers of images, and the 95% interval on test."""
+    test, images = metrics.get("test", {}).get(record.metric, math.nan), record.baseline.images
+    limits = share_interval(test, images.get("test", math.nan)) or (math.nan, math.nan)
+    return {
+        "Metric": record.metric,
+        "Validation": number(validation),
+        "Test": test,
+        "Validation n": images.get("validation"),
+        "Test n": images.get("test"),
+        "Test low": limits[0],
+        "Test high": limits[1],
+    }
+
+
+def headings(frame: pd.DataFrame) -> dict[str, str]:
+    """Column of `COLUMNS` -> what a reader sees above it: the metric with its split and n, and units.
+
+    If there are several metrics, the heading is ``Metric``, and each value names its own. If the numbers of images
+    differ, the heading has none.
+    """
+    names = list(frame["Metric"].unique())
+    metric = str(names[0]).capitalize() if len(names) == 1 else "Metric" if names else "Accuracy"
+    seen = {name: name for name in COLUMNS}
+    for split in ("Validation", "Test"):
+        counts = list(frame[f"{split} n"].dropna().unique())
+        seen[split] = f"{metric} ({split.lower()}{f', n={counts[0]}' if len(counts) == 1 else ''})"
+    for name in ("Parameters", "MACs"):
+        unit, _ = count_unit(frame[name].dropna())
+        seen[name] = f"{name} ({unit})" if unit else name
+    return seen
 
 
 def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -111,56 +141,60 @@ def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
         frame: result of `summary_table`.
 
     Returns:
-        Strings. A reduction is shown as a change (``-87.15%``). A metric that was not evaluated on the test split ends
-        in ``(val)``. Parameters and MACs have the unit K, M or G (10^3, 10^6, 10^9). A trial names its run if the
-        block holds several. The heading of the values is the deciding metric; if there are several metrics, each value
-        names its own.
+        Strings under `headings`. A reduction is shown as a change (``-87.15%``). Parameters and MACs have one unit in
+        each column: K, M or G (10^3, 10^6, 10^9). A metric on test has its 95% interval behind it. A trial names its
+        run if the block holds several.
     """
-    names = list(dict.fromkeys(frame["Metric"]))
-    one = len(names) < 2
-    rows = [
-        {
-            "Model": row["Model"],
-            "Criterion": row["Criterion"],
-            "Params Red.": shown(row["Params Red."], change),
-            "MACs Red.": shown(row["MACs Red."], change),
-            "Value": shown(row["Value"], percentage)
-            + ("" if one else f" {row['Metric']}")
-            + (" (val)" if row["Split"] != "test" else ""),
-            "Speedup": shown(row["Speedup"], times),
-            "Parameters": shown(row["Parameters"], lambda value: human_count(value, "KM")),
-            "MACs": shown(row["MACs"], human_count),
-            "Comp. Rate": shown(row["Comp. Rate"], times),
-            "Method": row["Method"],
-            "Trial": shown(row["Trial"]) + (f" of {row['Run']}" if row["Runs"] > 1 and pd.notna(row["Trial"]) else ""),
-        }
-        for row in frame.to_dict("records")
-    ]
-    heading = (names[0].capitalize() if names else "Accuracy") if one else "Metric"
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str).rename(columns={"Value": heading})
+    one = frame["Metric"].nunique() < 2
+    sizes = {name: count_unit(frame[name].dropna())[1] for name in ("Parameters", "MACs")}
+    rows = []
+    for row in frame.to_dict("records"):
+        own = "" if one else f" {row['Metric']}"
+        test = shown(row["Test"], percentage)
+        if pd.notna(row["Test low"]):
+            test += f" [{100 * row['Test low']:.1f}, {100 * row['Test high']:.1f}]"
+        counts = {name: shown(row[name], partial(in_unit, size=size)) for name, size in sizes.items()}
+        rows.append(
+            {
+                **{str(name): value for name, value in row.items()},
+                "Params Red.": shown(row["Params Red."], change),
+                "MACs Red.": shown(row["MACs Red."], change),
+                "Validation": shown(row["Validation"], percentage) + (own if pd.notna(row["Validation"]) else ""),
+                "Test": test + (own if pd.notna(row["Test"]) else ""),
+                "Speedup": shown(row["Speedup"], times),
+                **counts,
+                "Comp. Rate": shown(row["Comp. Rate"], times),
+                "Trial": shown(row["Trial"])
+                + (f" of {row['Run']}" if row["Runs"] > 1 and pd.notna(row["Trial"]) else ""),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str).rename(columns=headings(frame))
 
 
 def summary(trials: Trials, keep: float) -> Table:
     """The summary with notes for its reader."""
     raw = summary_table(trials, keep)
-    text = format_summary(raw)
+    text, seen = format_summary(raw), headings(raw)
     notes = [
         f"A trial is accepted if it kept at least {keep * 100:g}% of the dense metric on validation."
         if keep
         else "Every measured trial is accepted.",
-        *(["(val): measured on validation, not on test."] if (raw["Split"] != "test").any() else []),
+        "Validation: after the last stage of the trial."
+        + (" Test: with the 95% interval (Wilson) in brackets, in percent." if raw["Test low"].notna().any() else ""),
         *_timing_notes(trials, keep),
+        *interval_notes(trials),
         *summary_notes(trials, keep),
     ]
-    heads = dict(zip(text.columns, COLUMNS, strict=True))
-    keys = {seen: name for seen, name in heads.items() if name not in {"Model", "Criterion", "Method", "Trial"}}
-    return Table("summary", "Summary", raw, text, notes, keys, ("Comp. Rate", "Parameters", "MACs", "Method"))
+    keys = {seen[name]: name for name in COLUMNS if name not in {"Model", "Criterion", "Method", "Trial"}}
+    spare = ("Comp. Rate", seen["Parameters"], seen["MACs"], "Method", seen["Validation"])
+    return Table("summary", "Summary", raw, text, notes, keys, spare)
 
 
 def _timing_notes(trials: Trials, keep: float) -> list[str]:
     """The conditions under which the shown speedups were measured."""
     best = [record for _, rows in trials.blocks() for record in trials.best(rows, keep).values()]
-    found = dict.fromkeys(conditions(record.latency) for record in best if record.latency)
+    timed = [record.latency for record in best if record.latency and number(record.latency.speedup) > 0]
+    found = dict.fromkeys(map(conditions, timed))
     if len(found) < 2:
         return [f"Speedup: {where}." for where in found]
     return [f"Speedup: measured under different conditions, so compare only within a model: {'; '.join(found)}."]
@@ -182,10 +216,7 @@ def summary_notes(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
             continue
         best = trials.best(rows, keep)
         if "speedup" not in best:
-            which = (
-                "the accepted trials" if accepted["speedup"].isna().all() else "the accepted trials that were tested"
-            )
-            notes.append(f"{label}: no speedup; the latency of {which} was not measured.")
+            notes.append(f"{label}: no speedup; {_why_no_speedup(accepted)}")
         smallest = accepted.nsmallest(1, "params_kept").to_dict("records")[0]
         if "params" in best and smallest["params_kept"] < best["params"].params / smallest["dense_params"]:
             notes.append(
@@ -204,3 +235,13 @@ def _closest(rows: pd.DataFrame) -> str:
         return ", and none was measured fully."
     nearest = measured.nlargest(1, "metric_kept").to_dict("records")[0]
     return f" on validation; the nearest, trial {nearest['trial']}, kept {nearest['metric_kept']:.2%}."
+
+
+def _why_no_speedup(accepted: pd.DataFrame) -> str:
+    """The end of a sentence on accepted trials of which none has a speedup, or none that was tested."""
+    tested = accepted[accepted["test"].notna()]
+    rows = accepted if tested.empty else tested
+    which = "the accepted trials" if accepted["speedup"].isna().all() else "the accepted trials that were tested"
+    if rows["median_s"].notna().any():
+        return f"the latency of {which} was measured, but it allows none, see Time on the clock."
+    return f"the latency of {which} was not measured."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from tabulate import tabulate
 
 NOT_MEASURED = "-"
 TABLE_FORMATS = ("csv", "md", "tex")
+CHANGES = ("Params Red.", "MACs Red.")
+"""Columns of removed fractions, which are shown as changes."""
 IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\to$", "<": "$<$", ">": "$>$"}
 
 
-def human_count(value: float, units: str = "KMG") -> str:
-    """Format ``value`` in the largest of ``units`` in which it is at least 0.1, e.g. ``1.44 M`` or ``0.31 G``."""
-    sizes = {"K": 1e3, "M": 1e6, "G": 1e9}
-    unit = next((u for u in reversed(units) if value >= sizes[u] / 10), "")
-    return f"{value / sizes[unit]:.2f} {unit}" if unit else f"{value:,.0f}"
+def count_unit(values: Iterable[float]) -> tuple[str, float]:
+    """The unit for a column of counts and its size: the largest in which the least of them is at least 0.1."""
+    least = min((value for value in values if value > 0), default=0.0)
+    units = (("G", 1e9), ("M", 1e6), ("K", 1e3))
+    return next(((unit, size) for unit, size in units if least >= size / 10), ("", 1.0))
+
+
+def in_unit(count: float, size: float) -> str:
+    """Format a count in a unit of this size, e.g. ``1.44``. Without a unit it has no decimals."""
+    return f"{count / size:,.2f}" if size > 1 else f"{count:,.0f}"
 
 
 def change(removed: float) -> str:
@@ -90,10 +98,15 @@ class Table:
             ["\n", *(f"- {note}\n" for note in self.notes)]
         )
 
-    def latex(self) -> str:
+    def latex(self, caption: str = "", label: str = "") -> str:
         """Format the table as a ``tabular`` with the rules of booktabs. The notes are comments above it.
 
         A first cell like the one above it stays blank, and a small space separates such blocks of rows.
+
+        Args:
+            caption: caption in LaTeX. With it or a label, the tabular stands in a ``table``. ``{title}`` and
+                ``{name}`` become those of this table.
+            label: the same for the label.
         """
         text = self._without_repeats().map(_one_line).reset_index(drop=True)
         firsts = text.index[text.iloc[:, 0] != ""]
@@ -104,7 +117,15 @@ class Table:
         sides = "".join("r" if name in self.keys else "l" for name in text.columns)
         above = (self.title, *self.notes, r"\usepackage{booktabs}")
         comments = "".join(f"% {_one_line(line)}\n" for line in above)
-        return comments + style.to_latex(column_format=sides, hrules=True)
+        tabular = style.to_latex(column_format=sides, hrules=True)
+        if not caption and not label:
+            return comments + tabular
+        title = _in_latex(re.sub(r"([&%$#_{}])", r"\\\1", self.title))
+        filled = [text.replace("{title}", title).replace("{name}", self.name) for text in (caption, label)]
+        heads = "".join(
+            f"\\{what}{{{text}}}\n" for what, text in zip(("caption", "label"), filled, strict=True) if text
+        )
+        return f"{comments}\\begin{{table}}\n\\centering\n{heads}{tabular}\\end{{table}}\n"
 
     def _without_repeats(self) -> pd.DataFrame:
         text = self.text.copy()
@@ -119,8 +140,8 @@ class Table:
             text.to_numpy().tolist(), list(text.columns), tablefmt=kind, disable_numparse=True, colalign=sides
         )
 
-    def write(self, folder: Path, formats: Sequence[str]) -> list[Path]:
-        """Write one file for each of ``formats`` (see `TABLE_FORMATS`).
+    def write(self, folder: Path, formats: Sequence[str], caption: str = "", label: str = "") -> list[Path]:
+        """Write one file for each of ``formats`` (see `TABLE_FORMATS`). See `latex` for ``caption`` and ``label``.
 
         Raises:
             OSError: the folder cannot be written.
@@ -130,14 +151,23 @@ class Table:
             if kind not in formats:
                 continue
             path = folder / f"{self.name}.{kind}"
-            if kind == "csv":
-                content = self.raw.to_csv(index=False, lineterminator="\n")
-            else:
-                content = self.markdown() if kind == "md" else self.latex()
+            make: dict[str, Callable[[], str]] = {
+                "csv": partial(csv_text, self.raw),
+                "md": self.markdown,
+                "tex": partial(self.latex, caption, label),
+            }
+            content = make[kind]()
             # A lone surrogate (from an undecodable file name) has no UTF-8 form.
             path.write_bytes(content.encode(errors="backslashreplace"))
             written.append(path)
         return written
+
+
+def csv_text(raw: pd.DataFrame) -> str:
+    """The content of a CSV file. A reduction has the sign that it has everywhere: -0.87 is 87% fewer."""
+    reduced = [name for name in CHANGES if name in raw]
+    signed = raw.assign(**{name: 0.0 - raw[name] for name in reduced})
+    return signed.to_csv(index=False, lineterminator="\n")
 
 
 def _one_line(text: str) -> str:
