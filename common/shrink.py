@@ -45,7 +45,7 @@ class ShrinkSteps:
     Attributes:
         measure: under a ``Budget``, measure how much each layer's error changes the network's output.
         align: under a ``Budget`` with its default ``round_to=1``, the ranks of wide layers are multiples of 16, which
-            run faster: with at least 128 inputs and outputs such a step changes the loss little.
+            fill the blocks of channels that processors compute at once.
         improve: sweeps of alternating least squares on the full second moment of each layer's patches.
         refit: fit each layer to the dense network's outputs on the inputs that it gets in the compressed network.
         recalibrate: recompute BatchNorm's statistics, if that lowers the divergence on held-out images.

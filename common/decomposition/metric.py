@@ -16,7 +16,7 @@ LARGE = 2**20
 def solver_dtype(weight: Tensor) -> torch.dtype:
     """Dtype in which the eigenvectors of a weight's unfoldings are computed.
 
-    A large weight takes single precision, which halves the time and the memory, unless it is in double precision
+    A large weight takes single precision, which is faster and needs less memory, unless it is in double precision
     itself. The basis is then orthonormal to about 2e-6, and directions whose energy is below 1e-7 of the greatest are
     not told apart. Energies are measured in the basis found, so predicted errors are those of the factors.
 
