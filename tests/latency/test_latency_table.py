@@ -201,8 +201,11 @@ def test_a_plan_never_exceeds_the_latency_that_is_predicted(method: str) -> None
     assert divergences[-1] == 0
 
 
+shares = st.floats(0.3, 1.0).map(lambda share: round(share, 6))  # a share one rounding below 1 counts as 1
+
+
 @settings(deadline=None, max_examples=15)
-@given(st.floats(0.3, 1.0), st.floats(0.3, 1.0), st.floats(0.3, 1.0))
+@given(shares, shares, shares)
 def test_three_limits_hold_at_once(params: float, macs: float, latency: float) -> None:
     model = tiny_cnn(width=64)
     table = fake_table(model, ("svd",))
