@@ -205,9 +205,9 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
         ValueError: the number of ranks differs from the method's, or a rank is out of range.
     """
     plain = effective.layer
-    axes = DECOMPOSITIONS[str(plan.method)].axes
-    if len(plan.ranks) != len(axes) - 1 or not all(1 <= rank <= plain.weight.numel() for rank in plan.ranks):
-        raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {len(axes) - 1}, each at least 1")
+    kind = DECOMPOSITIONS[str(plan.method)]
+    if len(plan.ranks) != len(kind.rank_names) or not all(1 <= rank <= plain.weight.numel() for rank in plan.ranks):
+        raise ValueError(f"ranks={plan.ranks}: {plan.method} takes {len(kind.rank_names)}, each at least 1")
     device_and_dtype: dict[str, Any] = {"device": plain.weight.device, "dtype": plain.weight.dtype}
     bias = plain.bias is not None or plan.shift
     factors: list[FactorableLayer]
@@ -218,12 +218,10 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
             nn.Linear(rank, plain.out_features, bias=bias, **device_and_dtype),
         ]
     else:
-        widths = (plain.in_channels, *(rank * plain.groups for rank in plan.ranks), plain.out_channels)
+        channels = kind.factor_channels(plain.in_channels, plain.out_channels, plan.ranks, plain.groups)
         factors = [
-            _convolution_factor(
-                plain, widths[index], widths[index + 1], kernel_axes, bias and index == len(axes) - 1, device_and_dtype
-            )
-            for index, kernel_axes in enumerate(axes)
+            _convolution_factor(plain, own, kernel_axes, bias and index == len(channels) - 1, device_and_dtype)
+            for index, (own, kernel_axes) in enumerate(zip(channels, kind.axes, strict=True))
         ]
     for factor in factors:
         factor.requires_grad_(plain.weight.requires_grad).train(layer.training)
@@ -232,20 +230,20 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
 
 def _convolution_factor(
     layer: AnyConvolution,
-    inputs: int,
-    outputs: int,
+    channels: tuple[int, int, int],
     kernel_axes: tuple[bool, bool],
     bias: bool,
     device_and_dtype: dict[str, Any],
 ) -> AnyConvolution:
     """Create one factor, with the layer's kernel, stride, padding and dilation on the axes in ``kernel_axes``."""
+    inputs, outputs, groups = channels
     dimensions = len(layer.kernel_size)
     own = own_axes(kernel_axes, dimensions)
 
     def on_axes(name: str, otherwise: int) -> tuple[int, ...]:
         return tuple(value if taken else otherwise for value, taken in zip(setting(layer, name), own, strict=True))
 
-    shared: dict[str, Any] = {"groups": layer.groups, "bias": bias, **device_and_dtype}
+    shared: dict[str, Any] = {"groups": groups, "bias": bias, **device_and_dtype}
     if not any(own):
         return CONVOLUTIONS[dimensions - 1](inputs, outputs, 1, **shared)
     shared["padding"] = layer.padding if isinstance(layer.padding, str) else on_axes("padding", 0)

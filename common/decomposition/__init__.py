@@ -26,9 +26,11 @@ from common.decomposition.svd import SVD
 from common.decomposition.spatial import SpatialSVD
 from common.decomposition.tucker import Tucker2
 from common.decomposition.htd import HTD
+from common.decomposition.cp import CP
 # isort: on
 
 __all__ = [
+    "CP",
     "DECOMPOSITIONS",
     "HTD",
     "SVD",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from common.decomposition.chain import by_group, compose, kernel_of
+from common.decomposition.chain import as_dense, by_group, compose, is_depthwise, kernel_of
 
 SOLVER_STEPS = 4
 """Conjugate-gradient steps for a factor that others follow. The preconditioner makes a few steps enough."""
@@ -30,7 +31,8 @@ def alternating_least_squares(
     Each sweep goes from the first factor to the last. A factor is the solution of a linear least-squares problem while
     the others are fixed: exactly for the last, by preconditioned conjugate gradients for the others. If the last
     factor is a 1x1 convolution, the last two are fitted together, by reduced-rank regression (Izenman 1975), whose
-    closed form is the optimum for both. The error never rises from step to step, apart from rounding.
+    closed form is the optimum for both. In a chain with depthwise factors, only the first and the last factor are
+    fitted. The error never rises from step to step, apart from rounding.
 
     Args:
         factors: weights ``(o, c, kh, kw)``, from input to output; for a Linear ``(o, c)``. They are not changed.
@@ -95,12 +97,20 @@ def ridge_candidates(
 
 def _fitted_together(blocks: Sequence[Tensor]) -> int:
     """The number of factors that the last step of a sweep fits."""
-    return 2 if blocks[-1].shape[3:] == (1, 1) and len(blocks) > 1 else 1
+    return 2 if blocks[-1].shape[3:] == (1, 1) and len(blocks) > 1 and not _has_depthwise(blocks) else 1
+
+
+def _has_depthwise(blocks: Sequence[Tensor]) -> bool:
+    """Whether a factor is depthwise; then only the first and the last one are fitted."""
+    return any(is_depthwise(after, before.shape[1]) for before, after in pairwise(blocks))
 
 
 def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) -> None:
     """Fit all factors once, in place; without ``inner``, only those of the last step."""
     grid = kernel_of([block.flatten(0, 1) for block in blocks])
+    if _has_depthwise(blocks):
+        _sweep_ends(blocks, moment, target, grid, inner)
+        return
     together = _fitted_together(blocks)
     for index in range(len(blocks) - together):
         if inner:
@@ -110,6 +120,15 @@ def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) ->
         blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
     else:
         blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
+
+
+def _sweep_ends(blocks: list[Tensor], moment: Tensor, target: Tensor, grid: tuple[int, int], inner: bool) -> None:
+    """Fit the first factor, if ``inner``, and the last one of a chain, in place; those between stay as they are."""
+    if inner:
+        after = compose([as_dense(blocks[1], blocks[0].shape[1]), *blocks[2:]])
+        blocks[0] = _fit_inner(blocks[0], after, moment, target, grid)
+    seen = compose(blocks[:-1]).flatten(2)  # from patches to the inputs of the last factor, (G, r, m)
+    blocks[-1] = _solve(seen @ moment @ seen.mT, target @ seen.mT).reshape(blocks[-1].shape)
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from common.decomposition.chain import is_depthwise
+
 MAX_PASSES = 100
 TOLERANCE = 1e-3
 """Passes end when no scale changes by more than this fraction."""
@@ -26,7 +28,7 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
     Args:
         factors: weights ``(O, I/groups, kh, kw)`` or ``(O, I)``. The outputs of each are the inputs of the next. They
             are not changed.
-        groups: the number of groups of every factor.
+        groups: the number of groups of every factor but the depthwise ones, which have one for each channel.
 
     Returns:
         New tensors of the same shapes and dtypes. A channel that is zero on one side keeps its scale.
@@ -34,6 +36,10 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
     weights = [factor.unflatten(0, (groups, -1)) for factor in factors]  # (G, O/G, I/G, ...)
     energies = [weight.double().square() for weight in weights]
     energies = [energy.flatten(3).sum(3) if energy.dim() > 3 else energy for energy in energies]
+    depthwise = [False, *(is_depthwise(after, before.shape[1]) for before, after in pairwise(energies))]
+    energies = [
+        torch.diag_embed(energy[:, :, 0]) if own else energy for energy, own in zip(energies, depthwise, strict=True)
+    ]
     squared_scales = [torch.ones_like(energy[:, :, :1]) for energy in energies]  # of each output channel, (G, O/G, 1)
     for _ in range(MAX_PASSES):
         change = 0.0
@@ -48,7 +54,8 @@ def balance(factors: Sequence[Tensor], groups: int = 1) -> tuple[Tensor, ...]:
     for index, squared_scale in enumerate(squared_scales[:-1]):
         scale = squared_scale.sqrt()
         weights[index] = weights[index].double() * _broadcastable(scale, weights[index])
-        weights[index + 1] = weights[index + 1].double() / _broadcastable(scale.mT, weights[index + 1])
+        columns = scale if depthwise[index + 1] else scale.mT
+        weights[index + 1] = weights[index + 1].double() / _broadcastable(columns, weights[index + 1])
     return tuple(weight.flatten(0, 1).to(factor.dtype) for weight, factor in zip(weights, factors, strict=True))
 
 

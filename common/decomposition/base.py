@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ Ranks = tuple[int, ...]
 Floats = NDArray[np.float64]
 RankSelector = Callable[[Tensor, int], int]
 """Maps the singular values of a matrix, ``(n,)``, descending, and the size of its longer side to a rank."""
+Width = Any
+"""A number of channels, or an array of such numbers."""
 RankSteps = int | tuple[int, ...]
 """The ranks allowed: the multiples of a number, or a list."""
 
@@ -53,8 +57,13 @@ class Decomposition(ABC):
         title: name in reports.
         rank_names: a name for each rank.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
-            dilation. A factor that takes over neither is a 1x1 convolution. Between factors i and i+1 lie
-            ``ranks[i] * groups`` channels.
+            dilation. A factor that takes over neither is a 1x1 convolution.
+        between: for each pair of factors that follow each other, the index of the rank that gives the channels between
+            them, times the number of groups; None for each rank in turn.
+        depthwise: for each factor, whether it is a depthwise convolution; None if none is.
+        interpolates: whether the errors in a table lie between those at a few ranks.
+        most_elements: the largest weight of one group on which the method is tried beside others; None for any. A
+            method that iterates takes minutes on larger ones.
         has_sweeps: whether sweeps change the factors.
         needs_kernel: whether the method needs a kernel larger than 1x1 to split.
         serves_transposed: whether it factors transposed convolutions.
@@ -72,6 +81,10 @@ class Decomposition(ABC):
     title: str
     rank_names: tuple[str, ...]
     axes: tuple[tuple[bool, bool], ...]
+    between: tuple[int, ...] | None = None
+    depthwise: tuple[bool, ...] | None = None
+    interpolates: bool = False
+    most_elements: int | None = None
     has_sweeps: bool = False
     needs_kernel: bool = True
     serves_transposed: bool = False
@@ -119,6 +132,26 @@ class Decomposition(ABC):
             outputs: channels of one group.
             kernel: ``(kh, kw)``; one or three numbers for a method that serves such kernels.
         """
+
+    @classmethod
+    def factor_channels(
+        cls, inputs: int, outputs: int, ranks: Sequence[Width], groups: int
+    ) -> list[tuple[Width, Width, Width]]:
+        """Input channels, output channels and groups of each factor.
+
+        Args:
+            inputs: channels of the layer.
+            outputs: channels of the layer.
+            ranks: one for each of ``rank_names``, or an array for many sets of ranks.
+            groups: of the layer.
+        """
+        between = range(len(ranks)) if cls.between is None else cls.between
+        widths = (inputs, *(ranks[index] * groups for index in between), outputs)
+        depthwise = cls.depthwise or (False,) * len(cls.axes)
+        return [
+            (before, after, before if own else groups)
+            for (before, after), own in zip(pairwise(widths), depthwise, strict=True)
+        ]
 
     @classmethod
     def serves(cls, dimensions: int, transposed: bool) -> bool:

@@ -137,6 +137,7 @@ class SelectedDecomposition(Decomposition):
     ) -> None:
         super().__init__(weight, groups, moments, sweeps, None if like is None else like.metric)
         self.method, self.rank_names, self.axes = kind.method, kind.rank_names, kind.axes
+        self.between, self.depthwise = kind.between, kind.depthwise
         self._kind, self.has_sweeps = kind, kind.has_sweeps
         self.held_out: HeldOut = (
             like.held_out if isinstance(like, SelectedDecomposition) else HeldOut(weight, groups, moments)
@@ -240,27 +241,27 @@ class SelectedDecomposition(Decomposition):
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
-        """Weight errors at both ``SHARES``, ascending, and the logarithms of output error over weight error there."""
-        weights = np.array([self._weight_only.relative_error(self.fraction(share)) for share in SHARES])
+        """Predicted errors at both ``SHARES``, ascending, and the logarithms of measured over predicted ones."""
+        predicted = np.array([self._preferred.relative_error(self.fraction(share)) for share in SHARES])
         outputs = np.sqrt(self._measured[list(self._variants)].min(axis=0))
-        known = (outputs**2 > 2 * ROUNDING_ERROR) & (weights**2 > ROUNDING_ERROR)
-        order = np.argsort(weights[known])
-        logarithms = np.log(outputs[known] / weights[known])[order]
+        known = (outputs**2 > 2 * ROUNDING_ERROR) & (predicted**2 > ROUNDING_ERROR)
+        order = np.argsort(predicted[known])
+        logarithms = np.log(outputs[known] / predicted[known])[order]
         if np.any(np.diff(outputs[known][order]) < 0):  # an error that grows with the rank is noise
             logarithms[:] = logarithms.mean()
-        return weights[known][order], logarithms
+        return predicted[known][order], logarithms
 
     def _to_output_errors(self, errors: Floats) -> Floats:
         """Rescale predicted errors of the preferred variant to errors of the layer's output on data.
 
-        Data-aware errors already are that. Weight-only errors are multiplied by the ratios measured at both
-        ``SHARES``; the logarithms of these are interpolated in between.
+        Weight-only errors are those of the weight, and the metric of data-aware ones is only a model. Both are
+        multiplied by the ratios measured at both ``SHARES``; the logarithms of these are interpolated in between.
         """
-        if not self._variants[0] or not len(self._knots[0]):
+        if not len(self._knots[0]):
             return errors
-        weights, logarithms = self._knots
+        predicted, logarithms = self._knots
         with np.errstate(divide="ignore"):
-            return errors * np.exp(np.interp(np.log(errors), np.log(weights), logarithms))
+            return errors * np.exp(np.interp(np.log(errors), np.log(predicted), logarithms))
 
     @property
     def max_ranks(self) -> Ranks:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS
 from common.environment import describe_environment
 from common.files import replacing
 from common.latency.measuring import measure_latencies
@@ -27,6 +26,7 @@ from common.latency.runtimes import RUNTIMES, operation_runtime
 from common.latency.table import Conditions, LatencyTable, WholeNetwork
 from common.latency.timing import time_operations
 from common.network.shapes import LayerShape, trace_layers
+from common.planning.methods import decompositions_of, timed_methods
 from common.validation import check_choice
 
 CACHE = "LOW_RANK_CNN_CACHE"
@@ -70,7 +70,7 @@ def measured_latencies(
         RuntimeError: the runtime lacks something on this machine, such as its package.
     """
     clock = operation_runtime(runtime)
-    check_choice("method", method, (*DECOMPOSITIONS, "mixed"))
+    check_choice("method", method, (*timed_methods(), "mixed"))
     if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
     if x.device.type != "cpu":
@@ -79,7 +79,7 @@ def measured_latencies(
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
     table = read_table(path, conditions)
-    methods = tuple(DECOMPOSITIONS) if method == "mixed" else (method,)
+    methods = tuple(each for each in decompositions_of(method) if each in timed_methods())
     shapes = trace_layers(model, x)
     needed = needed_operations(shapes.values(), methods)
     missing = [operation for operation in needed if refresh or operation not in table.seconds]

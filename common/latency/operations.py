@@ -98,7 +98,14 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
     """The operations that a layer becomes by ``method`` (None: stays dense): for each factor, one for each call.
 
     The ranks are still open: the channels between two factors stand as 0, see :func:`with_widths`.
+
+    Raises:
+        ValueError: the method has depthwise factors, whose times are not tabulated.
     """
+    if method is not None and DECOMPOSITIONS[method].depthwise:
+        raise ValueError(
+            f"method={method!r} has depthwise factors, whose times are not tabulated; use a budget of MACs"
+        )
     axes = DENSE if method is None else DECOMPOSITIONS[method].axes
     widths = (shape.channels[0], *[0] * (len(axes) - 1), shape.channels[1])
     factors: list[list[Operation]] = [[] for _ in axes]

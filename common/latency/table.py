@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from common.decomposition import DECOMPOSITIONS, Floats
+from common.decomposition import Floats
 from common.deploy.cutting import last_pieces
 from common.latency.interpolation import bilinear
 from common.latency.operations import Operation, layer_operations, with_widths
-from common.latency.pieces import Ladders, merged_calls, needed_operations, piece_ladders, weights_between
+from common.latency.pieces import (
+    Ladders,
+    merged_calls,
+    needed_operations,
+    piece_ladders,
+    weights_between,
+)
 from common.latency.runtimes import RUNTIMES
 from common.network.shapes import LayerShape
+from common.planning.methods import timed_methods
 from common.planning.plan import LayerPlan
 
 FORMAT = 4
@@ -162,7 +169,7 @@ class LatencyTable:
         """The decompositions whose operations the table has for all of these layers."""
         return [
             method
-            for method in DECOMPOSITIONS
+            for method in timed_methods()
             if all(operation in self.seconds for operation in needed_operations(shapes.values(), (method,)))
         ]
 

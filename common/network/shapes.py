@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -71,34 +70,40 @@ class LayerShape:
     @property
     def dense_cost(self) -> tuple[int, int]:
         """Parameters and MACs of the dense layer."""
-        params, macs = self._cost((), ((True, True),), self.bias)
+        channels = [(*self.channels, self.groups)]
+        params, macs = self._cost(channels, ((True, True),), self.bias)
         return params + self.unused, macs
 
     def cost(self, plan: Planned) -> tuple[int, int]:
         """Return parameters and MACs of the layer under ``plan``. A bias adds parameters but no MACs."""
         if plan.method is None:
             return self.dense_cost
-        return self._cost(plan.ranks, DECOMPOSITIONS[plan.method].axes, self.bias or plan.shift)
+        return self._factored_cost(plan.method, plan.ranks, self.bias or plan.shift)
 
     def costs(self, method: str, ranks: Floats, shift: bool) -> tuple[Floats, Floats]:
         """Return parameters and MACs, ``(K,)`` each, for K sets of ranks, ``(K, modes)``."""
         columns = tuple(ranks[:, mode] for mode in range(ranks.shape[1]))
-        params, macs = self._cost(columns, DECOMPOSITIONS[method].axes, self.bias or shift)
-        return params, macs
+        return self._factored_cost(method, columns, self.bias or shift)
 
-    def _cost(self, ranks: tuple[Any, ...], axes: tuple[tuple[bool, bool], ...], bias: bool) -> tuple[Any, Any]:
-        """Return parameters and MACs of a chain of factors; ``ranks`` holds numbers, or arrays of one shape.
+    def _factored_cost(self, method: str, ranks: tuple[Any, ...], bias: bool) -> tuple[Any, Any]:
+        """Return the cost of the method's factors; ``ranks`` holds numbers, or arrays of one shape."""
+        kind = DECOMPOSITIONS[method]
+        return self._cost(kind.factor_channels(*self.channels, ranks, self.groups), kind.axes, bias)
+
+    def _cost(
+        self, channels: Sequence[tuple[Any, Any, Any]], axes: tuple[tuple[bool, bool], ...], bias: bool
+    ) -> tuple[Any, Any]:
+        """Return parameters and MACs of a chain of factors.
 
         Args:
-            ranks: the ranks between the factors.
+            channels: input channels, output channels and groups of each factor: numbers, or arrays of one shape.
             axes: for each factor, whether it has the kernel's height and width.
             bias: whether the last factor has a bias.
         """
-        widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
         taken = [own_axes(flags, len(self.kernel)) for flags in axes]
         weights = [
-            outputs * (inputs // self.groups) * math.prod(k for k, own in zip(self.kernel, flags, strict=True) if own)
-            for (inputs, outputs), flags in zip(pairwise(widths), taken, strict=True)
+            outputs * (inputs // groups) * math.prod(k for k, own in zip(self.kernel, flags, strict=True) if own)
+            for (inputs, outputs, groups), flags in zip(channels, taken, strict=True)
         ]
         macs: Any = 0
         for size, after in self.calls:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from common.decomposition.chain import compose
+from common.decomposition.chain import by_group, compose
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 
 
@@ -48,13 +48,14 @@ def product(factors: Sequence[FactorableLayer]) -> Tensor:
     Args:
         factors: factors of one decomposition. On each image axis, one factor has a kernel and the others have size 1.
     """
-    flat = compose([blocks(factor) for factor in factors]).flatten(0, 1)
+    groups = group_count(factors[0])  # a depthwise factor has more of its own
+    flat = compose([by_group(convolution_weight(factor), groups) for factor in factors]).flatten(0, 1)
     if isinstance(factors[0], nn.Linear):
         return flat[:, :, 0, 0]
     kernel = (math.prod(sizes) for sizes in zip(*map(kernel_size, factors), strict=True))
     flat = flat.reshape(*flat.shape[:2], *kernel)
     transposed = any(isinstance(factor, TransposedConvolution) for factor in factors)
-    return _swap_channels(flat, group_count(factors[0])) if transposed else flat
+    return _swap_channels(flat, groups) if transposed else flat
 
 
 def blocks(layer: FactorableLayer) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,6 +23,20 @@ Value = TypeVar("Value")
 def layer_method(method: str, shape: LayerShape) -> str:
     """Find the method that serves a layer, see :func:`common.decomposition.serving_method`."""
     return serving_method(method, shape.kernel, shape.transposed)
+
+
+def layer_methods(methods: Sequence[str], shape: LayerShape) -> tuple[str, ...]:
+    """Find the methods that serve a layer in place of ``methods``, each once.
+
+    Of several methods, those that would take minutes on so large a weight are left out.
+    """
+    elements = math.prod(shape.channels) * math.prod(shape.kernel) // shape.groups**2
+    tried = [
+        method
+        for method in methods
+        if len(methods) == 1 or elements <= (DECOMPOSITIONS[method].most_elements or elements)
+    ]
+    return tuple(dict.fromkeys(layer_method(method, shape) for method in tried))
 
 
 class Decompositions:

@@ -48,6 +48,11 @@ def method_named(name: str) -> Method:
     return several[name]
 
 
+def timed_methods() -> tuple[str, ...]:
+    """The decompositions whose times are tabulated for budgets of latency: those without depthwise factors."""
+    return tuple(name for name, kind in DECOMPOSITIONS.items() if not kind.depthwise)
+
+
 def decompositions_of(name: str) -> tuple[str, ...]:
     """The decompositions that a method stands for; ``arsvd``, which names a rule as well, is not allowed.
 

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from common.decomposition import Floats, RankSteps
+from common.decomposition import DECOMPOSITIONS, Floats, RankSteps
 from common.network.shapes import LayerShape, dense_reason
 from common.planning.allocation import Options
-from common.planning.decompositions import Decompositions, layer_method
+from common.planning.decompositions import Decompositions, layer_methods
 from common.planning.latencies import Latencies
 from common.planning.plan import LayerPlan
 
@@ -42,8 +42,8 @@ def layer_options(
         methods: candidate methods; one that does not serve the layer is replaced, see ``layer_method``.
         divergences: measured divergences. Without them, the predicted loss is the squared relative error.
         round_to: the ranks are multiples of it, or the mode's maximum.
-        latencies: measured times, which add seconds to the costs. Only timed ranks are then options; ranks that are
-            slow in the runtime drop out, because others beat them.
+        latencies: measured times, which add seconds to the costs. Only timed methods and ranks are then options; ranks
+            that are slow in the runtime drop out, because others beat them.
     """
     plans = [LayerPlan(reason=dense_reason(shape) or "the budget leaves room for it")]
     dense: list[float] = [*shape.dense_cost]
@@ -51,7 +51,8 @@ def layer_options(
         dense.append(dense_layer_seconds(shape, latencies))
     table = [np.array([[*dense, 0.0]])]
     if not dense_reason(shape):
-        for method in dict.fromkeys(layer_method(method, shape) for method in methods):
+        timed = [method for method in methods if latencies is None or not DECOMPOSITIONS[method].depthwise]
+        for method in layer_methods(timed, shape):
             ranks, rows = decompositions.cached(
                 (name, method, shape, round_to, latencies),
                 partial(_efficient_ranks, name, shape, decompositions, method, round_to, latencies),

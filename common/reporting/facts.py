@@ -10,7 +10,7 @@ from zlib import crc32
 
 from common.trials import Timing, TrialRecord
 
-PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5}
+PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5, "cp": 6}
 """The methods that are compared most, in the order of a legend, with the place of each among colours and markers. The
 first places differ most. A method that is not listed here takes one of the other places."""
 MARKERS = "osD^vPX*<>"

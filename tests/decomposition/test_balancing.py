@@ -26,7 +26,8 @@ def chain(x: Tensor, factors: tuple[Tensor, ...], groups: int) -> Tensor:
 
 def norms(before: Tensor, after: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Norms of the weights before and after each channel between two factors, ``(groups * rank,)`` each."""
-    by_channel = after.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    depthwise = after.shape[1] * groups < len(before)
+    by_channel = after if depthwise else after.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return before.flatten(1).norm(dim=1), by_channel.flatten(1).norm(dim=1)
 
 

@@ -200,8 +200,9 @@ def test_too_few_patches_give_a_warning_and_weight_only_factors(kind: str, count
 @pytest.mark.parametrize("kind", FEW)
 def test_few_images_make_no_layer_much_worse_on_other_images(kind: str, method: str) -> None:
     layers, size, _ = FEW[kind]
-    for count in (2, 8, 16, 40, 64):
-        for seed in range(2):
+    iterates = DECOMPOSITIONS[method].interpolates
+    for count in (2, 40) if iterates else (2, 8, 16, 40, 64):
+        for seed in range(1 if iterates else 2):
             torch.manual_seed(seed)
             model, held_out = nn.Sequential(*layers()).eval(), torch.randn(100, *size)
             with warnings.catch_warnings():

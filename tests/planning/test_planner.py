@@ -105,7 +105,7 @@ def test_invalid_rules_are_refused(rule: Callable[[], Any], sentence: str) -> No
 
 
 def test_an_unknown_method_is_refused() -> None:
-    allowed = "svd, spatial_svd, tucker2, htd, mixed, arsvd"
+    allowed = "svd, spatial_svd, tucker2, htd, cp, mixed, arsvd"
     with pytest.raises(ValueError, match=rf"method='hdt' is unknown \(did you mean 'htd'\?\); allowed: {allowed}"):
         plan("hdt")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.network.shapes import dense_reason
 from common.planning.costs import kept_shares
-from common.planning.decompositions import Decompositions, layer_method
+from common.planning.decompositions import Decompositions, layer_methods
 from common.planning.plan import LayerPlan
 from common.planning.rules.base import Network, PerLayerRule
 
@@ -42,7 +42,7 @@ class SpectrumRule(PerLayerRule):
             if reason := dense_reason(shape):
                 layers[name] = LayerPlan(reason=reason)
                 continue
-            methods = dict.fromkeys(layer_method(method, shape) for method in network.methods)
+            methods = layer_methods(network.methods, shape)
             plans = [
                 decompositions.plan(name, method, decompositions.get(name, method).select_ranks(self.rank))
                 for method in methods
