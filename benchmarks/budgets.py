@@ -21,15 +21,15 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from common.compression import compress
-from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
 from common.network import Profile, profile
 from common.network.shapes import trace_layers
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
+from common.planning.methods import timed_methods
 from common.progress import track
 
-METHODS = (*DECOMPOSITIONS, "mixed")
+METHODS = (*timed_methods(), "mixed")
 
 
 class CountedNetwork:

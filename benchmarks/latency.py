@@ -51,6 +51,7 @@ from common.network import Profile, profile
 from common.network.kinds import CONVOLUTIONS, Convolution
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
+from common.planning.methods import timed_methods
 
 METHODS = (*DECOMPOSITIONS, "mixed")
 AS_THEY_ARE = ("eager",)
@@ -261,7 +262,7 @@ def main() -> None:
     """Measure what the options select and print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*timed_methods(), "mixed"])
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=available_runtimes())
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--round-to", type=int, help="multiple to which to round ranks; default: 16, or 4 with --tiny")

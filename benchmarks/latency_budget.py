@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from common.calibration import recalibrate_bn
 from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
-from common.decomposition import DECOMPOSITIONS
 from common.environment import machine_line
 from common.latency import (
     NetworkLatencies,
@@ -52,6 +51,7 @@ from common.network.shapes import trace_layers
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
+from common.planning.methods import timed_methods
 from common.planning.options import Divergences, divergence_of_errors
 from common.search.candidates import layer_candidates
 from common.search.objective import calibration_inputs
@@ -59,7 +59,7 @@ from common.search.preparation import decompose_for_search
 from common.search.sensitivity import measure_divergences
 from common.training import evaluate
 
-METHODS = (*DECOMPOSITIONS, "mixed")
+METHODS = (*timed_methods(), "mixed")
 SIZES = {"resnet18": 224, "vgg16": 224, "alexnet": 224, "unet": 256, "resnet20": 32}
 DECAY = 0.6
 LARGEST_BASIS = 10_000

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.compression import compress
-from common.decomposition import DECOMPOSITIONS
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency import LatencyTable
 from common.latency.interpolation import bilinear
@@ -25,10 +24,11 @@ from common.network.kinds import CONVOLUTIONS, Convolution
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, LayerPlan, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
+from common.planning.methods import timed_methods
 from tests.networks import tiny_cnn
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-METHODS = tuple(DECOMPOSITIONS)
+METHODS = timed_methods()
 CONDITIONS = Conditions("onnxruntime", "1", "a processor", 1, 2)
 REST = 1e-4
 
