@@ -107,16 +107,33 @@ def open_study(name: str, storage: BaseStorage, directions: list[str] | None) ->
         raise ValueError(f"study={name!r} is not in this storage; it holds: {known}") from None
 
 
-def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
+def check_log_alone(logs: str | Path, run: str, storage: str | Path | None) -> None:
+    """Raise if ``run`` has a log but no journal beside it. It opens nothing.
+
+    Raises:
+        ValueError: there is a log but no study to continue.
+    """
+    if storage is None and not journal_path(logs, run).exists():
+        log_path(logs, run)
+
+
+def check_log(logs: str | Path, run: str, opened: BaseStorage) -> None:
     """Raise unless the log of ``run`` is new or belongs to a study in this storage.
 
     Raises:
         ValueError: there is a log but no study to continue.
     """
-    if not log_path(logs, run, new=False).exists():
-        return
-    if storage is None and not journal_path(logs, run).exists():
+    if run not in optuna.get_all_study_names(opened):
         log_path(logs, run)
-    with opened_storage(storage or journal_path(logs, run)) as opened:
-        if run not in optuna.get_all_study_names(opened):
-            log_path(logs, run)
+
+
+def check_run(logs: str | Path, run: str, storage: str | Path | None) -> None:
+    """Raise unless the log of ``run`` is new or belongs to a study in the storage, which this opens.
+
+    Raises:
+        ValueError: there is a log but no study to continue.
+    """
+    if log_path(logs, run, new=False).exists():
+        check_log_alone(logs, run, storage)
+        with opened_storage(storage or journal_path(logs, run)) as opened:
+            check_log(logs, run, opened)
