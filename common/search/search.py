@@ -115,8 +115,7 @@ def search_ranks(
         return _empty_result(logs, run)
     check_log_alone(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
-        check_log(logs, run, opened)
-        study = _open(run, opened, settings)
+        study = _open(logs, run, opened, settings)
         _check_same(study, settings, model, data, decompositions)
         worker = this_worker(MAIN)
         claim(study, worker)
@@ -146,7 +145,8 @@ def _empty_result(logs: str | Path, run: str) -> SearchResult:
     return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study)
 
 
-def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
+def _open(logs: str | Path, run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
+    check_log(logs, run, storage)
     directions = ["maximize"] if settings.objective == "score" else ["maximize", "minimize", "minimize", "minimize"]
     study = open_study(run, storage, directions)
     if len(study.directions) != len(directions):
