@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from common.search.probabilities import Probabilities
-from common.search.study import journal
 from common.search.study.attempts import Attempts
+from common.search.study.journal import open_journal
 from common.search.study.storage import journal_path, open_study, opened_storage
 from tests.faults.long_run import RUN, grow_journal, search
 
 
 def test_trials_leave_no_network_file_or_thread_behind(tmp_path: Path) -> None:
-    seen = search(tmp_path, 40, count_networks=True)
-    assert len(seen) == 40
-    for name in ("networks", "handles", "threads"):
-        assert max(getattr(each, name) for each in seen[20:]) <= max(getattr(each, name) for each in seen[5:20]), name
+    seen = search(tmp_path, 27, count_networks=True)
+    assert seen[10].networks == seen[25].networks > 0
+    for name in ("handles", "threads"):
+        assert max(getattr(each, name) for each in seen[11:]) <= max(getattr(each, name) for each in seen[:11]), name
 
 
 def test_a_large_study_is_read_once_and_each_batch_is_learned_from_once(
@@ -38,7 +38,7 @@ def test_a_large_study_is_read_once_and_each_batch_is_learned_from_once(
 
         return call
 
-    monkeypatch.setattr(journal, "JournalStorage", counted("journal", journal.JournalStorage))
+    monkeypatch.setattr("common.search.study.storage.open_journal", counted("journal", open_journal))
     monkeypatch.setattr(Probabilities, "update_to", counted("batch", Probabilities.update_to))
     assert len(search(tmp_path, 1010, stop=5)) == 5
     assert calls == {"journal": 1, "batch": 2 * 100}  # for the trials, and for the picture of the last policy
