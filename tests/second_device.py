@@ -30,7 +30,7 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls: type[There], held: Tensor) -> There:
-        made: There = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: There = torch.Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
@@ -46,7 +46,9 @@ class There(Tensor):
         return self.held.tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # the stub is not that of a class method
+        cls, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
         return run(function, arguments, named or {})
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from common.calibration import calibrate, recalibrate_bn, refit
 from common.compression import compress, load_compressed, save_compressed
-from common.decomposition import DECOMPOSITIONS
 from common.deploy import export_onnx, fold_batchnorm, merge_factors
 from common.deploy.sessions import onnx_session
 from common.latency import measure_latency
@@ -73,7 +72,7 @@ def test_the_simulated_device_refuses_what_a_gpu_refuses() -> None:
             x.numpy()
 
 
-@pytest.mark.parametrize("method", [*sorted(DECOMPOSITIONS), "mixed"])
+@pytest.mark.parametrize("method", ["htd", "mixed"])  # mixed decomposes by several others
 def test_compressing_and_refitting(method: str, there: Move) -> None:
     def outputs(move: Move) -> tuple[RankPlan, list[Tensor]]:
         model, inputs = move(dense()), [move(each) for each in INPUTS]

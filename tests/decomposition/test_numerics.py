@@ -1,8 +1,12 @@
-"""Single precision against double precision, for weights and data of any size, condition and rank."""
+"""Single precision against double precision, for weights and data of any size, condition and rank.
+
+``NUMERIC_CASES=1000 pytest tests/decomposition/test_numerics.py`` tries so many of each method.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +33,7 @@ SHAPES = ((12, 8, 3, 3), (8, 12, 3, 3), (30, 3, 3, 3), (10, 14))
 KINDS = ("random", "ill-conditioned", "rank 2", "zero rows", "equal", "zero", "spread rows")
 SIZES = (1e-36, 1e-30, 1e-15, 1e-11, 1.0, 1e11, 1e15, 1e30, 1e36)
 METHODS = sorted(DECOMPOSITIONS)
+CASES = int(os.environ.get("NUMERIC_CASES", "10"))
 
 
 def make_weight(kind: str, shape: tuple[int, ...], size: float) -> Tensor:
@@ -92,7 +97,7 @@ def test_the_errors_of_single_precision_are_those_of_double_precision(method: st
         st.sampled_from([0, 2]),
     )
 
-    @settings(max_examples=40, database=None)
+    @settings(max_examples=CASES, database=None)
     @given(cases)
     def check(case: Any) -> None:
         check_decomposition(method, *case)
@@ -127,7 +132,7 @@ def check_decomposition(method: str, shape: tuple[int, ...], kind: str, size: fl
 def test_the_solver_of_factors_holds_for_any_size_and_condition(method: str, precision: str) -> None:
     cases = st.tuples(st.sampled_from(SIZES), st.sampled_from([1e-30, 1.0, 1e15]), st.sampled_from(KINDS[:3]))
 
-    @settings(max_examples=15, database=None)
+    @settings(max_examples=CASES, database=None)
     @given(cases)
     def check(case: tuple[float, float, str]) -> None:
         weight = make_weight("random", (12, 8, 3, 3), case[0])

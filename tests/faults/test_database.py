@@ -24,7 +24,7 @@ from tests.networks import tiny_digits
 from tests.search.processes import logged, start, take_part
 
 WORKERS = int(os.environ.get("SEARCH_WORKERS", "2"))
-TRIALS = int(os.environ.get("SEARCH_TRIALS", str(4 * WORKERS)))
+TRIALS = int(os.environ.get("SEARCH_TRIALS", str(3 * WORKERS)))
 SETTINGS = SearchSettings(method="svd", trials=TRIALS, batch=4, startup=6, finetune_top=0, sensitivity_images=16)
 
 

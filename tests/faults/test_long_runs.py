@@ -26,9 +26,9 @@ def test_a_large_study_is_read_once_and_each_batch_is_learned_from_once(
 ) -> None:
     search(tmp_path, 16, stop=12)
     path = journal_path(tmp_path, RUN)
-    grow_journal(path, 1000)
+    grow_journal(path, 300)
     with opened_storage(path) as opened:
-        assert sorted(Attempts(open_study(RUN, opened, None), 2000).judged) == list(range(1000))
+        assert sorted(Attempts(open_study(RUN, opened, None), 2000).judged) == list(range(300))
     calls = {"journal": 0, "batch": 0}
 
     def counted(name: str, function: Any) -> Any:
@@ -40,5 +40,5 @@ def test_a_large_study_is_read_once_and_each_batch_is_learned_from_once(
 
     monkeypatch.setattr("common.search.study.storage.open_journal", counted("journal", open_journal))
     monkeypatch.setattr(Probabilities, "update_to", counted("batch", Probabilities.update_to))
-    assert len(search(tmp_path, 1010, stop=5)) == 5
-    assert calls == {"journal": 1, "batch": 2 * 100}  # for the trials, and for the picture of the last policy
+    assert len(search(tmp_path, 310, stop=5)) == 5
+    assert calls == {"journal": 1, "batch": 2 * 30}  # for the trials, and for the picture of the last policy
