@@ -5,12 +5,13 @@ PARAMS ?=
 DATA_ROOT ?=
 WORKERS ?= 2
 UNIT_TESTS := $(addprefix tests/,calibration compression decomposition models network planning trials test_house.py test_environment.py)
+LOCKED_PYTHONS := 3.11 3.14
 TO_CLASSIFY := digits mnist cifar10 imagenet
 TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo check test notebooks notebooks-sync clean
+.PHONY: help demo check test notebooks notebooks-sync lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -46,6 +47,13 @@ test: .venv/.development  ## every linter, type check and test
 
 notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
 	$(BIN)/jupytext --to ipynb notebooks/*.py
+
+lock: .venv/.development  ## write the lock files with hashes anew from requirements.txt
+	@for version in $(LOCKED_PYTHONS); do \
+		$(BIN)/uv pip compile requirements.txt --universal --python-version $$version --generate-hashes --no-annotate \
+			--upgrade --quiet --custom-compile-command "make lock" \
+			--output-file requirements-py$$(echo $$version | tr -d .).lock || exit 1; \
+	done
 
 clean:  ## remove the environment and everything that runs wrote
 	rm -rf .venv results/* logs/*.log logs/*.json logs/*.safetensors logs/*.onnx logs/*.journal* logs/*.checkpoint

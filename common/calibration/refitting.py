@@ -64,7 +64,7 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         Layer name -> errors before and after, in the order in which the layers run.
 
     Raises:
-        ValueError: ``batches`` is empty, or a layer's inputs are not finite.
+        ValueError: ``batches`` is empty, or a layer's inputs or their squares are not finite.
     """
     inputs = [to_network(inputs_of(batch), dense) for batch in batches]
     if not inputs:
@@ -106,6 +106,11 @@ class _Moments:
             self._sums[name] = self._sums.get(name, 0.0) + value.double()
         self.rows += x.shape[1]
 
+    @property
+    def finite(self) -> bool:
+        """Whether single precision holds all products so far."""
+        return all(bool(total.isfinite().all()) for total in self._sums.values())
+
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The moments ``(G, m, m)`` and ``(G, O, m)``, and the means ``(G, 1, m)`` and ``(G, 1, O)``."""
         assert self._shifts is not None
@@ -136,6 +141,8 @@ def _refit_layer(
         held.append((features[flags], outputs[flags]))
         if not flags.all():
             moments.add(features[~flags], outputs[~flags])
+    if not moments.finite:
+        raise ValueError(f"layer {name!r}: the squares of its inputs on the calibration data are not finite")
     unseen, target = (torch.cat(rows) for rows in zip(*held, strict=True))
 
     def error(factors: Sequence[Tensor], offset: Tensor | None) -> float:

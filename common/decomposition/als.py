@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -47,7 +48,9 @@ def alternating_least_squares(
     blocks = [by_group(factor, groups).double() for factor in factors]
     scale = inputs.double().diagonal(dim1=1, dim2=2).mean()
     scale = torch.where(scale > 0, scale, 1.0)  # single precision cannot hold moments of any size
-    inputs, cross = inputs.double() / scale, cross.double() / scale
+    sizes = [_odd_size(block) for block in blocks]
+    blocks = [block / size for block, size in zip(blocks, sizes, strict=True)]
+    inputs, cross = inputs.double() / scale, cross.double() / scale / math.prod(sizes)
     if len(blocks) == _fitted_together(blocks):
         sweeps = 0  # one exact step is the optimum
     for _ in range(sweeps):
@@ -55,9 +58,20 @@ def alternating_least_squares(
     if not sweeps:
         _sweep(blocks, inputs, cross, inner=False)
     return tuple(
-        block.flatten(0, 1).reshape(factor.shape).to(factor.dtype)
-        for block, factor in zip(blocks, factors, strict=True)
+        (block * size).flatten(0, 1).reshape(factor.shape).to(factor.dtype)
+        for block, size, factor in zip(blocks, sizes, factors, strict=True)
     )
+
+
+def _odd_size(block: Tensor) -> float:
+    """The power of two near a factor's greatest element, where the products of single precision could overflow.
+
+    Returns:
+        1 for the usual sizes.
+    """
+    greatest = float(block.abs().amax())
+    usual = greatest == 0 or 1e-3 <= greatest <= 1e3
+    return 1.0 if usual else 2.0 ** math.frexp(greatest)[1]
 
 
 def ridge_candidates(
@@ -257,6 +271,6 @@ class _Preconditioner:
 
 def _inverse(matrix: Tensor) -> Tensor:
     """Inverse of a positive semidefinite ``(G, n, n)``, with a small ridge."""
-    mean = matrix.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-300)[:, None, None]
+    mean = matrix.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=torch.finfo(matrix.dtype).tiny ** 0.5)[:, None, None]
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix + PRECONDITIONER_RIDGE * mean * eye)[0])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.decomposition.chain import outputs_of
-from common.decomposition.metric import DataMetric, Metric, pooled_spectrum
+from common.decomposition.metric import DataMetric, Metric, fits_single_precision, pooled_spectrum
 from common.decomposition.moments import LayerMoments
 from common.validation import Registry
 
@@ -111,10 +111,11 @@ class Decomposition(ABC):
         """Return the decomposition of the same weight with another number of sweeps; both share the metric."""
         return type(self)(self.original, self.groups, self.moments, sweeps, self.metric)
 
-    @property
+    @cached_property
     def working_dtype(self) -> torch.dtype:
         """Dtype at given ranks: float64 with moments, whose variances span many orders; else at least float32."""
-        return torch.float64 if self.moments is not None else torch.promote_types(self.dtype, torch.float32)
+        wide = self.moments is not None or not fits_single_precision(self.original)
+        return torch.float64 if wide else torch.promote_types(self.dtype, torch.float32)
 
     @cached_property
     def _total(self) -> float:

@@ -99,9 +99,9 @@ class HeldOut:
         Returns:
             ``(N,)``; all 0 if the weight maps every patch to zero.
         """
-        energy = self._outputs.square().sum(1).mean()
+        energy = self._outputs.double().square().sum(1).mean()
         lost = self._outputs - outputs_of(decomposition.factors(ranks), self._patches, self._groups)
-        return lost.square().sum(1) / torch.where(energy > 0, energy, 1.0)
+        return lost.double().square().sum(1) / torch.where(energy > 0, energy, 1.0)
 
     def error(self, decomposition: Factored, ranks: Ranks) -> float:
         """The mean of :meth:`errors`, ``E||(W - W')p||^2 / E||Wp||^2``."""

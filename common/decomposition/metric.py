@@ -11,19 +11,29 @@ from common.decomposition.moments import RIDGE, LayerMoments
 
 LARGE = 2**20
 """From this many elements of one group's weight, eigenvectors are computed in single precision."""
+SINGLE_RANGE = 1e-6, 1e6
+"""The greatest element of a weight whose squares single precision holds, with room for sums and small directions."""
+
+
+def fits_single_precision(weight: Tensor) -> bool:
+    """Whether single precision holds the squares of a weight; see `SINGLE_RANGE`."""
+    greatest = max(map(abs, map(float, weight.aminmax())))
+    return greatest == 0 or SINGLE_RANGE[0] <= greatest <= SINGLE_RANGE[1]
 
 
 def solver_dtype(weight: Tensor) -> torch.dtype:
     """Dtype in which the eigenvectors of a weight's unfoldings are computed.
 
     A large weight takes single precision, which is faster and needs less memory, unless it is in double precision
-    itself. The basis is then orthonormal to about 2e-6, and directions whose energy is below 1e-7 of the greatest are
-    not told apart. Energies are measured in the basis found, so predicted errors are those of the factors.
+    itself or its squares leave the range of single precision. The basis is then orthonormal to about 2e-6, and
+    directions whose energy is below 1e-7 of the greatest are not told apart. Energies are measured in the basis found,
+    so predicted errors are those of the factors.
 
     Args:
         weight: ``(G, O, I, kh, kw)``.
     """
-    return torch.float32 if weight.dtype != torch.float64 and weight[0].numel() >= LARGE else torch.float64
+    large = weight.dtype != torch.float64 and weight[0].numel() >= LARGE
+    return torch.float32 if large and fits_single_precision(weight) else torch.float64
 
 
 class Metric:
@@ -40,6 +50,8 @@ class Metric:
     def __init__(self, weight: Tensor, dtype: torch.dtype | None = None) -> None:
         self._weight, self._solver_dtype = weight, solver_dtype(weight)
         self._dtype = dtype or self._solver_dtype
+        if self._dtype != torch.float64 and not fits_single_precision(weight):
+            self._dtype = torch.float64
 
     @cached_property
     def weight(self) -> Tensor:
@@ -53,13 +65,17 @@ class Metric:
 
     def leading_basis(self, unfolding: Tensor) -> Tensor:
         """See :func:`leading_basis`; in the solver's precision if that is lower than the unfolding's."""
-        return leading_basis(unfolding.to(self._solver_dtype)).to(unfolding.dtype)
+        return leading_basis(self._for_solver(unfolding)).to(unfolding.dtype)
+
+    def _for_solver(self, unfolding: Tensor) -> Tensor:
+        """The unfolding in the solver's precision, or in double where single precision does not hold it."""
+        return unfolding.to(self._solver_dtype) if fits_single_precision(unfolding) else unfolding.double()
 
     def energies(self, unfolding: Tensor) -> Tensor:
         """Squared singular values ``(G, min(n, m))`` of matrices ``(G, n, m)``, descending, in float64."""
-        matrix = unfolding.to(self._solver_dtype)
+        matrix = self._for_solver(unfolding)
         gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
-        return torch.linalg.eigvalsh(gram).flip(-1).double().clamp(min=0)
+        return eigh(gram, vectors=False)[0].flip(-1).double().clamp(min=0)
 
     @cached_property
     def projected(self) -> Tensor:
@@ -110,7 +126,8 @@ class DataMetric(Metric):
 
     def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
         # Roots of covariances span many orders: only a layer without them can do with less than double precision.
-        super().__init__(weight, None if moments.input_covariance is None else torch.float64)
+        single = moments.input_covariance is None and fits_single_precision(moments.output_covariance)
+        super().__init__(weight, None if single else torch.float64)
         self._moments = moments
 
     @cached_property
@@ -187,10 +204,11 @@ def _output_eigenbasis(
         projected = (span.mT @ matrix.double())[:, :, :, None, None]
         basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share, precision)
         return span @ basis, variances
-    single = matrix.float()  # precise enough for the mixed-in Gram matrix
-    gram = (single @ single.mT).double()
+    if fits_single_precision(matrix):
+        matrix = matrix.float()  # precise enough for the mixed-in Gram matrix
+    gram = (matrix @ matrix.mT).double()
     mixed = (1 - share) * covariance / total + share * gram / _total_trace(gram)
-    variances, vectors = torch.linalg.eigh(mixed.to(precision))
+    variances, vectors = eigh(mixed.to(precision))
     if precision != mixed.dtype:
         vectors = vectors.double()
         variances = ((mixed @ vectors) * vectors).sum(1)
@@ -234,7 +252,31 @@ def leading_basis(unfolding: Tensor) -> Tensor:
     if rows > columns:
         q, r = torch.linalg.qr(unfolding)
         return q @ leading_basis(r)
-    return torch.linalg.eigh(unfolding @ unfolding.mT).eigenvectors.flip(-1)
+    return eigh(unfolding @ unfolding.mT)[1].flip(-1)
+
+
+def eigh(symmetric: Tensor, vectors: bool = True) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, ascending; in double precision if the algorithm does not converge in single.
+
+    Args:
+        symmetric: ``(G, n, n)``.
+        vectors: whether to compute the eigenvectors, else they are empty.
+    """
+
+    def solve(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if vectors:
+            return tuple(torch.linalg.eigh(matrix))
+        return torch.linalg.eigvalsh(matrix), matrix.new_empty(0)
+
+    try:
+        values, basis = solve(symmetric)
+        if symmetric.dtype == torch.float64 or bool(basis.isfinite().all() & values.isfinite().all()):
+            return values, basis
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch documents it
+        if symmetric.dtype == torch.float64:
+            raise
+    values, basis = solve(symmetric.double())
+    return values.to(symmetric.dtype), basis.to(symmetric.dtype)
 
 
 def pooled_spectrum(projected: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class Objective:
 
         See :func:`common.latency.layer_times`.
         """
-        if self.timed.is_cuda:
+        if self.timed.device.type != "cpu":
             return None
         after = layer_times(network, self.timed, "eager", plan)
         rounded = [

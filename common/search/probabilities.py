@@ -55,15 +55,27 @@ class Probabilities:
             smoothing: how far to move, in [0, 1]: 0 stays, 1 takes the elite's frequencies.
             floor: share of the first probabilities that is mixed in, so that no level they allow gets out of reach.
         """
-        if not elite:
-            return
-        weights = math.log(len(elite) + 1) - torch.arange(1, len(elite) + 1).log()
+        if elite:
+            levels = {name: torch.tensor([trial[name] for trial in elite]) for name in self._probabilities}
+            self.update_to(levels, smoothing, floor)
+
+    def update_to(self, elite: Mapping[str, Tensor], smoothing: float, floor: float = 0.02) -> None:
+        """Move toward the elite as :meth:`update` does.
+
+        Args:
+            elite: layer -> its levels in the best trials, the best first; at least one.
+            smoothing: see :meth:`update`.
+            floor: see :meth:`update`.
+        """
+        count = len(next(iter(elite.values())))
+        weights = math.log(count + 1) - torch.arange(1, count + 1).log()
         weights /= weights.sum()
+        moved = {}
         for name, values in self._probabilities.items():
-            levels = torch.tensor([trial[name] for trial in elite])
-            frequencies = torch.zeros_like(values).index_add(0, levels, weights)
-            moved = (1 - smoothing) * values + smoothing * frequencies
-            self._probabilities[name] = (1 - floor) * moved + floor * self._first[name]
+            frequencies = torch.zeros_like(values).index_add(0, elite[name], weights)
+            nearer = (1 - smoothing) * values + smoothing * frequencies
+            moved[name] = (1 - floor) * nearer + floor * self._first[name]
+        self._probabilities = moved
 
 
 def even_logits(candidates: Candidates) -> Logits:
@@ -196,4 +208,9 @@ def elite_of(trials: Sequence[tuple[tuple[float, ...], Levels]], share: float) -
         share: the share of the trials that make the elite, in (0, 1]. At least one does.
     """
     ranked = sorted(trials, key=lambda trial: trial[0], reverse=True)
-    return [levels for _, levels in ranked[: max(1, round(share * len(ranked)))]]
+    return [levels for _, levels in ranked[: elite_size(len(ranked), share)]]
+
+
+def elite_size(trials: int, share: float) -> int:
+    """How many of so many trials make the elite."""
+    return max(1, round(share * trials))

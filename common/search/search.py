@@ -33,7 +33,14 @@ from common.search.study.specification import (
     network_digest,
     weights_path,
 )
-from common.search.study.storage import FINISHED, check_run, journal_path, open_study, opened_storage
+from common.search.study.storage import (
+    FINISHED,
+    check_log,
+    check_log_alone,
+    journal_path,
+    open_study,
+    opened_storage,
+)
 from common.training.distillation import check_features
 from common.training.first_pass import check_network
 from common.trials import TrialRecord, TrialWriter, log_path
@@ -106,9 +113,9 @@ def search_ranks(
     if reason := nothing_to_search(model, data):
         warnings.warn(f"there is nothing to search: {reason}", stacklevel=2)
         return _empty_result(logs, run)
-    check_run(logs, run, storage)
+    check_log_alone(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
-        study = _open(run, opened, settings)
+        study = _open(logs, run, opened, settings)
         _check_same(study, settings, model, data, decompositions)
         worker = this_worker(MAIN)
         claim(study, worker)
@@ -138,7 +145,8 @@ def _empty_result(logs: str | Path, run: str) -> SearchResult:
     return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study)
 
 
-def _open(run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
+def _open(logs: str | Path, run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:
+    check_log(logs, run, storage)
     directions = ["maximize"] if settings.objective == "score" else ["maximize", "minimize", "minimize", "minimize"]
     study = open_study(run, storage, directions)
     if len(study.directions) != len(directions):

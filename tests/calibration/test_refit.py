@@ -169,6 +169,8 @@ def test_bad_data_is_refused_before_anything_changes() -> None:
     broken[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"'stem.0': its inputs on the calibration data are not finite"):
         refit(small, dense, [broken])
+    with pytest.raises(ValueError, match=r"'stem.0': the squares of its inputs .* are not finite"):
+        refit(small, dense, [1e25 * images(16)])
     with pytest.raises(ValueError, match="does not take x of shape"):
         refit(small, dense, [torch.zeros(4, 5, 8, 8)])
     assert same_weights(small, copy)

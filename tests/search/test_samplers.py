@@ -123,3 +123,20 @@ def test_a_trial_on_a_higher_rung_has_the_greater_merit(space: Space) -> None:
     ]
     assert [trial.drawn for trial in tried] == [trial.params for trial in study.trials]
     assert elite_of([(trial.merit, trial.made) for trial in tried], 0.5) == [{"conv": 2}]
+
+
+def test_a_trial_that_ends_late_moves_the_policy_from_its_batch_on(space: Space) -> None:
+    study = study_with(space, SETTINGS)
+    run(study, space, 3)
+    late = study.ask()  # place 3, of the first batch
+    levels = {name: late.suggest_int(name, d.low, d.high) for name, d in space.distributions().items()}
+    run(study, space, 6)
+    assert isinstance(study.sampler, DrawnLevels)
+    without = study.sampler.probabilities(study, 9).by_layer
+    late.set_user_attr(OUTCOME, {"rung": 2, "merit": 9.0, "levels": levels})
+    study.tell(late, 9.0)
+    afresh = POLICIES["adaptive"].sampler(Start(space, SETTINGS, even_logits(space.candidates)), None)
+    assert isinstance(afresh, DrawnLevels)
+    for place in (9, 4, 9):
+        assert study.sampler.probabilities(study, place).by_layer == afresh.probabilities(study, place).by_layer
+    assert study.sampler.probabilities(study, 9).by_layer != without

@@ -5,14 +5,18 @@ It is the cross-entropy method, see :class:`common.search.probabilities.Probabil
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import optuna
+import torch
 from optuna.samplers import BaseSampler
 
 from common.planning import RankPlan
 from common.search.policies.base import POLICIES, SearchPolicy, Start
 from common.search.policies.samplers import DrawnLevels, tried_trials
 from common.search.policies.settings import PolicySettings
-from common.search.probabilities import Logits, Probabilities, budget_logits, elite_of, sensitivity_logits
+from common.search.probabilities import Logits, Probabilities, budget_logits, elite_size, sensitivity_logits
 from common.search.space import Space
 from common.search.study.attempts import places_of
 
@@ -38,11 +42,7 @@ class Adaptive(SearchPolicy):
     def sampler(self, start: Start, plan: RankPlan | None) -> BaseSampler:
         """Draw from the probabilities as the trials of the earlier batches moved them."""
         first = None if start.space.allocation is None else start.space.levels_of(start.space.allocation)
-
-        def probabilities(study: optuna.Study, place: int) -> Probabilities:
-            return self._probabilities(study, start, place)
-
-        return DrawnLevels(start.space.distributions(), probabilities, start.settings.seed, first)
+        return DrawnLevels(start.space.distributions(), _Learned(start).at, start.settings.seed, first)
 
     def first_plan(self, space: Space) -> RankPlan | None:
         """The budget's own allocation; None without a budget."""
@@ -51,17 +51,41 @@ class Adaptive(SearchPolicy):
     def last_probabilities(self, study: optuna.Study, start: Start) -> Probabilities:
         """Those that the next batch would be drawn from."""
         begun = 1 + max(places_of(study).values(), default=-1)
-        return self._probabilities(study, start, min(begun, start.settings.trials))
+        return _Learned(start).at(study, min(begun, start.settings.trials))
 
-    def _probabilities(self, study: optuna.Study, start: Start, place: int) -> Probabilities:
+
+class _Learned:
+    """The probabilities after each batch of a study. Each is computed once, because a study may have 20,000 trials.
+
+    A worker may end a trial when the next batches have begun. What follows from that trial's batch is then computed
+    again.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._after: list[tuple[int, Probabilities]] = []
+        """For each batch, the number of measured trials up to its end, and the probabilities."""
+
+    def at(self, study: optuna.Study, place: int) -> Probabilities:
         """The probabilities from which the trial at ``place`` is drawn."""
-        found, settings = Probabilities(start.logits), start.settings
-        tried = tried_trials(study)
-        for end in range(settings.batch, place + 1, settings.batch):
-            known = [(trial.merit, trial.drawn) for trial in tried if trial.place < end]
-            if known:
-                found.update(elite_of(known, settings.elite), settings.smoothing)
-        return found
+        settings = self._start.settings
+        ends = range(settings.batch, place + 1, settings.batch)
+        ranked = sorted(tried_trials(study), key=lambda trial: trial.merit, reverse=True)
+        places = np.array([trial.place for trial in ranked], dtype=np.int64)
+        counts = np.searchsorted(np.sort(places), ends).tolist()
+        same = 0
+        while same < min(len(ends), len(self._after)) and self._after[same][0] == counts[same]:
+            same += 1
+        if same < len(ends):
+            del self._after[same:]
+            levels = {name: torch.tensor([t.drawn[name] for t in ranked]) for name in self._start.logits}
+            for end, count in list(zip(ends, counts, strict=True))[same:]:
+                found = copy.copy(self._after[-1][1]) if self._after else Probabilities(self._start.logits)
+                if count:
+                    best = torch.from_numpy(np.flatnonzero(places < end)[: elite_size(count, settings.elite)])
+                    found.update_to({name: each[best] for name, each in levels.items()}, settings.smoothing)
+                self._after.append((count, found))
+        return self._after[len(ends) - 1][1] if ends else Probabilities(self._start.logits)
 
 
 POLICIES.add(Adaptive())

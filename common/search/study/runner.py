@@ -20,6 +20,7 @@ from common.search.study.attempts import OUTCOME, SET_ASIDE, WORKER, Attempts, b
 from common.search.study.interrupts import Interrupts
 from common.search.study.records import Recorder, Values
 from common.search.study.specification import StudySpecification
+from common.search.study.storage import STORAGE_ERRORS, is_storage_error
 from common.trials import TrialRecord, TrialWriter, summary_line
 
 POLL_S = 0.2
@@ -27,10 +28,10 @@ POLL_S = 0.2
 PREDICTION_OFFSET = 3.0
 """Subtracted from a predicted score when it is reported, because Optuna's pruner compares a trial's best value on any
 rung."""
-
-
 MOST_ALIKE = 10
 """After this many trials in a row of one process that fail for one reason, the process stops."""
+MOST_BREAKS = 3
+"""A process stops if the storage breaks its connection more often than this without a step in between."""
 
 
 class SameFailure(RuntimeError):
@@ -104,22 +105,19 @@ class Runner:
 
     def _run(self) -> Attempts:
         attempts = self._look()
-        start, before = time.perf_counter(), attempts.finished
+        start, before, breaks = time.perf_counter(), attempts.finished, 0
         bar: tqdm[None] = track((), "search", unit="trial", total=self.settings.places)
         bar.initial = bar.n = before
         try:
             while attempts.finished < self.settings.places or attempts.in_state(TrialState.WAITING):
-                self._interrupts.check()
-                if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
-                    if attempts.begun < self.settings.places:
-                        begin(self.study, self.worker)
-                    else:
-                        attempts = self._wait(attempts)
-                        bar.update(attempts.finished - bar.n)
-                        continue
-                self._run_one()
-                self._check_failures()
-                attempts = self._look()
+                try:
+                    self._advance(attempts)
+                    attempts, breaks = self._look(), 0
+                except Exception as error:
+                    breaks += 1
+                    if breaks > MOST_BREAKS or not is_storage_error(error):
+                        raise
+                    self.writer.note(f"{self.worker['name']} lost its connection to the storage, and connects again")
                 minutes = (time.perf_counter() - start) / 60
                 scores = [
                     t.user_attrs[OUTCOME]["score"] for t in attempts.judged.values() if t.state == TrialState.COMPLETE
@@ -133,6 +131,17 @@ class Runner:
         finally:
             bar.close()
         return attempts
+
+    def _advance(self, attempts: Attempts) -> None:
+        """Run one trial; if none is left to begin, wait a little for the others."""
+        self._interrupts.check()
+        if not attempts.in_state(TrialState.WAITING) and not attempts.retry(self.worker):
+            if attempts.begun >= self.settings.places:
+                self._wait(attempts)
+                return
+            begin(self.study, self.worker)
+        self._run_one()
+        self._check_failures()
 
     def _check_failures(self) -> None:
         if len(self._alike) >= MOST_ALIKE:
@@ -149,14 +158,13 @@ class Runner:
         same = self._alike and re.sub(r"\d+", "", self._alike[-1]) == re.sub(r"\d+", "", reason)
         self._alike = [*self._alike, reason] if same else [reason]
 
-    def _wait(self, attempts: Attempts) -> Attempts:
-        """Look again a little later. The first time, note which workers this one waits for."""
+    def _wait(self, attempts: Attempts) -> None:
+        """Wait a little. The first time, note which workers this one waits for."""
         others = {t.user_attrs.get(WORKER, {}).get("name", "?") for t in attempts.in_state(TrialState.RUNNING)}
         if others and not self._waiting:
             self.writer.note(f"{self.worker['name']} waits for the last trials of {', '.join(sorted(others))}")
             self._waiting = True
         time.sleep(POLL_S)
-        return self._look()
 
     def _look(self) -> Attempts:
         attempts = Attempts(self.study, self.settings.places)
@@ -192,6 +200,9 @@ class Runner:
             trial.set_user_attr(SET_ASIDE, "interrupted")
             raise
         except UpdateFinishedTrialError:  # another process gave this one up and took its trial
+            raise
+        except STORAGE_ERRORS as error:  # says nothing about the plan, so the trial runs again
+            trial.set_user_attr(SET_ASIDE, f"the storage broke the connection: {type(error).__name__}")
             raise
         except Exception as error:  # one network that cannot be measured must not end the search
             self._note_failure(error)

@@ -25,7 +25,7 @@ from common.search.preparation import decompose_for_search, prepare
 from common.search.study.records import Recorder
 from common.search.study.runner import Runner, SameFailure, print_trial
 from common.search.study.specification import SPECIFICATION, StudySpecification, data_digest, network_digest
-from common.search.study.storage import open_study, opened_storage
+from common.search.study.storage import STORAGE_ERRORS, open_study, opened_storage
 from common.trials import TrialWriter
 
 TOLERANCE = 0.02
@@ -89,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
         ValueError: the folder of the logs cannot be written; the storage cannot be opened or holds no such study; or
             the network or the data are not those of the study.
         SameFailure: many trials in a row failed for one reason.
+        StorageInternalError, SQLAlchemyError: a database stayed away or broke a connection at a bad moment. Nothing
+            finished is lost; the same call continues.
     """
     options = parse_arguments(arguments)
     check_writable(options.logs)
@@ -130,5 +132,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, OSError, SameFailure) as error:
+    except (ValueError, OSError, SameFailure, *STORAGE_ERRORS) as error:
         sys.exit(f"worker: {error}")

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+LOCKED_PYTHONS = ("3.11", "3.14")
+"""As in the Makefile."""
+
+
+def direct_requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_each_line_of_the_requirements_says_what_it_is_for() -> None:
+    assert [line for line in direct_requirements() if not re.fullmatch(r"[\w.-]+==[\w.]+  # .{4,}", line)] == []
+
+
+@pytest.mark.parametrize("python", LOCKED_PYTHONS)
+def test_the_lock_pins_every_requirement_with_hashes(python: str) -> None:
+    text = (ROOT / f"requirements-py{python.replace('.', '')}.lock").read_text()
+    assert "://" not in text  # names no index
+    assert not re.search(r"^\s*-(?!-hash=sha256:[0-9a-f]{64}\b)", text, re.MULTILINE)
+    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
+    assert len(entries) > 100
+    versions: dict[str, set[str]] = {}
+    for entry in entries:
+        pinned = Requirement(entry.split("\\")[0])
+        assert "--hash=sha256:" in entry, pinned
+        if pinned.marker is None or pinned.marker.evaluate({"python_full_version": f"{python}.0"}):
+            versions.setdefault(pinned.name, set()).add(str(pinned.specifier).removeprefix("=="))
+    for line in direct_requirements():
+        wanted = Requirement(line.split("#")[0])
+        assert versions[wanted.name] == {str(wanted.specifier).removeprefix("==")}
+    assert [name for name, found in versions.items() if len(found) > 1] == []
+
+
+def test_the_makefile_names_these_versions_of_python() -> None:
+    assert f"LOCKED_PYTHONS := {' '.join(LOCKED_PYTHONS)}\n" in (ROOT / "Makefile").read_text()
