@@ -36,7 +36,7 @@ from common.planning.methods import decompositions_of, method_names
 from common.reporting.command_line import exit_code
 from common.shrink.deployment import deployed_files, files_table
 from common.shrink.loading import load_examples, load_network
-from common.shrink.report import Report
+from common.shrink.report import Report, report_title
 from common.shrink.shrinking import ShrinkSteps, shrink
 
 INCOMPLETE = 1
@@ -120,8 +120,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     files = deployed_files({"dense": dense}, ["float32"], out)
     files += deployed_files({"small": found.model}, ["float32", "int8"], out)
     table = files_table(files, examples, options.rounds)
-    kept = ", ".join(f"{size} {share:.4g}" for size, share in budget.given.items())
-    title = f"{options.network or Path(options.weights).name} on {options.dataset}: {kept}, by {options.method}"
+    title = report_title(options.network or Path(options.weights).name, options.dataset, budget, options.method)
     report = Report(title, command, found, table, examples)
     print(report.text())
     made = [out / "small.safetensors", *(file.path for file in files if file.path.exists()), *report.write(out)]

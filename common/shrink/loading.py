@@ -58,7 +58,8 @@ def load_examples(
         root: see :func:`common.data.load_data`, as for the arguments below. Loaders of the user's make their own
             batches.
         image_size: height and width, in pixels.
-        images: number of images for calibration. Where the calibration split has fewer, training images follow.
+        images: number of images for calibration, at most ``limit``. Where the calibration split has fewer, training
+            images follow.
         batch_size: images in a batch.
         limit: maximum number of images of each split.
         seed: of the order of the training images.
@@ -69,6 +70,7 @@ def load_examples(
             unsuitable.
         FileNotFoundError: there is no such data set.
     """
+    images = min(images, limit or images)
     data: DataBundle
     if names_function(dataset):
         found = named_function("dataset", dataset)()
@@ -128,16 +130,28 @@ def _cut(batch: object, size: int) -> object:
     return batch[:size] if isinstance(batch, Tensor) else tuple(part[:size] for part in batch)  # type: ignore[attr-defined]
 
 
+def has_weights(network: str | None, weights: str | None, pretrained: bool = False) -> bool:
+    """Whether the network that a user names, as for :func:`load_network`, has trained weights."""
+    return weights is not None or pretrained or (network is not None and source_of(network)[0].has_own_weights)
+
+
 def load_network(
-    network: str | None, weights: str | None, examples: Examples, *, pretrained: bool = False, seed: int = 0
+    network: str | None,
+    weights: str | None,
+    examples: Examples,
+    *,
+    pretrained: bool = False,
+    trained: bool = True,
+    seed: int = 0,
 ) -> nn.Module:
-    """Return the trained dense network that a user names, in evaluation mode on this machine's device.
+    """Return the dense network that a user names, in evaluation mode on this machine's device.
 
     Args:
         network: see :func:`common.models.find_network`; None if ``weights`` is a file of this suite, which names it.
         weights: file for :func:`common.shrink.weights.load_weights`; None if the network has trained weights already.
         examples: the data. The network must fit it.
         pretrained: whether to download published weights instead.
+        trained: whether the network must have trained weights.
         seed: of weights that no file replaces.
 
     Raises:
@@ -148,7 +162,7 @@ def load_network(
     torch.manual_seed(seed)
     dense: nn.Module | None = None
     if network is not None:
-        if weights is None and not pretrained and not source_of(network)[0].has_own_weights:
+        if trained and not has_weights(network, weights, pretrained):
             raise ValueError(
                 f"network={network!r}: its weights would be random; give weights, or pretrained to download some"
             )

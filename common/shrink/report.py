@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from common.environment import machine_line
 from common.files import replacing
+from common.planning import Budget
 from common.reporting import figures
 from common.reporting.facts import share_interval
 from common.reporting.figures.style import render
@@ -22,6 +23,12 @@ from common.shrink.shrinking import Shrunk
 
 CAPTION = "A shorter bar is a smaller file, or a faster one; a longer bar in the last panel is a better network."
 WITHOUT_TARGETS = "A shorter bar is a smaller file, a faster one, or one whose outputs are nearer to the dense ones."
+
+
+def report_title(network: str, dataset: str, budget: Budget, method: str) -> str:
+    """Name the network, the data, the shares to keep and the method."""
+    shares = ", ".join(f"{size} {share:.4g}" for size, share in budget.given.items())
+    return f"{network} on {dataset}: {shares}, by {method}"
 
 
 @dataclass(frozen=True)
@@ -109,13 +116,15 @@ class Report:
         }
         return figures.bars(panels)
 
-    def text(self) -> str:
-        """The whole report for a terminal."""
+    def summary(self) -> str:
+        """The table of the files, for a terminal."""
         table = self.table()
         lines = tabulate(table.rows, table.columns, disable_numparse=True)
-        return "\n".join(
-            [self.title, self.lead(), "", lines, *self.notes(), "", str(self.found), "", str(self.found.plan)]
-        )
+        return "\n".join([self.title, self.lead(), "", lines, *self.notes()])
+
+    def text(self) -> str:
+        """The whole report for a terminal: the files, the steps, and the ranks of the layers."""
+        return "\n\n".join([self.summary(), str(self.found), str(self.found.plan)])
 
     def html(self) -> str:
         """The whole report as a page."""

@@ -9,23 +9,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
 
 from tests.make_logs import NETWORKS, write_logs
 from tests.scripts.stranger import PIXELS, make_folder
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import torch, common
-from common.compression import compress
-from common.models import build_model
-from common.network import profile
-from common.planning import Budget, plan_ranks
-
-model, x = build_model("resnet20", 10), torch.randn(1, 3, 32, 32)
-small = compress(model, plan_ranks(model, x, "htd", Budget(params=0.5)))
-print(common.__path__[0], profile(small, x).params <= 0.5 * profile(model, x).params)
-"""
 
 
 def test_its_dependencies_are_the_requirements() -> None:
@@ -64,7 +55,7 @@ def run(folder: Path, installed: Path, *arguments: str) -> str:
 def test_it_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     shutil.copy(ROOT / "analyze_results.py", tmp_path)
     write_logs(tmp_path / "logs", trials=20, networks=NETWORKS[:1])
-    assert run(tmp_path, installed, "-c", PROGRAM) == f"{installed / 'common'} True\n"
+    assert run(tmp_path, installed, "-c", "import common; print(*common.__path__)") == f"{installed / 'common'}\n"
     run(tmp_path, installed, "analyze_results.py", "logs", "--out", "results")
     assert (tmp_path / "results" / "report.html").stat().st_size > 10_000
 
@@ -89,3 +80,33 @@ def check_files(small: Path, shown: str) -> None:
     assert "on the 24 images of the test split, with its 95% interval" in shown
     assert "<script" not in (small / "report.html").read_text()
     assert (small / "report.png").stat().st_size > 10_000
+
+
+def test_a_stranger_gets_them_by_the_notebook(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "stranger")
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    own = nbformat.read(ROOT / "notebooks" / "own.ipynb", as_version=4)
+    own.cells.append(nbformat.v4.new_code_cell("import common\n\nprint(*common.__path__)"))
+    nbformat.write(own, folder / "own.ipynb")
+    parameters = {
+        "network": "my_network:build",
+        "weights": "weights.pt",
+        "dataset": "imagefolder",
+        "data_root": "photos",
+        "image_size": PIXELS,
+        "normalize": "unit",
+        "methods": "svd,mixed",
+        "finetune": False,
+        "out": "small",
+    }
+    notebook = papermill.execute_notebook(
+        folder / "own.ipynb", folder / "out.ipynb", parameters, cwd=folder, progress_bar=False
+    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    shown = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert shown.endswith(f"{installed / 'common'}\n")
+    check_files(folder / "small", shown)
+    assert all(re.search(rf"\d +{method} +0\.\d+", str(outputs)) for method in ("SVD", "Mixed"))

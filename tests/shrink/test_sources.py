@@ -21,7 +21,7 @@ from common.models.sources import source_of
 from common.network.batches import inputs_of
 from common.shrink.loading import Examples, load_examples, load_network
 from common.shrink.weights import load_weights
-from tests.networks import bright_images, same_weights, tiny_cnn, tiny_digits
+from tests.networks import bright_images, same_weights, tiny_cnn
 
 MODULE = """
 import torch
@@ -212,10 +212,12 @@ def test_a_network_that_does_not_fit_the_data_is_refused(own_module: str) -> Non
 
 
 def test_registered_data_give_calibration_and_training_images() -> None:
-    examples = load_examples("digits", image_size=8, images=100, batch_size=32, limit=64)
-    assert count(examples) == 100 > sum(len(x) for x, _ in tiny_digits(limit=64).calibration)
+    examples = load_examples("digits", image_size=8, images=500, batch_size=32)
     assert examples.data is not None
-    assert examples.data.test_images() == 64
+    assert count(examples) == 500 > sum(len(x) for x, _ in examples.data.calibration)
+    few = load_examples("digits", image_size=8, images=500, batch_size=32, limit=64)
+    assert few.data is not None
+    assert few.data.test_images() == count(few) == 64
     assert examples.example().shape == (1, 3, 8, 8)
 
 
