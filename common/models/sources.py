@@ -11,7 +11,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 from torch import nn
@@ -120,16 +120,13 @@ class Torchvision(NetworkSource):
 
     def names(self) -> Sequence[str]:
         """Return the names of torchvision's classifiers."""
-        from common.torchvision_compat import torchvision
-
-        return tuple(torchvision.models.list_models(module=torchvision.models))
+        models = _torchvision().models
+        return tuple(models.list_models(module=models))
 
     def build(self, name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
         """Build the classifier."""
-        from common.torchvision_compat import torchvision
-
         given = {} if num_classes is None or pretrained else {"num_classes": num_classes}
-        network: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **given)
+        network: nn.Module = _torchvision().models.get_model(name, weights="DEFAULT" if pretrained else None, **given)
         return network
 
 
@@ -141,19 +138,31 @@ class Timm(NetworkSource):
 
     def names(self) -> Sequence[str]:
         """Return timm's names, with and without the tag of their weights."""
-        if find_spec("timm") is None:
-            return ()
-        import timm
-
-        return (*timm.list_models(), *timm.list_pretrained())
+        timm = self._package()
+        return () if timm is None else (*timm.list_models(), *timm.list_pretrained())
 
     def build(self, name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
         """Build the network."""
+        given = {} if num_classes is None or pretrained else {"num_classes": num_classes}
+        network: nn.Module = self._package().create_model(name, pretrained=pretrained, **given)
+        return network
+
+    @staticmethod
+    def _package() -> Any:
+        """Return the package; None if it is not installed. It imports torchvision, which must be importable first."""
+        if find_spec("timm") is None:
+            return None
+        _torchvision()
         import timm
 
-        given = {} if num_classes is None or pretrained else {"num_classes": num_classes}
-        network: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
-        return network
+        return timm
+
+
+def _torchvision() -> Any:
+    """Import torchvision, which takes a second."""
+    from common.torchvision_compat import torchvision
+
+    return torchvision
 
 
 for _source in (OwnFunction(), Suite(), Torchvision(), Timm()):

@@ -131,6 +131,8 @@ def finetune(
 ) -> tuple[dict[str, nn.Module], list[EpochLog]]:
     """Fine-tune copies of the small network and, for comparison, of the dense one, with the dense one as teacher.
 
+    A copy that is worse on validation than the network that it began as is left out, and a line says so.
+
     Returns:
         ``dense-tuned`` and ``small-tuned``, and the history of the latter. Both are empty without targets, or if the
         config asks for no fine-tuning.
@@ -139,9 +141,17 @@ def finetune(
     if data is None or not config.finetune:
         return {}, []
     settings = config.training_settings(config.finetune_epochs, config.finetune_learning_rate)
-    tuned = {"dense-tuned": independent_copy(dense), "small-tuned": independent_copy(small)}
-    histories = [train(network, data, settings, teacher=dense, description=name) for name, network in tuned.items()]
-    return tuned, histories[-1]
+    better: dict[str, nn.Module] = {}
+    history: list[EpochLog] = []
+    for title, network in (("dense", dense), ("small", small)):
+        tuned = independent_copy(network)
+        history = train(tuned, data, settings, teacher=dense, description=f"{title}-tuned")
+        before, after = _on_validation(network, data), _on_validation(tuned, data)
+        if after < before:
+            print(f"fine-tuning made {title} worse on validation, {before:.2%} to {after:.2%}: it is left out")
+        else:
+            better[f"{title}-tuned"] = tuned
+    return better, history
 
 
 def deploy(config: OwnConfig, found: Shrunk, networks: Mapping[str, nn.Module], examples: Examples) -> Report:

@@ -90,7 +90,9 @@ def test_an_architecture_without_weights_is_trained(config: OwnConfig) -> None:
         own.load(changed(wanted, dense_epochs=0.0))
 
 
-def test_dense_and_small_get_the_same_fine_tuning(config: OwnConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_and_small_get_the_same_fine_tuning(
+    config: OwnConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: list[tuple[object, ...]] = []
 
     def train(network: nn.Module, data: DataBundle, settings: object, *, teacher: nn.Module, description: str) -> Any:
@@ -98,6 +100,8 @@ def test_dense_and_small_get_the_same_fine_tuning(config: OwnConfig, monkeypatch
         return [{"epoch": 1.0, "loss": len(description)}]
 
     monkeypatch.setattr(own, "train", train)
+    metrics = iter([0.5, 0.6, 0.5, 0.5, 0.5, 0.4, 0.5, 0.6])
+    monkeypatch.setattr(own, "evaluate", lambda *_: {"accuracy": next(metrics)})
     dense, small, data = tiny_cnn(), tiny_cnn(seed=1), tiny_digits()
     tuned, history = own.finetune(config, dense, small, Examples([], data))
     assert list(tuned) == ["dense-tuned", "small-tuned"]
@@ -105,6 +109,10 @@ def test_dense_and_small_get_the_same_fine_tuning(config: OwnConfig, monkeypatch
     assert tuned["dense-tuned"] is not dense
     assert asked[0] == asked[1]
     assert history == [{"epoch": 1.0, "loss": len("small-tuned")}]
+    tuned, _ = own.finetune(config, dense, small, Examples([], data))
+    assert list(tuned) == ["small-tuned"]
+    shown = "fine-tuning made dense worse on validation, 50.00% to 40.00%: it is left out\n"
+    assert capsys.readouterr().out == shown
     assert own.finetune(changed(config, finetune=False), dense, small, Examples([], data)) == ({}, [])
 
 

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import safetensors.torch
@@ -116,6 +117,16 @@ def test_timm_is_asked_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("common.models.sources.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"network='only_timm' is unknown; allowed: my_module:build .* of timm"):
         find_network("only_timm")
+
+
+def test_published_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, **arguments: object) -> nn.Module:
+        assert (name, arguments) == ("squeezenet1_1", {"weights": "DEFAULT"})
+        raise URLError("no network")
+
+    monkeypatch.setattr("common.torchvision_compat.torchvision.models.get_model", offline)
+    with pytest.raises(ConnectionError, match="the published weights of squeezenet1_1 are not on this machine and"):
+        find_network("squeezenet1_1", 7, pretrained=True)
 
 
 def test_an_unknown_name_gets_a_hint() -> None:
