@@ -63,7 +63,7 @@ def test_ones_own_notebook_finds_the_suite_and_stays_where_it_is(tmp_path: Path)
     found = subprocess.run([sys.executable, "-c", cell + at], cwd=here, capture_output=True, text=True, check=True)
     assert found.stdout == f"AT {here} {[str(here), str(ROOT)]}\n"
     lost = subprocess.run(
-        [sys.executable, "-S", "-c", cell + at], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-E", "-c", cell + at], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert f"{tmp_path} is not inside the suite, and no wheel of it is installed" in lost.stderr
 
