@@ -8,7 +8,7 @@ UNIT_TESTS := $(addprefix tests/,calibration compression decomposition models ne
 LOCKED_PYTHONS := 3.11 3.14
 TO_CLASSIFY := digits mnist cifar10 imagenet
 TO_SEGMENT := phantoms brain_tumor
-NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet)
+NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet) $(if $(filter $(TO_CLASSIFY) $(TO_SEGMENT),$(PARAMS)),,own)
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo check test notebooks notebooks-sync lock clean

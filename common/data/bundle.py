@@ -173,13 +173,20 @@ class DataBundle:
 
     def validation_images(self) -> int:
         """Count the images of the validation split. A loader of your own is read to count them."""
-        if isinstance(self.validation, OwnLoader):
-            return self.validation.images
-        return len(self.validation.dataset)  # type: ignore[arg-type]
+        return _count_images(self.validation)
+
+    def test_images(self) -> int:
+        """Count the images of the test split, as :meth:`validation_images`."""
+        return _count_images(self.test)
 
     def example(self) -> Tensor:
         """Return one input ``(1, 3, H, W)`` from the calibration split."""
         return next(iter(self.calibration))[0][:1]
+
+
+def _count_images(loader: Loader) -> int:
+    """Count the images of a split."""
+    return loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
 
 
 def _check_metric(name: str, task: str) -> None:

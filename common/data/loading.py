@@ -8,12 +8,14 @@ from typing import Any, TypedDict, Unpack
 
 from common.data.batching import Splits, make_loader
 from common.data.bundle import DataBundle
-from common.data.normalization import IMAGENET
+from common.data.normalization import AS_GIVEN, CENTRED, IMAGENET
 from common.data.registry import DATASETS, DataSet, ReadSettings
 from common.data.tasks import TASKS
 from common.validation import check_choice
 
-NORMALIZATIONS = ("dataset", "imagenet")
+SCALES = {"imagenet": IMAGENET, "centred": CENTRED, "unit": AS_GIVEN}
+"""Name -> how pixels in [0, 1] become inputs, instead of by the data set's own mean and deviation."""
+NORMALIZATIONS = ("dataset", *SCALES)
 UNANNOTATED = ("keep", "drop")
 MAX_WORKERS = 8
 SMALLEST = {"image_size": 8, "batch_size": 2, "limit": 2, "workers": 0}
@@ -26,8 +28,8 @@ class LoadOptions(TypedDict, total=False):
         split_seed: fixes the splits, and the images that ``phantoms`` generates. It is separate from ``seed``, so that
             the training images under one ``seed`` are never in the validation or test split under another. Default: 0.
         augment: whether to vary the images of training and calibration at random; None for the data set's default.
-        normalize: ``dataset`` (default) for the data set's own mean and deviation, or ``imagenet`` for a network that
-            starts from torchvision's weights.
+        normalize: ``dataset`` (default) for the data set's own mean and deviation; ``imagenet`` for a network that
+            starts from torchvision's weights; ``unit`` for inputs in [0, 1], ``centred`` for inputs in [-1, 1].
         unannotated: ``keep`` (default) or ``drop`` images of ``coco`` that have no annotation. If kept, they count as
             images without objects. Drop them if some objects were not annotated.
         workers: number of processes that read and augment images. None for one per core, at most 8, if images are
@@ -98,7 +100,7 @@ def load_data(
     settings = ReadSettings(
         root=None if root is None else Path(root),
         image_size=dataset.image_size if image_size is None else image_size,
-        normalization=IMAGENET if chosen["normalize"] == "imagenet" else dataset.normalization,
+        normalization=SCALES.get(chosen["normalize"], dataset.normalization),
         augment=dataset.augment if chosen["augment"] is None else chosen["augment"],
         split_seed=chosen["split_seed"],
         limit=limit,
@@ -119,7 +121,7 @@ def _bundle(dataset: DataSet, splits: Splits, settings: ReadSettings, given: dic
         "image_size": settings.image_size,
         "download": False,
         "augment": settings.augment,
-        "normalize": "imagenet" if settings.normalization == IMAGENET else "dataset",
+        "normalize": "imagenet" if settings.normalization == IMAGENET else given["normalize"],
         "metric": given["metric"] or dataset.metric or TASKS[dataset.task].metric,
     }
     size, workers = given["batch_size"], given["workers"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,22 @@ INPUT, OUTPUT = "input", "output"
 """Names of a file's only input and output."""
 
 # onnxruntime takes seconds to import. So only the functions that need it import it.
+
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+_kept: list[Any] = []
+"""Sessions that a forked process holds to its end, see :func:`_keep_sessions`."""
+
+
+def _keep_sessions() -> None:
+    """Hold the parent's sessions in a forked process, such as one that loads data.
+
+    Their threads do not exist there. The end of a session would wait for them forever.
+    """
+    _kept.extend(_sessions)
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 def onnx_session(
@@ -44,7 +62,9 @@ def onnx_session(
     check_provider(kind)
     providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
     providers.append("CPUExecutionProvider")
-    return onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+    session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+    _sessions.add(session)
+    return session
 
 
 class OnnxNetwork(nn.Module):

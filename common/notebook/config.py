@@ -17,6 +17,7 @@ from common.data.loading import UNANNOTATED
 from common.deploy.precision import PRECISIONS
 from common.environment import default_device
 from common.files import check_writable, is_file, is_folder
+from common.functions import names_function
 from common.latency import RUNTIMES
 from common.models import MODELS
 from common.models.classifiers import STEMS
@@ -49,6 +50,7 @@ class NotebookConfig:
 
     Attributes:
         task: name of the task that the data set must have; empty allows any.
+        takes_functions: whether ``dataset`` may be a function of the user's, ``module:function``.
 
     Raises:
         ValueError: a value has the wrong type, is out of range or unknown; a folder or file is missing; or the run
@@ -56,6 +58,7 @@ class NotebookConfig:
     """
 
     task: ClassVar[str] = ""
+    takes_functions: ClassVar[bool] = False
 
     dataset: str
     data_root: str | None = None
@@ -70,7 +73,8 @@ class NotebookConfig:
 
     def __post_init__(self) -> None:
         served = [name for name, dataset in DATASETS.items() if self.task in ("", dataset.task)]
-        check_choice("dataset", self.dataset, served)
+        if not (self.takes_functions and names_function(self.dataset)):
+            check_choice("dataset", self.dataset, served)
         if self.data_root is not None and not self.download and not is_folder(self.data_root):
             raise ValueError(f"data_root={self.data_root!r}: there is no such folder")
         if self.run is not None and log_path(self.logs, self.run, new=False).exists():
@@ -230,18 +234,18 @@ class ExperimentConfig(NotebookConfig):
     @property
     def rank_list(self) -> list[int]:
         """The whole numbers in ``svd_ranks``."""
-        return _listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
+        return listed("svd_ranks", str(self.svd_ranks), int, "whole numbers >= 1", lambda rank: rank >= 1)
 
     @property
     def feature_list(self) -> tuple[str, ...]:
         """The names in ``distill_features``."""
-        return tuple(_listed("distill_features", self.distill_features, str, "names of modules", bool))
+        return tuple(listed("distill_features", self.distill_features, str, "names of modules", bool))
 
     @property
     def runtime_list(self) -> tuple[str, ...]:
         """The names in ``runtimes``."""
         allowed = f"one or more of {', '.join(RUNTIMES)}"
-        names = _listed("runtimes", self.runtimes, str, allowed, lambda name: name in RUNTIMES)
+        names = listed("runtimes", self.runtimes, str, allowed, lambda name: name in RUNTIMES)
         if not names:
             raise ValueError(f"runtimes={self.runtimes!r}: it must be {allowed}, with commas between")
         return tuple(names)
@@ -249,12 +253,12 @@ class ExperimentConfig(NotebookConfig):
     @property
     def precision_list(self) -> tuple[str, ...]:
         """The names in ``precisions``."""
-        return tuple(_listed("precisions", self.precisions, str, ", ".join(PRECISIONS), lambda n: n in PRECISIONS))
+        return tuple(listed("precisions", self.precisions, str, ", ".join(PRECISIONS), lambda n: n in PRECISIONS))
 
     @property
     def tau_list(self) -> list[float]:
         """The numbers in ``arsvd_taus``."""
-        return _listed("arsvd_taus", str(self.arsvd_taus), float, "numbers in [0, 1]", lambda tau: 0 <= tau <= 1)
+        return listed("arsvd_taus", str(self.arsvd_taus), float, "numbers in [0, 1]", lambda tau: 0 <= tau <= 1)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
@@ -331,10 +335,10 @@ class CompareConfig(NotebookConfig):
     @property
     def files(self) -> list[str]:
         """The paths in ``models``."""
-        return _listed("models", self.models, str, "paths", bool)
+        return listed("models", self.models, str, "paths", bool)
 
 
-def _listed(
+def listed(
     name: str, text: str, kind: Callable[[str], Value], allowed: str, accept: Callable[[Value], bool]
 ) -> list[Value]:
     """Read a list from a text such as ``"16,32,64"``. An empty text gives an empty list."""

@@ -15,9 +15,8 @@ from torch import nn
 from common.compression import load_compressed
 from common.data import DataBundle
 from common.data.normalization import check_normalization
-from common.deploy import OnnxNetwork, export_onnx
-from common.environment import default_device, has_int8_products, instruction_set
-from common.latency import measure_files, measure_latency
+from common.environment import default_device
+from common.latency import measure_latency
 from common.models import MODELS
 from common.network import profile
 from common.network.inputs import to_network
@@ -26,6 +25,7 @@ from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
 from common.planning import RankPlan, plan_of
 from common.planning.decompositions import Decompositions
+from common.shrink.deployment import deployment_table as deployment_table
 from common.training import evaluate
 
 
@@ -151,70 +151,3 @@ def _check_fit(file: str | Path, network: nn.Module, data: DataBundle) -> None:
         check_normalization(network, data.normalization)
     except ValueError as error:
         raise ValueError(f"models: {file}: {error}") from None
-
-
-def deployment_table(
-    networks: Mapping[Any, nn.Module],
-    data: DataBundle,
-    prefix: str | Path,
-    precisions: Sequence[str] = ("float32", "int8"),
-    rounds: int = 15,
-) -> pd.DataFrame:
-    """Write every network to an ONNX file in every precision, and compare the files in ONNX Runtime.
-
-    Speedups are relative to the first file, that of the first network in the first precision. All files are timed in
-    turn, one image at a time. int8 gets its ranges from the calibration split. A network without a file gets a note.
-
-    Args:
-        networks: title, or number of a trial -> network. The first is the dense one.
-        data: its test split is read.
-        prefix: of the files, ``<prefix>-<title>-<precision>.onnx``.
-        precisions: see :func:`common.deploy.export_onnx`. Without any, the table is empty.
-        rounds: timings of each file.
-    """
-    rows: list[dict[str, Any]] = []
-    files: dict[int, Path] = {}
-    for title, network in networks.items():
-        name = title if isinstance(title, str) else f"trial {title}"
-        in_torch = evaluate(network, data.test)[data.metric] if precisions else 0.0
-        for precision in precisions:
-            row: dict[str, Any] = {"Network": name, "Precision": precision, "Note": ""}
-            rows.append(row)
-            try:
-                path = _exported(network, data, f"{prefix}-{name.replace(' ', '')}", precision)
-            except RuntimeError as error:
-                row["Note"] = str(error)
-                continue
-            reached = evaluate(OnnxNetwork(path), data.test)[data.metric]
-            size = path.stat().st_size / 1e6
-            row |= {data.metric: reached, "Of PyTorch's": reached - in_torch, "Size (MB)": size}
-            files[len(rows) - 1] = path
-    if files:
-        x = data.example()[:1]
-        times = measure_files([*files.values()], x, baseline=next(iter(files.values())), rounds=rounds)
-        for place, latency in zip(files, times, strict=True):
-            rows[place] |= {"Latency (ms)": latency.median_s * 1e3, "Speedup": latency.speedup, "Note": latency.note}
-    for row in rows:
-        row["Note"] = row["Note"] or _slower(row, rows)
-    figures = (data.metric, "Of PyTorch's", "Size (MB)", "Latency (ms)", "Speedup")
-    return pd.DataFrame(rows, columns=["Network", "Precision", *figures, "Note"])
-
-
-def _exported(network: nn.Module, data: DataBundle, stem: str, precision: str) -> Path:
-    batches = data.calibration if precision == "int8" else None
-    return export_onnx(network, f"{stem}-{precision}.onnx", data.example(), precision=precision, batches=batches)
-
-
-def _slower(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why int8 is slower than float32 on this machine; empty if it is not, or if the times vary too much to tell."""
-    steady = [other for other in rows if not other["Note"]]
-    times = {(other["Network"], other["Precision"]): other.get("Latency (ms)") for other in steady}
-    own, whole = row.get("Latency (ms)"), times.get((row["Network"], "float32"))
-    if row["Precision"] != "int8" or own is None or whole is None or own <= whole:
-        return ""
-    why = (
-        "the steps between float32 and int8 take longer than the products save"
-        if has_int8_products()
-        else "this processor has no instruction for products of 8-bit integers (VNNI)"
-    )
-    return f"slower than float32: {why}; it has {instruction_set()}"

@@ -137,10 +137,12 @@ def test_no_reader_can_run_code_from_a_file() -> None:
     )
     for path in shipped:
         for name, calls in used_names(path).items():
-            assert not unsafe.fullmatch(name), f"{path} calls {name}"
+            # Only named_function() imports: a module that its caller, never a file, names as module:function.
+            called = path == ROOT / "common/functions.py" and name == "importlib.import_module"
+            assert called or not unsafe.fullmatch(name), f"{path} calls {name}"
             if name == "torch.load":
-                # Only train() continues from a file of pickled tensors: the checkpoint that it wrote itself.
-                assert path == ROOT / "common/training/loop.py"
+                # Pickled tensors are read by train(), from its own checkpoint, and by load_weights(), from a user's.
+                assert path in (ROOT / "common/training/loop.py", ROOT / "common/shrink/weights.py")
                 for call in calls:
                     assert [
                         k.value.value

@@ -17,6 +17,12 @@ from common.notebook.config import ClassifierConfig
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+OWN = "own"
+"""The notebook that runs in its user's folder. Its set-up cell fetches the suite as the others do, and stays there."""
+
+
+def first_cell(path: Path) -> str:
+    return str(next(c.source for c in jupytext.read(path).cells if c.cell_type == "code"))
 
 
 def test_only_what_is_missing_is_installed_and_never_torch() -> None:
@@ -34,11 +40,32 @@ def test_only_what_is_missing_is_installed_and_never_torch() -> None:
 
 @pytest.fixture(scope="module")
 def set_up_cell() -> str:
-    """The first cell of code, which every notebook has letter by letter."""
-    firsts = [next(c.source for c in jupytext.read(path).cells if c.cell_type == "code") for path in NOTEBOOKS]
+    """The first cell of code, which every notebook but one has letter by letter."""
+    firsts = [first_cell(path) for path in NOTEBOOKS if path.stem != OWN]
     assert len(firsts) == 5
     assert set(firsts) == {firsts[0]}
-    return str(firsts[0])
+    return firsts[0]
+
+
+def test_ones_own_notebook_fetches_the_suite_as_the_others_do(set_up_cell: str) -> None:
+    cell = first_cell(ROOT / "notebooks" / f"{OWN}.py")
+
+    def fetching(text: str) -> str:
+        return text[text.index("if ") : text.index("assert ")].replace("os.environ", "environ")
+
+    assert fetching(cell) == fetching(set_up_cell)
+
+
+def test_ones_own_notebook_finds_the_suite_and_stays_where_it_is(tmp_path: Path) -> None:
+    cell = first_cell(ROOT / "notebooks" / f"{OWN}.py")
+    at = "\nprint('AT', Path.cwd(), sys.path[:2])"
+    here = ROOT / "notebooks"
+    found = subprocess.run([sys.executable, "-c", cell + at], cwd=here, capture_output=True, text=True, check=True)
+    assert found.stdout == f"AT {here} {[str(here), str(ROOT)]}\n"
+    lost = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", cell + at], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert f"{tmp_path} is not inside the suite, and no wheel of it is installed" in lost.stderr
 
 
 def run_cell(cell: str, folder: Path, **environment: str) -> str:

@@ -19,13 +19,14 @@ from common.data import DATASETS
 from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
 from common.notebook.config import ClassifierConfig, CompareConfig, NotebookConfig, SegmentationConfig
+from common.notebook.own_config import OwnConfig
 from common.search.policies import POLICIES
 from common.trials import TrialRecord, read_log
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
-CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig}
+CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig, "own": OwnConfig}
 RULES = ["fixed", "entropy"]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
 

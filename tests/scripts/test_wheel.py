@@ -7,23 +7,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
+import nbformat
+import papermill
+import pytest
+
 from tests.make_logs import NETWORKS, write_logs
+from tests.scripts.stranger import PIXELS, make_folder
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import torch, common
-from common.compression import compress
-from common.models import build_model
-from common.network import profile
-from common.planning import Budget, plan_ranks
-
-model, x = build_model("resnet20", 10), torch.randn(1, 3, 32, 32)
-small = compress(model, plan_ranks(model, x, "htd", Budget(params=0.5)))
-print(common.__path__[0], profile(small, x).params <= 0.5 * profile(model, x).params)
-"""
 
 
 def test_its_dependencies_are_the_requirements() -> None:
@@ -32,25 +25,88 @@ def test_its_dependencies_are_the_requirements() -> None:
     assert declared == set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
 
 
-def test_it_works_outside_the_repository(tmp_path: Path) -> None:
-    source, installed = tmp_path / "source", tmp_path / "installed"
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but the wheel, as pip installs it; its dependencies are those of this process."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, target = folder / "source", folder / "installed"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "common", source / "common")
-    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
-    subprocess.run([sys.executable, *build], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(installed)
+    shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    return target
+
+
+def run(folder: Path, installed: Path, *arguments: str) -> str:
+    """Run Python in ``folder`` with the wheel alone."""
+    environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_works_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     shutil.copy(ROOT / "analyze_results.py", tmp_path)
     write_logs(tmp_path / "logs", trials=20, networks=NETWORKS[:1])
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, *arguments]
-        environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout
-
-    assert run("-c", PROGRAM) == f"{installed / 'common'} True\n"
-    run("analyze_results.py", "logs", "--out", "results")
+    assert run(tmp_path, installed, "-c", "import common; print(*common.__path__)") == f"{installed / 'common'}\n"
+    run(tmp_path, installed, "analyze_results.py", "logs", "--out", "results")
     assert (tmp_path / "results" / "report.html").stat().st_size > 10_000
+
+
+def test_a_stranger_gets_small_files_by_one_command(installed: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "stranger")
+    network = ["--network", "my_network:build", "--weights", "weights.pt"]
+    data = ["--dataset", "imagefolder", "--data-root", "photos", "--image-size", str(PIXELS), "--normalize", "unit"]
+    shown = run(folder, installed, "-W", "error", "-m", "common.shrink", *network, *data, "--params", "0.5")
+    check_files(folder / "small", shown)
+
+
+def check_files(small: Path, shown: str) -> None:
+    """Check the files and the report of a stranger's network: smaller ones, of a known accuracy."""
+    sizes = {name: (small / f"{name}.onnx").stat().st_size for name in ("dense", "small", "small-int8")}
+    assert sizes["small"] < 0.6 * sizes["dense"]
+    assert sizes["small-int8"] < 0.5 * sizes["small"]
+    assert (small / "small.safetensors").stat().st_size < 0.6 * sizes["dense"]
+    for precision in ("float32", "int8"):
+        (accuracy,) = re.findall(rf"small, {precision} +([\d.]+)%", shown)
+        assert float(accuracy) > 90
+    assert "on the 24 images of the test split, with its 95% interval" in shown
+    assert "<script" not in (small / "report.html").read_text()
+    assert (small / "report.png").stat().st_size > 10_000
+
+
+def test_a_stranger_gets_them_by_the_notebook(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "stranger")
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    own = nbformat.read(ROOT / "notebooks" / "own.ipynb", as_version=4)
+    own.cells.append(nbformat.v4.new_code_cell("import common\n\nprint(*common.__path__)"))
+    nbformat.write(own, folder / "own.ipynb")
+    parameters = {
+        "network": "my_network:build",
+        "weights": "weights.pt",
+        "dataset": "imagefolder",
+        "data_root": "photos",
+        "image_size": PIXELS,
+        "normalize": "unit",
+        "methods": "svd,mixed",
+        "finetune": False,
+        "out": "small",
+    }
+    notebook = papermill.execute_notebook(
+        folder / "own.ipynb", folder / "out.ipynb", parameters, cwd=folder, progress_bar=False
+    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    shown = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert shown.endswith(f"{installed / 'common'}\n")
+    check_files(folder / "small", shown)
+    assert all(re.search(rf"\d +{method} +0\.\d+", str(outputs)) for method in ("SVD", "Mixed"))

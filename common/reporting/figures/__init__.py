@@ -4,6 +4,7 @@ Every function returns a `matplotlib.figure.Figure` and shows nothing. A noteboo
 of a cell returns, and `save_figure` writes it. No function opens a window or changes matplotlib's settings.
 """
 
+from common.reporting.figures.bars import bars
 from common.reporting.figures.curves import progress, training_curves
 from common.reporting.figures.effect import speedups, stages
 from common.reporting.figures.layer_times import layer_times
@@ -16,6 +17,7 @@ from common.reporting.figures.style import save_figure
 from common.reporting.figures.where import where_it_goes
 
 __all__ = [
+    "bars",
     "layer_times",
     "methods",
     "pareto",

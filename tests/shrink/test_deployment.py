@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from common.compression import compress
-from common.notebook import evidence
 from common.notebook.config import ClassifierConfig
-from common.notebook.evidence import deployment_table
 from common.planning import Fixed, plan_ranks
+from common.shrink import deployment
+from common.shrink.deployment import deployment_table
 from common.training import evaluate
 from tests.networks import tiny_cnn, tiny_digits
 
@@ -18,7 +18,7 @@ from tests.networks import tiny_cnn, tiny_digits
     ("products", "why"), [(True, "the steps between float32 and int8"), (False, r"no instruction .* \(VNNI\)")]
 )
 def test_where_int8_is_slower_the_note_says_why(products: bool, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "has_int8_products", lambda: products)
+    monkeypatch.setattr(deployment, "has_int8_products", lambda: products)
     rows = [
         {"Network": "dense", "Precision": "float32", "Latency (ms)": 1.0},
         {"Network": "dense", "Precision": "int8", "Latency (ms)": 1.5},
@@ -29,7 +29,7 @@ def test_where_int8_is_slower_the_note_says_why(products: bool, why: str, monkey
         {"Network": "noisy", "Precision": "int8", "Latency (ms)": 9.0},
     ]
     rows = [{"Note": "", **row} for row in rows]
-    notes = [evidence._slower(row, rows) for row in rows]
+    notes = [deployment._slower(row, rows) for row in rows]
     assert [bool(note) for note in notes] == [False, True, False, False, False, False, False]
     assert re.search(f"slower than float32: .*{why}", notes[1])
 
@@ -53,7 +53,7 @@ def test_a_network_without_a_file_gets_a_note(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object, precision: str, **__: object) -> Path:
         raise RuntimeError(f"no {precision}")
 
-    monkeypatch.setattr(evidence, "export_onnx", refuse)
+    monkeypatch.setattr(deployment, "export_onnx", refuse)
     table = deployment_table({"dense": tiny_cnn()}, tiny_digits(), tmp_path / "run")
     assert list(table["Note"]) == ["no float32", "no int8"]
     assert table["Speedup"].isna().all()

@@ -98,6 +98,11 @@ class Shrunk:
     after: Profile
     metrics: dict[str, float]
 
+    @property
+    def divergence(self) -> float:
+        """That of the smaller network from the dense one's outputs, on the held-out calibration images."""
+        return [step.divergence for step in self.steps if step.kept and step.divergence is not None][-1]
+
     def __str__(self) -> str:
         names = list(self.metrics)
         rows: list[list[object]] = [["dense", None, 0.0, *self.metrics.values()]]

@@ -1,0 +1,130 @@
+"""``python -m common.shrink`` and its report; ``tests/scripts/test_wheel.py`` runs it as a stranger would."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from common.compression import load_compressed
+from common.planning import Budget
+from common.reporting import figures
+from common.shrink import ShrinkSteps, Shrunk, shrink
+from common.shrink import __main__ as command
+from common.shrink.deployment import DIVERGENCE, DeployedFile, files_table
+from common.shrink.loading import Examples
+from common.shrink.report import Report
+from tests.networks import tiny_cnn, tiny_digits
+
+CHEAP = ShrinkSteps(measure=False, improve=0, refit=False, recalibrate=False)
+
+
+@pytest.fixture(scope="module")
+def found() -> Shrunk:
+    return shrink(tiny_cnn(), [torch.randn(32, 3, 8, 8)], Budget(params=0.5), steps=CHEAP)
+
+
+def table(column: str, **changes: Any) -> pd.DataFrame:
+    row = {"Network": "small", "Precision": "int8", column: 0.75, "Size (MB)": 1.5, "Latency (ms)": 2.0}
+    rows = [{**row, "Network": "dense", "Speedup": 1.0, "Note": ""}, {**row, "Speedup": None, "Note": ""} | changes]
+    return pd.DataFrame(rows)
+
+
+def test_accuracy_is_shown_with_its_interval_and_failures_with_their_reason(found: Shrunk) -> None:
+    data = tiny_digits()
+    files = table("accuracy", Note="no <file>")
+    report = Report("net on digits", "python -m common.shrink --x", found, files, Examples([], data))
+    text = report.text()
+    assert re.search(r"dense, int8 +75\.00% \(65\.\d+% to 82\.\d+%\) +1\.500 +2\.000 +1\.00x", text)
+    assert re.search(r"small, int8 .* 2\.000 +-$", text, re.MULTILINE)
+    assert f"on the {data.test_images()} images of the test split, with its 95% interval" in text
+    assert "small, int8: no <file>." in text
+    assert str(found.plan) in text
+    page = report.html()
+    assert "no &lt;file&gt;." in page
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "python -m common.shrink --x" in page
+
+
+def test_without_targets_the_divergence_is_shown(found: Shrunk) -> None:
+    report = Report("net", "", found, table(DIVERGENCE), Examples([torch.zeros(2, 3, 8, 8)]))
+    assert re.search(r"dense, int8 +0\.75 +1\.5", report.text())
+    assert "no targets" in report.text()
+    assert "nearer to the dense ones" in report.html()
+
+
+def test_files_without_targets_are_judged_by_their_divergence(
+    found: Shrunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(network: object, path: Path, *_: object, **__: object) -> Path:
+        path.write_bytes(b"file")
+        return path
+
+    monkeypatch.setattr("common.shrink.deployment.export_onnx", write)
+    monkeypatch.setattr("common.shrink.deployment.OnnxNetwork", lambda path: found.model)
+    timed = SimpleNamespace(median_s=0.002, speedup=1.0, note="")
+    monkeypatch.setattr("common.shrink.deployment.measure_files", lambda files, *_, **__: [timed for _ in files])
+    files = [DeployedFile("dense", tiny_cnn(), "float32", tmp_path / "dense.onnx")]
+    row = files_table(files, Examples([torch.randn(16, 3, 8, 8)])).iloc[0]
+    assert row[DIVERGENCE] == pytest.approx(row["Of PyTorch's"])  # the dense network is 0 away from itself
+    assert row[DIVERGENCE] > 0
+
+
+def test_bars_show_what_was_measured() -> None:
+    figure = figures.bars({"Size": {"a": 1.0, "b": 2.0}, "Time": {"b": float("nan")}, "None": {}})
+    figure.draw_without_rendering()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Size", "Time"]
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["1", "2"]
+    assert [text.get_text().strip() for text in figure.axes[1].texts] == ["not measured"] * 2
+
+
+SMALL = ("--dataset", "digits", "--image-size", "8", "--limit", "64", "--images", "64", "--rounds", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((*SMALL, "--network", "resnet20"), "a Budget needs params or macs or latency"),
+        ((*SMALL, "--network", "resnet20", "--params", "2"), r"Budget(params=2.0): it must be in (0, 1]"),
+        ((*SMALL, "--network", "resnet20", "--params", "0.5"), "its weights would be random"),
+        ((*SMALL, "--network", "resnet20", "--params", "0.5", "--method", "htdd"), "did you mean 'htd'?"),
+        ((*SMALL, "--params", "0.5"), "give a network, or weights that name one"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_written(
+    arguments: tuple[str, ...],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_network_that_cannot_be_exported_is_saved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise RuntimeError("ONNX knows no such operation")
+
+    monkeypatch.setattr("common.shrink.deployment.export_onnx", refuse)
+    monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
+    monkeypatch.setattr(command, "shrink", lambda *given, **_: shrink(*given, steps=CHEAP))
+    arguments = [*SMALL, "--network", "my_module:build", "--params", "0.5", "--out", str(tmp_path)]
+    assert command.main(arguments) == command.INCOMPLETE
+    shown = capsys.readouterr().out
+    assert shown.startswith("my_module:build on digits: params 0.5, by mixed\nThe small network keeps ")
+    assert "small, int8: ONNX knows no such operation." in shown
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "small.safetensors",
+        *(f"report.{e}" for e in ("txt", "html", "png")),
+    }
+    assert load_compressed(tmp_path / "small.safetensors", tiny_cnn(width=24)) is not None
+    assert (tmp_path / "report.txt").read_text() in shown
