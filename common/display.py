@@ -74,7 +74,9 @@ class Display(Displayed):
         body = "".join(line(row, "td") for row in self.rows)
         foot = f"<tfoot>{line(self.total, 'th')}</tfoot>" if self.total else ""
         table = f"<table>{head}<tbody>{body}</tbody>{foot}</table>" if body else ""
-        return f"<p><b>{escape(self.title)}</b></p>{table}" + "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"<p><b>{escape(self.title)}</b></p>{table}" + "".join(
+            f"<p><small>{escape(note)}</small></p>" for note in self.notes
+        )
 
 
 def _numeric(cells: Sequence[str]) -> bool:

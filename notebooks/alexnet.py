@@ -124,15 +124,18 @@ lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What
 
 # %% [markdown]
 # *What to see:* metric against size, one mark for each trial; the staircase joins the trials that no other beats in
-# both. The further up and left, the better. Below it, each trial has a line: what is left of parameters and MACs, and
-# the metric after each stage. A trial that is fine-tuned or tested has a second line.
+# both. The further up and left, the better; the star is the dense network, and hollow marks were not fine-tuned. Below
+# it, each trial has a line: what is left of parameters and MACs, and the metric after each stage. A trial that is
+# fine-tuned or tested has a second line.
 
 # %% [markdown]
 # ## The lesson: one size, several methods
 #
-# The same network, the same share of its parameters and the same fine-tuning, yet another accuracy for each method.
-# Raw is the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense
-# network as its teacher.
+# The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? Raw is
+# the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense network
+# as its teacher. The budget is met in the Linear layers alone, and there SVD, Tucker-2 and HTD are the same SVD, so
+# they agree. ARSVD thresholds the entropy of each layer by itself and cuts the small convolutions as hard as the large
+# Linear layers.
 
 # %%
 lessons.equal_sizes(result.records, config.compare_at)
@@ -145,15 +148,16 @@ networks = steps.chosen_networks(dense, result)
 lessons.memory_table(networks, data)
 
 # %% [markdown]
-# A Linear layer is used once for each image, so it is cheap in MACs and dear in memory; a convolution is the other way
-# round. A method that leaves the Linear layers dense cannot make this network small.
+# A Linear layer uses each weight once for an image, a convolution uses it at every place. So the Linear layers hold
+# nearly all of the memory, and on small images most of the MACs too. A method that leaves them dense cannot make this
+# network small.
 
 # %%
 figures.where_it_goes(lessons.shown_trial(result.records, result.best))
 
 # %% [markdown]
-# *What to see:* the smallest accepted network layer by layer, dense (one colour) and compressed (the other). A layer
-# can hold few parameters and take most of the time. The right panel shows how far the layer's output is off.
+# *What to see:* the smallest accepted network layer by layer, dense (blue) and compressed (orange). A layer can hold
+# few parameters and take most of the time. The right panel shows how far the layer's output is off.
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)

@@ -18,7 +18,8 @@
 #
 # A ResNet18 has twenty convolutions, and no two need the same rank. This notebook takes a trained one, looks at what
 # each layer can lose, searches for ranks that hardly cost accuracy, and shows **where the ranks go**: the last stage
-# holds three quarters of the parameters and gives most of them up; the first layers hold almost none and keep theirs.
+# holds three quarters of the parameters and gives most of them up; the shortcuts and the head hold almost none and
+# mostly stay dense.
 #
 # Every trial is a line in `logs/`; `python analyze_results.py` turns them into tables and pictures.
 
@@ -124,15 +125,18 @@ lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What
 
 # %% [markdown]
 # *What to see:* metric against size, one mark for each trial; the staircase joins the trials that no other beats in
-# both. The further up and left, the better. Below it, each trial has a line: what is left of parameters and MACs, and
-# the metric after each stage. A trial that is fine-tuned or tested has a second line.
+# both. The further up and left, the better; the star is the dense network, and hollow marks were not fine-tuned. Below
+# it, each trial has a line: what is left of parameters and MACs, and the metric after each stage. A trial that is
+# fine-tuned or tested has a second line.
 
 # %% [markdown]
 # ## The lesson: one size, several methods
 #
-# The same network, the same share of its parameters and the same fine-tuning, yet another accuracy for each method.
-# Raw is the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense
-# network as its teacher.
+# The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? Raw is
+# the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense network
+# as its teacher. ARSVD cuts every layer by its own entropy and knows nothing of the budget; the others share the
+# budget out where it harms least. Fine-tuning brings the methods closer, and recalibration alone already shows which
+# had further to come. Mind the MACs: one size in parameters is not one size in MACs.
 
 # %%
 lessons.equal_sizes(result.records, config.compare_at)
@@ -162,15 +166,15 @@ figures.rank_heatmap(result.records)
 
 # %% [markdown]
 # *What to see:* a row for each layer, a column for each trial, the smallest first; the brighter, the nearer to full
-# rank. Rows that stay bright from left to right are the layers that the accuracy hangs on. A rank rule gives every
-# layer the same treatment; the search does not.
+# rank. A grey row is a layer that stays dense, because it is small and the output hangs on it. The dark rows at the
+# bottom are the last stage. A fixed rank and ARSVD treat all layers alike; budgets and the search do not.
 
 # %%
 figures.where_it_goes(lessons.shown_trial(result.records, result.best))
 
 # %% [markdown]
-# *What to see:* the smallest accepted network layer by layer, dense (one colour) and compressed (the other). A layer
-# can hold few parameters and take most of the time. The right panel shows how far the layer's output is off.
+# *What to see:* the smallest accepted network layer by layer, dense (blue) and compressed (orange). A layer can hold
+# few parameters and take most of the time. The right panel shows how far the layer's output is off.
 
 # %% [markdown]
 # ## Results

@@ -123,13 +123,14 @@ lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What
 
 # %% [markdown]
 # *What to see:* metric against size, one mark for each trial; the staircase joins the trials that no other beats in
-# both. The further up and left, the better. Below it, each trial has a line: what is left of parameters and MACs, and
-# the metric after each stage. A trial that is fine-tuned or tested has a second line.
+# both. The further up and left, the better; the star is the dense network, and hollow marks were not fine-tuned. Below
+# it, each trial has a line: what is left of parameters and MACs, and the metric after each stage. A trial that is
+# fine-tuned or tested has a second line.
 
 # %% [markdown]
 # ## The lesson: one size, several methods
 #
-# The same network, the same share of its parameters and the same fine-tuning, yet another Dice for each method. ARSVD
+# The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? ARSVD
 # and SVD share the factors and differ in the ranks alone; HTD and Tucker-2 also use the kernel's other axes. Exponent
 # 1 takes the singular values as probabilities, as ARSVD's paper does; exponent 2 takes their squares, which fall
 # faster, so the same tau keeps fewer ranks.
@@ -171,8 +172,8 @@ evidence.policy_picture(result)
 figures.where_it_goes(lessons.shown_trial(result.records, result.best))
 
 # %% [markdown]
-# *What to see:* the smallest accepted network layer by layer, dense (one colour) and compressed (the other). A layer
-# can hold few parameters and take most of the time. The right panel shows how far the layer's output is off.
+# *What to see:* the smallest accepted network layer by layer, dense (blue) and compressed (orange). A layer can hold
+# few parameters and take most of the time. The right panel shows how far the layer's output is off.
 
 # %% [markdown]
 # ## Results

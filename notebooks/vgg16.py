@@ -124,15 +124,17 @@ lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What
 
 # %% [markdown]
 # *What to see:* metric against size, one mark for each trial; the staircase joins the trials that no other beats in
-# both. The further up and left, the better. Below it, each trial has a line: what is left of parameters and MACs, and
-# the metric after each stage. A trial that is fine-tuned or tested has a second line.
+# both. The further up and left, the better; the star is the dense network, and hollow marks were not fine-tuned. Below
+# it, each trial has a line: what is left of parameters and MACs, and the metric after each stage. A trial that is
+# fine-tuned or tested has a second line.
 
 # %% [markdown]
 # ## The lesson: one size, several methods
 #
-# The same network, the same share of its parameters and the same fine-tuning, yet another accuracy for each method.
-# Raw is the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense
-# network as its teacher.
+# The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? Raw is
+# the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense network
+# as its teacher. Nine tenths of the parameters lie in the Linear layers, and there SVD, Tucker-2 and HTD are the same
+# SVD; what sets them apart is what they do to the convolutions. ARSVD thresholds the entropy of each layer by itself.
 
 # %%
 lessons.equal_sizes(result.records, config.compare_at)
@@ -153,8 +155,8 @@ lessons.memory_table(networks, data)
 figures.where_it_goes(lessons.shown_trial(result.records, result.best))
 
 # %% [markdown]
-# *What to see:* the smallest accepted network layer by layer, dense (one colour) and compressed (the other). A layer
-# can hold few parameters and take most of the time. The right panel shows how far the layer's output is off.
+# *What to see:* the smallest accepted network layer by layer, dense (blue) and compressed (orange). A layer can hold
+# few parameters and take most of the time. The right panel shows how far the layer's output is off.
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)

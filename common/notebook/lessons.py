@@ -79,7 +79,7 @@ def equal_sizes(records: Sequence[TrialRecord], budget: float | None) -> Display
     """The lesson: methods at one size, each fine-tuned in the same way.
 
     A method has its given plan that fills the budget best, and one row more for the best trial of the search that
-    fits it.
+    fits it; of those that were tested, if any was.
 
     Args:
         records: the trials of one search.
@@ -96,20 +96,24 @@ def equal_sizes(records: Sequence[TrialRecord], budget: float | None) -> Display
             chosen[name] = record
         else:
             name = f"{method_title(record)}, searched"
-            if (final_metric(record) or 0.0) >= (final_metric(chosen[name]) or 0.0 if name in chosen else 0.0):
-                chosen[name] = record
+            chosen[name] = max(chosen.get(name, record), record, key=_standing)
     rows = [[name, *_row(record)] for name, record in sorted(chosen.items(), key=lambda pair: pair[1].trial)]
     first = next(iter(chosen.values()))
     dense, images, metric = first.baseline, first.baseline.images, first.metric
     test = _tested(dense.metric(metric, "test"), images.get("test", 0))
-    total = ["dense", "", count(dense.params), count(dense.macs), "", "", f"{dense.metric(metric):.2%}", test, ""]
+    total = ["dense", "", count(dense.params), count(dense.macs), f"{dense.metric(metric):.2%}", "", "", test, ""]
     headings = ("method", "trial", "parameters", "MACs", "raw", "recalibrated", "fine-tuned", "test", "speedup")
     notes = [
         f"{metric.capitalize()}: three stages on {images.get('validation', 0):,} images of validation, and "
-        f"{images.get('test', 0):,} images of test with the 95% interval. A dash: fine-tuning was not better.",
+        f"{images.get('test', 0):,} images of test with the 95% interval. A dash: not done, or fine-tuning was not "
+        "better.",
         "Where intervals overlap, the test does not tell the methods apart.",
     ]
     return Display(f"One size, {len(rows)} ways: at most {budget:.0%} of the parameters", headings, rows, total, notes)
+
+
+def _standing(record: TrialRecord) -> tuple[bool, float]:
+    return "test" in record.metrics, final_metric(record) or 0.0
 
 
 def _row(record: TrialRecord) -> list[str]:
