@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.calibration.patches import as_images, output_patches, reaches_output, repeated_inputs, sample_positions
+from common.calibration.patches import as_images, inputs_by_kernel, output_patches, repeated_inputs, sample_positions
 from common.decomposition.moments import FEWEST_HELD_OUT, LayerMoments
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
-from common.network.layers import FactorableLayer, effective_layers, layer_input
+from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
+from common.network.layers import effective_layers, layer_input
 from common.network.modes import evaluating, hooked
 from common.network.passes import example_batch, explained
 
@@ -138,8 +139,7 @@ class _RunningSums:
 
     def __init__(self, layer: FactorableLayer, positions: int) -> None:
         self.layer, self.positions = layer, positions
-        self.groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        self.kernel = (1, 1) if isinstance(layer, nn.Linear) else layer.kernel_size
+        self.groups, self.kernel = group_count(layer), kernel_size(layer)
         self.outputs = self.patches = self.rows = self.whole_patches = 0
         self._sums: dict[str, Tensor | float] = {}
         self._held_out: Tensor | None = None
@@ -181,18 +181,17 @@ class _RunningSums:
         self.outputs += rows.shape[1]
         self._add("output sum", rows.sum(1))
         self._add("output products", rows.mT @ rows)
-        if isinstance(self.layer, nn.ConvTranspose2d):
-            sampled = sample_positions(images, _size(inputs), self.positions, generator)
+        if isinstance(self.layer, TransposedConvolution):
+            sampled = sample_positions(images, inputs.shape[2:], self.positions, generator)
             patches = repeated_inputs(inputs, sampled, self.kernel).float()
-            inside = (reaches_output(self.layer, axis, inputs, output).double() for axis in (0, 1))
-            seen = inputs[images.to(inputs.device)].double()
-            self._add("kernel inputs", torch.einsum("nihw,kh,lw->ikl", seen, *inside))
+            seen = inputs[images.to(inputs.device)]
+            self._add("kernel inputs", inputs_by_kernel(self.layer, seen, output))
         else:
-            sampled = sample_positions(images, _size(output), self.positions, generator)
+            sampled = sample_positions(images, output.shape[2:], self.positions, generator)
             patches = output_patches(self.layer, inputs, sampled).float()  # (N, I, kh, kw)
         self.patches += len(patches)
         self._add("patch sum", patches.sum(0))
-        if self.kernel != (1, 1):
+        if math.prod(self.kernel) > 1:
             self._add_whole_patches(inputs, output, images, patches, generator)
             grouped = patches.unflatten(1, (self.groups, -1))
             self._add("channel products", torch.einsum("ngihw,ngjhw->gij", grouped, grouped))
@@ -209,9 +208,9 @@ class _RunningSums:
         count = max(FEWEST_ROWS, int(ROWS_PER_ELEMENT * size), ROWS_PER_IMAGE * len(images))
         if size <= SMALL_PATCH:
             count = self.positions
-        if isinstance(self.layer, nn.ConvTranspose2d):
+        if isinstance(self.layer, TransposedConvolution):
             patches = output_patches(
-                self.layer, inputs, sample_positions(images, _size(output), count, generator)
+                self.layer, inputs, sample_positions(images, output.shape[2:], count, generator)
             ).float()
         rows = patches[:: max(1, len(patches) // count)].reshape(-1, self.groups, size).transpose(0, 1)  # (G, N, m)
         self.whole_patches += rows.shape[1]
@@ -222,11 +221,11 @@ class _RunningSums:
         """Update the random sample of at most ``HELD_OUT`` patches with the patches of ``images``."""
         inputs = inputs[images.to(inputs.device)]
         self._add("held out", output[images.to(output.device)].sum())  # only ``finite`` reads this sum
-        sampled = sample_positions(torch.arange(len(inputs)), _size(output), HELD_OUT, generator)
+        sampled = sample_positions(torch.arange(len(inputs)), output.shape[2:], HELD_OUT, generator)
         draws = torch.rand(len(sampled[0]), generator=generator)  # the sample keeps the smallest draws
         if len(self._draws) == HELD_OUT:
             better = draws < self._draws.max()
-            sampled, draws = (sampled[0][better], sampled[1][better], sampled[2][better]), draws[better]
+            sampled, draws = tuple(places[better] for places in sampled), draws[better]
         patches = output_patches(self.layer, inputs, sampled).float()
         self._draws = torch.cat([self._draws, draws])
         self._held_out = patches if self._held_out is None else torch.cat([self._held_out, patches])
@@ -259,18 +258,18 @@ class _RunningSums:
         outputs = sums["output products"] / self.outputs - output_mean.unsqueeze(2) * output_mean.unsqueeze(1)
         mean = sums["patch sum"] / self.patches  # (I, kh, kw)
         grouped = mean.unflatten(0, (self.groups, -1))
-        if isinstance(self.layer, nn.ConvTranspose2d):  # an output position receives only some elements of the kernel
+        if isinstance(self.layer, TransposedConvolution):  # only some elements of the kernel reach an output position
             grouped = (sums["kernel inputs"] / self.outputs).unflatten(0, (self.groups, -1))
         measured: dict[str, Any] = {"held_out": self._held_out, "patches": self._distinct_patches()}
         if self.whole_patches:
             whole = sums.pop("whole products").div_(self.whole_patches)
             centre = sums["whole sum"] / self.whole_patches
             measured["patch_covariance"] = (whole - centre.unsqueeze(2) * centre.unsqueeze(1)).float()
-        if self.kernel == (1, 1):
+        if math.prod(self.kernel) == 1:
             return LayerMoments(outputs, grouped, **measured)
         split = mean.unflatten(0, (self.groups, -1))
         channels = sums["channel products"] / self.patches - torch.einsum("gihw,gjhw->gij", split, split)
-        if isinstance(self.layer, nn.ConvTranspose2d):
+        if isinstance(self.layer, TransposedConvolution):
             return LayerMoments(outputs, grouped, channels, **measured)
         return LayerMoments(
             outputs,
@@ -280,8 +279,3 @@ class _RunningSums:
             sums["column products"] / self.patches - torch.einsum("ihw,ihl->wl", mean, mean),
             **measured,
         )
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    """Return height and width of ``(N, C, H, W)``."""
-    return images.shape[2], images.shape[3]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from common.calibration.moments import held_out_images
 from common.calibration.patches import Positions, as_images, output_patches, sample_positions
-from common.network.effective import EffectiveLayer, Layer
+from common.network.effective import EffectiveLayer
+from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, layer_input
 from common.network.lowrank import LowRank
 from common.network.modes import hooked
@@ -38,12 +39,12 @@ class PairedLayer:
 
     module: nn.Module
     dense: EffectiveLayer
-    factors: tuple[Layer, ...]
+    factors: tuple[FactorableLayer, ...]
 
     @property
     def groups(self) -> int:
         """The number of groups of every factor."""
-        return 1 if isinstance(self.dense.layer, nn.Linear) else self.dense.layer.groups
+        return group_count(self.dense.layer)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -72,7 +73,7 @@ class Call(NamedTuple):
     """The dense network's outputs in one call of a layer, at N sampled positions.
 
     Attributes:
-        positions: image, row and column of each position.
+        positions: the image and the place on each of its axes, for each position.
         outputs: ``(N, O)``, float32.
         held_out: ``(N,)``, whether the row's image is held out.
     """
@@ -128,11 +129,11 @@ class DenseOutputs:
         assert isinstance(output, Tensor)
         output = as_images(layer, output)
         limit = max(1, int(share * self._rows))
-        positions = sample_positions(torch.arange(len(output)), (output.shape[2], output.shape[3]), limit, generator)
-        image, y, x = (index.to(output.device) for index in positions)
+        positions = sample_positions(torch.arange(len(output)), output.shape[2:], limit, generator)
+        places = tuple(index.to(output.device) for index in positions)
         repeats, rest = divmod(len(output), len(flags))
         of_rows = flags.repeat_interleave(repeats) if not rest else held_out_images(0, len(output))
-        call = Call(positions, output.movedim(1, -1)[image, y, x].float(), of_rows[positions[0]])
+        call = Call(positions, output.movedim(1, -1)[places].float(), of_rows[positions[0]])
         self.calls.setdefault(name, {}).setdefault(batch, []).append(call)
 
     @cached_property

@@ -22,6 +22,7 @@ from common.models import build_model
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
+from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
@@ -173,8 +174,8 @@ def _check_ranks(effective: EffectiveLayer, plan: LayerPlan) -> None:
     if isinstance(plain, nn.Linear):
         most = kind.greatest_ranks(plain.in_features, plain.out_features, (1, 1))
     else:
-        kernel = (plain.kernel_size[0], plain.kernel_size[1])
-        most = kind.greatest_ranks(plain.in_channels // plain.groups, plain.out_channels // plain.groups, kernel)
+        inputs, outputs = plain.in_channels // plain.groups, plain.out_channels // plain.groups
+        most = kind.greatest_ranks(inputs, outputs, kernel_size(plain))
     if any(rank > greatest for rank, greatest in zip(plan.ranks, most, strict=False)):
         raise ValueError(f"ranks={plan.ranks}: {plan.method} allows at most {most} for this layer")
 

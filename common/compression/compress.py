@@ -5,17 +5,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, balance
+from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, balance, own_axes
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
-from common.network.layers import FactorableLayer, effective_layers
+from common.network.kinds import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    AnyConvolution,
+    Convolution,
+    FactorableLayer,
+    TransposedConvolution,
+    kernel_size,
+    setting,
+)
+from common.network.layers import effective_layers
 from common.network.lowrank import LowRank, stand_in
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.weights import set_convolution_weight
@@ -175,11 +185,11 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[Factorab
 
 def methods_for(layer: FactorableLayer) -> tuple[str, ...]:
     """Return the names of the decompositions that apply to a layer."""
-    linear, transposed = isinstance(layer, nn.Linear), isinstance(layer, nn.ConvTranspose2d)
+    linear, transposed = isinstance(layer, nn.Linear), isinstance(layer, TransposedConvolution)
     return tuple(
         name
         for name, kind in DECOMPOSITIONS.items()
-        if not (linear and kind.needs_kernel) and not (transposed and not kind.serves_transposed)
+        if not (linear and kind.needs_kernel) and kind.serves(len(kernel_size(layer)), transposed)
     )
 
 
@@ -221,27 +231,28 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
 
 
 def _convolution_factor(
-    layer: nn.Conv2d | nn.ConvTranspose2d,
+    layer: AnyConvolution,
     inputs: int,
     outputs: int,
     kernel_axes: tuple[bool, bool],
     bias: bool,
     device_and_dtype: dict[str, Any],
-) -> nn.Conv2d | nn.ConvTranspose2d:
+) -> AnyConvolution:
     """Create one factor, with the layer's kernel, stride, padding and dilation on the axes in ``kernel_axes``."""
+    dimensions = len(layer.kernel_size)
+    own = own_axes(kernel_axes, dimensions)
 
-    def on_axes(values: Sequence[int], otherwise: int) -> tuple[int, int]:
-        return (values[0] if kernel_axes[0] else otherwise, values[1] if kernel_axes[1] else otherwise)
+    def on_axes(name: str, otherwise: int) -> tuple[int, ...]:
+        return tuple(value if taken else otherwise for value, taken in zip(setting(layer, name), own, strict=True))
 
     shared: dict[str, Any] = {"groups": layer.groups, "bias": bias, **device_and_dtype}
-    if not any(kernel_axes):
-        return nn.Conv2d(inputs, outputs, 1, **shared)
-    shared["padding"] = layer.padding if isinstance(layer.padding, str) else on_axes(layer.padding, 0)
+    if not any(own):
+        return CONVOLUTIONS[dimensions - 1](inputs, outputs, 1, **shared)
+    shared["padding"] = layer.padding if isinstance(layer.padding, str) else on_axes("padding", 0)
     shared["padding_mode"] = layer.padding_mode
-    shared["dilation"] = on_axes(layer.dilation, 1)
-    kernel, stride = on_axes(layer.kernel_size, 1), on_axes(layer.stride, 1)
-    if isinstance(layer, nn.Conv2d):
-        return nn.Conv2d(inputs, outputs, kernel, stride, **shared)
-    return nn.ConvTranspose2d(
-        inputs, outputs, kernel, stride, output_padding=on_axes(layer.output_padding, 0), **shared
-    )
+    shared["dilation"] = on_axes("dilation", 1)
+    kernel, stride = on_axes("kernel_size", 1), on_axes("stride", 1)
+    if isinstance(layer, Convolution):
+        return CONVOLUTIONS[dimensions - 1](inputs, outputs, kernel, stride, **shared)
+    shared["output_padding"] = on_axes("output_padding", 0)
+    return TRANSPOSED_CONVOLUTIONS[dimensions - 1](inputs, outputs, kernel, stride, **shared)

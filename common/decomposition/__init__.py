@@ -2,7 +2,8 @@
 
 ``DECOMPOSITIONS`` maps the name of a method to its class. Each method has one file and registers itself. A class
 decomposes a weight once; it then gives the factors, the weight that they represent and the error at any ranks. Weights
-have PyTorch's shape ``(O, I/groups, kh, kw)``; the weight ``(O, I)`` of a Linear counts as a 1x1 kernel.
+have PyTorch's shape ``(O, I/groups, kh, kw)``; the weight ``(O, I)`` of a Linear counts as a 1x1 kernel. A kernel of
+one axis has width 1; the width of a kernel of three axes is the product of the last two.
 """
 
 from common.decomposition.balancing import balance
@@ -13,6 +14,7 @@ from common.decomposition.base import (
     Ranks,
     RankSelector,
     RankSteps,
+    own_axes,
     serving_method,
 )
 from common.decomposition.choice import decompose
@@ -40,5 +42,6 @@ __all__ = [
     "Tucker2",
     "balance",
     "decompose",
+    "own_axes",
     "serving_method",
 ]

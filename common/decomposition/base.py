@@ -39,7 +39,8 @@ class Decomposition(ABC):
     weight's own dtype, at least float32. Factors have the weight's dtype.
 
     Args:
-        weight: ``(O, I/groups, kh, kw)`` or ``(O, I)``. It is not changed.
+        weight: ``(O, I/groups, kh, kw)`` or ``(O, I)``. It is not changed. A kernel of one axis has width 1, and the
+            width of a kernel of three axes is the product of the last two.
         groups: as in ``torch.nn.Conv2d``. Each group is factored separately, all at the same ranks.
         moments: the layer's moments. With them, the decomposition minimises the error of the layer's output, and
             errors are relative to the output's variance. Without them, it minimises the error of the weight.
@@ -110,14 +111,25 @@ class Decomposition(ABC):
 
     @classmethod
     @abstractmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """The ranks at which the decomposition of any weight of this shape is exact.
 
         Args:
             inputs: channels of one group.
             outputs: channels of one group.
-            kernel: ``(kh, kw)``.
+            kernel: ``(kh, kw)``; one or three numbers for a method that serves such kernels.
         """
+
+    @classmethod
+    def serves(cls, dimensions: int, transposed: bool) -> bool:
+        """Whether the method factors convolutions of this kind.
+
+        Args:
+            dimensions: number of axes of the kernel. A method whose factors split the kernel serves only two.
+            transposed: whether the convolution is transposed.
+        """
+        splits = any(height != width for height, width in cls.axes)
+        return (dimensions == 2 or not splits) and (cls.serves_transposed or not transposed)
 
     @property
     @abstractmethod
@@ -230,19 +242,25 @@ DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("method", lambda kind: 
 """The decompositions by name."""
 
 
-def serving_method(method: str, kernel: tuple[int, int], transposed: bool) -> str:
+def own_axes(axes: tuple[bool, bool], dimensions: int) -> tuple[bool, ...]:
+    """Whether a factor takes over each axis of a kernel with so many axes, from its entry in ``axes``."""
+    return axes if dimensions == 2 else (all(axes),) * dimensions
+
+
+def serving_method(method: str, kernel: tuple[int, ...], transposed: bool) -> str:
     """Find the method for a layer: ``method`` if it serves the layer, else the first ``otherwise`` that does.
 
-    A Linear or a 1x1 convolution has no kernel to split; it takes SVD. The kernel of a transposed convolution is not
-    split by axis; such a layer takes Tucker-2 instead of ``htd`` and SVD instead of ``spatial_svd``.
+    A Linear or a 1x1 convolution has no kernel to split; it takes SVD. The kernel of a transposed convolution, and one
+    of one or three axes, is not split by axis; such a layer takes Tucker-2 instead of ``htd`` and SVD instead of
+    ``spatial_svd``.
 
     Args:
         method: name of the decomposition asked for.
-        kernel: the layer's ``(kh, kw)``; ``(1, 1)`` for a Linear.
+        kernel: the layer's kernel, a number for each axis; ``(1, 1)`` for a Linear.
         transposed: whether the layer is a transposed convolution.
     """
     kind = DECOMPOSITIONS[method]
-    while (kind.needs_kernel and kernel == (1, 1)) or (transposed and not kind.serves_transposed):
+    while (kind.needs_kernel and math.prod(kernel) == 1) or not kind.serves(len(kernel), transposed):
         kind = DECOMPOSITIONS[kind.otherwise]
     return kind.method
 

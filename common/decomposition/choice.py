@@ -151,7 +151,7 @@ class SelectedDecomposition(Decomposition):
         return found
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """Only the method's own class knows them.
 
         Raises:

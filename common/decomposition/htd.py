@@ -53,7 +53,7 @@ class HTD(Decomposition):
         return {}
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """Those of Tucker-2, and the lesser side of the core unfolded between height and width."""
         r_in, r_out = Tucker2.greatest_ranks(inputs, outputs, kernel)
         return r_in, min(r_in * kernel[0], r_out * kernel[1]), r_out

@@ -24,7 +24,7 @@ class SpatialSVD(OneRank):
     has_sweeps = True
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """The lesser side of the matrix."""
         return (min(inputs * kernel[0], outputs * kernel[1]),)
 

@@ -25,7 +25,7 @@ class SVD(OneRank):
     axes = ((True, True), (False, False))
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """The lesser side of the matrix."""
         return (min(outputs, inputs * math.prod(kernel)),)
 

@@ -38,7 +38,7 @@ class Tucker2(Decomposition):
     _swept: tuple[Ranks, Parts] | None = None
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         """The lesser side of each unfolding."""
         elements = math.prod(kernel)
         return min(inputs, outputs * elements), min(outputs, inputs * elements)

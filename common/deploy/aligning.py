@@ -7,9 +7,10 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from common.deploy.links import Convolution, is_plain, links
+from common.deploy.links import is_plain, links
 from common.deploy.parity import changed_copy
-from common.network.weights import convolution_weight
+from common.network.kinds import AnyConvolution
+from common.network.weights import convolution_weight, own_layout
 
 
 def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
@@ -60,11 +61,11 @@ def check_multiple(align: int) -> None:
         raise ValueError(f"align={align!r}: it must be at least 1")
 
 
-def _is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
+def _is_convolution(module: nn.Module) -> TypeGuard[AnyConvolution]:
     return is_plain(module) and not isinstance(module, nn.Linear)
 
 
-def _widen(layer: Convolution, channels: int, outputs: bool) -> None:
+def _widen(layer: AnyConvolution, channels: int, outputs: bool) -> None:
     """Add output or input channels whose weights are zero."""
     weight = convolution_weight(layer)
     shape = list(weight.shape)
@@ -77,5 +78,4 @@ def _widen(layer: Convolution, channels: int, outputs: bool) -> None:
             layer.bias = nn.Parameter(longer, layer.bias.requires_grad)
     else:
         layer.in_channels += channels
-    wider = wider.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else wider
-    layer.weight = nn.Parameter(wider, layer.weight.requires_grad)
+    layer.weight = nn.Parameter(own_layout(layer, wider), layer.weight.requires_grad)

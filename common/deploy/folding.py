@@ -12,13 +12,13 @@ from common.deploy.links import is_plain, links
 from common.deploy.observing import is_altered
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
-from common.network.layers import FactorableLayer
+from common.network.kinds import FactorableLayer
 from common.network.modes import hooked
 from common.network.weights import convolution_weight, set_convolution_weight
 
 
 def fold_batchnorm(model: nn.Module, x: Tensor | None = None) -> nn.Module:
-    """Copy a network without the BatchNorms that directly follow a Conv2d, ConvTranspose2d or Linear.
+    """Copy a network without the BatchNorms that directly follow a convolution or a Linear.
 
     The copy is in evaluation mode, in which such a BatchNorm scales and shifts each channel. The scale and shift move
     into the weight and bias of the layer, or of its last factor. An ``Identity`` replaces the BatchNorm. Any other

@@ -11,9 +11,7 @@ from torch import Tensor, fx, nn
 
 from common.deploy.observing import Link, confirmed, is_altered, is_passive
 from common.network.copies import independent_copy
-from common.network.layers import FactorableLayer
-
-Convolution = nn.Conv2d | nn.ConvTranspose2d
+from common.network.kinds import LAYER_TYPES, FactorableLayer
 
 
 def links(
@@ -45,9 +43,8 @@ def links(
 
 
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
-    """Whether ``module`` is PyTorch's own Conv2d, ConvTranspose2d or Linear without a parametrization or hook."""
-    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-    return type(module) in kinds and "weight" in module._parameters and not is_altered(module)
+    """Whether ``module`` is PyTorch's own convolution or Linear without a parametrization or hook."""
+    return type(module) in LAYER_TYPES and "weight" in module._parameters and not is_altered(module)
 
 
 def _traced_links(model: nn.Module) -> list[Link]:

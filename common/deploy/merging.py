@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 from common.decomposition import Floats
 from common.deploy.cutting import last_pieces
-from common.deploy.links import Convolution, is_plain, links
+from common.deploy.links import is_plain, links
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
-from common.network.layers import FactorableLayer
+from common.network.kinds import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    AnyConvolution,
+    FactorableLayer,
+    TransposedConvolution,
+    kernel_size,
+    setting,
+)
 from common.network.modes import hooked
 from common.network.weights import blocks, convolution_weight, set_convolution_weight
 
@@ -121,7 +129,7 @@ def _piece_macs(piece: Sequence[FactorableLayer], calls: Sequence[Calls]) -> int
         layer = None if layer is None else _outline(layer, following)
     if layer is None or _params(layer) > sum(map(_params, piece)):
         return None
-    place = 0 if isinstance(layer, nn.ConvTranspose2d) else -1
+    place = 0 if isinstance(layer, TransposedConvolution) else -1
     return layer.weight.numel() * sum(call[place] for call in calls[place])
 
 
@@ -138,49 +146,51 @@ def _outline(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer
     if isinstance(first, nn.Linear) or isinstance(second, nn.Linear) or first.groups != second.groups:
         return None
     both = (first, second)
-    idle = [[_is_idle(layer, axis) for axis in (0, 1)] for layer in both]
-    padded = [layer for layer in both if any(_padding(layer, axis) for axis in (0, 1))]
-    transposed = [layer for layer in both if isinstance(layer, nn.ConvTranspose2d)]
+    if len(set(map(len, map(kernel_size, both)))) > 1:
+        return None
+    axes = range(len(first.kernel_size))
+    idle = [[_is_idle(layer, axis) for axis in axes] for layer in both]
+    padded = [layer for layer in both if any(_padding(layer, axis) for axis in axes)]
+    transposed = [layer for layer in both if isinstance(layer, TransposedConvolution)]
     if (
         not all(map(any, zip(*idle, strict=True)))
         or any(not all(idle[1 - both.index(layer)]) for layer in transposed)
         or len({layer.padding_mode for layer in padded}) > 1
-        or any(_padding(layer, axis) is None for layer in both for axis in (0, 1))
+        or any(_padding(layer, axis) is None for layer in both for axis in axes)
     ):
         return None
     pads_with_zeros = second in padded and second.padding_mode == "zeros"
     if first.bias is not None and (pads_with_zeros or (second in transposed and not all(idle[1]))):
         return None  # at the borders the second layer would see zeros where the merged one sees the bias
-    taken = [second if idle[0][axis] else first for axis in (0, 1)]
+    taken = [second if idle[0][axis] else first for axis in axes]
     settings: dict[str, Any] = {
-        name: tuple(getattr(layer, name)[axis] for axis, layer in enumerate(taken))
+        name: tuple(setting(layer, name)[axis] for axis, layer in enumerate(taken))
         for name in ("kernel_size", "stride", "dilation")
     }
     settings["padding"] = tuple(_padding(layer, axis) for axis, layer in enumerate(taken))
     settings |= {"groups": first.groups, "bias": bias, **place}
     if transposed:
-        settings["output_padding"] = transposed[0].output_padding
-        return nn.ConvTranspose2d(first.in_channels, second.out_channels, **settings)
+        settings["output_padding"] = setting(transposed[0], "output_padding")
+        return TRANSPOSED_CONVOLUTIONS[len(axes) - 1](first.in_channels, second.out_channels, **settings)
     if padded:
         settings["padding_mode"] = padded[0].padding_mode
-    return nn.Conv2d(first.in_channels, second.out_channels, **settings)
+    return CONVOLUTIONS[len(axes) - 1](first.in_channels, second.out_channels, **settings)
 
 
-def _is_idle(layer: Convolution, axis: int) -> bool:
+def _is_idle(layer: AnyConvolution, axis: int) -> bool:
     """Whether the layer maps each position on an axis to itself."""
-    return (
-        layer.kernel_size[axis] == layer.stride[axis] == 1 and _padding(layer, axis) == layer.output_padding[axis] == 0
-    )
+    unmoved = layer.kernel_size[axis] == setting(layer, "stride")[axis] == 1
+    return unmoved and _padding(layer, axis) == setting(layer, "output_padding")[axis] == 0
 
 
-def _padding(layer: Convolution, axis: int) -> int | None:
+def _padding(layer: AnyConvolution, axis: int) -> int | None:
     """Padding on each side of an axis; None if the sides differ (``padding="same"`` with an even kernel)."""
     if layer.padding == "valid":
         return 0
     if layer.padding == "same":
-        whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        whole = setting(layer, "dilation")[axis] * (layer.kernel_size[axis] - 1)
         return None if whole % 2 else whole // 2
-    return int(layer.padding[axis])
+    return setting(layer, "padding")[axis]
 
 
 def _merge(first: FactorableLayer, second: FactorableLayer) -> FactorableLayer:

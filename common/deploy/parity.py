@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.network.copies import independent_copy
+from common.network.kinds import FactorableLayer
 from common.network.provenance import Provenance, set_provenance
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -18,7 +19,9 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, tor
 UNEQUAL = 1e-2
 """Share of integers that may differ, since rounding may decide between two classes."""
 SIZES = (32, 64, 28, 224, 299, 16, 8)
-"""Heights and widths of random images, which are tried in turn until a network takes one."""
+"""Sizes of random images, the same on each axis, which are tried in turn until a network takes one."""
+MOST_POSITIONS = 2**18
+"""No larger image is tried; a volume of 224 voxels a side would need gigabytes."""
 
 Change = TypeVar("Change")
 
@@ -150,14 +153,14 @@ def _shown(model: nn.Module, x: Tensor) -> Example | Exception:
 
 def _images(model: nn.Module) -> Iterator[Tensor]:
     """Yield random inputs of the kind that the first layer takes."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-    layer = next((module for module in model.modules() if isinstance(module, kinds)), None)
+    layer = next((module for module in model.modules() if isinstance(module, FactorableLayer)), None)
     parameter = next(model.parameters(), None)
     if layer is None or parameter is None or not parameter.is_floating_point() or parameter.is_meta:
         return
     generator = torch.Generator().manual_seed(0)
-    channels, axes = (layer.in_features, 0) if isinstance(layer, nn.Linear) else (layer.in_channels, len(layer.stride))
-    for size in SIZES if axes else (1,):
+    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    axes = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+    for size in [size for size in SIZES if size**axes <= MOST_POSITIONS] if axes else (1,):
         yield torch.randn(2, channels, *[size] * axes, generator=generator).to(parameter)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from common.decomposition import DECOMPOSITIONS
-from common.network.shapes import LayerShape, Size
+from common.decomposition import DECOMPOSITIONS, own_axes
+from common.network.shapes import LayerShape, Size, size_after
 
 DENSE = ((True, True),)
 """Kernel axes of a dense layer, as if it were its only factor."""
@@ -21,8 +21,8 @@ class Operation:
 
     Attributes:
         channels: ``(in, out)``.
-        kernel: ``(kh, kw)``.
-        before, after: ``(h, w)`` of the input and of the output; ``(positions, 1)`` for a Linear.
+        kernel: a number for each axis, ``(kh, kw)`` in two dimensions.
+        before, after: sizes of the input and of the output; ``(positions, 1)`` for a Linear.
         groups: as in ``Conv2d``.
         transposed: whether it is a transposed convolution.
         linear: whether it is a Linear.
@@ -61,19 +61,17 @@ class Operation:
     @property
     def positions(self) -> int:
         """Positions at which every weight multiplies: of the output, or of a transposed convolution's input."""
-        rows, columns = self.before if self.transposed else self.after
-        return rows * columns
+        return math.prod(self.before if self.transposed else self.after)
 
     def _axes(self, value: Callable[[int, int, int], int]) -> Size:
-        """``value`` of the kernel, the smaller and the larger size, on both axes."""
+        """``value`` of the kernel, the smaller and the larger size, on each axis."""
         sizes = (self.after, self.before) if not self.transposed else (self.before, self.after)
-        first, second = (value(k, small, large) for k, small, large in zip(self.kernel, *sizes, strict=True))
-        return first, second
+        return tuple(value(k, small, large) for k, small, large in zip(self.kernel, *sizes, strict=True))
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of the input of a batch: ``(N, C, H, W)``, or ``(N * positions, C)`` for a Linear."""
-        inputs, (height, width) = self.channels[0], self.before
-        return (batch * height, inputs) if self.linear else (batch, inputs, height, width)
+        """Shape of the input of a batch: ``(N, C, ...)``, or ``(N * positions, C)`` for a Linear."""
+        inputs = self.channels[0]
+        return (batch * self.before[0], inputs) if self.linear else (batch, inputs, *self.before)
 
     def to_json(self) -> list[Any]:
         """The operation as plain values."""
@@ -88,8 +86,12 @@ class Operation:
             ValueError: these are not the values of an operation.
         """
         *sizes, transposed, linear = values
-        i, o, kh, kw, h, w, new_h, new_w, groups = (int(size) for size in sizes)
-        return cls((i, o), (kh, kw), (h, w), (new_h, new_w), groups, bool(transposed), bool(linear))
+        inputs, outputs, *lengths, groups = (int(size) for size in sizes)
+        axes, rest = divmod(len(lengths), 3)
+        if rest or not 1 <= axes <= 3:
+            raise ValueError(f"{list(values)} has {len(values)} values; an operation of 1 to 3 axes has 8, 11 or 14")
+        kernel, before, after = (tuple(lengths[axes * part : axes * (part + 1)]) for part in range(3))
+        return cls((inputs, outputs), kernel, before, after, groups, bool(transposed), bool(linear))
 
 
 def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operation]]:
@@ -101,10 +103,11 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
     widths = (shape.channels[0], *[0] * (len(axes) - 1), shape.channels[1])
     factors: list[list[Operation]] = [[] for _ in axes]
     for size, after in (tuple(map(_whole, sizes)) for sizes in shape.calls):
-        for place, (channels, (height, width)) in enumerate(zip(pairwise(widths), axes, strict=True)):
-            kernel = (shape.kernel[0] if height else 1, shape.kernel[1] if width else 1)
-            new = (after[0] if height else size[0], after[1] if width else size[1])
-            moves = shape.transposed and (height or width)
+        for place, (channels, flags) in enumerate(zip(pairwise(widths), axes, strict=True)):
+            own = own_axes(flags, len(shape.kernel))
+            kernel = tuple(k if taken else 1 for k, taken in zip(shape.kernel, own, strict=True))
+            new = size_after(size, after, own)
+            moves = shape.transposed and any(own)
             factors[place].append(Operation(channels, kernel, size, new, shape.groups, moves, shape.linear))
             size = new
     return factors
@@ -112,7 +115,7 @@ def layer_operations(shape: LayerShape, method: str | None) -> list[list[Operati
 
 def _whole(size: Size) -> Size:
     """A row that several inputs share takes the time of a whole row."""
-    return math.ceil(size[0]), math.ceil(size[1])
+    return tuple(map(math.ceil, size))
 
 
 def with_widths(operation: Operation, inputs: int, outputs: int) -> Operation:
@@ -124,11 +127,10 @@ def with_widths(operation: Operation, inputs: int, outputs: int) -> Operation:
 def merged(*operations: Operation) -> Operation:
     """One operation in place of several that follow each other; on each axis only one of them has a kernel."""
     first, last = operations[0], operations[-1]
-    heights, widths = zip(*(operation.kernel for operation in operations), strict=True)
     return replace(
         first,
         channels=(first.channels[0], last.channels[1]),
-        kernel=(max(heights), max(widths)),
+        kernel=tuple(map(max, zip(*(operation.kernel for operation in operations), strict=True))),
         after=last.after,
         transposed=any(operation.transposed for operation in operations),
     )

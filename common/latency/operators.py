@@ -26,7 +26,7 @@ def operations_model(operations: Sequence[Operation], batch: int) -> bytes:
     for place, operation in enumerate(operations):
         kind, size, settings = _operator(operation)
         shape, channels = operation.input_shape(batch), operation.channels[1]
-        reduced = (shape[0], channels) if operation.linear else (batch, channels, 1, 1)
+        reduced = (shape[0], channels) if operation.linear else (batch, channels, *[1] * len(operation.kernel))
         names = [f"in{place}", f"weight{place}", f"bias{place}"]
         # A bias of zeros would be left out by OpenVINO.
         weights += [_filled(names[1], size, 0.0), _filled(names[2], (channels,), 1.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
@@ -70,4 +71,4 @@ def weights_between(operation: Operation, inputs: Floats, outputs: Floats) -> Fl
     (own_in, own_out), groups = operation.channels, operation.groups
     rows = np.full_like(inputs, own_in / groups) if own_in else inputs
     columns = np.full_like(outputs, own_out / groups) if own_out else outputs
-    return rows * columns * operation.kernel[0] * operation.kernel[1]
+    return rows * columns * math.prod(operation.kernel)

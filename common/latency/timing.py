@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -89,8 +90,7 @@ def _parts(operations: Sequence[Operation], batch: int) -> Iterator[list[Operati
     part: list[Operation] = []
     size = 0
     for operation in operations:
-        (inputs, outputs), area = operation.channels, operation.before[0] * operation.before[1]
-        kernel = operation.kernel[0] * operation.kernel[1]
+        (inputs, outputs), area, kernel = operation.channels, math.prod(operation.before), math.prod(operation.kernel)
         own = 4 * (inputs * outputs * kernel // operation.groups + batch * inputs * area)
         if part and size + own > PART_BYTES:
             yield part

@@ -6,27 +6,38 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+from common.network.kinds import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    Convolution,
+    FactorableLayer,
+    per_axis,
+    setting,
+)
+
+_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _SIGNATURES: dict[type[nn.Module], tuple[Callable[..., Any], tuple[str, ...]]] = {
-    nn.Conv2d: (torch.conv2d, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
-    nn.ConvTranspose2d: (
-        torch.conv_transpose2d,
-        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    ),
+    nn.Conv1d: (torch.conv1d, _CONVOLUTION_ARGUMENTS),
+    nn.Conv2d: (torch.conv2d, _CONVOLUTION_ARGUMENTS),
+    nn.Conv3d: (torch.conv3d, _CONVOLUTION_ARGUMENTS),
+    nn.ConvTranspose1d: (torch.conv_transpose1d, _TRANSPOSED_ARGUMENTS),
+    nn.ConvTranspose2d: (torch.conv_transpose2d, _TRANSPOSED_ARGUMENTS),
+    nn.ConvTranspose3d: (torch.conv_transpose3d, _TRANSPOSED_ARGUMENTS),
     nn.Linear: (functional.linear, ("input", "weight", "bias")),
 }
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 _PAD_MODES = ("constant", "circular", "reflect", "replicate")
-_EXTRA_PIXELS = ((0, 0), (1, 2), (2, 1), (3, 3), (5, 4))
-"""Added to a layer's smallest input, as (height, width) in pixels. Size-dependent padding differs between them."""
+_EXTRA_PIXELS = ((0, 0, 0), (1, 2, 0), (2, 1, 3), (3, 3, 1), (5, 4, 2))
+"""Added to each axis of a layer's smallest input. Size-dependent padding differs between them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class EffectiveLayer:
         front: module that pads the input first; None if there is no such padding.
     """
 
-    layer: Layer
+    layer: FactorableLayer
     front: nn.Module | None = None
 
     def input(self, given: Tensor) -> Tensor:
@@ -78,20 +89,20 @@ class SamePadding(nn.Module):
     This is TensorFlow's "same" padding: an odd pixel goes to the end.
 
     Args:
-        kernel: kernel size of the convolution that follows, ``(height, width)``.
-        stride: its stride, ``(height, width)``.
-        dilation: its dilation, ``(height, width)``.
+        kernel: kernel size of the convolution that follows, a number for each axis.
+        stride: its stride.
+        dilation: its dilation.
     """
 
-    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+    def __init__(self, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> None:
         super().__init__()
         self.kernel, self.stride, self.dilation = kernel, stride, dilation
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the padded input."""
         amounts: list[int] = []
-        for axis in (1, 0):
-            size, stride = input.shape[axis - 2], self.stride[axis]
+        for axis in reversed(range(len(self.kernel))):
+            size, stride = input.shape[axis - len(self.kernel)], self.stride[axis]
             reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
             total = max((-(-size // stride) - 1) * stride + reach - size, 0)
             amounts += [total // 2, total - total // 2]
@@ -120,7 +131,7 @@ class _CallRecorder(TorchFunctionMode):
 
 
 @torch.no_grad()
-def effective_layer(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+def effective_layer(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveLayer | None:
     """Find what ``layer`` computes, whose class overrides parts of ``base``.
 
     This runs a copy of the layer on random inputs of several sizes, in training and in evaluation mode. In every run
@@ -137,7 +148,7 @@ def effective_layer(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | Non
             return None
 
 
-def _probed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
+def _probed(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveLayer | None:
     """Run a copy of ``layer`` on random inputs and describe it as a plain layer, if it acts like one."""
     probe = copy.deepcopy(layer).requires_grad_(False)
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
@@ -164,13 +175,13 @@ def _probed(layer: Layer, base: type[nn.Module]) -> EffectiveLayer | None:
     return found if all(found.computes(example, output) for example, output, _ in seen) else None
 
 
-def _input_shapes(layer: Layer) -> list[tuple[int, ...]]:
-    """Return the shapes of the random inputs: ``(N, C, H, W)``, or ``(..., C)`` for a Linear."""
+def _input_shapes(layer: FactorableLayer) -> list[tuple[int, ...]]:
+    """Return the shapes of the random inputs: ``(N, C, ...)``, or ``(..., C)`` for a Linear."""
     if isinstance(layer, nn.Linear):
         return [(2, layer.in_features), (1, 3, layer.in_features)]
-    smallest = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-    start = [max(size, 2) + stride for size, stride in zip(smallest, layer.stride, strict=True)]
-    return [(2, layer.in_channels, start[0] + height, start[1] + width) for height, width in _EXTRA_PIXELS]
+    smallest = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, setting(layer, "dilation"), strict=True)]
+    start = [max(size, 2) + stride for size, stride in zip(smallest, setting(layer, "stride"), strict=True)]
+    return [(2, layer.in_channels, *map(sum, zip(start, extra, strict=False))) for extra in _EXTRA_PIXELS]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -186,31 +197,31 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and float((one - other).abs().max()) <= 100 * torch.finfo(one.dtype).eps * scale
 
 
-def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> Layer:
+def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: FactorableLayer) -> FactorableLayer:
     """Build a layer of class ``base`` with the arguments of one recorded call."""
     weight, bias = call["weight"], call["bias"]
     settings: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
-    plain: Layer
+    plain: FactorableLayer
     if base is nn.Linear:
         plain = nn.Linear(weight.shape[1], weight.shape[0], **settings)
     else:
         groups = int(call["groups"])
         first, second = weight.shape[:2]
         padding = call["padding"]
+        kernel = tuple(weight.shape[2:])
+        each = partial(per_axis, dimensions=len(kernel))
         shared: dict[str, Any] = {
-            "stride": _pair(call["stride"]),
-            "padding": padding if isinstance(padding, str) else _pair(padding),
-            "dilation": _pair(call["dilation"]),
+            "stride": each(call["stride"]),
+            "padding": padding if isinstance(padding, str) else each(padding),
+            "dilation": each(call["dilation"]),
             "groups": groups,
             **settings,
         }
-        kernel = tuple(weight.shape[2:])
-        if base is nn.Conv2d:
-            plain = nn.Conv2d(second * groups, first, kernel, **shared)
+        if issubclass(base, Convolution):
+            plain = CONVOLUTIONS[len(kernel) - 1](second * groups, first, kernel, **shared)
         else:
-            plain = nn.ConvTranspose2d(
-                first, second * groups, kernel, output_padding=_pair(call["output_padding"]), **shared
-            )
+            shared["output_padding"] = each(call["output_padding"])
+            plain = TRANSPOSED_CONVOLUTIONS[len(kernel) - 1](first, second * groups, kernel, **shared)
     plain.weight.copy_(weight)
     if bias is not None:
         assert plain.bias is not None
@@ -218,7 +229,7 @@ def _plain_layer(base: type[nn.Module], call: dict[str, Any], layer: Layer) -> L
     return plain.requires_grad_(layer.weight.requires_grad).train(layer.training)
 
 
-def _padding(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
+def _padding(layer: FactorableLayer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> nn.Module | None:
     """Find the padding that turns the first tensor of each pair into the second.
 
     The candidates are TensorFlow's "same" padding and, if the layer holds one of PyTorch's padding modules, every
@@ -232,20 +243,18 @@ def _padding(layer: Layer, call: dict[str, Any], pairs: Sequence[tuple[Tensor, T
     Returns:
         The padding module; None if the layer pads nothing or no candidate fits.
     """
-    kernel = (int(call["weight"].shape[2]), int(call["weight"].shape[3]))
-    stride, dilation = _pair(call["stride"]), _pair(call["dilation"])
-    candidates: list[nn.Module] = [
-        SamePadding(kernel, (int(stride[0]), int(stride[1])), (int(dilation[0]), int(dilation[1])))
-    ]
-    if any(type(child).__module__ == nn.ZeroPad2d.__module__ for child in layer.children()):
+    if all(torch.equal(given, padded) for given, padded in pairs):
+        return None
+    kernel = tuple(call["weight"].shape[2:])
+    stride, dilation = (per_axis(call[name], len(kernel)) for name in ("stride", "dilation"))
+    candidates: list[nn.Module] = [SamePadding(kernel, stride, dilation)]
+    if len(kernel) == 2 and any(type(child).__module__ == nn.ZeroPad2d.__module__ for child in layer.children()):
         height, width = (pairs[0][1].shape[axis] - pairs[0][0].shape[axis] for axis in (2, 3))
         candidates += [
             FixedPadding((left, width - left, top, height - top), mode)
             for left, top in _border_splits(width, height)
             for mode in _PAD_MODES
         ]
-    if all(torch.equal(given, padded) for given, padded in pairs):
-        return None
     return next((front for front in candidates if _reproduces(front, pairs)), None)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from common.network.effective import EffectiveLayer, effective_layer
 from common.network.held import unreplaceable_holders
+from common.network.kinds import LAYER_TYPES, FactorableLayer, TransposedConvolution
 from common.network.lowrank import LowRank
 
-FactorableLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _FORWARD_ATTRIBUTES = (
     "forward",
     "_conv_forward",
@@ -72,7 +71,7 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
 def _layer_reason(layer: FactorableLayer) -> str:
     """Return why this layer on its own must stay dense; empty if it need not."""
     own = dict(layer.named_parameters(recurse=False))
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in own.values()):
         return "its weight has no shape yet; run one pass first"
     if changed := [name for name in _FORWARD_ATTRIBUTES if name in vars(layer)]:
         return f"its {changed[0]} was changed on the instance"
@@ -105,7 +104,7 @@ def _declared_shape(layer: FactorableLayer) -> tuple[int, ...]:
     if isinstance(layer, nn.Linear):
         return (layer.out_features, layer.in_features)
     first, second = layer.out_channels, layer.in_channels
-    if isinstance(layer, nn.ConvTranspose2d):
+    if isinstance(layer, TransposedConvolution):
         first, second = second, first
     return (first, second // layer.groups, *layer.kernel_size)
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from common.network.effective import EffectiveLayer, Layer
+from common.network.effective import EffectiveLayer
 from common.network.held import OF_EVERY_MODULE
+from common.network.kinds import FactorableLayer, TransposedConvolution
 from common.network.weights import product
 
 _HOOKS = (
@@ -56,10 +57,10 @@ class LowRank(nn.Module):
     planned: Any
 
     @property
-    def factors(self) -> tuple[Layer, ...]:
+    def factors(self) -> tuple[FactorableLayer, ...]:
         """The layers that run, in order. The ``Identity`` that a merged factor leaves behind is not among them."""
         found = (module for name, module in self._modules.items() if name != "front")
-        return tuple(cast(Layer, module) for module in found if not isinstance(module, nn.Identity))
+        return tuple(cast(FactorableLayer, module) for module in found if not isinstance(module, nn.Identity))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ class LowRank(nn.Module):
             math.prod(sides) for sides in zip(*(factor.weight.shape[2:] for factor in self.factors), strict=True)
         ]
         inputs, outputs, groups = first.in_channels, last.out_channels, first.groups
-        if any(isinstance(factor, nn.ConvTranspose2d) for factor in self.factors):
+        if any(isinstance(factor, TransposedConvolution) for factor in self.factors):
             return (inputs, outputs // groups, *kernel)
         return (outputs, inputs // groups, *kernel)
 

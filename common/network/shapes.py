@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -10,13 +11,15 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from common.decomposition import DECOMPOSITIONS, Floats, Ranks
+from common.decomposition import DECOMPOSITIONS, Floats, Ranks, own_axes
 from common.network.effective import EffectiveLayer
-from common.network.layers import FactorableLayer, effective_layers, factorable_layers, layer_input
+from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
+from common.network.layers import effective_layers, factorable_layers, layer_input
 from common.network.modes import hooked
 from common.network.passes import example_batch, run
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
+"""A number for each axis of a layer's images: ``(h, w)`` for a Conv2d."""
 
 
 class Planned(Protocol):
@@ -41,13 +44,13 @@ class LayerShape:
 
     Attributes:
         channels: ``(in, out)``.
-        kernel: ``(kh, kw)``; ``(1, 1)`` for a Linear.
+        kernel: a number for each axis, ``(kh, kw)`` for a Conv2d; ``(1, 1)`` for a Linear.
         groups: number of groups, as in ``Conv2d``.
         bias: whether the layer has a bias.
         transposed: whether the layer is a transposed convolution.
-        calls: ``(input size, output size)`` of each call of the layer for one input of the batch, sizes as ``(h, w)``.
-            For a Linear the size is ``(positions, 1)``, with one position for a plain Linear.
-            If frames or patches are folded into the batch, their number multiplies the height. If the inputs of a
+        calls: ``(input size, output size)`` of each call of the layer for one input of the batch, sizes as
+            ``(h, w)`` for a Conv2d. For a Linear the size is ``(positions, 1)``, with one position for a plain Linear.
+            If frames or patches are folded into the batch, their number multiplies the first axis. If the inputs of a
             batch share a row (a mean over the batch), each input has a fraction of it.
         linear: whether the layer is a Linear.
         reason: why the layer must stay dense at any rank; empty if it need not.
@@ -92,21 +95,24 @@ class LayerShape:
             bias: whether the last factor has a bias.
         """
         widths = (self.channels[0], *(rank * self.groups for rank in ranks), self.channels[1])
+        taken = [own_axes(flags, len(self.kernel)) for flags in axes]
         weights = [
-            outputs
-            * (inputs // self.groups)
-            * math.prod(k for k, taken in zip(self.kernel, axis, strict=True) if taken)
-            for (inputs, outputs), axis in zip(pairwise(widths), axes, strict=True)
+            outputs * (inputs // self.groups) * math.prod(k for k, own in zip(self.kernel, flags, strict=True) if own)
+            for (inputs, outputs), flags in zip(pairwise(widths), taken, strict=True)
         ]
         macs: Any = 0
-        for before, after in self.calls:
-            rows, columns = before
-            for weight, (height, width) in zip(weights, axes, strict=True):
-                old = rows * columns
-                rows, columns = after[0] if height else rows, after[1] if width else columns
+        for size, after in self.calls:
+            for weight, flags in zip(weights, taken, strict=True):
+                old = math.prod(size)
+                size = size_after(size, after, flags)
                 # A transposed convolution multiplies once per input position, other layers once per output position.
-                macs += weight * (old if self.transposed and (height or width) else rows * columns)
+                macs += weight * (old if self.transposed and any(flags) else math.prod(size))
         return sum(weights) + bias * self.channels[1], macs
+
+
+def size_after(size: Size, after: Size, flags: Sequence[bool]) -> Size:
+    """The size of an image behind a factor that takes over the axes with a flag; ``after`` is the layer's output."""
+    return tuple(new if own else old for old, new, own in zip(size, after, flags, strict=True))
 
 
 def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
@@ -114,7 +120,7 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
 
     Args:
         model: the network to trace. It stays unchanged, including its training mode.
-        x: example input ``(N, C, H, W)``.
+        x: example input ``(N, C, ...)``.
 
     Returns:
         Layer name -> shape, in the order of ``model.named_modules()``.
@@ -162,13 +168,14 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
 def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: int) -> tuple[Size, Size]:
     """Return the input and output size of one call, for one input of the batch."""
     linear = isinstance(layer, nn.Linear)
-    if not linear and inputs.dim() == 3:
+    if not linear and inputs.dim() == len(kernel_size(layer)) + 1:  # one image without a batch
         inputs, output = inputs[None], output[None]
     rows = max(1, inputs[..., 0].numel() if linear else inputs.shape[0])
     share: Any = rows / batch if rows % batch else rows // batch
     if linear:
         return ((share, 1), (share, 1))
-    return ((share * inputs.shape[-2], inputs.shape[-1]), (share * output.shape[-2], output.shape[-1]))
+    before, after = inputs.shape[2:], output.shape[2:]
+    return ((share * before[0], *before[1:]), (share * after[0], *after[1:]))
 
 
 def _layer_shape(
@@ -176,14 +183,14 @@ def _layer_shape(
 ) -> LayerShape:
     """Return the layer's shape according to its weight; its attributes may differ."""
     plain = layer if effective is None else effective.layer
-    weight, transposed = plain.weight, isinstance(plain, nn.ConvTranspose2d)
-    groups = 1 if isinstance(plain, nn.Linear) else plain.groups
+    weight, transposed = plain.weight, isinstance(plain, TransposedConvolution)
+    groups = group_count(plain)
     first, second = weight.shape[:2]
     unused = sum(parameter.numel() for parameter in layer.parameters()) - weight.numel()
     unused -= 0 if plain.bias is None else plain.bias.numel()
     return LayerShape(
         channels=(first, second * groups) if transposed else (second * groups, first),
-        kernel=(int(weight.shape[2]), int(weight.shape[3])) if weight.dim() == 4 else (1, 1),
+        kernel=tuple(map(int, weight.shape[2:])) or (1, 1),
         groups=groups,
         bias=plain.bias is not None,
         transposed=transposed,

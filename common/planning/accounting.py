@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from common.network.counting import Operations
-from common.network.layers import FactorableLayer
+from common.network.kinds import FactorableLayer
 from common.network.shapes import LayerShape, dense_reason
 from common.planning.plan import Untouched
 
@@ -67,7 +67,7 @@ def _kind(module: nn.Module) -> str:
 
 def nothing_to_factor(model: nn.Module, untouched: tuple[Untouched, ...]) -> str:
     """The message for a network in which no layer can be factored."""
-    text = "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear"
+    text = "nothing can be factored: a pass calls no convolution and no Linear"
     if "ScriptModule" in type(model).__name__:
         return f"{text}; the network is a {type(model).__name__}: compress before scripting"
     return "; ".join([text, *map(str, untouched[:_MAX_NAMED])])

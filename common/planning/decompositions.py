@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, decompose, serving_method
-from common.network.layers import FactorableLayer, effective_layers, factorable_layers
+from common.network.kinds import FactorableLayer, group_count
+from common.network.layers import effective_layers, factorable_layers
 from common.network.shapes import LayerShape
 from common.network.weights import convolution_weight
 from common.planning.plan import LayerPlan
@@ -61,7 +62,6 @@ class Decompositions:
         """
         if (name, method) not in self._decompositions:
             layer = self._layers[name]
-            groups = 1 if isinstance(layer, nn.Linear) else layer.groups
             weight = convolution_weight(layer)
             if not weight.isfinite().all():
                 raise ValueError(f"layer {name!r} has weights that are not finite; it cannot be decomposed")
@@ -69,7 +69,7 @@ class Decompositions:
             like = next(same_layer, None)
             moments = self.moments.get(name) if like is None else like.moments
             moments = moments and moments.to(weight.device)
-            found = decompose(DECOMPOSITIONS[method], weight, groups, moments, self.sweeps, like)
+            found = decompose(DECOMPOSITIONS[method], weight, group_count(layer), moments, self.sweeps, like)
             self._decompositions[name, method] = found
         return self._decompositions[name, method]
 

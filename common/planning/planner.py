@@ -31,7 +31,7 @@ def plan_ranks(
     divergences: Divergences | None = None,
     latencies: Latencies | None = None,
 ) -> RankPlan:
-    """Choose the ranks of every Conv2d, ConvTranspose2d and Linear of ``model``.
+    """Choose the ranks of every convolution and Linear of ``model``.
 
     Args:
         model: the dense network; it is not changed.

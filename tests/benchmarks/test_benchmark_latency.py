@@ -10,7 +10,6 @@ import tltorch
 import torch
 
 from benchmarks.latency import HEADS, TINY, compressed, in_turn, measure
-from common.models import build_model
 from common.network import profile
 from common.planning import Budget, RankPlan, plan_ranks
 
@@ -62,8 +61,7 @@ def test_a_share_of_the_time_limits_the_plans_too(monkeypatch: pytest.MonkeyPatc
 def test_the_peers_have_the_ranks_of_tucker2(name: str) -> None:
     """TensorLy's three convolutions cost what ours cost; TensorLy-Torch has its kernel factors besides."""
     case = TINY[name]
-    dense = build_model(case.model, case.classes, **case.arguments).eval()
-    x = torch.randn(1, 3, case.size, case.size)
+    dense, x = case.make().eval(), torch.randn(1, *case.shape)
     networks = compressed(case.budget, dense, x, ["tucker2"], round_to=1)
     ours, sequence, factorized = (networks[what] for what in ("tucker2", "TensorLy tucker", "tltorch tucker"))
     assert (profile(sequence, x).macs, profile(sequence, x).params) == (profile(ours, x).macs, profile(ours, x).params)

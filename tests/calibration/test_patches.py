@@ -2,31 +2,40 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.calibration import calibrate
-from common.calibration.patches import as_images, output_patches, sample_positions
+from common.calibration.patches import as_images, inputs_by_kernel, output_patches, sample_positions
 from common.decomposition.chain import outputs_of
+from common.network.kinds import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from common.network.weights import convolution_weight
 
-pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+SIZE = (7, 5, 6)
 
 
-def settings_of(transposed: bool) -> st.SearchStrategy[dict[str, Any]]:
-    """Arguments of a convolution from 4 to 6 channels that accepts images of 7 x 5 pixels."""
-    common = {"kernel_size": pairs, "stride": pairs, "dilation": pairs, "groups": st.sampled_from([1, 2])}
+def settings_of(transposed: bool, dimensions: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Arguments of a convolution from 4 to 6 channels that accepts images of ``SIZE``."""
+
+    def each(*most: int) -> st.SearchStrategy[tuple[int, ...]]:
+        return st.tuples(*(st.integers(1, value) for value in most[:dimensions]))
+
+    common = {"stride": each(3, 3, 3), "dilation": each(3, 3, 2), "groups": st.sampled_from([1, 2])}
     if transposed:
-        return st.fixed_dictionaries({**common, "padding": st.sampled_from([0, (1, 0)])})
-    own = {"padding": st.sampled_from([1, (3, 2)]), "padding_mode": st.sampled_from(["zeros", "reflect", "circular"])}
-    return st.fixed_dictionaries({**common, **own, "kernel_size": st.tuples(st.integers(1, 3), st.integers(1, 2))})
+        padding = st.sampled_from([0, (1, 0, 1)[:dimensions]])
+        return st.fixed_dictionaries({**common, "kernel_size": each(3, 3, 3), "padding": padding})
+    own = {
+        "padding": st.sampled_from([1, (3, 2, 2)[:dimensions]]),
+        "padding_mode": st.sampled_from(["zeros", "reflect", "circular"]),
+    }
+    return st.fixed_dictionaries({**common, **own, "kernel_size": each(3, 2, 3)})
 
 
-def all_positions(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    size = (tensor.shape[2], tensor.shape[3])
-    return sample_positions(torch.arange(len(tensor)), size, tensor[:, 0].numel(), torch.Generator())
+def all_positions(tensor: Tensor) -> tuple[Tensor, ...]:
+    return sample_positions(torch.arange(len(tensor)), tensor.shape[2:], tensor[:, 0].numel(), torch.Generator())
 
 
 def assert_patches_give_the_output(layer: Any, x: Tensor) -> None:
@@ -36,25 +45,37 @@ def assert_patches_give_the_output(layer: Any, x: Tensor) -> None:
         images = as_images(layer, x)
         found = as_images(layer, output)
         patches = output_patches(layer, images, all_positions(found))
-        expected = found.movedim(1, -1).flatten(0, 2) - layer.bias
+        expected = found.movedim(1, -1).flatten(0, -2) - layer.bias
         torch.testing.assert_close(outputs_of((weight,), patches, groups), expected)
 
 
-@settings(max_examples=60, deadline=None)
-@given(settings_of(transposed=False))
-def test_output_is_weight_times_patches_for_convolutions(given_settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("kinds", [CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS], ids=["convolution", "transposed"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_output_is_weight_times_patches(dimensions: int, kinds: tuple[Any, ...], data: st.DataObject) -> None:
+    """Strides can leave outputs without input, and overlapping transposed kernels give outputs several inputs."""
+    arguments = data.draw(settings_of(kinds is TRANSPOSED_CONVOLUTIONS, dimensions))
     torch.manual_seed(0)
-    assert_patches_give_the_output(nn.Conv2d(4, 6, **given_settings).double(), torch.randn(3, 4, 7, 5).double())
+    layer = kinds[dimensions - 1](4, 6, **arguments).double()
+    assert_patches_give_the_output(layer, torch.randn(3, 4, *SIZE[:dimensions]).double())
 
 
-@settings(max_examples=60, deadline=None)
-@given(settings_of(transposed=True))
-def test_output_is_weight_times_patches_for_transposed_convolutions(given_settings: dict[str, Any]) -> None:
-    """Strides can leave outputs without input, and overlapping kernels give outputs several inputs."""
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_mean_patch_gives_the_mean_output_of_a_transposed_convolution(
+    dimensions: int, data: st.DataObject
+) -> None:
+    arguments = data.draw(settings_of(transposed=True, dimensions=dimensions))
     torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(4, 6, **given_settings).double()
-    x = torch.randn(3, 4, 7, 5).double()
-    assert_patches_give_the_output(layer, x)
+    layer = TRANSPOSED_CONVOLUTIONS[dimensions - 1](4, 6, **arguments, bias=False).double()
+    x = torch.randn(3, 4, *SIZE[:dimensions]).double()
+    with torch.no_grad():
+        output = layer(x)
+        patch = inputs_by_kernel(layer, x, output)[None] / output[:, 0].numel()
+        found = outputs_of((convolution_weight(layer),), patch, layer.groups)[0]
+    torch.testing.assert_close(found, output.movedim(1, 0).flatten(1).mean(1))
 
 
 def test_output_is_weight_times_patches_for_linears_with_any_leading_axes() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.compression.compress import MODES, compress
 from common.decomposition import DECOMPOSITIONS
+from common.network.kinds import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from common.planning import Fixed, plan_ranks
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -105,31 +106,35 @@ def test_every_padding_mode_is_exact_at_full_rank(padding_mode: Any, method: str
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """Any Conv2d or ConvTranspose2d, and an input for it."""
+    """Any convolution of one to three axes, transposed or not, and an input for it."""
+    dimensions = draw(st.sampled_from([2, 1, 3]))
     groups = draw(st.sampled_from([1, 2, 3]))
     inputs, outputs = groups * draw(st.integers(2, 5)), groups * draw(st.integers(1, 5))
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    stride, dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(st.sampled_from([1, 2, (2, 1)]))
+
+    def each(least: int, most: int) -> tuple[int, ...]:
+        return draw(st.tuples(*[st.integers(least, most)] * dimensions))
+
+    kernel, stride = each(1, 4 if dimensions < 3 else 3), each(1, 3)
     shared: dict[str, Any] = {
-        "dilation": dilation,
+        "dilation": each(1, 2),
         "groups": groups,
         "bias": draw(st.booleans()),
         "dtype": torch.float64,
     }
     torch.manual_seed(draw(st.integers(0, 1000)))
-    x = torch.randn(2, inputs, 11, 12, dtype=torch.float64)
+    x = torch.randn(2, inputs, *(11, 12, 7)[:dimensions], dtype=torch.float64)
     if draw(st.booleans()):
-        cropped: Pair = draw(st.tuples(st.integers(0, 1), st.integers(0, 1))) if min(kernel) > 1 else (0, 0)
-        return nn.ConvTranspose2d(inputs, outputs, kernel, stride, cropped, **shared), x
-    mode: Any = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-    padding: Any = draw(st.sampled_from([0, 1, (2, 1), "valid", "same"]))
-    return nn.Conv2d(
-        inputs, outputs, kernel, 1 if padding == "same" else stride, padding, padding_mode=mode, **shared
+        cropped = each(0, 1) if min(kernel) > 1 else 0
+        return TRANSPOSED_CONVOLUTIONS[dimensions - 1](inputs, outputs, kernel, stride, cropped, **shared), x
+    padding: Any = draw(st.sampled_from([0, 1, each(1, 2), "valid", "same"]))
+    shared["padding_mode"] = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    return CONVOLUTIONS[dimensions - 1](
+        inputs, outputs, kernel, 1 if padding == "same" else stride, padding, **shared
     ), x
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch warns that it copies the input
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=240, deadline=None)
 @given(convolutions(), st.sampled_from(sorted(DECOMPOSITIONS)))
 def test_any_convolution_is_exact_at_full_rank(drawn: tuple[nn.Module, Tensor], method: str) -> None:
     check_full_rank(*drawn, method)

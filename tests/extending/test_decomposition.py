@@ -35,7 +35,7 @@ class InputSVD(OneRank):
     otherwise = "svd"
 
     @classmethod
-    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, int]) -> Ranks:
+    def greatest_ranks(cls, inputs: int, outputs: int, kernel: tuple[int, ...]) -> Ranks:
         return (min(inputs, outputs * math.prod(kernel)),)
 
     @property

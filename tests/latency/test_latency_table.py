@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from common.latency.operations import Operation, layer_operations, with_widths
 from common.latency.pieces import greatest_ranks, needed_operations, rank_steps
 from common.latency.references import reference_plans
 from common.latency.table import Conditions, WholeNetwork
+from common.network.kinds import CONVOLUTIONS, Convolution
 from common.network.shapes import trace_layers
 from common.planning import Budget, Fixed, LayerPlan, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
@@ -132,12 +133,15 @@ def test_a_network_without_layers_to_replace_has_no_references() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_stride_and_padding_give_the_sizes(kernel: int, stride: int) -> None:
-    layer = nn.Conv2d(2, 3, kernel, stride, kernel // 2)
-    shape = trace_layers(nn.Sequential(layer), torch.zeros(1, 2, 28, 28))["0"]
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_stride_and_padding_give_the_sizes(kind: Callable[..., Convolution], kernel: int, stride: int) -> None:
+    layer = kind(2, 3, kernel, stride, kernel // 2)
+    dimensions = len(layer.kernel_size)
+    x = torch.zeros(1, 2, *[28] * dimensions)
+    shape = trace_layers(nn.Sequential(layer), x)["0"]
     (operation,) = needed_operations([shape], ())
-    assert operation.stride == (stride, stride)
-    found = nn.Conv2d(2, 3, kernel, operation.stride, operation.padding)(torch.zeros(1, 2, 28, 28))
+    assert operation.stride == (stride,) * dimensions
+    found = kind(2, 3, kernel, operation.stride, operation.padding)(x)
     assert tuple(found.shape[2:]) == operation.after
     assert Operation.from_json(operation.to_json()) == operation
 

@@ -20,7 +20,7 @@ class Mixture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.frames = nn.Conv2d(3, 64, 4, 4), nn.Conv1d(64, 64, 3, padding=1)
+        self.stem, self.frames = nn.Conv2d(3, 64, 4, 4), nn.GRU(64, 64, batch_first=True)
         self.memory = nn.LSTM(64, 64, batch_first=True)
         self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
         self.project, self.norm = nn.Linear(64, 64), nn.LayerNorm(64)
@@ -29,7 +29,7 @@ class Mixture(nn.Module):
         self.helper = nn.Sequential(nn.Linear(64, 520), nn.Linear(520, 10))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.frames(self.stem(x).flatten(2)).transpose(1, 2)
+        tokens = self.frames(self.stem(x).flatten(2).transpose(1, 2))[0]
         tokens = self.attention(*[self.memory(tokens)[0]] * 3, need_weights=False)[0]
         tokens = self.scripted(self.norm(tokens)) * self.scale
         if self.training:
@@ -44,7 +44,7 @@ def test_a_plan_names_every_parameter() -> None:
     cost = profile(model, X)
     kinds = {group.kind: group for group in plan.untouched}
     assert set(kinds) == {
-        *("Conv1d", "LSTM", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Linear", "LayerNorm"),
+        *("GRU", "LSTM", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Linear", "LayerNorm"),
         *("Mixture", "scripted Linear", "Sequential"),
     }
     stem = cost.layers["stem"].params / cost.params
@@ -130,10 +130,10 @@ def test_a_budget_that_cannot_be_met_names_its_obstacles(
 class Frames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(3, 10, 3)
+        self.memory = nn.GRU(3, 10, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x.flatten(2)).mean(2)
+        y: Tensor = self.memory(x.flatten(2).mT)[0].mean(1)
         return y
 
 
@@ -146,9 +146,9 @@ def scripted() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (Frames, r"nothing can be factored: a pass calls no Conv2d, .*; Conv1d x 1 \(conv\), 100\.0% of the param"),
+        (Frames, r"nothing can be factored: a pass calls no convolution .*; GRU x 1 \(memory\), 100\.0% of the param"),
         (scripted, "nothing can be factored: .*; the network is a RecursiveScriptModule: compress before scripting"),
-        (nn.Flatten, "nothing can be factored: a pass calls no Conv2d, ConvTranspose2d or Linear$"),
+        (nn.Flatten, "nothing can be factored: a pass calls no convolution and no Linear$"),
     ],
 )
 def test_a_network_with_nothing_to_factor_warns_or_raises(make: Callable[[], nn.Module], sentence: str) -> None:
@@ -166,12 +166,12 @@ def test_a_module_that_holds_running_layers_again_does_not_count_as_never_run() 
     class TwiceHeld(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv1d(32, 8, 1)
+            self.first, self.second = nn.Conv2d(3, 32, 3), nn.GRU(32, 8)
             self.nested = nn.ModuleDict({"one": nn.Sequential(self.first), "two": self.second})
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.first(x).flatten(2))
+            return self.second(self.first(x).flatten(2).mT)[0]
 
     plan = plan_ranks(TwiceHeld().eval(), X, "svd", Fixed(4))
     assert list(plan.factored) == ["first"]
-    assert [(group.kind, group.names) for group in plan.untouched] == [("Conv1d", ("second",))]
+    assert [(group.kind, group.names) for group in plan.untouched] == [("GRU", ("second",))]

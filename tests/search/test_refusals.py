@@ -69,10 +69,10 @@ class Frames(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(3, 10, 3)
+        self.memory = nn.GRU(3, 10, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.conv(x.flatten(2)).mean(2)
+        y: torch.Tensor = self.memory(x.flatten(2).mT)[0].mean(1)
         return y
 
 
@@ -82,7 +82,7 @@ def hooked_weight() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(Frames, r"nothing can be factored: .* Conv1d x 1"), (hooked_weight, "1 stays dense: its weight is computed")],
+    [(Frames, r"nothing can be factored: .* GRU x 1"), (hooked_weight, "1 stays dense: its weight is computed")],
 )
 def test_a_network_without_a_layer_to_factor_is_reported_at_once(make: Any, reason: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=f"there is nothing to search: {reason}"):

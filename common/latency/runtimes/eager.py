@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.decomposition import Floats
 from common.latency.operations import Operation
 from common.latency.runtimes.base import RUNTIMES, OperationRuntime, repeat
+from common.network.kinds import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 
 class Eager(OperationRuntime):
@@ -63,9 +64,10 @@ def layer(operation: Operation) -> nn.Module:
         "padding": operation.padding,
         "groups": operation.groups,
     }
+    axes = len(operation.kernel) - 1
     if operation.transposed:
-        return nn.ConvTranspose2d(inputs, outputs, output_padding=operation.output_padding, **shared)
-    return nn.Conv2d(inputs, outputs, **shared)
+        return TRANSPOSED_CONVOLUTIONS[axes](inputs, outputs, output_padding=operation.output_padding, **shared)
+    return CONVOLUTIONS[axes](inputs, outputs, **shared)
 
 
 RUNTIMES.add(Eager())
