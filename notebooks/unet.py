@@ -146,9 +146,9 @@ networks = steps.chosen_networks(dense, result)
 figures.sample_masks(evidence.predict_masks(networks, data))
 
 # %% [markdown]
-# *What to see:* the first test images with a tumour, a column for each network: the truth outlined in one colour, the
-# prediction in the other, and the Dice of the slice. Where the dense network misses a tumour, so do the small ones;
-# look for slices that only they miss.
+# *What to see:* the first test images with a tumour, a column for each network: the truth in blue, the prediction in
+# orange, and the Dice of the slice below. Read along a row: the numbers of the trials are those of the table above,
+# and a small network that errs where the dense one does has lost nothing.
 
 # %% [markdown]
 # ## Where the ranks go

@@ -103,12 +103,12 @@ def equal_sizes(records: Sequence[TrialRecord], budget: float | None) -> Display
     test = _tested(dense.metric(metric, "test"), images.get("test", 0))
     total = ["dense", "", count(dense.params), count(dense.macs), f"{dense.metric(metric):.2%}", "", "", test, ""]
     headings = ("method", "trial", "parameters", "MACs", "raw", "recalibrated", "fine-tuned", "test", "speedup")
-    notes = [
-        f"{metric.capitalize()}: three stages on {images.get('validation', 0):,} images of validation, and "
-        f"{images.get('test', 0):,} images of test with the 95% interval. A dash: not done, or fine-tuning was not "
-        "better.",
-        "Where intervals overlap, the test does not tell the methods apart.",
-    ]
+    counted = f"{images.get('validation', 0):,} images of validation, and {images.get('test', 0):,} images of test"
+    notes = [f"{metric.capitalize()} on {counted}. A dash: not done, or fine-tuning was not better."]
+    if "[" in test:
+        notes.append(
+            "In brackets the 95% interval. Where intervals overlap, the test does not tell the methods apart."
+        )
     return Display(f"One size, {len(rows)} ways: at most {budget:.0%} of the parameters", headings, rows, total, notes)
 
 
