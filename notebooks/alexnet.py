@@ -133,9 +133,9 @@ lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What
 #
 # The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? Raw is
 # the network as it was cut, recalibrated has new BatchNorm statistics, fine-tuned was trained with the dense network
-# as its teacher. The budget is met in the Linear layers alone, and there SVD, Tucker-2 and HTD are the same SVD, so
-# they agree. ARSVD thresholds the entropy of each layer by itself and cuts the small convolutions as hard as the large
-# Linear layers.
+# as its teacher. The budget is met almost in the Linear layers alone, and there SVD, Tucker-2 and HTD are the same
+# SVD, so they hardly differ. ARSVD thresholds the entropy of each layer by itself and cuts the small convolutions as
+# hard as the large Linear layers.
 
 # %%
 lessons.equal_sizes(result.records, config.compare_at)
