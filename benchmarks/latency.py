@@ -4,8 +4,8 @@
 
 The cases are ResNet18 at 224 px with 87.15% fewer parameters and 84.67% fewer MACs, VGG16 and AlexNet at 224 px with a
 tenth of the parameters and 69% and 53% fewer MACs, the U-Net at 256 px with 75% fewer MACs, and MONAI's residual U-Net
-for volumes of 64 voxels a side with half of the MACs. ``alexnet-convolutions`` has no budget for parameters. Nearly all
-of them are in the Linear layers, which spend their time on reading weights rather than on MACs. Each network is
+for volumes of 64 voxels a side with half of the MACs. ``alexnet-convolutions`` has no budget for parameters. Nearly
+all of them are in the Linear layers, which spend their time on reading weights rather than on MACs. Each network is
 compressed by every method under its budget. Then two peers factor the convolutions that Tucker-2 factors, at the same
 ranks: TensorLy-Torch's ``FactorizedConv`` and TensorLy's ``partial_tucker``. Weights are random, which does not change
 the time.

@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = posixpath.dirname(page.file.src_uri)
     if page.file.src_uri == "runs/README.md":
         markdown += "".join(
-            f"\n[![{file.name}]({file.name}.png){{ width=420 }}]({file.name}.ipynb)\n"
+            f"\n## {file.name}\n\n[![{file.name}]({file.name}.png){{ width=420 }}]({file.name}.ipynb)\n"
             for file in sorted(files, key=lambda file: file.src_uri)
             if file.src_uri.startswith("runs/") and file.src_uri.endswith(".ipynb")
         )
