@@ -11,7 +11,7 @@ TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet) $(if $(filter $(TO_CLASSIFY) $(TO_SEGMENT),$(PARAMS)),,own)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo check test notebooks notebooks-sync lock clean
+.PHONY: help demo check test docs notebooks notebooks-sync lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -38,12 +38,16 @@ check: .venv/.development  ## linter, types, imports and the unit tests
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" $(UNIT_TESTS)
 
-test: .venv/.development  ## every linter, type check and test
+test: .venv/.development .venv/.documentation  ## every linter, type check and test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+docs: .venv/.documentation  ## the site with guides, API and executed notebooks, in results/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "results/site/index.html"
 
 notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
 	$(BIN)/jupytext --to ipynb notebooks/*.py
@@ -70,4 +74,8 @@ clean:  ## remove the environment and everything that runs wrote
 
 .venv/.development: .venv/.runtime requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/.documentation: .venv/.created requirements-docs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@

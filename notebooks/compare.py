@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/compare.ipynb)
 #
-# This notebook reads the logs of all runs. It shows the best trials of each model, and all trials in one picture. With
+# This notebook reads the logs of all runs: what did each method reach at which size, and in which network? With
 # `models` set, it also compares saved networks, dense or compressed, on one data set: quality on test, size, and time.
 
 # %%
@@ -52,37 +52,53 @@ pretrained = False  # whether they started from torchvision's weights, which dec
 unannotated = "keep"  # coco: keep images without annotation, or drop them
 
 # %%
+from common.notebook import evidence, lessons, steps
 from common.notebook.config import CompareConfig
+from common.reporting import figures, tables
+from common.reporting.frame import Trials
+from common.reporting.runs import Log, find_logs
 
-config = CompareConfig.from_notebook(globals())
-print(config)
+(config := CompareConfig.from_notebook(globals()))
 
 # %% [markdown]
 # ## The runs
 
 # %%
-from common.notebook.evidence import compare_networks
-from common.notebook.steps import load_data_of
-from common.reporting import figures
-from common.reporting.frame import Trials
-from common.reporting.runs import Log, find_logs
-from common.reporting.tables import format_summary, methods_table, summary_table
-
 paths = sorted(Path(config.logs).glob("*.log")) if config.files else find_logs([config.logs])
 trials = Trials.read([Log(path) for path in paths])
-format_summary(summary_table(trials, config.keep))
+tables.format_summary(tables.summary_table(trials, config.keep))
+
+# %% [markdown]
+# The smallest, the least costly and the fastest network of each model that kept its metric. Where one trial stands in
+# two rows, one network won both.
 
 # %%
-print(methods_table(trials, config.keep).console())
+tables.methods_table(trials, config.keep)
 
 # %%
 figures.pareto(trials)
+
+# %% [markdown]
+# *What to see:* all trials of all runs, a colour for each network, metric against the share of parameters and MACs
+# kept. The staircases are the best that each network can do at a size; hollow marks were not fine-tuned.
+
+# %%
+figures.methods(trials)
+
+# %% [markdown]
+# *What to see:* a row for each network, a colour for each method. Compare the lines at one place on the horizontal
+# axis: that is the comparison at equal size. A method whose line ends early has no smaller network.
 
 # %%
 figures.radar(trials, config.keep)
 
 # %% [markdown]
+# *What to see:* the smallest accepted network of each model on five axes. Further out is better; a dent shows what the
+# network pays for its size.
+
+# %% [markdown]
 # ## Saved networks
 
 # %%
-compare_networks(config.files, load_data_of(config)) if config.files else "models names no network"
+found = evidence.compare_networks(config.files, steps.load_data_of(config)) if config.files else None
+"models names no network" if found is None else lessons.readable(found, "Saved networks")

@@ -12,13 +12,16 @@
 # ---
 
 # %% [markdown]
-# # U-Net, low-rank
+# # U-Net, low-rank: ARSVD against SVD against HTD
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/low-rank-cnn/low-rank-cnn/blob/main/notebooks/unet.ipynb)
 #
-# This notebook takes a U-Net that outlines tumours in brain MRI slices (any COCO set; generated phantoms by default).
-# It compares ARSVD with SVD at fixed ranks, and both with Tucker-2 and hierarchical Tucker at equal size, each
-# fine-tuned. Every trial is a line in `logs/`; `python analyze_results.py` turns them into tables and pictures.
+# A U-Net outlines tumours in brain MRI slices (any COCO set; generated phantoms by default). ARSVD chooses the rank of
+# each layer by the entropy of its singular values. This notebook asks what that buys: **ARSVD with both exponents, SVD
+# at ranks chosen under a budget, Tucker-2 and hierarchical Tucker, all at one size and fine-tuned alike**, and looks
+# at the masks that they draw.
+#
+# Every trial is a line in `logs/`; `python analyze_results.py` turns them into tables and pictures.
 
 # %%
 # Set-up: on Colab, fetch the suite and install what is missing; elsewhere, only change to its folder.
@@ -53,12 +56,13 @@ width = 16  # channels of the first level; each level down doubles them
 augment = True  # flips, small rotations, brightness and contrast, drawn again each time
 dense_epochs = 20.0  # passes over the data when the dense network is trained here
 dense_learning_rate = 0.002  # peak of its one-cycle schedule
-svd_ranks = "8,16,32"  # fixed-rank SVD to compare with
-arsvd_taus = "0.3,0.5,0.7"  # ARSVD (entropy threshold) to compare with
-compare_at = 0.5  # share of the parameters at which all methods are compared and fine-tuned; None compares none
+svd_ranks = "16"  # fixed-rank SVD to compare with, e.g. "8,16,32"
+arsvd_taus = "0.5"  # ARSVD (entropy threshold) to compare with, e.g. "0.3,0.5,0.7"
+arsvd_exponents = "1,2"  # of ARSVD's entropy: 1 takes singular values as probabilities (the paper), 2 their squares
+compare_at = 0.3  # share of the parameters at which all methods are compared and fine-tuned; None compares none
 method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, or mixed (with a budget)
 budget_params = None  # share of the parameters to keep, e.g. 0.3; with None the score weighs size against Dice
-trials = 10  # number of plans that the policy samples
+trials = 8  # number of plans that the policy samples
 keep = 0.97  # a trial is accepted when it keeps this share of the dense Dice
 finetune_top = 2  # number of best trials that are fine-tuned
 finetune_epochs = 3.0  # of each of them, at most 5
@@ -67,63 +71,109 @@ logs = "logs"  # folder of the logs
 run = None  # name of this run's log; None makes one of model, data set, method and time
 
 # %%
+from common.notebook import evidence, lessons, steps
 from common.notebook.config import SegmentationConfig
+from common.reporting import figures, tables
 
-print(config := SegmentationConfig.from_notebook(globals()))
+(config := SegmentationConfig.from_notebook(globals()))
 
 # %% [markdown]
 # ## Data and the dense network
 
 # %%
-from common.notebook.colab import copy_run
-from common.notebook.evidence import chosen_ranks, deployment_table, layer_table, predict_masks
-from common.notebook.steps import decompose, dense_network, load_data_of, rule_plans, search
-from common.reporting import figures
-from common.reporting.tables import format_summary, methods_table, summary_table
-from common.search import LEVEL_NAMES
-
-data = load_data_of(config)
-dense, history = dense_network(config, "unet", data)
+data = steps.load_data_of(config)
+dense, history = steps.dense_network(config, "unet", data)
 figures.training_curves(history)
+
+# %% [markdown]
+# *What to see:* left, the loss on training and on validation batches; right, the metrics on validation, which reach
+# the figure that every compressed network is measured against. With `weights` given, nothing is trained here.
 
 # %% [markdown]
 # ## Rank rules
 #
-# Each layer is decomposed once; every rank is then a slice. The spectra show how much of a layer's output a rank keeps
-# (of its weight, when `data_aware` is off). The dots are the ranks of the last rule; the table shows what that rule
-# does to each layer.
+# Each layer is decomposed once; every rank is then a slice. The table shows what each rule keeps of the network.
+# `Change` is counted in the whole network, with the layers that stay dense.
 
 # %%
-decompositions = decompose(config, dense, data)
-plans = rule_plans(config, dense, data, decompositions)
-print(*plans, sep="\n")
+decompositions = steps.decompose(config, dense, data)
+plans = steps.rule_plans(config, dense, data, decompositions)
+lessons.plans_table(dense, data, plans)
 
 # %%
-figures.spectra(decompositions.spectra(), chosen_ranks(plans))
+figures.spectra(decompositions.spectra(), evidence.chosen_ranks(plans))
+
+# %% [markdown]
+# *What to see:* one panel for each stage, one curve for each layer: how large the singular values still are at each
+# share of the full rank. A curve that falls early belongs to a layer that can do with few ranks. The dots are the
+# ranks that the last plan gives.
 
 # %%
-layer_table(dense, data, plans, decompositions)
+lessons.readable(evidence.layer_table(dense, data, plans, decompositions), "What the last plan does to each layer")
 
 # %% [markdown]
 # ## Policy-guided search
 #
-# Each trial prints one line: its Dice on validation after BatchNorm recalibration and, for the best few, after
-# fine-tuning. The picture follows the search. The rank rules come first, for comparison. After ten trials, those that
-# look poor on a part of validation are stopped early. If the notebook is stopped and `run` is set, run it again: the
-# search continues.
+# Each trial is measured on validation after BatchNorm recalibration and, for the best few, after fine-tuning. The rank
+# rules come first, for comparison. After ten trials, those that look poor on a part of validation are stopped early.
+# If the notebook is stopped and `run` is set, run it again: the search continues.
 
 # %%
-result = search(config, dense, data, plans, decompositions)
+(result := steps.search(config, dense, data, plans, decompositions))
 
 # %% [markdown]
-# The first picture shows how sensitive each layer is: the divergence of the network's output, in nats, when that layer
-# alone is cut to a tenth. The second shows the policy that follows from it, before and after the trials.
+# *What to see:* metric against size, one mark for each trial; the staircase joins the trials that no other beats in
+# both. The further up and left, the better; the star is the dense network, and hollow marks were not fine-tuned. Below
+# it, each trial has a line: what is left of parameters and MACs, and the metric after each stage. A trial that is
+# fine-tuned or tested has a second line.
+
+# %% [markdown]
+# ## The lesson: one size, several methods
+#
+# The same network, the same share of its parameters and the same fine-tuning: what does the method make of it? ARSVD
+# and SVD share the factors and differ in the ranks alone; HTD and Tucker-2 also use the kernel's other axes. Exponent
+# 1 takes the singular values as probabilities, as ARSVD's paper does; exponent 2 takes their squares, which fall
+# faster, so the same tau keeps fewer ranks.
+
+# %%
+lessons.equal_sizes(result.records, config.compare_at)
+
+# %% [markdown]
+# ## The masks
+
+# %%
+networks = steps.chosen_networks(dense, result)
+figures.sample_masks(evidence.predict_masks(networks, data))
+
+# %% [markdown]
+# *What to see:* the first test images with a tumour, a column for each network: the truth in blue, the prediction in
+# orange, and the Dice of the slice below. Read along a row: the numbers of the trials are those of the table above,
+# and a small network that errs where the dense one does has lost nothing.
+
+# %% [markdown]
+# ## Where the ranks go
 
 # %%
 figures.sensitivities(result.sensitivities, result.layer_sizes)
 
+# %% [markdown]
+# *What to see:* how much the network's output moves (its divergence, in nats) when this layer alone is cut to a tenth.
+# Long bars are layers to leave alone; the size of the layer stands beside it.
+
 # %%
-figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's parameters", before=result.first_policy)
+evidence.policy_picture(result)
+
+# %% [markdown]
+# *What to see:* for each layer, the probability of each size before the trials (left) and after them (right).
+# Sensitive layers start with larger sizes; the trials then move the probability toward what the best trials had in
+# common.
+
+# %%
+figures.where_it_goes(lessons.shown_trial(result.records, result.best))
+
+# %% [markdown]
+# *What to see:* the smallest accepted network layer by layer, dense (blue) and compressed (orange). A layer can hold
+# few parameters and take most of the time. The right panel shows how far the layer's output is off.
 
 # %% [markdown]
 # ## Results
@@ -132,24 +182,22 @@ figures.policy_heatmap(result.last_policy, LEVEL_NAMES, "Share of a layer's para
 figures.radar(result.records, config.keep)
 
 # %% [markdown]
-# The first test images with a tumour: the truth in one colour, the prediction of each network in the other.
-
-# %%
-figures.sample_masks(predict_masks({"dense": dense, **result.best_networks}, data))
+# *What to see:* a polygon for each method, its smallest accepted network: metric kept, what was removed of parameters,
+# MACs and file, and the speedup. Further out is better, so a larger polygon is a better network all round.
 
 # %% [markdown]
-# This table compares the methods at equal size, stage by stage.
+# This table compares the methods at equal budgets of parameters and of MACs, stage by stage.
 
 # %%
-print(methods_table(result.records, config.keep).console())
+tables.methods_table(result.records, config.keep)
 
 # %% [markdown]
 # With `precisions`, e.g. `float32,int8`, the networks are written as ONNX files beside the log. The table shows what
 # each file reaches on test, its size, and its time beside the dense network's in float32.
 
 # %%
-deployment_table({"dense": dense, **result.best_networks}, data, result.log.with_suffix(""), config.precision_list)
+files = evidence.deployment_table(networks, data, result.log.with_suffix(""), config.precision_list)
+lessons.readable(files, "Files in ONNX Runtime")
 
 # %%
-copy_run(result.log.parent, result.log.stem)
-format_summary(summary_table(result.records, config.keep))
+tables.format_summary(tables.summary_table(result.records, config.keep))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.modes import evaluating
 
@@ -21,7 +22,7 @@ MAX_SPREAD = 0.25
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Displayed):
     """Time of one forward pass of a batch, over repeated runs.
 
     Attributes:
@@ -53,6 +54,22 @@ class Latency:
     peak_bytes: int | None = None
     baseline_peak_bytes: int | None = None
     note: str = ""
+
+    def display(self) -> Display:
+        """The times with half of their interquartile range, peak memory, and the conditions."""
+        timed = [("network", self.median_s, self.iqr_s, self.peak_bytes)]
+        if self.baseline_median_s is not None:
+            timed.append(("baseline", self.baseline_median_s, self.baseline_iqr_s or 0.0, self.baseline_peak_bytes))
+        rows = [
+            (name, duration(median, iqr / 2), "-" if peak is None else f"{peak / 1e6:.1f} MB")
+            for name, median, iqr, peak in timed
+        ]
+        title = f"{rows[0][1]} for a pass" + (f", {self.speedup:.2f}x as fast as the baseline" if self.speedup else "")
+        images = f"{self.batch_size} input{'s' if self.batch_size > 1 else ''}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        conditions = ", ".join((self.runtime, images, threads, self.memory_format))
+        notes = [f"Median ± half of the interquartile range; {conditions}.", self.note]
+        return Display(title, ("", "time", "peak memory"), rows, notes=[note for note in notes if note])
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values for a trial record."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import safetensors.torch
 from torch import Tensor, nn
 
+from common.display import Display, Displayed, count, share
 from common.network.counting import count_operations
 from common.network.passes import example_batch
 from common.network.state import distinct_tensors
@@ -22,7 +23,7 @@ class LayerProfile:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Displayed):
     """Cost of a network.
 
     Attributes:
@@ -42,6 +43,20 @@ class Profile:
     layers: dict[str, LayerProfile] = field(default_factory=dict, repr=False)
     params_in_use: int = 0
     uncounted: dict[str, int] = field(default_factory=dict)
+
+    def display(self) -> Display:
+        """The layers with multiply-accumulates, the rest in one row, and the total."""
+        counted = {name: layer for name, layer in self.layers.items() if layer.macs}
+        params, macs = self.params, self.macs
+        costs = [(name, layer.params, layer.macs) for name, layer in counted.items()]
+        rest = params - sum(cost[1] for cost in costs), macs - sum(cost[2] for cost in costs)
+        if any(rest):
+            costs.append((f"{len(self.layers) - len(counted)} others", *rest))
+        rows = [(name, count(own), share(own, params), count(made), share(made, macs)) for name, own, made in costs]
+        title = f"{count(params)} parameters, {count(macs)} MACs, {self.size_bytes / 1e6:.2f} MB"
+        headings = ("layer", "parameters", "share", "MACs", "share of MACs")
+        notes = [f"{operator}, run {times} times, is not counted" for operator, times in self.uncounted.items()]
+        return Display(title, headings, rows, ("total", count(params), "", count(macs), ""), notes)
 
 
 def profile(model: nn.Module, x: Tensor) -> Profile:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from common.data import DATASETS, LoadOptions
 from common.data.loading import UNANNOTATED
 from common.deploy.precision import PRECISIONS
+from common.display import Display, Displayed
 from common.environment import default_device
 from common.files import check_writable, is_file, is_folder
 from common.functions import names_function
@@ -45,7 +46,7 @@ _ACCEPTED = "_accepted_parameters"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
-class NotebookConfig:
+class NotebookConfig(Displayed):
     """The parameters that all notebooks have. The comments in a notebook's parameters cell explain them.
 
     Attributes:
@@ -82,6 +83,14 @@ class NotebookConfig:
         elif self.storage is not None or (self.run and Path(self.logs, f"{self.run}.journal").exists()):
             with opened_storage(self.storage or journal_path(self.logs, str(self.run))):
                 pass
+
+    def display(self) -> Display:
+        """The parameters that differ from their defaults, and the others below."""
+        known = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.repr}
+        rows = [(name, repr(value), repr(default)) for name, (value, default) in known.items() if value != default]
+        rest = ", ".join(f"{name}={value!r}" for name, (value, default) in known.items() if value == default)
+        title = f"{len(rows)} of {len(known)} parameters differ from their defaults"
+        return Display(title, ("parameter", "value", "default"), rows, notes=[f"By default: {rest}."])
 
     def load_options(self) -> LoadOptions:
         """Return the options of ``load_data`` that only some notebooks have."""
@@ -162,6 +171,7 @@ class ExperimentConfig(NotebookConfig):
     precisions: str = ""
     svd_ranks: str | int = "16,32,64"  # papermill passes a single value as a number
     arsvd_taus: str | float = "0.3,0.5,0.7"
+    arsvd_exponents: str | int = "1"
     compare_at: Share | None = None
 
     def __post_init__(self) -> None:
@@ -171,7 +181,7 @@ class ExperimentConfig(NotebookConfig):
         super().__post_init__()
         if self.weights is not None and not is_file(self.weights):
             raise ValueError(f"weights={self.weights!r}: there is no such file")
-        _ = self.rank_list, self.tau_list, self.feature_list, self.precision_list
+        _ = self.rank_list, self.tau_list, self.exponent_list, self.feature_list, self.precision_list
         if POLICIES[self.policy].needs_budget and self.budget_params is self.budget_macs is None:
             raise ValueError(f"policy={self.policy!r} plans for a budget; give budget_params or budget_macs, e.g. 0.3")
         for runtime in self.runtime_list:
@@ -254,6 +264,11 @@ class ExperimentConfig(NotebookConfig):
     def precision_list(self) -> tuple[str, ...]:
         """The names in ``precisions``."""
         return tuple(listed("precisions", self.precisions, str, ", ".join(PRECISIONS), lambda n: n in PRECISIONS))
+
+    @property
+    def exponent_list(self) -> list[int]:
+        """The numbers in ``arsvd_exponents``."""
+        return listed("arsvd_exponents", str(self.arsvd_exponents), int, "1 or 2", lambda number: number in (1, 2))
 
     @property
     def tau_list(self) -> list[float]:

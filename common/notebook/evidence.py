@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,6 +26,8 @@ from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
 from common.planning import RankPlan, plan_of
 from common.planning.decompositions import Decompositions
+from common.reporting import figures
+from common.search import LEVEL_NAMES, SearchResult
 from common.shrink.deployment import deployment_table as deployment_table
 from common.training import evaluate
 
@@ -32,6 +35,12 @@ from common.training import evaluate
 def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
     """Return layer -> its first rank in the last of ``plans``; empty if there is no plan."""
     return {name: layer.ranks[0] for plan in plans[-1:] for name, layer in plan.factored.items()}
+
+
+def policy_picture(result: SearchResult) -> Figure:
+    """The probability of each size of each layer, before the trials of a search and after them."""
+    first, last = result.first_policy, result.last_policy
+    return figures.policy_heatmap(last, LEVEL_NAMES, "Share of a layer's parameters", before=first)
 
 
 def layer_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from common.progress import in_kernel
 from common.trials import TrialRecord
 
 PAUSE_S = 5.0
@@ -50,7 +50,7 @@ class LivePicture:
 
     def show(self, records: Iterable[TrialRecord]) -> None:
         """Replace the picture by one of these records."""
-        if not in_notebook():
+        if not in_kernel():
             return
         from IPython.display import display
 
@@ -62,9 +62,3 @@ class LivePicture:
             self._handle.update(figure)
         now = time.perf_counter()
         self._next = now + max(PAUSE_S, (now - start) / SHARE)
-
-
-def in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel, as in Jupyter, Colab or papermill."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and hasattr(shell, "kernel")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,10 +28,9 @@ from common.reporting import figures
 from common.search import SearchResult, search_ranks
 from common.search.policies.largest import largest_within
 from common.search.preparation import decompose_for_search
-from common.search.study.runner import print_trial
 from common.search.study.specification import weights_path
 from common.training import EpochLog, train
-from common.trials import TrialRecord, log_path
+from common.trials import TrialLines, TrialRecord, log_path
 from common.validation import check_choice
 
 COMPARED = ("svd", "tucker2", "htd")
@@ -172,20 +172,28 @@ def rule_plans(
 ) -> list[RankPlan]:
     """Return the plans with which to compare the search.
 
-    These are SVD at each of the fixed ranks and ARSVD at each tau. If ``compare_at`` is a share of the parameters, the
-    methods in ``COMPARED`` follow at that budget, and then ARSVD at the greatest tau that fits it.
+    These are SVD at each of the fixed ranks, and ARSVD at each tau with each exponent of its entropy. If
+    ``compare_at`` is a share of the parameters, the methods in ``COMPARED`` follow at that budget, and then ARSVD at
+    the greatest tau that fits it, with each exponent.
     """
     x = data.example().to(default_device())
     fixed = [plan_ranks(model, x, "svd", Fixed(rank), decompositions=decompositions) for rank in config.rank_list]
-    adaptive = [plan_ranks(model, x, "arsvd", Entropy(tau), decompositions=decompositions) for tau in config.tau_list]
+    adaptive = [
+        plan_ranks(model, x, "arsvd", Entropy(tau, exponent), decompositions=decompositions)
+        for exponent in config.exponent_list
+        for tau in config.tau_list
+    ]
     if config.compare_at is None:
         return [*fixed, *adaptive]
     budget = Budget(params=config.compare_at)
     equal = [plan_ranks(model, x, method, budget, decompositions=decompositions) for method in COMPARED]
-    return [*fixed, *adaptive, *equal, arsvd_within(config.compare_at, model, x, decompositions)]
+    filling = [arsvd_within(config.compare_at, model, x, decompositions, each) for each in config.exponent_list]
+    return [*fixed, *adaptive, *equal, *filling]
 
 
-def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions) -> RankPlan:
+def arsvd_within(
+    budget: float, model: nn.Module, x: torch.Tensor, decompositions: Decompositions, exponent: int = 1
+) -> RankPlan:
     """Return ARSVD's largest plan over all taus that fits a budget, or its plan at tau 0 if none fits.
 
     Warns:
@@ -196,14 +204,17 @@ def arsvd_within(budget: float, model: nn.Module, x: torch.Tensor, decomposition
         model: the dense network.
         x: example input ``(N, C, H, W)``.
         decompositions: of ``model``.
+        exponent: of the entropy, 1 or 2.
     """
     shapes, dense = trace_layers(model, x), _dense_cost(model, x)
 
     def candidates(tau: float) -> list[RankPlan]:
-        return [plan_ranks(model, x, "arsvd", Entropy(tau, only_if_smaller=False), decompositions=decompositions)]
+        rule = Entropy(tau, exponent, only_if_smaller=False)
+        return [plan_ranks(model, x, "arsvd", rule, decompositions=decompositions)]
 
     found = largest_within(candidates, shapes, dense, Budget(params=budget))
-    plan = plan_ranks(model, x, "arsvd", Entropy(found.share if found else 0.0), decompositions=decompositions)
+    rule = Entropy(found.share if found else 0.0, exponent)
+    plan = plan_ranks(model, x, "arsvd", rule, decompositions=decompositions)
     if found is None:
         kept = plan_cost(shapes, dense, plan)[0] / dense[0]
         warnings.warn(f"ARSVD keeps {kept:.1%} of the parameters at tau 0, more than {budget:.1%}", stacklevel=2)
@@ -219,14 +230,16 @@ def search(
 ) -> SearchResult:
     """Run the search that the config describes, see :func:`common.search.search_ranks`.
 
-    In a notebook, a picture of metric against cost shows this process's trials so far, and at the end all trials.
+    In a notebook, a picture of metric against cost stays above the trials' lines. It shows this process's trials so
+    far, and at the end all trials. On Colab, the run is then copied to Drive.
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None
-    picture, keeper = LivePicture(figures.pareto), RunKeeper(config.logs)
+    picture, keeper, lines = LivePicture(figures.pareto), RunKeeper(config.logs), TrialLines()
+    picture.show([])
 
     def on_trial(record: TrialRecord) -> None:
-        print_trial(record)
+        lines(record)
         picture.add(record)
         keeper.forget(_checkpoint_of_run(config.logs, record.run))
         keeper.keep(record.run)
@@ -244,4 +257,10 @@ def search(
         on_trial=on_trial,
     )
     picture.show(result.records)
+    keeper.keep(result.log.stem, now=True)
     return result
+
+
+def chosen_networks(dense: nn.Module, result: SearchResult) -> dict[Any, nn.Module]:
+    """The dense network under its title ``dense``, and the best networks of a search under their trials' numbers."""
+    return {"dense": dense, **result.best_networks}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from common.decomposition import Ranks
+from common.display import Display, Displayed
 from common.network.provenance import get_provenance
 
 
@@ -56,7 +57,7 @@ class Untouched:
 
 
 @dataclass(frozen=True)
-class RankPlan:
+class RankPlan(Displayed):
     """A plan for every layer of a network that a decomposition could replace.
 
     Attributes:
@@ -83,12 +84,21 @@ class RankPlan:
         """The layers that stay dense, with the reasons."""
         return {name: layer.reason for name, layer in self.layers.items() if layer.method is None}
 
-    def __str__(self) -> str:
-        lines = [f"{self.method}/{self.rule}: {len(self.factored)} of {len(self.layers)} layers factored"]
-        for name, layer in self.factored.items():
-            lines.append(f"{name}: {layer.method} at {'x'.join(map(str, layer.ranks))}")
-        lines += [f"{name} stays dense: {reason}" for name, reason in self.skipped.items()]
-        return "\n  ".join([*lines, *map(str, self.untouched)])
+    def display(self) -> Display:
+        """Which layer is factored at which ranks, and why the others stay dense."""
+        settings = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.settings.items()
+            if not isinstance(value, Mapping | bool | None) and (name, value) != ("round_to", 1)
+        )
+        rule = f"{self.rule} ({settings})" if settings else self.rule
+        headings = ["layer", "method", "ranks", *(["why dense"] if self.skipped else [])]
+        rows = [
+            [name, layer.method or "dense", "x".join(map(str, layer.ranks)), layer.reason][: len(headings)]
+            for name, layer in self.layers.items()
+        ]
+        title = f"{self.method} by {rule}: {len(self.factored)} of {len(self.layers)} layers factored"
+        return Display(title, headings, rows, notes=[str(kind) for kind in self.untouched])
 
     def layers_as_json(self) -> dict[str, dict[str, Any]]:
         """Layer -> ``{"method": ..., "ranks": [...]}`` or ``{"dense": reason}``, as a trial record holds them."""

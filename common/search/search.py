@@ -25,7 +25,6 @@ from common.search.preparation import Prepared, decompose_for_search, measure_se
 from common.search.session import RunningSearch, SearchResult
 from common.search.settings import SearchSettings
 from common.search.study.attempts import MAIN, claim, release, this_worker
-from common.search.study.runner import print_trial
 from common.search.study.specification import (
     SPECIFICATION,
     StudySpecification,
@@ -43,7 +42,7 @@ from common.search.study.storage import (
 )
 from common.training.distillation import check_features
 from common.training.first_pass import check_network
-from common.trials import TrialRecord, TrialWriter, log_path
+from common.trials import TrialLines, TrialRecord, TrialWriter, log_path
 
 
 class StudyOptions(TypedDict, total=False):
@@ -92,7 +91,7 @@ def search_ranks(
         settings: of the search; None for the defaults.
         plans: plans to measure first. The policy does not learn from them. A continued study keeps its own.
         decompositions: of ``model``. None makes them from the moments of the calibration split.
-        on_trial: is called with every record as it is written. None prints the record's summary line.
+        on_trial: is called with every record as it is written. None prints a line under labelled columns.
         options: ``logs``, ``run``, ``storage`` and ``command``, see :class:`StudyOptions`.
 
     Warns:
@@ -122,7 +121,7 @@ def search_ranks(
         try:
             prepared = _prepare_study(study, model, data, settings, plans, decompositions, weights_path(logs, run))
             with TrialWriter(logs, run) as writer:
-                search = RunningSearch(study, prepared, data, writer, on_trial or print_trial, options.get("command"))
+                search = RunningSearch(study, prepared, data, writer, on_trial or TrialLines(), options.get("command"))
                 return search.stored() if study.user_attrs.get(FINISHED) else search.run()
         finally:
             release(study, worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import optuna
 from torch import nn
 
 from common.data import DataBundle
+from common.display import Display, Displayed
 from common.search.finalists import Finalists
 from common.search.preparation import Prepared
 from common.search.probabilities import Probabilities
@@ -18,14 +20,14 @@ from common.search.study.attempts import MAIN, Attempts, check_claim
 from common.search.study.records import Recorder, logged_trials
 from common.search.study.runner import Runner
 from common.search.study.storage import FINISHED
-from common.trials import TrialRecord, TrialWriter, choose_best, read_log
+from common.trials import TrialRecord, TrialWriter, change, choose_best, final_metric, read_log
 
 GIVEN = "given plan {}"
 """A study's attribute: the record of a given plan, without what all records share."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Displayed):
     """What a search found.
 
     Attributes:
@@ -59,6 +61,34 @@ class SearchResult:
         """Number of a best trial -> its network, if ``networks`` holds it."""
         numbers = dict.fromkeys(record.trial for record in self.best.values())
         return {number: self.networks[number] for number in numbers if number in self.networks}
+
+    def display(self) -> Display:
+        """How many trials there were, and the best by each criterion."""
+        states = Counter(record.status for record in self.records)
+        counts = ", ".join(f"{number} {state}" for state, number in states.items())
+        rest = "" if self.finished else f"; stopped, {self.remaining} still to run"
+        criteria: dict[int, list[str]] = {}
+        for criterion, record in self.best.items():
+            criteria.setdefault(record.trial, []).append(criterion)
+        rows = [(", ".join(names), *self._row(number)) for number, names in criteria.items()]
+        headings = ("best by", "trial", "method", "params", "MACs", "validation", "test", "speedup")
+        notes = [] if rows else ["No trial was accepted."]
+        title = f"{self.log.stem}: {len(self.records)} trials ({counts or 'none'}){rest}"
+        return Display(title, headings, rows, notes=[*notes, f"Log: {self.log}"])
+
+    def _row(self, number: int) -> list[str]:
+        record = next(record for record in self.best.values() if record.trial == number)
+        values = final_metric(record), record.metrics.get("test", {}).get(record.metric)
+        costs = [change(getattr(record, kind), getattr(record.baseline, kind)) for kind in ("params", "macs")]
+        shown = ["-" if value is None else f"{value:.2%}" for value in values]
+        speedup = record.latency.speedup if record.latency else None
+        return [
+            str(number),
+            record.method_name or record.method,
+            *costs,
+            *shown,
+            f"{speedup:.2f}x" if speedup else "-",
+        ]
 
 
 class RunningSearch:

@@ -1,11 +1,13 @@
 """Trial records, their logs, and which trial is the best. Never imports torch."""
 
 from common.trials.best import CRITERIA, choose_best, final_metric, is_accepted, reductions
+from common.trials.lines import TrialLines, trial_line
 from common.trials.log import (
     TRIAL_MARK,
     Entry,
     Skipped,
     TrialWriter,
+    change,
     iter_entries,
     iter_trials,
     log_path,
@@ -41,8 +43,10 @@ __all__ = [
     "Skipped",
     "Status",
     "Timing",
+    "TrialLines",
     "TrialRecord",
     "TrialWriter",
+    "change",
     "choose_best",
     "final_metric",
     "is_accepted",
@@ -54,4 +58,5 @@ __all__ = [
     "study_of",
     "summary_line",
     "time_number",
+    "trial_line",
 ]

@@ -121,8 +121,8 @@ def summary_line(record: TrialRecord) -> str:
     speedup = record.latency.speedup if record.latency else None
     parts = [
         f"trial {record.trial} {record.status}",
-        f"params {_change(record.params, record.baseline.params)}",
-        f"MACs {_change(record.macs, record.baseline.macs)}",
+        f"params {change(record.params, record.baseline.params)}",
+        f"MACs {change(record.macs, record.baseline.macs)}",
         f"{record.metric} {shown or 'not measured'}",
         *([f"{speedup:.2f}x"] if speedup else []),
         f"{record.seconds:.1f} s",
@@ -130,7 +130,8 @@ def summary_line(record: TrialRecord) -> str:
     return "  ".join(parts)
 
 
-def _change(value: int, reference: float) -> str:
+def change(value: int, reference: float) -> str:
+    """Format a count as its change from a reference, e.g. ``-85.1%``; as it is if there is no reference."""
     return f"{value / reference - 1:+.1%}" if reference > 0 else f"{value:,}"
 
 

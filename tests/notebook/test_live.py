@@ -44,7 +44,7 @@ def test_outside_a_notebook_nothing_is_drawn() -> None:
 
 
 def test_a_picture_that_cannot_be_drawn_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "in_notebook", lambda: True)
+    monkeypatch.setattr(live, "in_kernel", lambda: True)
 
     def draw(_: object) -> Figure:
         raise RuntimeError("no ink")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -54,7 +55,8 @@ def test_a_plan_names_every_parameter() -> None:
     assert kinds["Linear"].reason == "its weight is used without calling it"
     assert kinds["Sequential"].names == ("helper",)
     assert kinds["Sequential"].reason.startswith("a pass in evaluation mode never runs it")
-    for word in ("stem: svd at 4", "LSTM x 1 (memory)", "MultiheadAttention x 1 (attention)", "project", "helper"):
+    assert re.search(r"^stem +svd +4$", str(plan), re.MULTILINE)
+    for word in ("LSTM x 1 (memory)", "MultiheadAttention x 1 (attention)", "project", "helper"):
         assert word in str(plan)
     assert RankPlan.from_json(plan.to_json()) == plan
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,19 @@ def test_the_notebook_is_thin(source: Path) -> None:
     lines = [line for cell in jupytext.read(source).cells if cell.cell_type == "code" for line in code_lines(cell)]
     assert len(lines) <= 60
     assert not [line for line in lines if line.lstrip().startswith(("def ", "class "))]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_picture_has_a_line_that_says_what_to_see(source: Path) -> None:
+    cells = jupytext.read(source).cells
+    drawn = [
+        index
+        for index, cell in enumerate(cells)
+        if cell.cell_type == "code" and re.search(r"^figures\.|picture\(|steps\.search\(", cell.source, re.MULTILINE)
+    ]
+    assert len(drawn) >= 3
+    for index in drawn:
+        assert cells[index + 1].source.startswith("*What to see:*"), cells[index].source
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
@@ -124,8 +138,8 @@ def check_log(path: Path, metric: str, rules: list[str]) -> list[TrialRecord]:
 
 @pytest.mark.usefixtures("brief_kernels")
 def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
-    notebook = execute("resnet18", tmp_path, **TINY, image_size=32, run="resnet18")
-    assert pictures(notebook) == 6  # training, spectra, sensitivity, policy, Pareto front, radar
+    notebook = execute("resnet18", tmp_path, **TINY, image_size=32, compare_at=None, run="resnet18")
+    assert pictures(notebook) == 8  # training, spectra, search, sensitivity, policy, ranks, layers, radar
     records = check_log(tmp_path / "logs" / "resnet18.log", "accuracy", [*RULES, *["adaptive policy"] * 4])
     assert records[0].baseline.params == 11_181_642
 
@@ -146,9 +160,9 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
 )
 def test_the_other_classifiers(name: str, params: int, data_aware: bool, tmp_path: Path) -> None:
     """With data, each of VGG16's wide Linear layers takes three eigendecompositions rather than one."""
-    changes = {"trials": 2, "dense_epochs": 1.0, "limit": 64, "data_aware": data_aware}
+    changes = {"trials": 2, "dense_epochs": 1.0, "limit": 64, "compare_at": None, "data_aware": data_aware}
     notebook = execute(name, tmp_path, **{**TINY, **changes}, run=name)
-    assert pictures(notebook) == 6
+    assert pictures(notebook) == 7
     records = check_log(tmp_path / "logs" / f"{name}.log", "accuracy", [*RULES, *["adaptive policy"] * 2])
     assert {record.baseline.params for record in records} == {params}
     assert min(record.params for record in records) < 0.1 * params  # the Linear layers are compressed too
@@ -156,20 +170,23 @@ def test_the_other_classifiers(name: str, params: int, data_aware: bool, tmp_pat
 
 @pytest.mark.usefixtures("brief_kernels")
 def test_unet_and_the_comparison_of_runs(tmp_path: Path) -> None:
-    notebook = execute("unet", tmp_path, **{**TINY, "trials": 2}, image_size=32, width=8, run="unet")
-    assert pictures(notebook) == 7  # and masks
-    rules = [*RULES, "budget", "budget", "budget", "entropy", *["adaptive policy"] * 2]
+    notebook = execute("unet", tmp_path, **{**TINY, "trials": 2}, image_size=32, width=8, compare_at=0.5, run="unet")
+    assert pictures(notebook) == 8  # and masks
+    rules = [*RULES, "entropy", *["budget"] * 3, *["entropy"] * 2, *["adaptive policy"] * 2]
     records = check_log(tmp_path / "logs" / "unet.log", "dice", rules)
     compared = [record for record in records if record.rule == "budget"]
     assert [record.method for record in compared] == ["svd", "tucker2", "htd"]
     assert all(0.45 < record.params / record.baseline.params <= 0.5 for record in compared)
     assert {"dice", "iou", "pixel_accuracy"} <= compared[0].metrics["raw"].keys()
+    (lesson,) = (cell for cell in notebook.cells if cell.source.startswith("lessons.equal_sizes("))
+    for name in ("SVD", "Tucker-2", "HTD", "ARSVD", "ARSVD, exponent 2"):
+        assert f"\n{name} " in lesson.outputs[0]["data"]["text/plain"]
 
     saved = sorted(str(path) for path in (tmp_path / "logs").glob("*.safetensors"))
     shown = execute(
         "compare", tmp_path, keep=0.05, models=",".join(saved[:2]), dataset="phantoms", limit=32, batch_size=16
     )
-    assert pictures(shown) == 2
+    assert pictures(shown) == 3
     text = str([cell.get("outputs") for cell in shown.cells])
     assert "unet (phantoms)" in text
     assert all(Path(file).name in text for file in saved[:2])

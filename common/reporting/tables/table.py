@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from common.display import Display, Displayed
+
 NOT_MEASURED = "-"
 TABLE_FORMATS = ("csv", "md", "tex")
 CHANGES = ("Params Red.", "MACs Red.")
@@ -58,7 +60,7 @@ def shown(value: Any, shape: Callable[[Any], str] = str) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Displayed):
     """A table of a report.
 
     Attributes:
@@ -80,6 +82,11 @@ class Table:
     keys: Mapping[str, str] = field(default_factory=dict)
     spare: Sequence[str] = ()
     links: Sequence[str] = ()
+
+    def display(self) -> Display:
+        """The title, the text and the notes. A first cell like the one above it stays blank."""
+        text = self._without_repeats()
+        return Display(self.title, list(text.columns), text.to_numpy().tolist(), notes=self.notes)
 
     def console(self, width: float = math.inf) -> str:
         """Format the table for a terminal of this ``width``. A first cell like the one above it stays blank."""

@@ -21,7 +21,7 @@ from common.search.study.interrupts import Interrupts
 from common.search.study.records import Recorder, Values
 from common.search.study.specification import StudySpecification
 from common.search.study.storage import STORAGE_ERRORS, is_storage_error
-from common.trials import TrialRecord, TrialWriter, summary_line
+from common.trials import TrialRecord, TrialWriter
 
 POLL_S = 0.2
 """Seconds between looks at the other processes, when no place is left to begin."""
@@ -40,12 +40,6 @@ class SameFailure(RuntimeError):
 
 class SetAside(Exception):
     """This attempt at a trial does not count."""
-
-
-def print_trial(record: TrialRecord) -> None:
-    """Print a trial's line, past the progress bar."""
-    with tqdm.external_write_mode():
-        print(summary_line(record), flush=True)
 
 
 def make_pruner(specification: StudySpecification) -> optuna.pruners.BasePruner:

@@ -23,10 +23,10 @@ from common.environment import default_device
 from common.files import check_writable
 from common.search.preparation import decompose_for_search, prepare
 from common.search.study.records import Recorder
-from common.search.study.runner import Runner, SameFailure, print_trial
+from common.search.study.runner import Runner, SameFailure
 from common.search.study.specification import SPECIFICATION, StudySpecification, data_digest, network_digest
 from common.search.study.storage import STORAGE_ERRORS, open_study, opened_storage
-from common.trials import TrialWriter
+from common.trials import TrialLines, TrialWriter
 
 TOLERANCE = 0.02
 """How much the dense network's metric may differ from the study's, because processors round differently."""
@@ -117,7 +117,7 @@ def _take_part(options: argparse.Namespace, study: optuna.Study) -> int:
     with TrialWriter(options.logs, run) as writer:
         recorder = Recorder(options.study, run, data, specification, prepared.objective.decompositions)
         try:
-            Runner(study, prepared, recorder, writer, print_trial, options.name).run()
+            Runner(study, prepared, recorder, writer, TrialLines(), options.name).run()
         except KeyboardInterrupt:
             writer.note("stopped; the trial under way is left to the others")
             return 130

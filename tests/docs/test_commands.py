@@ -1,0 +1,159 @@
+"""Every command in the README, CONTRIBUTING and ``docs/`` is run by a test, or is listed with the reason it is not.
+
+A test that runs a command may use fewer images, other data or another folder. Besides, the options of every Python
+command are given to its own parser here, and the parameters of every papermill command to the notebook's config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+import yaml
+
+from common.notebook.config import ClassifierConfig, CompareConfig, NotebookConfig, SegmentationConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = "make|python|pip|pytest|papermill|torchrun|srun|git|optuna-dashboard|tensorboard|wandb|jupyter|mkdocs"
+COMMAND = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:{PROGRAMS}) |^\. ")
+CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig}
+
+TESTED = {
+    r"make test": "tests/docs/test_commands.py::test_the_targets_of_make_exist",
+    r"make notebooks": "tests/scripts/test_notebooks.py::test_make_runs_the_notebooks_that_the_parameters_fit_and",
+    r"make notebooks-sync": "tests/scripts/test_notebooks.py::test_the_notebook_matches_its_source",
+    r"make docs": "tests/docs/test_site.py::site",
+    r"papermill notebooks/resnet18": "tests/scripts/test_notebooks.py::test_resnet18_from_data_to_tables",
+    r"papermill notebooks/(alexnet|vgg16)": "tests/scripts/test_notebooks.py::test_the_other_classifiers",
+    r"papermill notebooks/(unet|compare)": "tests/scripts/test_notebooks.py::test_unet_and_the_comparison_of_runs",
+    r"python docs/publish.py": "tests/docs/test_published.py::test_a_published_notebook_is_clean",
+    r"python jsonify_logs.py": "tests/scripts/test_jsonify.py::test_jsonify_holds_the_latest_version_of_each_trial",
+    r"python analyze_results.py": "tests/scripts/test_analyze.py::test_analyze_shows_the_summary_and_writes",
+    r"python finetuned/finetune.py": "tests/scripts/test_finetune.py::test_weights_and_how_they_were_made",
+    r"torchrun": "tests/training/test_distributed.py::test_two_processes_train_as_one",
+    r"python -m common.search.study.worker": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
+    r"srun": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
+    r"optuna-dashboard": "tests/search/test_worker.py::test_the_dashboard_opens_on_a_study",
+    r"python -m tests.faults.fuzz": "tests/faults/test_bad_input.py::",
+    r"(FAULT_KILLS|SEARCH_KILLS)=\d+ pytest": "tests/faults/test_kills.py::",
+    r"python -m benchmarks.zoo": "tests/benchmarks/test_benchmark_zoo.py::",
+    r"OMP_NUM_THREADS=1 python benchmarks/latency.py": "tests/benchmarks/test_benchmark_latency.py::",
+    r"pip install -e \.": "tests/scripts/test_wheel.py::test_it_works_outside_the_repository",
+}
+"""A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
+
+UNTESTED = {
+    r"make (demo|check)$": "a test cannot install the suite anew for each run; its steps are tested one by one",
+    r"\. \.venv/bin/activate": "it is the shell's",
+    r"\.venv/bin/(jupyter|pytest)": "it starts another project's program and nothing of the suite's",
+    r"pip install (?!-e)\S+": "tests fetch nothing from the network",
+    r"tensorboard|wandb sync": "it starts another project's program on files whose content is tested",
+    r"git worktree add": "a clone without history has no older commit to check out",
+    r"python benchmarks/(denoiser|decomposition_time|layer_errors)|OMP_NUM_THREADS=1 python benchmarks/precisions": (
+        "it takes minutes to hours on data that a clone does not hold; its options are tested here"
+    ),
+}
+"""A command's beginning -> why no test runs it."""
+
+
+def commands() -> list[str]:
+    """Every command of the pages: the lines of their shell blocks, and code in lines that begins with a program."""
+    found: list[str] = []
+    for page in PAGES:
+        text = page.read_text()
+        fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for language, body in fences:
+            if language not in ("", "bash", "sh"):
+                continue
+            lines = re.sub(r"\\\n\s*", "", body).splitlines()
+            found += [line.partition("  #")[0].strip() for line in lines if COMMAND.match(f"{line} ")]
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        found += [code for code in re.findall(r"`([^`\n]+)`", prose) if COMMAND.match(code)]
+    return list(dict.fromkeys(found))
+
+
+COMMANDS = commands()
+
+
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) > 30
+    for command in ("make demo", "make test", "python analyze_results.py", "git worktree add ../before b742b8a"):
+        assert command in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_test_runs_the_command_or_the_list_says_why_not(command: str) -> None:
+    known = [place for place in (*TESTED, *UNTESTED) if re.match(rf"(?:{place})(?![\w-])", command)]
+    assert len(known) == 1, known
+
+
+def test_the_lists_name_existing_tests_and_commands() -> None:
+    for place in (*TESTED, *UNTESTED):
+        assert any(re.match(rf"(?:{place})(?![\w-])", command) for command in COMMANDS), place
+    for test in TESTED.values():
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name or 'test_'}", (ROOT / file).read_text(), re.MULTILINE), test
+
+
+def test_the_targets_of_make_exist() -> None:
+    """``make test`` is what runs this test."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
+    assert named <= targets
+
+
+class Parsed(Exception):
+    """The command's options were accepted."""
+
+
+PYTHON = [command for command in COMMANDS if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command)]
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_the_parser_takes_the_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, *arguments: Any) -> NoReturn:
+        parse(self, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command) if word != "srun" and not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("finetuned/finetune.py") :]]
+    monkeypatch.setattr(sys, "argv", words[2 if words[1] == "-m" else 1 :])
+    run = partial(runpy.run_module, words[2]) if words[1] == "-m" else partial(runpy.run_path, words[1])
+    with pytest.raises(Parsed):
+        run(run_name="__main__")
+
+
+PAPERMILL = [command for command in COMMANDS if command.startswith("papermill ")]
+
+
+@pytest.mark.parametrize("command", PAPERMILL)
+def test_the_notebook_takes_the_parameters(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.notebook.config.default_device", lambda: torch.device("cpu"))
+    parser = argparse.ArgumentParser()
+    for name, number in (("-p", 2), ("-f", 1)):
+        parser.add_argument(name, nargs=number, action="append", default=[])
+    parser.add_argument("notebooks", nargs=2)
+    options = parser.parse_args(shlex.split(command)[1:])
+    values: dict[str, Any] = {}
+    for (file,) in options.f:
+        values |= yaml.safe_load((ROOT / file).read_text())
+    values |= {name: yaml.safe_load(text) if text else "" for name, text in options.p}
+    for missing in ("data_root", "weights", "models"):  # files that a clone does not hold
+        values.pop(missing, None)
+    notebook = ROOT / options.notebooks[0]
+    assert notebook.exists()
+    CONFIGS.get(notebook.stem, ClassifierConfig).from_notebook({**values, "logs": str(tmp_path)})
