@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -56,8 +58,8 @@ batch_size = 32
 limit = None  # use at most this many images of each split
 budget_params = 0.5  # share of the parameters to keep; None for no limit
 budget_macs = None  # share of the MACs to keep
-method = "mixed"  # svd, spatial_svd, tucker2, htd, or mixed (the best for each layer)
-methods = "svd,tucker2,htd,mixed"  # to compare within the same budget
+method = "mixed"  # svd, spatial_svd, tucker2, htd, cp, or mixed (the best for each layer)
+methods = "svd,tucker2,htd,cp,mixed"  # to compare within the same budget
 search = False  # search the ranks by trials, too; needs targets
 trials = 20  # of that search
 keep = 0.99  # a trial of the search is accepted when it keeps this share of the dense metric
@@ -84,7 +86,7 @@ examples, dense, history = own.load(config)
 figures.training_curves(history)
 
 # %% [markdown]
-# The picture shows the training of an architecture that came without weights; the curves should flatten. Your trained
+# *What to see:* the training of an architecture that came without weights; the curves should flatten. Your trained
 # network has none.
 #
 # ## Shrink
@@ -109,8 +111,8 @@ table.round(4)
 figures.bars(own.method_panels(table))
 
 # %% [markdown]
-# A short bar on the left means outputs near the dense network's. Where there are targets, a long bar on the right is a
-# better network. If another method is better here, set `method` to it.
+# *What to see:* a short bar on the left means outputs near the dense network's. Where there are targets, a long bar on
+# the right is a better network. If another method is better here, set `method` to it.
 #
 # ## Search and fine-tuning
 
@@ -119,14 +121,15 @@ result = own.search_if_asked(config, dense, examples)
 figures.pareto(result.records if result else [])
 
 # %% [markdown]
-# Each mark is a trial of the search: look for marks above the others at the same size. Without a search there is none.
+# *What to see:* a mark for each trial of the search; look for marks above the others at the same size. Without a
+# search there is none.
 
 # %%
 tuned, history = own.finetune(config, dense, found.model, examples)
 figures.training_curves(history)
 
 # %% [markdown]
-# The picture shows the fine-tuning of the small network; the metric on the right should rise.
+# *What to see:* the fine-tuning of the small network; the metric on the right should rise.
 #
 # ## Files
 #
@@ -143,5 +146,5 @@ print(report.summary())
 report.picture()
 
 # %% [markdown]
-# Compare each small network with the dense one, and each int8 file with its float32 file. Shorter is better for size
-# and time, and for a divergence. A metric should be as long as the dense network's.
+# *What to see:* each small network beside the dense one, and each int8 file beside its float32 file. Shorter is better
+# for size and time, and for a divergence. A metric should be as long as the dense network's.

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -60,7 +62,7 @@ svd_ranks = "16"  # fixed-rank SVD to compare with, e.g. "8,16,32"
 arsvd_taus = "0.5"  # ARSVD (entropy threshold) to compare with, e.g. "0.3,0.5,0.7"
 arsvd_exponents = "1,2"  # of ARSVD's entropy: 1 takes singular values as probabilities (the paper), 2 their squares
 compare_at = 0.3  # share of the parameters at which all methods are compared and fine-tuned; None compares none
-method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, or mixed (with a budget)
+method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, cp, or mixed (with a budget)
 budget_params = None  # share of the parameters to keep, e.g. 0.3; with None the score weighs size against Dice
 trials = 8  # number of plans that the policy samples
 keep = 0.97  # a trial is accepted when it keeps this share of the dense Dice

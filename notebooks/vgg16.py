@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -59,7 +61,7 @@ dense_learning_rate = 0.0003  # peak of its one-cycle schedule
 svd_ranks = "32"  # fixed-rank SVD to compare with, e.g. "16,32,64"
 arsvd_taus = "0.5"  # ARSVD (entropy threshold) to compare with, e.g. "0.3,0.5,0.7"
 compare_at = 0.1  # share of the parameters at which all methods are compared and fine-tuned; None compares none
-method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, or mixed (with a budget)
+method = "htd"  # that the policy searches with: svd, spatial_svd, tucker2, htd, cp, or mixed (with a budget)
 policy = "adaptive"  # adaptive, static, a rank rule (uniform, energy, vbmf, budget), random, tpe or nsga2
 budget_params = None  # share of the parameters to keep, e.g. 0.3; with None the score weighs size against accuracy
 trials = 6  # number of plans that the policy samples

@@ -100,9 +100,15 @@ class CP(Decomposition):
         return self.max_ranks if share == 1 else (max(1, round(share * self._knots[-1])),)
 
     @cached_property
+    def _scale(self) -> float:
+        """The largest element of the weight in the coordinates of the metric; 1 for a zero weight."""
+        return float(self.metric.weighted.abs().max()) or 1.0
+
+    @cached_property
     def _tensor(self) -> Tensor:
-        """The weight in the coordinates of the metric, ``(G, R_out, I, kh, kw)``, at most in single precision."""
-        return self.metric.weighted.to(self.dtype if self.dtype == torch.float64 else torch.float32)
+        """The weight in the coordinates of the metric, over ``_scale``, ``(G, R_out, I, kh, kw)``."""
+        scaled = self.metric.weighted.double() / self._scale
+        return scaled.to(self.dtype if self.dtype == torch.float64 else torch.float32)
 
     @cached_property
     def _knots(self) -> list[int]:
@@ -138,7 +144,8 @@ class CP(Decomposition):
         return min([*starts, *improved], key=self._lost_by)
 
     def _lost_by(self, components: Components) -> float:
-        return float((self._tensor - components.tensor()).square().sum(dtype=torch.float64))
+        lost = (self._tensor - components.tensor()).square().sum(dtype=torch.float64)
+        return float(lost) * self._scale**2
 
     @cached_property
     def _lost_at_knots(self) -> Floats:
@@ -179,6 +186,7 @@ class CP(Decomposition):
         (rank,) = self.check(ranks)
         found = self._components(rank)
         outputs, inputs, heights, widths = (factor.to(self.metric.weighted.dtype) for factor in found)
+        outputs = outputs * self._scale
         reduce = self.metric.restore(inputs.mT, "gri,gij->grj", "input")
         vertical = self.metric.restore(heights.mT, "grh,hk->grk", "height")
         horizontal = self.metric.restore(widths.mT, "grw,wl->grl", "width")

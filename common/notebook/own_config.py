@@ -37,7 +37,7 @@ class OwnConfig(ExperimentConfig):
     batch_size: Annotated[int, Field(ge=2)] = 32
     dense_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     method: str = "mixed"
-    methods: str = "svd,tucker2,htd,mixed"
+    methods: str = "svd,tucker2,htd,cp,mixed"
     search: bool = False
     trials: Count = 20
     finetune: bool = True

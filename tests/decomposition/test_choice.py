@@ -155,7 +155,7 @@ def test_misleading_moments_are_not_used(kind: str, method: str, sweeps: int) ->
     variance = float(aware.metric.weighted.square().sum())
     for row, error in list(zip(table, errors, strict=True))[::5]:
         predicted, between = found.relative_error(tuple(map(int, row))), DECOMPOSITIONS[found.method].interpolates
-        assert predicted == pytest.approx(error, rel=0.1 if between else 0, abs=1e-9)
+        assert predicted == pytest.approx(error, rel=0.15 if between else 0, abs=1e-9)
         energy = found.lost_energy(tuple(map(int, row)))
         assert energy == pytest.approx(predicted**2 * variance, rel=1e-6, abs=1e-12)
     torch.testing.assert_close(found.spectrum, plain.spectrum)

@@ -154,7 +154,7 @@ def test_errors_in_the_metric_fall_with_the_ranks_and_match_the_table(method: st
     decomposition = Decompositions(model, calibrate(model, [inputs(1)])).get("2", method)
     ranks, errors = decomposition.error_table()
     for row, error in list(zip(ranks, errors, strict=True))[::7]:
-        tolerance = 0.1 if DECOMPOSITIONS[method].interpolates else 0.0
+        tolerance = 0.15 if DECOMPOSITIONS[method].interpolates else 0.0
         assert decomposition.relative_error(tuple(map(int, row))) == pytest.approx(error, rel=tolerance, abs=1e-9)
     for share in (0.2, 0.5, 0.8):
         lower, higher = decomposition.fraction(share), decomposition.fraction(share + 0.2)

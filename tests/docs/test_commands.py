@@ -20,12 +20,13 @@ import torch
 import yaml
 
 from common.notebook.config import ClassifierConfig, CompareConfig, NotebookConfig, SegmentationConfig
+from common.notebook.own_config import OwnConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = "make|python|pip|pytest|papermill|torchrun|srun|git|optuna-dashboard|tensorboard|wandb|jupyter|mkdocs"
 COMMAND = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:{PROGRAMS}) |^\. ")
-CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig}
+CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig, "own": OwnConfig}
 
 TESTED = {
     r"make test": "tests/docs/test_commands.py::test_the_targets_of_make_exist",
@@ -47,6 +48,13 @@ TESTED = {
     r"(FAULT_KILLS|SEARCH_KILLS)=\d+ pytest": "tests/faults/test_kills.py::",
     r"python -m benchmarks.zoo": "tests/benchmarks/test_benchmark_zoo.py::",
     r"OMP_NUM_THREADS=1 python benchmarks/latency.py": "tests/benchmarks/test_benchmark_latency.py::",
+    r"python -m common.shrink": "tests/scripts/test_wheel.py::test_a_stranger_gets_small_files_by_one_command",
+    r"papermill notebooks/own": "tests/scripts/test_wheel.py::test_a_stranger_gets_them_by_the_notebook",
+    r"pytest -m gpu": "tests/test_devices.py::",
+    r"make lock": "tests/test_requirements.py::",
+    r"SEARCH_WORKERS=\d+ SEARCH_TRIALS=\d+ pytest": "tests/faults/test_database.py::",
+    r"NUMERIC_CASES=\d+ pytest": "tests/decomposition/test_numerics.py::",
+    r"python -m tests.faults.long_run": "tests/faults/test_long_runs.py::",
     r"pip install -e \.": "tests/scripts/test_wheel.py::test_it_works_outside_the_repository",
 }
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
@@ -61,6 +69,7 @@ UNTESTED = {
     r"python benchmarks/(denoiser|decomposition_time|layer_errors)|OMP_NUM_THREADS=1 python benchmarks/precisions": (
         "it takes minutes to hours on data that a clone does not hold; its options are tested here"
     ),
+    r"python -m tests.faults.denormals": "it times layers, and no test asserts a time",
 }
 """A command's beginning -> why no test runs it."""
 
@@ -115,9 +124,14 @@ class Parsed(Exception):
     """The command's options were accepted."""
 
 
-PYTHON = [command for command in COMMANDS if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command)]
+PYTHON = [
+    command
+    for command in COMMANDS
+    if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command) and not command.endswith(("--help", "denormals"))
+]
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules after import of package")
 @pytest.mark.parametrize("command", PYTHON)
 def test_the_parser_takes_the_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parse = argparse.ArgumentParser.parse_args

@@ -32,7 +32,7 @@ def test_defaults_and_changes() -> None:
         ({"keep": 1.5}, "^keep=1.5: input should be less than or equal to 1$"),
         (
             {"method": "hdt"},
-            r"^method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, mixed$",
+            r"^method='hdt' is unknown \(did you mean 'htd'\?\); allowed: svd, spatial_svd, tucker2, htd, cp, mixed$",
         ),
         ({"policy": "adaptiv"}, r"^policy='adaptiv' is unknown \(did you mean 'adaptive'\?\); allowed: adaptive, "),
         ({"optimizer": "adam"}, "^optimizer='adam': input should be 'sgd' or 'adamw'$"),

@@ -46,7 +46,10 @@ def changed(config: OwnConfig, **changes: Any) -> OwnConfig:
         ({"budget_params": None}, "^budget_params=None: give it or budget_macs, a share of the dense network to keep"),
         ({"network": None}, "^network=None: give a network, or weights that name one"),
         ({"network": "resnet81"}, "^network='resnet81' is unknown"),
-        ({"methods": "svd,tukcer2"}, "^methods='svd,tukcer2': it must be svd, .*, htd, mixed, with commas between"),
+        (
+            {"methods": "svd,tukcer2"},
+            "^methods='svd,tukcer2': it must be svd, .*, cp, mixed, with commas between",
+        ),
         ({"normalize": "none"}, "^normalize='none' is unknown"),
         ({"dataset": "digit"}, r"dataset='digit' is unknown \(did you mean 'digits'\?\)"),
         ({"weights": "missing.pt"}, "weights='missing.pt': there is no such file"),

@@ -33,7 +33,8 @@ def test_every_layer_gets_a_plan(method: str, rule: Rule | None) -> None:
     assert found.layers["head"].method in {"svd", None}
     for name, reason in found.skipped.items():
         assert reason
-        assert f"{name} stays dense: {reason}" in str(found)
+        assert reason in str(found)
+        assert name in str(found)
 
 
 def test_a_layer_that_would_grow_stays_dense_with_the_reason() -> None:
