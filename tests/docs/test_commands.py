@@ -127,7 +127,8 @@ class Parsed(Exception):
 PYTHON = [
     command
     for command in COMMANDS
-    if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command) and not command.endswith(("--help", "denormals"))
+    if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command)
+    and not command.endswith(("--help", "denormals"))
 ]
 
 
