@@ -28,7 +28,7 @@ from common.planning.methods import method_named
 from common.planning.options import Divergences
 from common.planning.planner import check_rule
 from common.planning.rules import Rule
-from common.search.candidates import layer_candidates
+from common.search.candidates import Candidate, layer_candidates
 from common.search.sensitivity import measure_divergences
 from common.training import evaluate
 
@@ -211,9 +211,9 @@ class _Run:
         decompositions = Decompositions(self.model, moments)
         divergences = None
         if settings.measure and isinstance(self.rule, Budget):
-            self._plan(decompositions, None)  # a budget that cannot be met is refused before the long measurement
+            first = self._plan(decompositions, None)  # an unreachable budget is refused before the long measurement
             with self._timed("measure"):
-                divergences = self._measured_divergences(decompositions)
+                divergences = self._measured_divergences(decompositions, first)
         with self._timed("plan"):
             plan = self._plan(decompositions, divergences)
         with self._timed("compress") as step:
@@ -249,13 +249,15 @@ class _Run:
             latencies=latencies,
         )
 
-    def _measured_divergences(self, decompositions: Decompositions) -> Divergences:
-        """How far the output moves when one layer alone errs."""
+    def _measured_divergences(self, decompositions: Decompositions, plan: RankPlan) -> Divergences:
+        """How far the output moves when one layer alone errs, by the method that ``plan`` gives it."""
         least, most = MEASURED_IMAGES
         count = min(most, max(least, MEASURED_PIXELS // max(1, self.x[0, 0].numel())))
         inputs = torch.cat(self.inputs)[:count]
-        method = method_named(self.method).decompositions[0]
-        candidates = layer_candidates(trace_layers(self.model, self.x), decompositions, method)
+        default = method_named(self.method).decompositions[0]
+        candidates: dict[str, tuple[Candidate | None, ...]] = {}
+        for name, shape in trace_layers(self.model, self.x).items():
+            candidates |= layer_candidates({name: shape}, decompositions, plan.layers[name].method or default)
         return measure_divergences(self.model, candidates, decompositions, inputs, divergence=self.divergence)
 
     @contextmanager
