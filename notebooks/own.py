@@ -47,7 +47,7 @@ sys.path[:0] = [str(p.absolute()) for p in (Path.cwd(), *_suite[:1])]
 
 # %% tags=["parameters"]
 network = "resnet20"  # my_network:build (a function of yours), or a name of this suite, of torchvision or of timm
-weights = None  # file: safetensors, or a state dict of torch.save; None where the function loads them
+weights = None  # safetensors file of the state dict; None where the function loads them
 pretrained = False  # download the published weights of a named architecture
 dense_epochs = 3.0  # passes over the data to train a named architecture without weights; your function's is left alone
 dataset = "digits"  # my_network:loaders, or digits, mnist, cifar10, imagefolder, coco or phantoms

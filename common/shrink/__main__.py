@@ -4,7 +4,7 @@ Examples:
   your own network and images; build() of my_module.py returns the trained network:
     python -m common.shrink --network my_module:build --dataset imagefolder --data-root photos --params 0.5
   the same with weights from a file, and images that the network takes in [0, 1]:
-    python -m common.shrink --network my_module:build --weights weights.pt --dataset imagefolder \
+    python -m common.shrink --network my_module:build --weights weights.safetensors --dataset imagefolder \
         --data-root photos --normalize unit --macs 0.4
   your own loaders: loaders() returns (train, validation, test), or one loader of inputs without targets:
     python -m common.shrink --network my_module:build --dataset my_module:loaders --params 0.5
@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _add_network(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the network").add_argument
     add("--network", metavar="NAME", help="module:function of yours, or the name of an architecture; see below")
-    add("--weights", metavar="FILE", help="safetensors, or a state dict of torch.save; nothing in it is run")
+    add("--weights", metavar="FILE", help="safetensors file of the network's state dict")
     add("--pretrained", action="store_true", help="download published weights of the architecture")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 NETWORK = '''"""A small classifier."""
@@ -52,7 +53,7 @@ PIXELS = 16
 
 
 def make_folder(folder: Path) -> Path:
-    """Write ``my_network.py``, ``weights.pt`` and ``photos/`` with train and val; return the folder."""
+    """Write ``my_network.py``, ``weights.safetensors`` and ``photos/`` with train and val; return the folder."""
     folder.mkdir()
     (folder / "my_network.py").write_text(NETWORK)
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +64,8 @@ def make_folder(folder: Path) -> Path:
         path = folder / "photos" / ("train" if place < 96 else "val") / COLORS[label] / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.numpy()).save(path)
-    torch.save(trained(images[:96].permute(0, 3, 1, 2) / 255, labels[:96]).state_dict(), folder / "weights.pt")
+    network = trained(images[:96].permute(0, 3, 1, 2) / 255, labels[:96])
+    save_file(network.state_dict(), folder / "weights.safetensors")
     return folder
 
 

@@ -62,7 +62,7 @@ def test_it_works_outside_the_repository(installed: Path, tmp_path: Path) -> Non
 
 def test_a_stranger_gets_small_files_by_one_command(installed: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "stranger")
-    network = ["--network", "my_network:build", "--weights", "weights.pt"]
+    network = ["--network", "my_network:build", "--weights", "weights.safetensors"]
     data = ["--dataset", "imagefolder", "--data-root", "photos", "--image-size", str(PIXELS), "--normalize", "unit"]
     shown = run(folder, installed, "-W", "error", "-m", "common.shrink", *network, *data, "--params", "0.5")
     check_files(folder / "small", shown)
@@ -92,7 +92,7 @@ def test_a_stranger_gets_them_by_the_notebook(
     nbformat.write(own, folder / "own.ipynb")
     parameters = {
         "network": "my_network:build",
-        "weights": "weights.pt",
+        "weights": "weights.safetensors",
         "dataset": "imagefolder",
         "data_root": "photos",
         "image_size": PIXELS,
