@@ -21,7 +21,7 @@ from common.compression import load_compressed
 from common.data import load_data
 from common.deploy.precision import PRECISIONS
 from common.environment import machine_line
-from common.notebook.evidence import deployment_table
+from common.shrink.deployment import deployment_table
 
 FORMATS = ("", "", ".4%", "+.4%", ".2f", ".3f", ".2f", "")
 

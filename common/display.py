@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,12 +11,12 @@ from typing import Any
 from tabulate import tabulate
 
 
-class Displayed:
+class Displayed(ABC):
     """Gives a class `str`, and a table in notebooks, both made from its :meth:`display`."""
 
+    @abstractmethod
     def display(self) -> Display:
         """What a person reads of this value."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.display().text()

@@ -58,8 +58,8 @@ class Decomposition(ABC):
         rank_names: a name for each rank.
         axes: for each factor, whether it takes over the (height, width) of the layer's kernel, stride, padding and
             dilation. A factor that takes over neither is a 1x1 convolution.
-        between: for each pair of factors that follow each other, the index of the rank that gives the channels between
-            them, times the number of groups; None for each rank in turn.
+        gap_ranks: for each gap between two factors, the index of the rank that gives its channels in each group; None
+            for each rank in turn.
         depthwise: for each factor, whether it is a depthwise convolution; None if none is.
         interpolates: whether the errors in a table lie between those at a few ranks.
         most_elements: the largest weight of one group on which the method is tried beside others; None for any. A
@@ -81,7 +81,7 @@ class Decomposition(ABC):
     title: str
     rank_names: tuple[str, ...]
     axes: tuple[tuple[bool, bool], ...]
-    between: tuple[int, ...] | None = None
+    gap_ranks: tuple[int, ...] | None = None
     depthwise: tuple[bool, ...] | None = None
     interpolates: bool = False
     most_elements: int | None = None
@@ -146,8 +146,8 @@ class Decomposition(ABC):
             ranks: one for each of ``rank_names``, or an array for many sets of ranks.
             groups: of the layer.
         """
-        between = range(len(ranks)) if cls.between is None else cls.between
-        widths = (inputs, *(ranks[index] * groups for index in between), outputs)
+        gaps = range(len(ranks)) if cls.gap_ranks is None else cls.gap_ranks
+        widths = (inputs, *(ranks[index] * groups for index in gaps), outputs)
         depthwise = cls.depthwise or (False,) * len(cls.axes)
         return [
             (before, after, before if own else groups)

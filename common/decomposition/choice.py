@@ -114,8 +114,8 @@ class SelectedDecomposition(Decomposition):
     There are two variants: data-aware, best for the moments, and weight-only, best for the weight. Each comes with and
     without sweeps, if the method has any. The factors at any ranks are those with the least error on held-out patches.
     If one variant is clearly better at both ``SHARES`` of the ranks, the other is not tried again. Tables, spectra and
-    plans come from the preferred variant: the one with the smaller product of errors at both ``SHARES``. If that is
-    the weight-only one, its errors are rescaled to errors of the output.
+    plans come from the preferred variant: the one with the smaller product of errors at both ``SHARES``. Its
+    errors are rescaled to those measured there.
 
     Args:
         kind: the method's class.
@@ -137,7 +137,7 @@ class SelectedDecomposition(Decomposition):
     ) -> None:
         super().__init__(weight, groups, moments, sweeps, None if like is None else like.metric)
         self.method, self.rank_names, self.axes = kind.method, kind.rank_names, kind.axes
-        self.between, self.depthwise = kind.between, kind.depthwise
+        self.gap_ranks, self.depthwise = kind.gap_ranks, kind.depthwise
         self._kind, self.has_sweeps = kind, kind.has_sweeps
         self.held_out: HeldOut = (
             like.held_out if isinstance(like, SelectedDecomposition) else HeldOut(weight, groups, moments)

@@ -79,7 +79,7 @@ class CP(Decomposition):
     rank_names = ("rank",)
     axes = ((False, False), (True, False), (False, True), (False, False))
     depthwise = (False, True, True, False)
-    between = (0, 0, 0)
+    gap_ranks = (0, 0, 0)
     interpolates = True
     most_elements = 2**17
     has_sweeps = True

@@ -1,9 +1,12 @@
-"""What a layer sees and returns in a pass through its network."""
+"""What a layer sees and returns in a pass, and its moments."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from common.calibration import calibrate
+from common.decomposition import LayerMoments
 
 
 def layer_pass(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,3 +17,15 @@ def layer_pass(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]
         model(x)
     handle.remove()
     return passes[0]
+
+
+def moments_on(weight: Tensor, images: Tensor) -> LayerMoments:
+    """Moments of a layer with this weight and no bias on images; a Linear gets each position as a row."""
+    layer: nn.Linear | nn.Conv2d
+    if weight.dim() == 2:
+        layer, images = nn.Linear(weight.shape[1], len(weight), bias=False), images.movedim(1, -1).flatten(0, 2)
+    else:
+        layer = nn.Conv2d(weight.shape[1], len(weight), (weight.shape[2], weight.shape[3]), bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    return calibrate(nn.Sequential(layer), [images])["0"]

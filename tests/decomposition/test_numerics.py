@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.calibration import calibrate
 from common.compression import compress
@@ -23,6 +23,7 @@ from common.decomposition.als import alternating_least_squares
 from common.decomposition.chain import by_group, compose
 from common.decomposition.subspace import leading_subspace
 from common.planning import Fixed, plan_ranks
+from tests.decomposition.passes import moments_on
 from tests.networks import tiny_cnn
 
 TOLERANCE = 1e-3
@@ -66,14 +67,7 @@ def make_moments(weight: Tensor, kind: str) -> LayerMoments:
         images = images[:, :1].expand(-1, channels, -1, -1).contiguous()
     elif kind == "zero":
         images.zero_()
-    layer: nn.Linear | nn.Conv2d
-    if weight.dim() == 2:
-        layer, images = nn.Linear(channels, len(weight), bias=False), images.movedim(1, -1).flatten(0, 2)
-    else:
-        layer = nn.Conv2d(channels, len(weight), (weight.shape[2], weight.shape[3]), bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    return calibrate(nn.Sequential(layer), [images])["0"]
+    return moments_on(weight, images)
 
 
 @pytest.fixture(params=["as it is", "single"])

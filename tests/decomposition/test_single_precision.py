@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.calibration import calibrate
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, metric
+from tests.decomposition.passes import moments_on
 
 SHAPES = {"kernel": (24, 10, 3, 3), "tall": (90, 4, 3, 3), "linear": (40, 60), "wide linear": (60, 40)}
 
@@ -27,14 +27,7 @@ def moments_of(weight: Tensor) -> LayerMoments:
     channels = weight.shape[1]
     images = torch.randn(64, channels, 6, 6, generator=torch.Generator().manual_seed(4))
     images *= torch.logspace(0, -3, channels)[:, None, None]
-    layer: nn.Linear | nn.Conv2d
-    if weight.dim() == 2:
-        layer, images = nn.Linear(channels, len(weight), bias=False), images.movedim(1, -1).flatten(0, 2)
-    else:
-        layer = nn.Conv2d(channels, len(weight), (weight.shape[2], weight.shape[3]), bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    return calibrate(nn.Sequential(layer), [images])["0"]
+    return moments_on(weight, images)
 
 
 def pair(
