@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from common.files import write_whole
 from common.reporting.command_line import add_log_arguments, be_printable, check_left, exit_code, folder, wanted_paths
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.html.report import SECTIONS, report_page
@@ -119,7 +120,7 @@ def show(tables: Sequence[Table]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
     for table in tables:
         if table.name in ON_CONSOLE:
-            print("", table.console(width), "", *table.notes, sep="\n")
+            print("", table.title, "", table.console(width), "", *table.notes, sep="\n")
 
 
 def write(
@@ -136,7 +137,7 @@ def write(
     if "csv" in formats:
         written.append(options.out / "trials.csv")
         every = csv_text(trials_frame(trials, options.keep))
-        written[-1].write_bytes(every.encode(errors="backslashreplace"))
+        write_whole(written[-1], every.encode(errors="backslashreplace"))
     pictures, failures = {}, []
     kinds = [kind for kind in PICTURE_FORMATS if kind in formats or (kind == "png" and "html" in formats)]
     for name, caption, contents in draw(trials, options.keep, kinds) if kinds else ():
@@ -149,13 +150,13 @@ def write(
         for kind in kinds:
             if kind in formats:
                 written.append(options.out / f"{name}.{kind}")
-                written[-1].write_bytes(contents[kind])
+                write_whole(written[-1], contents[kind])
     if "html" in formats:
         command = shlex.join(["python", *map(str, [Path(sys.argv[0]).name, *options.given])])
         skipped = [line for log in logs for line in log.sentences()]
         page = report_page(trials, options.keep, tables, pictures, lead(trials, options.keep), command, skipped)
         written.append(options.out / "report.html")
-        written[-1].write_bytes(page.encode(errors="backslashreplace"))
+        write_whole(written[-1], page.encode(errors="backslashreplace"))
     return written, failures
 
 

@@ -71,6 +71,12 @@ def check_regular(path: str | Path, name: str) -> None:
         raise ValueError(f"{name} {path} is no regular file; remove it or give another name")
 
 
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file by `replacing`, so that a reader sees the old content or the whole new one."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Replace ``path`` at the end of the ``with`` block by the file that the block writes.

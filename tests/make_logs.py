@@ -21,6 +21,8 @@ from common.trials import TrialRecord, TrialWriter
 
 METHODS = {"svd": "svd", "arsvd": "svd", "tucker2": "tucker2", "htd": "htd"}
 TITLES = {"svd": "SVD", "arsvd": "ARSVD", "tucker2": "Tucker-2", "htd": "HTD"}
+IMAGES = {"accuracy": (100_000, 100_000), "dice": (127, 57)}
+"""Metric -> images of validation and of test. An accuracy of five digits is a share of so many."""
 BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -199,6 +201,7 @@ def _trial(network: Network, method: str, share: float, chance: random.Random) -
             "size_bytes": 4 * dense + 9_000,
             "latency": {**timing, "median_s": dense_s, "speedup": None, "baseline_median_s": None},
             "metrics": {"validation": {network.metric: network.validation, "loss": 0.2}},
+            "images": dict(zip(("validation", "test"), IMAGES[network.metric], strict=True)),
         },
     }
 

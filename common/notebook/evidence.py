@@ -16,6 +16,7 @@ from torch import nn
 from common.compression import load_compressed
 from common.data import DataBundle
 from common.data.normalization import check_normalization
+from common.decomposition import DECOMPOSITIONS
 from common.environment import default_device
 from common.latency import measure_latency
 from common.models import MODELS
@@ -26,6 +27,7 @@ from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
 from common.planning import RankPlan, plan_of
 from common.planning.decompositions import Decompositions
+from common.planning.methods import method_of
 from common.reporting import figures
 from common.search import LEVEL_NAMES, SearchResult
 from common.shrink.deployment import deployment_table as deployment_table
@@ -40,7 +42,7 @@ def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
 def policy_picture(result: SearchResult) -> Figure:
     """The probability of each size of each layer, before the trials of a search and after them."""
     first, last = result.first_policy, result.last_policy
-    return figures.policy_heatmap(last, LEVEL_NAMES, "Share of a layer's parameters", before=first)
+    return figures.policy_heatmap(last, LEVEL_NAMES, "Probability of each size of a layer", before=first)
 
 
 def layer_table(
@@ -63,7 +65,8 @@ def layer_table(
     for name, shape in trace_layers(model, x).items():
         layer = plan.layers[name]
         params, macs = shape.dense_cost
-        row = {"Layer": name, "Parameters": params, "Method": layer.method or "dense", "Why dense": layer.reason}
+        title = DECOMPOSITIONS[layer.method].title if layer.method else "dense"
+        row = {"Layer": name, "Parameters": params, "Method": title, "Why dense": layer.reason}
         if layer.method is not None:
             kept_params, kept_macs = shape.cost(layer)
             row |= {
@@ -81,7 +84,7 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
     """Return the first test images that have a true mask, and the masks that each network predicts for them.
 
     Args:
-        networks: title or number of a trial -> network.
+        networks: title or number of a trial -> network. The number gets the name of the network's method.
         data: images with masks. Only the first class is shown.
         count: maximum number of images.
 
@@ -97,18 +100,21 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
     ]
     if not pairs:
         nothing = np.zeros((0, data.image_size, data.image_size), dtype=np.float32)
-        return dict.fromkeys(("image", "truth", *map(_title, networks)), nothing)
+        return dict.fromkeys(("image", "truth", *(_title(*pair) for pair in networks.items())), nothing)
     inputs = torch.stack([image for image, _ in pairs[:count]])
     found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
-    for title, network in networks.items():
+    for name, network in networks.items():
         with evaluating(network):
             masks = network(to_network(inputs, network))[:, 0] > 0
-        found[_title(title)] = masks.float().cpu()
+        found[_title(name, network)] = masks.float().cpu()
     return {title: tensor.numpy() for title, tensor in found.items()}
 
 
-def _title(network: Any) -> str:
-    return network if isinstance(network, str) else f"trial {network}"
+def _title(name: Any, network: nn.Module) -> str:
+    if isinstance(name, str):
+        return name
+    plan = plan_of(network)
+    return f"trial {name}" + (f", {method_of(plan.method, plan.rule)[1].title}" if plan else "")
 
 
 def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:
@@ -135,7 +141,7 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
             {
                 "File": Path(file).name,
                 "Model": provenance.builder if provenance else None,
-                "Method": plan.method if (plan := plan_of(network)) else "dense",
+                "Method": method_of(plan.method, plan.rule)[1].title if (plan := plan_of(network)) else "dense",
                 data.metric: evaluate(network, data.test)[data.metric],
                 "Parameters": cost.params,
                 "MACs": cost.macs,

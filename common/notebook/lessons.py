@@ -15,7 +15,8 @@ from common.network.inputs import to_network
 from common.network.shapes import trace_layers
 from common.planning import RankPlan
 from common.planning.costs import plan_cost
-from common.reporting.facts import method_title, share_interval
+from common.planning.methods import method_of
+from common.reporting.facts import interval_text, method_title
 from common.trials import STAGES, TrialRecord, change, final_metric
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -66,9 +67,10 @@ def plans_table(model: nn.Module, data: DataBundle, plans: Sequence[RankPlan]) -
     shapes = trace_layers(model, x)
     rows = []
     for plan in plans:
-        name, _, settings = plan.display().title.partition(" by ")
+        settings = plan.display().title.partition(" by ")[2]
         params, macs = plan_cost(shapes, dense, plan)
         cells = [count(params), change(params, dense[0]), count(macs), change(macs, dense[1])]
+        name = method_of(plan.method, plan.rule)[1].title
         rows.append([name, settings.rpartition(":")[0], f"{len(plan.factored)} of {len(plan.layers)}", *cells])
     total = ["dense", "", "", count(dense[0]), "", count(dense[1]), ""]
     headings = ("method", "rule", "layers factored", "parameters", "change", "MACs", "change")
@@ -136,8 +138,7 @@ def _row(record: TrialRecord) -> list[str]:
 
 
 def _tested(value: float, images: int) -> str:
-    limits = share_interval(value, images)
-    return f"{value:.2%}" + (f" [{100 * limits[0]:.1f}, {100 * limits[1]:.1f}]" if limits else "")
+    return f"{value:.2%}" + interval_text(value, images)
 
 
 def memory_table(networks: Mapping[Any, nn.Module], data: DataBundle) -> Display:

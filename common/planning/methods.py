@@ -48,6 +48,23 @@ def method_named(name: str) -> Method:
     return several[name]
 
 
+def method_of(method: str, rule: str) -> tuple[str, Method]:
+    """The name by which a user selects a plan's method, and what it means: ``arsvd`` is SVD by the rule of entropy.
+
+    Args:
+        method: the method of the plan.
+        rule: name of the plan's rank rule.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    for name in method_names():
+        found = method_named(name)
+        if found.only and (found.name, found.only.name) == (method, rule):
+            return name, found
+    return method, method_named(method)
+
+
 def timed_methods() -> tuple[str, ...]:
     """The decompositions whose times are tabulated for budgets of latency: those without depthwise factors."""
     return tuple(name for name, kind in DECOMPOSITIONS.items() if not kind.depthwise)

@@ -8,8 +8,12 @@ from itertools import chain, count
 from typing import Any
 from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.trials import Timing, TrialRecord
 
+Floats = NDArray[np.float64]
 PLACES = {"svd": 0, "arsvd": 1, "spatial_svd": 4, "tucker2": 2, "htd": 3, "mixed": 5, "cp": 6}
 """The methods that are compared most, in the order of a legend, with the place of each among colours and markers. The
 first places differ most. A method that is not listed here takes one of the other places."""
@@ -31,7 +35,7 @@ def method_name(record: TrialRecord) -> str:
 
 def method_title(record: TrialRecord) -> str:
     """The method's title in reports; its name if the record holds no title."""
-    return record.method_title or method_name(record)
+    return record.title
 
 
 def method_order(names: Iterable[str]) -> list[str]:
@@ -103,6 +107,14 @@ def conditions(timing: Timing) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def layer_conditions(record: TrialRecord) -> str:
+    """The conditions of the layers' times: those of the trial's timing in the same runtime, or the runtime alone."""
+    held = record.details.layer_times
+    runtime = held.runtime if held else ""
+    found = [*record.details.latencies, *([record.latency] if record.latency else [])]
+    return next((conditions(timing) for timing in found if timing.runtime == runtime), runtime)
+
+
 def number(value: float | None) -> float:
     """``value`` as a float; NaN if it is None or not finite."""
     return float(value) if value is not None and math.isfinite(value) else math.nan
@@ -117,7 +129,7 @@ def environment_text(record: TrialRecord) -> str:
 
 
 def share_interval(value: float, images: float) -> tuple[float, float] | None:
-    """The 95% interval of a share of images (Wilson 1927), e.g. of an accuracy.
+    """The 95% interval of a share of images, e.g. of an accuracy.
 
     Args:
         value: the share.
@@ -126,10 +138,27 @@ def share_interval(value: float, images: float) -> tuple[float, float] | None:
     Returns:
         Lower and upper limit. None if ``value`` is no whole number of images over ``images``, as a mean Dice is not.
     """
-    hits = value * images
-    if not images > 0 or not 0 <= value <= 1 or abs(hits - round(hits)) > 1e-6:
-        return None
+    low, high = share_intervals(np.array([value]), np.array([images]))
+    return None if np.isnan(low[0]) else (float(low[0]), float(high[0]))
+
+
+def share_intervals(values: Floats, images: Floats) -> tuple[Floats, Floats]:
+    """The limits of `share_interval` for many values, by Wilson (1927); NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        hits = values * images
+        known = (images > 0) & (values >= 0) & (values <= 1) & (np.abs(hits - np.round(hits)) <= 1e-6)
+    value, number = np.where(known, values, np.nan), np.where(known, images, np.nan)
     z = 1.959964
-    centre = (value + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * math.sqrt(value * (1 - value) / images + (z / (2 * images)) ** 2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    centre = (value + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * np.sqrt(value * (1 - value) / number + (z / (2 * number)) ** 2)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def limits_text(low: float, high: float) -> str:
+    """The limits of an interval in percent, behind the value: `` [95.7, 98.9]``; empty if there is none."""
+    return "" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def interval_text(value: float, images: float) -> str:
+    """The `share_interval` of a value as `limits_text`."""
+    return limits_text(*(share_interval(value, images) or (math.nan, math.nan)))

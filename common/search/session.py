@@ -21,6 +21,7 @@ from common.search.study.records import Recorder, logged_trials
 from common.search.study.runner import Runner
 from common.search.study.storage import FINISHED
 from common.trials import TrialRecord, TrialWriter, change, choose_best, final_metric, read_log
+from common.trials.best import CRITERION_NAMES
 
 GIVEN = "given plan {}"
 """A study's attribute: the record of a given plan, without what all records share."""
@@ -69,7 +70,7 @@ class SearchResult(Displayed):
         rest = "" if self.finished else f"; stopped, {self.remaining} still to run"
         criteria: dict[int, list[str]] = {}
         for criterion, record in self.best.items():
-            criteria.setdefault(record.trial, []).append(criterion)
+            criteria.setdefault(record.trial, []).append(CRITERION_NAMES.get(criterion, criterion))
         rows = [(", ".join(names), *self._row(number)) for number, names in criteria.items()]
         headings = ("best by", "trial", "method", "params", "MACs", "validation", "test", "speedup")
         notes = [] if rows else ["No trial was accepted."]
@@ -84,7 +85,7 @@ class SearchResult(Displayed):
         speedup = record.latency.speedup if record.latency else None
         return [
             str(number),
-            record.method_name or record.method,
+            record.title,
             *costs,
             *shown,
             f"{speedup:.2f}x" if speedup else "-",

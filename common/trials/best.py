@@ -8,6 +8,8 @@ from common.trials.record import STAGES, TrialRecord, study_of
 
 CRITERIA = ("params", "macs", "speedup")
 """The criteria for the best trial: parameters removed, MACs removed, measured speedup."""
+CRITERION_NAMES = {"params": "params", "macs": "MACs", "speedup": "speedup"}
+"""Criterion -> what a reader sees."""
 
 
 def final_metric(record: TrialRecord, name: str | None = None) -> float | None:

@@ -36,7 +36,7 @@ def trial_line(record: TrialRecord) -> str:
     settings = record.details.rule_settings
     named = {name: settings.get(name) for name in SETTINGS if (name, settings.get(name)) != ("exponent", 1)}
     given = [f"{SETTINGS[name]}={value:.3g}" for name, value in named.items() if isinstance(value, int | float)]
-    plan = f"{record.method_name or record.method}, {' '.join(given) or record.rule.removesuffix(' policy')}"
+    plan = f"{record.title}, {' '.join(given) or record.rule.removesuffix(' policy')}"
     if record.status == "failed":
         return f"{record.trial:>5}  failed  {plan}: {record.error}"
     costs = [change(record.params, record.baseline.params), change(record.macs, record.baseline.macs)]

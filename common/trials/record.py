@@ -265,6 +265,11 @@ class TrialRecord(Part):
     details: Details = Field(default_factory=Details)
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
 
+    @property
+    def title(self) -> str:
+        """The method's title in reports; its name if the record holds no title."""
+        return self.method_title or self.method_name or self.method
+
     def to_line(self) -> str:
         """Return the record as one line of JSON. Numbers that are not finite become null."""
         every = {name: getattr(self, name) for name in type(self).model_fields}

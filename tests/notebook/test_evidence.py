@@ -85,7 +85,7 @@ def test_saved_networks_side_by_side(tmp_path: Path) -> None:
         save_compressed(compress(dense, plan), tmp_path / "small.safetensors"),
     ]
     table = compare_networks(files, data)
-    assert list(table["Method"]) == ["dense", "svd"]
+    assert list(table["Method"]) == ["dense", "SVD"]
     assert table["accuracy"][0] == evaluate(dense, data.test)["accuracy"]
     assert table["Parameters"][0] == sum(parameter.numel() for parameter in dense.parameters())
     assert table["Parameters"][1] < table["Parameters"][0]

@@ -25,7 +25,7 @@ def test_the_table_of_plans_states_what_the_networks_have() -> None:
         assert row[2] == f"{len(plan.factored)} of {len(plan.layers)}"
         assert row[4] == f"{small.params / dense.params - 1:+.1%}"
         assert row[6] == f"{small.macs / dense.macs - 1:+.1%}"
-    assert [row[:2] for row in table.rows] == [["svd", "fixed (ranks=4)"], ["svd", "entropy (tau=0.4, exponent=2)"]]
+    assert [row[:2] for row in table.rows] == [["SVD", "fixed (ranks=4)"], ["ARSVD", "entropy (tau=0.4, exponent=2)"]]
     assert not plans_table(model, data, []).rows
 
 

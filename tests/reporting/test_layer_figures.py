@@ -50,6 +50,15 @@ def test_layers_that_begin_alike_share_a_panel() -> None:
     assert stages(["a", "b", "c"]) == [["a", "b", "c"]]
 
 
+def test_every_panel_is_named_and_a_stage_in_two_panels_says_which_part() -> None:
+    names = ["conv1", *(f"features.{n}" for n in range(8)), "fc.0", "fc.1"]
+    figure = figures.spectra({name: [2.0, 1.0] for name in names} | {"fc.1": [3.0]})
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
+    assert titles == ["conv1", "features.0 to features.5", "features.6 to features.7", "fc"]
+    single = figure.axes[3].get_lines()[1]
+    assert (len(single.get_xdata()), single.get_marker()) == (1, ".")  # type: ignore[arg-type]
+
+
 ODD_SPECTRA: dict[str, dict[str, list[float]]] = {
     "steep": {name: np.geomspace(1, end, 32).tolist() for name, end in (("a", 1e-2), ("b", 1e-7), ("c", 1e-9))},
     "flat": {"a": [3.0, 3.0, 3.0]},

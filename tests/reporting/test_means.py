@@ -11,6 +11,8 @@ from common.reporting.frame import Trials
 from common.reporting.tables.comparisons import budgets_table, methods_table, searches_table, sweeps_table
 from tests.records import DENSE_MACS, make_baseline, make_record
 
+RAW = "Raw (validation)"
+
 
 def seeds_of(outcomes: dict[int, list[float]], **changes: Any) -> list[Any]:
     """Make trials of several seeds that end at these accuracies; that of the dense network is 0.95."""
@@ -80,9 +82,9 @@ def test_a_budget_met_by_only_some_seeds_says_so(tmp_path: Path) -> None:
     assert table.raw.set_index("Method").loc["Tucker-2", "≤ 20% n"] == 1
     assert all("(1 of 3)" in shown for form, shown in every_form(table, tmp_path).items() if form != ".csv")
     methods = methods_table(trials, 0.99)
-    long = methods.text.set_index("Budget")[["Seeds", "Accepted", "Raw"]].to_dict("index")
-    assert long["params ≤ 20%"] == {"Seeds": "1 of 3", "Accepted": "0 of 3", "Raw": "93.00% (1 of 3)"}
-    assert long["params ≤ 50%"] == {"Seeds": "3", "Accepted": "0 of 3", "Raw": "93.67% ± 0.58%"}
+    long = methods.text.set_index("Budget")[["Seeds", "Accepted", RAW]].to_dict("index")
+    assert long["params ≤ 20%"] == {"Seeds": "1 of 3", "Accepted": "0 of 3", RAW: "93.00% (1 of 3)"}
+    assert long["params ≤ 50%"] == {"Seeds": "3", "Accepted": "0 of 3", RAW: "93.67% ± 0.58%"}
     never_said = "resnet18 (cifar10), HTD: no fully measured trial keeps at most 75% of the parameters or MACs."
     assert never_said in methods.notes
 
@@ -92,9 +94,9 @@ def test_stages_that_only_some_trials_reached_say_so() -> None:
     records = seeds_of({0: [0.8], 1: [0.8]}) + seeds_of({2: [0.8]}, metrics=tuned)
     row, _ = methods_table(Trials.of(records), 0.99).text.to_dict("records")
     assert (row["Budget"], row["Method"]) == ("params ≤ 20%", "Tucker-2*")  # two of its networks were not fine-tuned
-    assert (row["Raw"], row["Fine-tuned"]) == ("80.00% ± 0.00%", "94.00% (1 of 3)")
+    assert (row[RAW], row["Fine-tuned (validation)"]) == ("80.00% ± 0.00%", "94.00% (1 of 3)")
     (row,) = sweeps_table(Trials.of(records), 0.99).text.to_dict("records")
-    assert (row["Raw"], row["Recalibrated"], row["Trials"]) == ("80.00% ± 0.00%", "90.00% (1 of 3)", "3")
+    assert (row[RAW], row["Recalibrated (validation)"], row["Trials"]) == ("80.00% ± 0.00%", "90.00% (1 of 3)", "3")
 
 
 def test_networks_without_fine_tuning_are_marked_beside_fine_tuned_ones() -> None:
@@ -111,9 +113,9 @@ def test_networks_without_fine_tuning_are_marked_beside_fine_tuned_ones() -> Non
 def test_a_setting_whose_trials_failed_is_listed() -> None:
     records = seeds_of({0: [0.95], 1: [0.0], 2: [0.95]})
     (row,) = sweeps_table(Trials.of(records), 0.99).text.to_dict("records")
-    assert (row["Trials"], row["Accepted"], row["Raw"]) == ("2 of 3", "2 of 3", "95.00% ± 0.00% (2 of 3)")
+    assert (row["Trials"], row["Accepted"], row[RAW]) == ("2 of 3", "2 of 3", "95.00% ± 0.00% (2 of 3)")
     (row,) = sweeps_table(Trials.of(seeds_of({0: [0.0], 1: [0.0]})), 0.99).text.to_dict("records")
-    assert (row["Trials"], row["Accepted"], row["Raw"]) == ("0 of 2", "0 of 2", "-")
+    assert (row["Trials"], row["Accepted"], row[RAW]) == ("0 of 2", "0 of 2", "-")
 
 
 def test_dense_networks_with_equal_metrics_count_separately_in_the_mean() -> None:
@@ -121,4 +123,4 @@ def test_dense_networks_with_equal_metrics_count_separately_in_the_mean() -> Non
     records = [r for seed, base in enumerate(bases) for r in seeds_of({seed: [0.8]}, baseline=base)]
     assert budgets_table(Trials.of(records)).raw["Dense"].tolist() == [pytest.approx(0.92)]
     shared = seeds_of({0: [0.8], 1: [0.8]})
-    assert budgets_table(Trials.of(shared)).text["Dense"].tolist() == ["95.00%"]
+    assert budgets_table(Trials.of(shared)).text["Dense (validation)"].tolist() == ["95.00%"]

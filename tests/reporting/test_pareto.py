@@ -30,7 +30,7 @@ def test_pareto_of_one_model() -> None:
     left, right = figure.axes
     assert left.get_xlabel() == "Parameters kept (% of dense)"
     assert right.get_xlabel() == "MACs kept (% of dense)"
-    assert left.get_ylabel() == "Accuracy on validation (%)"
+    assert left.get_ylabel() == "Accuracy (validation), %"
     offsets = [np.asarray(points.get_offsets()).tolist() for points in left.collections]
     assert sorted(offset for group in offsets for offset in group) == pytest.approx(
         np.array([[25, 94], [50, 80], [100, 99]]), abs=1e-4
@@ -43,6 +43,14 @@ def test_pareto_of_one_model() -> None:
     for name in ("raw", "fine-tuned", "pruned", "Pareto front", "dense network"):
         assert name in shown
     assert "recalibrated" not in shown.splitlines()
+
+
+@pytest.mark.parametrize("draw", [figures.pareto, figures.methods, figures.stages])
+def test_the_dense_networks_interval_is_drawn_where_it_is_known(draw: Any) -> None:
+    counted = make_baseline(images={"validation": 1000}, metrics={"validation": {"accuracy": 0.95}})
+    assert "dense network, 95% interval" in texts(draw([make_record(baseline=counted)]))
+    assert "n=1000" in texts(draw([make_record(baseline=counted)]))
+    assert "95% interval" not in texts(draw([make_record()]))
 
 
 def test_pareto_is_not_flattened_by_a_few_failures() -> None:
@@ -67,7 +75,7 @@ def test_pareto_of_several_models() -> None:
     stars = [line for line in figure.axes[0].get_lines() if line.get_marker() == "*"]
     assert len(stars) == 3
     assert not same_color(stars[0].get_color(), stars[1].get_color())
-    assert figure.axes[0].get_ylabel() == "Accuracy or dice on validation (%)"
+    assert figure.axes[0].get_ylabel() == "Accuracy or Dice (validation), %"
     assert "unet (cifar10)" in texts(figure)
 
 

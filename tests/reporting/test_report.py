@@ -28,6 +28,8 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (De
 TOO_WIDE = """() => [...document.querySelectorAll("body *")].filter((found) =>
   found.getBoundingClientRect().right > window.innerWidth + 1
   && !found.parentElement.closest(".table, .picture, nav, svg, pre")).map((found) => found.outerHTML.slice(0, 80))"""
+CUT = """() => [...document.querySelectorAll(".table")].filter((box) => box.scrollWidth > box.clientWidth)
+  .map((box) => box.ariaLabel)"""
 FILL = {"raw": {"accuracy": 0.95}, "recalibrated": {"accuracy": 0.955}}
 
 
@@ -97,7 +99,12 @@ def test_a_point_is_hovered_and_clicked(browser: Browser, path: Path) -> None:
     hover = page.locator("#plot-pareto .hovertext")
     hover.wait_for()
     text = hover.text_content() or ""
-    for part in ("trial 3 of resnet18-cifar10", "HTD, budget", "(validation, n=1000) 95.50%, recalibrated", "-82.11%"):
+    for part in (
+        "trial 3 of resnet18-cifar10",
+        "HTD, budget",
+        "(validation, n=1000) 95.50% [94.0, 96.6], recalibrated",
+        "-82.11%",
+    ):
         assert part in text
     page.mouse.click(smallest[0], smallest[1])
     page.locator("#plan tbody tr").first.wait_for()
@@ -145,6 +152,9 @@ def test_nothing_is_wider_than_the_page(browser: Browser, path: Path, width: int
     page.locator("#trial-0").click()
     assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(CUT) == []
+    label = page.evaluate("getComputedStyle(document.querySelector('#table-summary td'), '::before').content")
+    assert label == ('"Model"' if width == 380 else "none")  # on a phone a row is a card
     page.mouse.wheel(0, 4000)
     page.wait_for_function("scrollY > 100")
     assert page.locator("nav").bounding_box()["y"] == 0  # type: ignore[index]

@@ -80,8 +80,8 @@ def test_both_splits_are_shown_with_their_images_and_the_interval_on_test() -> N
     frame = summary_table([unfinished, tested])  # only the second record's baseline holds a test metric
     assert rows(frame)["baseline"][["Validation", "Test"]].to_list() == [0.95, 0.943]
     text = rows(format_summary(frame))
-    validation, test = "Accuracy (validation, n=500)", "Accuracy (test, n=1000)"
-    assert text["baseline"][[validation, test]].to_list() == ["95.00%", "94.30% [92.7, 95.6]"]
+    validation, test = "Accuracy (validation, n=500) [95%]", "Accuracy (test, n=1000) [95%]"
+    assert text["baseline"][[validation, test]].to_list() == ["95.00% [92.7, 96.6]", "94.30% [92.7, 95.6]"]
     assert text["best params"][[validation, test]].to_list() == ["94.71%", "94.00% [92.4, 95.3]"]
     assert text["best speedup"][[validation, test]].to_list() == ["94.71%", "-"]
 

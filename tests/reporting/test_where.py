@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common.reporting import figures
+from common.reporting.facts import layer_conditions
 from tests.records import DENSE_MACS, DENSE_PARAMS, make_record
 from tests.reporting.drawn import assert_inside_the_page, texts
 
@@ -26,10 +27,23 @@ def test_bars_by_hand() -> None:
     assert widths[3] == pytest.approx([10, 30])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "all else"]
     shown = texts(figure)
-    for text in ("Parameters (M)\n11.2 → 1.5 in all", "MACs (M)\n555 → 150 in all", "Time (ms)\n6 → 1 in all", "net"):
+    for text in (
+        "Parameters (M)\n11.2 → 1.50 in all",
+        "MACs (M)\n555 → 150 in all",
+        "Time (ms)\n6.00 → 1.00 in all\nPyTorch eager",
+        "net",
+    ):
         assert text in shown
     assert np.isfinite(np.concatenate(widths)).all()
     assert_inside_the_page(figure)
+
+
+def test_the_conditions_of_the_times_are_those_of_the_timing_in_the_same_runtime() -> None:
+    timed = {"runtime": "PyTorch eager", "threads": 2, "batch_size": 1, "speedup": 2.0}
+    faster = {**timed, "runtime": "ONNX Runtime", "threads": 1}
+    record = make_record(latency=faster, details={"latencies": [faster, timed], "layer_times": TIMES})
+    assert layer_conditions(record) == "PyTorch eager, 2 threads, batch 1"
+    assert layer_conditions(make_record(details={"layer_times": TIMES})) == "PyTorch eager"
 
 
 def test_without_times_or_costs_it_says_so() -> None:

@@ -29,12 +29,14 @@ def test_every_trial_has_one_line_below_the_headings(capsys: pytest.CaptureFixtu
 def test_the_line_says_what_a_rule_was_asked_for() -> None:
     def plan(**settings: object) -> str:
         details = {"sampler": "given", "rule_settings": settings}
-        return trial_line(make_record(method="svd", method_name="arsvd", rule="entropy", details=details))
+        return trial_line(
+            make_record(method="svd", method_name="arsvd", method_title="ARSVD", rule="entropy", details=details)
+        )
 
-    assert "arsvd, tau=0.341 " in plan(tau=0.34082, exponent=1)
-    assert "arsvd, tau=0.5 exp=2 " in plan(tau=0.5, exponent=2)
-    assert "arsvd, params=0.2 " in plan(params=0.2, macs=None, round_to=1, harms=False)
-    assert "htd, adaptive " in trial_line(make_record(method="htd", method_name="htd", rule="adaptive policy"))
+    assert "ARSVD, tau=0.341 " in plan(tau=0.34082, exponent=1)
+    assert "ARSVD, tau=0.5 exp=2 " in plan(tau=0.5, exponent=2)
+    assert "ARSVD, params=0.2 " in plan(params=0.2, macs=None, round_to=1, harms=False)
+    assert "HTD, adaptive " in trial_line(make_record(method="htd", method_name="htd", rule="adaptive policy"))
 
 
 def test_a_failed_trial_says_why_in_its_line() -> None:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.reporting.facts import conditions, macs_ratio, method_name, method_order, number, timings
-from common.reporting.figures.pareto import STAGE_MARKERS, STAGE_NAMES
+from common.reporting.figures.pareto import STAGE_MARKERS, STAGE_NAMES, dense_interval, dense_label
 from common.reporting.figures.style import (
     DENSE_COLOR,
     NARROW,
@@ -29,6 +29,7 @@ from common.reporting.figures.style import (
 )
 from common.reporting.frame import Trials
 from common.reporting.fronts import thin
+from common.reporting.tables.splits import split_head
 from common.trials import STAGES, TrialRecord
 
 TIMED = 250
@@ -40,7 +41,8 @@ Point = tuple[str, str, float, float]
 def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     """The deciding metric of every fine-tuned trial, stage by stage.
 
-    Each model has a panel, each method a column and each trial a line. Of more than 40 trials in a column, 40 evenly
+    Each model has a panel, each method a column and each trial a line. A grey band is the 95% interval of the dense
+    network. Of more than 40 trials in a column, 40 evenly
     spread ones are drawn.
     """
     trials = Trials.of(trials)
@@ -58,18 +60,20 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
             _draw_tuned(axes, rows, trials.titles)
             dense = 100 * float(rows["dense"].max())
             axes.axhline(dense, color=DENSE_COLOR, linewidth=0.8)
+            if limits := dense_interval(rows):
+                axes.axhspan(*(100 * limit for limit in limits), color="0.9", zorder=0)
             axes.axhline(keep * dense, color=DENSE_COLOR, linewidth=0.8, linestyle=":")
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, high - 2), high)
             axes.set_title(label, loc="left", fontweight="bold")
-            axes.set_ylabel(f"{rows['metric'].iloc[0].capitalize()} on validation (%)")
+            axes.set_ylabel(f"{split_head(rows, 'validation')}, %")
         handles = [
             *(
                 Line2D([], [], linestyle="none", marker=STAGE_MARKERS[s], color=c, label=STAGE_NAMES[s])
                 for s, c in zip(STAGES, palette(3), strict=True)
                 if any(rows[s].notna().any() for _, rows in groups)
             ),
-            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, label="dense network"),
+            Line2D([], [], color=DENSE_COLOR, linewidth=0.8, label=dense_label(rows for _, rows in groups)),
             Line2D([], [], color=DENSE_COLOR, linewidth=0.8, linestyle=":", label=f"{100 * keep:g}% of it"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -10,6 +10,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from common.reporting import figures
+from common.reporting.facts import layer_conditions
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.fronts import thin
 from common.trials import LayerTimes, TrialRecord
@@ -86,7 +87,7 @@ def gallery(trials: Trials, keep: float = 0.99) -> Iterator[Entry]:
         if timed and times and times.before and times.after:
             caption = f"{label}: time of each layer, timed in isolation, in the dense network and in "
             caption += f"trial {timed.trial} of {timed.run}."
-            yield Entry(f"times-{slug}", caption, partial(_times, times))
+            yield Entry(f"times-{slug}", caption, partial(_times, times, layer_conditions(timed)))
 
 
 def _slug(label: str, taken: set[str]) -> str:
@@ -111,10 +112,10 @@ def _spectra(holder: TrialRecord, best: TrialRecord | None) -> Figure:
     return figures.spectra({layer: spectrum for layer, spectrum in values.items() if spectrum}, chosen)
 
 
-def _times(times: LayerTimes) -> Figure:
+def _times(times: LayerTimes, where: str) -> Figure:
     """The times of layers that a search logged with a chosen network."""
     before, after = (
         {layer: seconds for layer, seconds in held.items() if seconds >= 0} for held in (times.before, times.after)
     )
     shared = {layer: after[layer] for layer in before if layer in after}
-    return figures.layer_times(before, shared, times.runtime)
+    return figures.layer_times(before, shared, where)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.reporting.figures.style import WIDE, message, palette, picture, styled
+from common.reporting.figures.style import REST, WIDE, message, palette, picture, styled, three_digits
 
 
 def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: str = "") -> Figure:
@@ -34,9 +34,9 @@ def layer_times(before: Mapping[str, float], after: Mapping[str, float], title: 
         axes = figure.subplots()
         places = np.arange(len(names))
         for side, (label, values) in enumerate(zip(("dense", "compressed"), milliseconds, strict=True)):
-            text = f"{label}: {values.sum():.2f} ms in sum"
+            text = f"{label}: {three_digits(values.sum())} ms in sum"
             axes.barh(places + 0.4 * side - 0.2, values, height=0.4, color=palette(2)[side], label=text)
-        axes.set_yticks(places, labels=names)
+        axes.set_yticks(places, labels=[REST if name == "rest" else name for name in names])
         axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Time of one pass of the batch (ms)")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, loc="left")

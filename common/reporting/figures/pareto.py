@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from common.reporting.facts import share_interval
 from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
 from common.reporting.frame import Trials
 from common.reporting.fronts import DRAWN, front_of, measured, thin
 from common.reporting.fronts import pareto_front as pareto_front
-from common.reporting.tables.splits import split_head
+from common.reporting.tables.splits import metric_name, split_head
 from common.reporting.tables.summary import baseline_row
 from common.trials import TrialRecord
 
@@ -32,8 +33,9 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
     """The deciding metric after each trial's last stage against its parameters (left) and its MACs (right).
 
     The marker is the last stage of the trial. The colour is the model, or the stage if there is only one model. A line
-    is the Pareto front of a model's trials: no other trial is both smaller and better. A star is the dense network.
-    Failed and unmeasured trials are left out. Pruned trials are crosses and are never on the front.
+    is the Pareto front of a model's trials: no other trial is both smaller and better. A star is the dense network,
+    with a bar for its 95% interval where the metric is a share of images. Failed and unmeasured trials are left out.
+    Pruned trials are crosses and are never on the front.
     """
     groups = {label: measured(rows) for label, rows in Trials.of(trials).blocks()}
     if all(rows.empty for rows in groups.values()):
@@ -50,11 +52,13 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
             axes.set_xlim(left=0)
         every = pd.concat(list(groups.values()))
         fit_height(panels[0], 100 * every["final"], [dense_metric(rows) for rows in groups.values() if not rows.empty])
-        metrics = " or ".join(sorted(set(every["metric"])))
-        images = split_head(every, "validation").partition("validation")[2].removesuffix(")")
-        panels[0].set_ylabel(f"{metrics.capitalize()} on validation (%){images}")
+        metrics = " or ".join(sorted({str(name).capitalize() for name in every["metric"]}))
+        split = split_head(every, "validation").removeprefix(metric_name(every))
+        panels[0].set_ylabel(f"{metrics}{split}, %")
         reached = set(every["reached"])
-        handles = _pareto_legend(list(groups), [stage for stage in STAGE_MARKERS if stage in reached])
+        shown = [stage for stage in STAGE_MARKERS if stage in reached]
+        dense = dense_label(rows for rows in groups.values() if not rows.empty)
+        handles = _pareto_legend(list(groups), shown, dense)
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -109,14 +113,27 @@ def dense_metric(rows: pd.DataFrame) -> float:
     return float(100 * rows["dense"][baseline_row(rows)])
 
 
+def dense_interval(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """The 95% interval of the dense network's metric; None if it is no share of a known number of images."""
+    row = baseline_row(rows)
+    return share_interval(float(rows["dense"][row]), float(rows["images"][row]))
+
+
+def dense_label(groups: Iterable[pd.DataFrame]) -> str:
+    """What a legend calls the dense network."""
+    return "dense network" + (", 95% interval" if any(map(dense_interval, groups)) else "")
+
+
 def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
-    """Draw a star for the dense network of these trials."""
+    """Draw a star for the dense network of these trials, and a bar for its 95% interval if that is known."""
     dense = dense_metric(rows)
     if not np.isnan(dense):
+        if limits := dense_interval(rows):
+            axes.plot([100, 100], [100 * limit for limit in limits], color=color, linewidth=0.8, zorder=2)
         axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
 
 
-def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]:
+def _pareto_legend(labels: Sequence[str], stages: Sequence[str], dense: str) -> list[Line2D]:
     several = len(labels) > 1
     tints = {stage: "0.4" if several else STAGE_COLORS[i] for i, stage in enumerate(STAGE_MARKERS)}
     models = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
@@ -133,8 +150,8 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str]) -> list[Line2D]
         for stage in stages
     ]
     front = Line2D([], [], color=DENSE_COLOR, label="Pareto front")
-    dense = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label="dense network")
-    shared = [*marks, front, dense]
+    star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label=dense)
+    shared = [*marks, front, star]
     if not several:
         return shared
     # A legend is filled column by column. Empty entries keep the models in one column and the marks in the other.
@@ -152,9 +169,8 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
     """The deciding metric against parameters, MACs and latency, with a row of panels for each model.
 
     The colour is the method. A point is a trial after its last stage, hollow if it was not fine-tuned; pruned trials
-    are left out. A line is the Pareto
-    front of a method's trials. Latency is that of ``record.latency``, as a share of the dense network's; its panel
-    leaves out trials that were not timed.
+    are left out. A line is the Pareto front of a method's trials. Latency is that of ``record.latency``, as a share
+    of the dense network's; its panel leaves out trials that were not timed.
     """
     trials = Trials.of(trials)
     groups = {
@@ -197,7 +213,8 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             Line2D([], [], color=color, marker=marker, label=trials.titles[name])
             for name, (color, marker) in looks.items()
         ]
-        star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label="dense network")
+        dense = dense_label(groups.values())
+        star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label=dense)
         handles.append(star)
         if any(rows["finetuned"].isna().any() for rows in groups.values()):
             hollow = Line2D([], [], linestyle="none", marker="o", color="0.4", label="hollow: not fine-tuned")

@@ -185,18 +185,9 @@ def _draw_radar_grid(axes: Any, ranges: Mapping[str, tuple[float, float]]) -> No
     for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
         side = round(float(np.sin(angle)), 6)
         text.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
-    for angle, (name, (low, high)) in zip(angles, ranges.items(), strict=True):
-        middle = 1.0 if name == "speedup" else (low + high) / 2
-        radius = _radius(middle, low, high, name)
-        axes.plot(angle, radius, marker="o", color="0.35", markersize=2.5, linestyle="none", zorder=4)
-        axes.annotate(
-            shown[name](middle),
-            (angle, radius),
-            (4, 0),
-            textcoords="offset points",
-            fontsize=7,
-            color="0.35",
-            va="center",
-            zorder=2,  # never over the data
-            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
-        )
+    place = list(ranges).index("speedup")  # the other axes are linear, so their middle needs no label
+    spot = (angles[place], _radius(1.0, *ranges["speedup"], "speedup"))
+    axes.plot(*spot, marker="o", color="0.35", markersize=2.5, linestyle="none", zorder=2)
+    plate = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+    look = {"fontsize": 7, "color": "0.35", "va": "center", "zorder": 2, "bbox": plate}  # never over the data
+    axes.annotate(shown["speedup"](1.0), spot, (4, 0), textcoords="offset points", **look)

@@ -56,6 +56,7 @@ def spectra(spectra: Mapping[str, Sequence[float]], chosen: Mapping[str, int] | 
         for axes, names in zip(grid, panels, strict=False):
             axes.set(yscale="log", ylim=(bottom, top), xlim=(0, 100))
             _draw_stage(axes, {name: curves[name] for name in names}, marked)
+            axes.set_title(_stage_title(names, panels), loc="left", fontweight="bold")
             axes.tick_params(labelbottom=True)
         grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         grid[0].yaxis.set_minor_formatter(NullFormatter())
@@ -92,6 +93,17 @@ def _stage(name: str) -> str:
     return name.split(".")[0]
 
 
+def _stage_title(names: Sequence[str], panels: Sequence[Sequence[str]]) -> str:
+    """The stage of a panel's layers; the first and last of them if other panels show the same stage."""
+    if len(names) == 1:
+        return names[0]
+    found = {_stage(name) for name in names}
+    if len(found) > 1:
+        return ""
+    shared = sum(_stage(other[0]) in found for other in panels) > 1
+    return f"{names[0]} to {names[-1]}" if shared else found.pop()
+
+
 def _is_single(name: str, names: Sequence[str]) -> bool:
     return sum(_stage(other) == _stage(name) for other in names) == 1
 
@@ -101,14 +113,12 @@ def _draw_stage(axes: Axes, curves: Mapping[str, Floats], chosen: Mapping[str, i
     bottom, top = axes.get_ylim()
     for color, (name, curve) in zip(palette(IN_PANEL), curves.items(), strict=False):
         place = 100 * np.arange(1, len(curve) + 1) / len(curve)
-        axes.plot(place, curve, color=color, label=name)
+        axes.plot(place, curve, marker="." if len(curve) == 1 else None, color=color, label=name)
         if name in chosen:
             x, y = place[chosen[name] - 1], curve[chosen[name] - 1]
             hidden = not y >= bottom
             height = bottom * (top / bottom) ** 0.025 if hidden else y
             axes.plot(x, height, "v" if hidden else "o", color=color, mec="black", zorder=3, clip_on=False)
-    found = {_stage(name) for name in curves}
-    axes.set_title(found.pop() if len(found) == 1 and len(curves) > 1 else "", loc="left", fontweight="bold")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, borderpad=0, labelspacing=0.2)
 
 

@@ -17,6 +17,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from common.files import write_whole
 from common.reporting.facts import COLORS, COLORS_APART, MARKERS, method_places
 
 WIDE, NARROW = 7.0, 3.5
@@ -24,6 +25,8 @@ WIDE, NARROW = 7.0, 3.5
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 DENSE_COLOR = "0.2"
 """Of the dense network and of lines that compare with it."""
+REST = "all else"
+"""What a picture calls all that is no layer of its own."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -118,7 +121,7 @@ def save_figure(figure: Figure, path: str | Path, formats: Sequence[str] = ("png
     path.parent.mkdir(parents=True, exist_ok=True)
     files = {kind: path.with_name(f"{path.name}.{kind}") for kind in formats}
     for kind, file in files.items():
-        file.write_bytes(render(figure, kind))
+        write_whole(file, render(figure, kind))
     return list(files.values())
 
 
@@ -167,6 +170,11 @@ def method_looks(methods: Iterable[str]) -> dict[str, tuple[Any, str]]:
         for name, place in method_places(known).items()
         if name in shown
     }
+
+
+def three_digits(value: float) -> str:
+    """``value`` with three digits, or all of a whole number's, e.g. ``1.30`` and ``1,234``."""
+    return f"{value:#.3g}" if value < 99.95 else f"{value:,.0f}"
 
 
 def percent(value: float) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.reporting.figures.style import WIDE, message, palette, picture, styled
+from common.reporting.facts import layer_conditions
+from common.reporting.figures.style import REST, WIDE, message, palette, picture, styled, three_digits
 from common.trials import LayerFigures, TrialRecord
 
-REST = "all else"
 Pair = tuple[list[float], list[float]]
 
 
@@ -19,7 +20,8 @@ def where_it_goes(record: TrialRecord, title: str = "") -> Figure:
     """Four panels with a line for each factored layer: parameters, MACs, time, and the error of the layer's output.
 
     The first three have a bar for the dense and one for the compressed network. The last line holds all that is not
-    factored. Times are of layers in isolation; without them in the record, the panel says so. The error is relative,
+    factored. Times are of layers in isolation, with their conditions below; without them in the record, the panel says
+    so. The error is relative,
     on calibration data, or that of the weight if no data was used.
 
     Args:
@@ -37,7 +39,7 @@ def where_it_goes(record: TrialRecord, title: str = "") -> Figure:
             unit, size = ("G", 1e9) if sum(before) >= 1e9 else ("M", 1e6)
             _bars(axes, (before, after), 1 / size, f"{head} ({unit})")
         if times := _times(record, list(layers)):
-            _bars(time, times, 1000, "Time (ms)")
+            _bars(time, times, 1000, "Time (ms)", fill(layer_conditions(record), 22))
         else:
             time.set_xlabel("Time (ms)")
             time.text(0.5, 0.5, "not timed", transform=time.transAxes, ha="center", color="0.35")
@@ -73,11 +75,11 @@ def _times(record: TrialRecord, names: Sequence[str]) -> Pair | None:
     return [*own[0], rest[0]], [*own[1], rest[1]]
 
 
-def _bars(axes: Axes, pair: Pair, scale: float, head: str) -> None:
-    """A pair of bars for each line, and the sums below."""
+def _bars(axes: Axes, pair: Pair, scale: float, head: str, below: str = "") -> None:
+    """A pair of bars for each line, and the sums and ``below`` under the axis."""
     sums = []
     for side, (label, values) in enumerate(zip(("dense", "compressed"), pair, strict=True)):
         shown = scale * np.array(values)
         axes.barh(np.arange(len(shown)) + 0.4 * side - 0.2, shown, height=0.4, color=palette(2)[side], label=label)
-        sums.append(f"{shown.sum():.3g}")
-    axes.set_xlabel(f"{head}\n{' → '.join(sums)} in all")
+        sums.append(three_digits(shown.sum()))
+    axes.set_xlabel("\n".join(filter(None, (head, f"{' → '.join(sums)} in all", below))))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import COLORS, MARKERS, method_places, share_interval
+from common.reporting.facts import COLORS, MARKERS, interval_text, method_places, share_interval
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.fronts import front_of, measured, thin
 from common.reporting.tables.splits import split_head
@@ -178,15 +178,19 @@ def _said(held: Mapping[Any, Any], titles: dict[str, str], stage: str, rows: pd.
     if stage:
         own = rows[rows["label"] == held["label"]]
         last = f", {NAMES.get(stage, stage)}"
-        yield f"{split_head(own, 'validation')} {percentage(held['final'])}{last}"
+        yield f"{split_head(own, 'validation')} {_with_interval(held['final'], held['images'])}{last}"
         if not math.isnan(held["test"]):
-            yield f"{split_head(own, 'test')} {percentage(held['test'])}"
+            yield f"{split_head(own, 'test')} {_with_interval(held['test'], held['test_images'])}"
     for title, cost in (("Params", "params_kept"), ("MACs", "macs_kept")):
         if held["params"] and not math.isnan(held[cost]):
             yield f"{title} {change(1 - held[cost])}"
     if not math.isnan(held["speedup"]):
         yield f"Speedup {times(held['speedup'])} ({held['runtime']})"
     yield held["status"] + (", accepted" if held["accepted"] else ", not accepted")
+
+
+def _with_interval(value: float, images: float) -> str:
+    return percentage(value) + interval_text(value, images)
 
 
 def _plan(record: TrialRecord, titles: dict[str, str], words: _Words) -> list[list[Any]]:

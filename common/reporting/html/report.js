@@ -22,6 +22,25 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
+// A table that is wider than the page gets smaller letters and breaks its cells. If it is still wider, it is folded: a row
+// becomes a card with a line for each cell.
+function fold() {
+  for (const box of document.querySelectorAll(".table")) {
+    const table = box.querySelector("table");
+    box.classList.remove("folded", "tight");
+    if (table.offsetWidth <= box.clientWidth) continue;
+    box.classList.add("tight");
+    if (table.offsetWidth <= box.clientWidth) continue;
+    box.classList.replace("tight", "folded");
+    if (table.dataset.labelled) continue;
+    const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, column) => { cell.dataset.head = heads[column]; });
+    }
+    table.dataset.labelled = "yes";
+  }
+}
+
 // The table of all trials: a row stays if it holds every word of the filter.
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("page-data").textContent);
@@ -70,6 +89,7 @@ function showPlan(trial) {
     const row = element("tr", "", body);
     for (const place of line) element("td", word(place), row);
   }
+  fold();
 }
 function choose(number, fromTable) {
   const trial = trials.get(number);
@@ -225,6 +245,8 @@ function start() {
     row.addEventListener("click", () => choose(rowNumber(row), true));
     row.addEventListener("keydown", (event) => { if (event.key === "Enter") choose(rowNumber(row), true); });
   }
+  fold();
+  window.addEventListener("resize", fold);
   drawPlots().then(() => {
     for (const plot of ["plot-pareto", "plot-progress"]) {
       byId(plot).on("plotly_click", (event) => {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from common.reporting.facts import share_interval
 from common.reporting.frame import Trials, counts_for_best, is_accepted, is_measured
-from common.reporting.tables.splits import on_split
+from common.reporting.tables.splits import BRACKETS, image_counts, split_head
 from common.reporting.tables.table import Table, as_text, change, percentage, times
 from common.trials import TrialRecord
 
@@ -38,6 +39,43 @@ def _averages(rows: pd.DataFrame, columns: dict[str, pd.Series[float]]) -> dict[
 
 def _with_means(names: Iterable[str]) -> list[str]:
     return [column for name in names for column in (name, f"{name} std", f"{name} n")]
+
+
+SPLITS = {**dict.fromkeys(STAGE_HEADS.values(), "validation"), "Test": "test"}
+"""Columns of the deciding metric -> the split on which it was measured."""
+IMAGES = {"validation": "images", "test": "test_images"}
+
+
+def _limits(rows: pd.DataFrame, columns: dict[str, pd.Series[float]]) -> dict[str, float]:
+    """The cells for the 95% interval of a metric that one network alone has; NaN for a mean of several."""
+    found: dict[str, float] = {}
+    for name, split in SPLITS.items():
+        found |= _interval(name, columns[name].loc[rows.index], rows[IMAGES[split]])
+    return found
+
+
+def _interval(name: str, values: pd.Series[float], images: pd.Series[float]) -> dict[str, float]:
+    known = values.dropna()
+    limits = share_interval(known.iloc[0], images[known.index[0]]) if len(known) == 1 else None
+    low, high = limits or (math.nan, math.nan)
+    return {f"{name} low": low, f"{name} high": high}
+
+
+LIMITS = [f"{name} {end}" for name in SPLITS for end in ("low", "high")]
+COUNTS = ["Validation images", "Test images"]
+
+
+def _heads(raw: pd.DataFrame, rows: pd.DataFrame) -> dict[str, str]:
+    """Column of the metric -> its heading, with split, number of images and whether its cells have an interval."""
+    return {
+        name: split_head(rows, split, name, bool(raw[f"{name} low"].notna().any())) for name, split in SPLITS.items()
+    }
+
+
+def _bracketed(raw: pd.DataFrame) -> list[str]:
+    """A note that explains the intervals, if there are any."""
+    lows = [name for name in raw.columns if str(name).endswith(" low")]
+    return [BRACKETS] if raw[lows].notna().any(axis=None) else []
 
 
 def _fewer(text: pd.DataFrame) -> list[str]:
@@ -137,6 +175,8 @@ def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
                 "Method": trials.titles[str(method)],
                 "Metric": part["metric"].iloc[0],
                 **_averages(part, measures),
+                **_limits(part, measures),
+                **image_counts(part),
                 "Accepted": int(accepted.loc[part.index].sum()),
                 "Seeds": len(part),
                 "Of Seeds": tried[group, method],
@@ -144,20 +184,23 @@ def methods_table(trials: Trials | Sequence[TrialRecord], keep: float) -> Table:
             }
         )
     names = ["Model", "Budget", "Method", "Metric"]
-    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Seeds", "Of Seeds", "Untuned"])
+    counts = ["Accepted", "Seeds", "Of Seeds", "Untuned"]
+    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), *LIMITS, *COUNTS, *counts])
     text = _with_counts(raw, dict.fromkeys(names, str), "Seeds")
     text["Method"] += raw["Untuned"].map({True: "*", False: ""})
     notes = [
         "The best network of each method with at most this share of the dense parameters or MACs, chosen on "
         "validation.",
         *MEANING,
+        *_bracketed(raw),
         *([UNTUNED] if raw["Untuned"].any() else []),
         *_timed(best),
         *_fewer(text),
         *_without_any(trials, best),
     ]
-    title = f"Methods at equal budgets: {on_split(trials.frame, 'validation')}"
-    return Table("methods", title, raw, text, notes, _keys(text, raw))
+    heads = _heads(raw, trials.frame)
+    title = f"Methods at equal budgets: {split_head(trials.frame, 'validation')}"
+    return Table("methods", title, raw, text.rename(columns=heads), notes, _keys(text, raw, heads))
 
 
 def _untuned(best: pd.DataFrame, within: list[str]) -> pd.Series[bool]:
@@ -186,26 +229,33 @@ def budgets_table(trials: Trials) -> Table:
     rows = []
     for (group, method), every in trials.frame.groupby(["group", "method"], observed=True) if budgets else ():
         row: dict[str, Any] = {"Model": group, "Method": trials.titles[str(method)], "Metric": every["metric"].iloc[0]}
-        row["Dense"], row["Dense std"] = _spread(_one_a_seed(every)["dense"])
+        single = _one_a_seed(every)
+        row |= _mean("Dense", single["dense"]) | _interval("Dense", single["dense"], single["images"])
         part = best[(best["group"] == group) & (best["method"] == method)]
         for budget in budgets:
             here = part.loc[part["budget"] == budget]
-            row |= _mean(f"≤ {budget:.0%}", here["final"])
+            row |= _mean(f"≤ {budget:.0%}", here["final"]) | _interval(
+                f"≤ {budget:.0%}", here["final"], here["images"]
+            )
             row[f"≤ {budget:.0%} untuned"] = bool(untuned.loc[here.index].any())
-        rows.append(row | {"Seeds": _seeds(every)})
+        rows.append(row | image_counts(every) | {"Seeds": _seeds(every)})
     heads = [f"≤ {budget:.0%}" for budget in budgets]
     marks = [f"{head} untuned" for head in heads]
     names = ["Model", "Method", "Metric"]
-    raw = pd.DataFrame(rows, columns=[*names, "Dense", "Dense std", *_with_means(heads), *marks, "Seeds"])
+    ends = [f"{name} {end}" for name in ("Dense", *heads) for end in ("low", "high")]
+    figures = [name for name in _with_means(["Dense", *heads]) if name != "Dense n"]
+    raw = pd.DataFrame(rows, columns=[*names, *figures, *ends, COUNTS[0], *marks, "Seeds"])
     shapes: dict[str, Any] = {**dict.fromkeys(names, str), **dict.fromkeys(["Dense", *heads], percentage)}
     text = as_text(raw, shapes | {"Seeds": str}, "Seeds")
     for head, mark in zip(heads, marks, strict=True):
         text[head] += raw[mark].map({True: "*", False: ""})
     note = "The metric on validation of the dense network and of each method's best network with at most this share "
     note += f"of the parameters; {MEANING[1]}"
-    notes = [note, *([UNTUNED] if raw[marks].to_numpy().any() else []), *_fewer(text)]
-    title = f"Methods by budget of parameters: {on_split(trials.frame, 'validation')}"
-    return Table("budgets", title, raw, text, notes, _keys(text, raw), ("Metric", "Dense", "Seeds"))
+    notes = [note, *_bracketed(raw), *([UNTUNED] if raw[marks].to_numpy().any() else []), *_fewer(text)]
+    title = f"Methods by budget of parameters: {split_head(trials.frame, 'validation')}"
+    seen = {"Dense": split_head(trials.frame, "validation", "Dense", bool(_bracketed(raw)))}
+    keys = _keys(text, raw, seen)
+    return Table("budgets", title, raw, text.rename(columns=seen), notes, keys, ("Metric", seen["Dense"], "Seeds"))
 
 
 def _one_a_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -229,17 +279,20 @@ def sweeps_table(trials: Trials, keep: float) -> Table:
             "Setting": setting,
             "Metric": every["metric"].iloc[0],
         }
-        row |= _averages(part, measures) | {"Accepted": int(accepted.loc[part.index].sum())}
+        row |= _averages(part, measures) | _limits(part, measures) | image_counts(every)
+        row |= {"Accepted": int(accepted.loc[part.index].sum())}
         rows.append(row | {"Trials": len(part), "Of Trials": len(every)})
     order = {group: place for place, group in enumerate(frame["group"].cat.categories)}
     places = {title: place for place, title in enumerate(trials.titles.values())}
     rows.sort(key=lambda row: (order[row["Model"]], places[row["Method"]], row["Rule"], _natural(row["Setting"])))
     names = ["Model", "Method", "Rule", "Setting", "Metric"]
-    raw = pd.DataFrame(rows, columns=[*names, *_with_means(SHAPES), "Accepted", "Trials", "Of Trials"])
+    columns = [*names, *_with_means(SHAPES), *LIMITS, *COUNTS, "Accepted", "Trials", "Of Trials"]
+    raw = pd.DataFrame(rows, columns=columns)
     text = _with_counts(raw, dict.fromkeys(names, str), "Trials")
-    notes = [*MEANING, *_timed(frame), *_fewer(text)]
-    title = f"Rank rules and their settings: {on_split(trials.frame, 'validation')}"
-    return Table("sweeps", title, raw, text, notes, _keys(text, raw))
+    notes = [*MEANING, *_bracketed(raw), *_timed(frame), *_fewer(text)]
+    heads = _heads(raw, trials.frame)
+    title = f"Rank rules and their settings: {split_head(trials.frame, 'validation')}"
+    return Table("sweeps", title, raw, text.rename(columns=heads), notes, _keys(text, raw, heads))
 
 
 def _natural(text: str) -> tuple[str, list[float]]:
@@ -257,8 +310,12 @@ def _with_counts(raw: pd.DataFrame, names: dict[str, Any], what: str) -> pd.Data
     return text
 
 
-def _keys(text: pd.DataFrame, raw: pd.DataFrame) -> dict[str, str]:
-    return {name: name for name in text.columns if name in raw and pd.api.types.is_numeric_dtype(raw[name])}
+def _keys(text: pd.DataFrame, raw: pd.DataFrame, heads: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Heading -> the column of ``raw`` by which it is sorted. ``heads`` holds headings that differ from the column."""
+    seen = heads or {}
+    return {
+        seen.get(name, name): name for name in text.columns if name in raw and pd.api.types.is_numeric_dtype(raw[name])
+    }
 
 
 def searches_table(trials: Trials, keep: float) -> Table:

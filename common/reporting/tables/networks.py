@@ -14,7 +14,7 @@ from common.reporting.facts import conditions, environment_text, macs_ratio, num
 from common.reporting.frame import Trials
 from common.reporting.tables.table import Table, as_text, change, milliseconds, percentage, times
 from common.trials import LayerFigures, TrialRecord
-from common.trials.best import CRITERIA
+from common.trials.best import CRITERION_NAMES
 from common.trials.migration import TITLES_1
 
 PLACE = ("Model", "Run", "Trial")
@@ -34,7 +34,8 @@ def layers_table(trials: Trials, keep: float) -> Table:
     rows: list[dict[str, Any]] = []
     titles = {**TITLES_1, **trials.titles}
     for label, criteria, record in chosen_networks(trials, keep):
-        place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": ", ".join(criteria)}
+        best = ", ".join(CRITERION_NAMES[name] for name in criteria)
+        place = {"Model": label, "Run": record.run, "Trial": record.trial, "Best": best}
         for layer, made in record.plan.items():
             figures = record.details.layers.get(layer, LayerFigures())
             rows.append(
@@ -53,7 +54,7 @@ def layers_table(trials: Trials, keep: float) -> Table:
     raw = pd.DataFrame(rows, columns=[*PLACE, "Best", "Layer", "Method", "Ranks", *shares, "Dense because"])
     text = as_text(raw, {**dict.fromkeys(raw.columns, str), "Error": percentage, **dict.fromkeys(shares[1:], change)})
     notes = [
-        f"The best accepted trial of each model by {', '.join(CRITERIA)}; ranks in order from input to output.",
+        f"The best accepted trial of each model by {', '.join(CRITERION_NAMES.values())}; ranks from input to output.",
         "Error: relative error of the layer's output on calibration data, or of its weight if no data was used.",
     ]
     return Table("layers", "Ranks of the layers", raw, text, notes, {name: name for name in ("Trial", *shares)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from common.reporting.facts import share_interval
@@ -12,24 +14,35 @@ DENSE = {"validation": ("dense", "images"), "test": ("dense_test", "test_images"
 """Split -> columns of the trials' frame with the dense metric and with the number of images."""
 
 
+BRACKETS = "In brackets: the 95% interval (Wilson), in percent."
+
+
 def metric_name(rows: pd.DataFrame) -> str:
     """The deciding metric of these trials, e.g. ``Accuracy``; ``Metric`` if there are several."""
     names = list(rows["metric"].unique())
     return str(names[0]).capitalize() if len(names) == 1 else "Metric"
 
 
-def split_head(rows: pd.DataFrame, split: str) -> str:
-    """A heading for the deciding metric on a split, e.g. ``Accuracy (test, n=360)``.
+def split_head(rows: pd.DataFrame, split: str, name: str = "", interval: bool = False) -> str:
+    """A heading for the deciding metric on a split, e.g. ``Accuracy (test, n=360) [95%]``.
 
-    The number of images is left out if it is unknown or differs.
+    Args:
+        rows: rows of the trials' frame. If the number of images is unknown or differs, the heading has none.
+        split: ``validation`` or ``test``.
+        name: another name than the metric's, e.g. that of a stage.
+        interval: whether values below it have their 95% interval behind them.
     """
-    return f"{metric_name(rows)} ({split}{_images(rows, split)})"
+    images = _images(rows, split)
+    where = f" ({split}{images})" if name.lower() != split else f" ({images.removeprefix(', ')})" if images else ""
+    return f"{name or metric_name(rows)}{where}" + (" [95%]" if interval else "")
 
 
-def on_split(rows: pd.DataFrame, split: str) -> str:
-    """The same in words for a title, e.g. ``accuracy on validation (n=360)``."""
-    images = _images(rows, split).removeprefix(", ")
-    return f"{metric_name(rows).lower()} on {split}" + (f" ({images})" if images else "")
+def image_counts(rows: pd.DataFrame) -> dict[str, float]:
+    """Columns for a CSV file: the numbers of images of both splits; NaN if unknown or if they differ."""
+    counts = {split: rows[images].dropna().unique() for split, (_, images) in DENSE.items()}
+    return {
+        f"{split.capitalize()} images": found[0] if len(found) == 1 else math.nan for split, found in counts.items()
+    }
 
 
 def _images(rows: pd.DataFrame, split: str) -> str:
@@ -38,7 +51,7 @@ def _images(rows: pd.DataFrame, split: str) -> str:
 
 
 def interval_notes(trials: Trials) -> list[str]:
-    """The 95% interval of each dense network's metric on both splits, if it is a share of images."""
+    """Each dense network's metric on both splits with its 95% interval, if it is a share of images."""
     notes = []
     for label, rows in trials.blocks():
         found = []
@@ -48,6 +61,11 @@ def interval_notes(trials: Trials) -> list[str]:
             if limits := share_interval(value, count):
                 ends = " to ".join(map(percentage, limits))
                 found.append(f"{split} {percentage(value)}, {ends}, n={count:.0f}")
+            elif len(known):
+                found.append(
+                    f"{split} {percentage(value)}, n={count:.0f}, no interval, since it is no share of images"
+                )
         if found:
-            notes.append(f"{label}: the dense network's metric and its 95% interval (Wilson): {'; '.join(found)}.")
+            name = rows["metric"].iloc[0]
+            notes.append(f"{label}: the dense network's {name} and its 95% interval (Wilson): {'; '.join(found)}.")
     return notes

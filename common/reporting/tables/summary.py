@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from common.reporting.facts import conditions, method_title, number, share_interval
+from common.reporting.facts import conditions, limits_text, method_title, number, share_interval
 from common.reporting.frame import Trials, is_accepted, is_measured
 from common.reporting.runs import check_keep
-from common.reporting.tables.splits import interval_notes
+from common.reporting.tables.splits import BRACKETS, interval_notes
 from common.reporting.tables.table import Table, change, count_unit, in_unit, percentage, shown, times
 from common.trials import TrialRecord
-from common.trials.best import CRITERIA, final_metric, reductions
+from common.trials.best import CRITERIA, CRITERION_NAMES, final_metric, reductions
 from common.trials.record import Metrics
 
 COLUMNS = (
@@ -23,8 +23,8 @@ COLUMNS = (
     *("Comp. Rate", "Method", "Trial"),
 )
 """The columns that a reader sees, see `headings`. In the raw table, `RAW_COLUMNS` follow."""
-RAW_COLUMNS = ("Metric", "Validation n", "Test n", "Test low", "Test high", "Run", "Runs")
-ROW_NAMES = {"params": "best params", "macs": "best MACs", "speedup": "best speedup"}
+LIMITS = ("Validation low", "Validation high", "Test low", "Test high")
+RAW_COLUMNS = ("Metric", "Validation images", "Test images", *LIMITS, "Run", "Runs")
 
 
 def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
     Returns:
         Raw numbers; NaN for what was not measured. ``Params Red.`` and ``MACs Red.`` are the removed fractions.
         ``Validation`` (after the last stage) and ``Test`` are the deciding metric, which ``Metric`` names, on so many
-        images (``n``); ``Test low`` and ``Test high`` are the ends of its 95% interval. ``Speedup`` is dense latency
+        ``... images``; ``... low`` and ``... high`` are the ends of its 95% interval. ``Speedup`` is dense latency
         over compressed latency. ``MACs`` are multiply-accumulates of one input. ``Comp. Rate`` is dense parameters
         over compressed ones. ``Runs`` is the number of runs in the block.
 
@@ -51,9 +51,9 @@ def summary_table(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) ->
         shared = {"Model": label, "Runs": block["run"].nunique()}
         rows.append(shared | _baseline_row(trials.record(baseline_row(block))))
         best = trials.best(block, keep)
-        rows += [shared | _trial_row(best[name], ROW_NAMES[name]) for name in CRITERIA if name in best]
+        rows += [shared | _trial_row(best[name], f"best {CRITERION_NAMES[name]}") for name in CRITERIA if name in best]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *RAW_COLUMNS])
-    counts = ("Parameters", "MACs", "Trial", "Runs", "Validation n", "Test n")
+    counts = ("Parameters", "MACs", "Trial", "Runs", "Validation images", "Test images")
     return frame.astype(dict.fromkeys(counts, "Int64"))
 
 
@@ -102,18 +102,14 @@ def _trial_row(record: TrialRecord, criterion: str) -> dict[str, Any]:
 
 
 def _metric(record: TrialRecord, validation: float | None, metrics: Metrics) -> dict[str, Any]:
-    """The metric on both splits, the numbers of images, and the 95% interval on test."""
-    test, images = metrics.get("test", {}).get(record.metric, math.nan), record.baseline.images
-    limits = share_interval(test, images.get("test", math.nan)) or (math.nan, math.nan)
-    return {
-        "Metric": record.metric,
-        "Validation": number(validation),
-        "Test": test,
-        "Validation n": images.get("validation"),
-        "Test n": images.get("test"),
-        "Test low": limits[0],
-        "Test high": limits[1],
-    }
+    """The metric on both splits, the numbers of images, and the 95% intervals."""
+    test = metrics.get("test", {}).get(record.metric, math.nan)
+    found: dict[str, Any] = {"Metric": record.metric}
+    for split, value in (("Validation", number(validation)), ("Test", test)):
+        images = record.baseline.images.get(split.lower())
+        limits = share_interval(value, number(images)) or (math.nan, math.nan)
+        found |= {split: value, f"{split} images": images, f"{split} low": limits[0], f"{split} high": limits[1]}
+    return found
 
 
 def headings(frame: pd.DataFrame) -> dict[str, str]:
@@ -126,8 +122,9 @@ def headings(frame: pd.DataFrame) -> dict[str, str]:
     metric = str(names[0]).capitalize() if len(names) == 1 else "Metric" if names else "Accuracy"
     seen = {name: name for name in COLUMNS}
     for split in ("Validation", "Test"):
-        counts = list(frame[f"{split} n"].dropna().unique())
+        counts = list(frame[f"{split} images"].dropna().unique())
         seen[split] = f"{metric} ({split.lower()}{f', n={counts[0]}' if len(counts) == 1 else ''})"
+        seen[split] += " [95%]" if frame[f"{split} low"].notna().any() else ""
     for name in ("Parameters", "MACs"):
         unit, _ = count_unit(frame[name].dropna())
         seen[name] = f"{name} ({unit})" if unit else name
@@ -142,7 +139,7 @@ def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Strings under `headings`. A reduction is shown as a change (``-87.15%``). Parameters and MACs have one unit in
-        each column: K, M or G (10^3, 10^6, 10^9). A metric on test has its 95% interval behind it. A trial names its
+        each column: K, M or G (10^3, 10^6, 10^9). A share of images has its 95% interval behind it. A trial names its
         run if the block holds several.
     """
     one = frame["Metric"].nunique() < 2
@@ -150,17 +147,19 @@ def format_summary(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         own = "" if one else f" {row['Metric']}"
-        test = shown(row["Test"], percentage)
-        if pd.notna(row["Test low"]):
-            test += f" [{100 * row['Test low']:.1f}, {100 * row['Test high']:.1f}]"
+        metrics = {
+            split: shown(row[split], percentage)
+            + limits_text(row[f"{split} low"], row[f"{split} high"])
+            + (own if pd.notna(row[split]) else "")
+            for split in ("Validation", "Test")
+        }
         counts = {name: shown(row[name], partial(in_unit, size=size)) for name, size in sizes.items()}
         rows.append(
             {
                 **{str(name): value for name, value in row.items()},
                 "Params Red.": shown(row["Params Red."], change),
                 "MACs Red.": shown(row["MACs Red."], change),
-                "Validation": shown(row["Validation"], percentage) + (own if pd.notna(row["Validation"]) else ""),
-                "Test": test + (own if pd.notna(row["Test"]) else ""),
+                **metrics,
                 "Speedup": shown(row["Speedup"], times),
                 **counts,
                 "Comp. Rate": shown(row["Comp. Rate"], times),
@@ -180,7 +179,7 @@ def summary(trials: Trials, keep: float) -> Table:
         if keep
         else "Every measured trial is accepted.",
         "Validation: after the last stage of the trial."
-        + (" Test: with the 95% interval (Wilson) in brackets, in percent." if raw["Test low"].notna().any() else ""),
+        + (f" {BRACKETS}" if raw[["Validation low", "Test low"]].notna().any(axis=None) else ""),
         *_timing_notes(trials, keep),
         *interval_notes(trials),
         *summary_notes(trials, keep),

@@ -14,11 +14,15 @@ import pandas as pd
 from tabulate import tabulate
 
 from common.display import Display, Displayed
+from common.files import write_whole
+from common.reporting.facts import limits_text
 
 NOT_MEASURED = "-"
 TABLE_FORMATS = ("csv", "md", "tex")
 CHANGES = ("Params Red.", "MACs Red.")
 """Columns of removed fractions, which are shown as changes."""
+FORMULAS = ("=", "+", "-", "@", "\t")
+"""Beginnings of a cell that a spreadsheet runs."""
 IN_LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\to$", "<": "$<$", ">": "$>$"}
 
 
@@ -165,16 +169,27 @@ class Table(Displayed):
             }
             content = make[kind]()
             # A lone surrogate (from an undecodable file name) has no UTF-8 form.
-            path.write_bytes(content.encode(errors="backslashreplace"))
+            write_whole(path, content.encode(errors="backslashreplace"))
             written.append(path)
         return written
 
 
 def csv_text(raw: pd.DataFrame) -> str:
-    """The content of a CSV file. A reduction has the sign that it has everywhere: -0.87 is 87% fewer."""
+    """The content of a CSV file. A reduction has the sign that it has everywhere: -0.87 is 87% fewer.
+
+    A spreadsheet runs a cell as a formula if its text begins like one. Such a text gets an apostrophe in front.
+    """
     reduced = [name for name in CHANGES if name in raw]
-    signed = raw.assign(**{name: 0.0 - raw[name] for name in reduced})
-    return signed.to_csv(index=False, lineterminator="\n")
+    texts = [name for name in raw.columns if not pd.api.types.is_numeric_dtype(raw[name])]
+    changed = {name: 0.0 - raw[name] for name in reduced} | {name: raw[name].map(_inert) for name in texts}
+    return raw.assign(**changed).to_csv(index=False, lineterminator="\n")
+
+
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    mark = "'" if value.startswith(FORMULAS) else ""
+    return mark + value.replace("\r", " ")  # pandas would not quote a "\r"
 
 
 def _one_line(text: str) -> str:
@@ -203,20 +218,21 @@ def as_text(raw: pd.DataFrame, shapes: Mapping[str, Shape], of: str | None = Non
 
     Args:
         raw: numbers. Column ``<name> std`` is the spread of column ``<name>``, and ``<name> n`` the number of values
-            of the mean.
+            of the mean. ``<name> low`` and ``<name> high`` are the limits of the 95% interval of a single value.
         shapes: column -> function that formats a value of it.
         of: column that states how many values each mean should have. A mean of fewer says so, e.g. ``(1 of 3)``.
     """
     columns = {}
     nothing = pd.Series(math.nan, index=raw.index)
     for name, shape in shapes.items():
-        beside = [raw.get(f"{name} std", nothing), raw.get(f"{name} n", nothing), raw[of] if of else nothing]
+        beside = [raw.get(f"{name} {part}", nothing) for part in ("std", "low", "high", "n")]
+        beside.append(raw[of] if of else nothing)
         columns[name] = [_cell(shape, *values) for values in zip(raw[name], *beside, strict=True)]
     return pd.DataFrame(columns, columns=list(shapes), dtype=str)
 
 
-def _cell(shape: Shape, value: Any, std: float, number: float, total: float) -> str:
+def _cell(shape: Shape, value: Any, std: float, low: float, high: float, number: float, total: float) -> str:
     if pd.isna(value):
         return NOT_MEASURED
-    spread = "" if pd.isna(std) else f" ± {shape(std).lstrip('-+')}"
+    spread = limits_text(low, high) if pd.isna(std) else f" ± {shape(std).lstrip('-+')}"
     return shape(value) + spread + (f" ({number:.0f} of {total:.0f})" if number < total else "")

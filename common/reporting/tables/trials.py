@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from common.reporting.facts import share_intervals
 from common.reporting.frame import Trials, is_accepted
-from common.reporting.tables.splits import split_head
+from common.reporting.tables.splits import BRACKETS, split_head
 from common.reporting.tables.table import Shape, Table, as_text, change, percentage, times
 from common.trials import STAGES
 
@@ -33,8 +34,12 @@ COLUMNS = {
     "finetuned": "Fine-tuned",
     "reached": "Last stage",
     "final": "Validation",
+    "final_low": "Validation low",
+    "final_high": "Validation high",
     "images": "Validation images",
     "test": "Test",
+    "test_low": "Test low",
+    "test_high": "Test high",
     "test_images": "Test images",
     "dense": "Dense, validation",
     "dense_test": "Dense, test",
@@ -51,7 +56,8 @@ def trials_frame(trials: Trials, keep: float) -> pd.DataFrame:
     """The figures of every trial, a row for each, under the headings of `COLUMNS`.
 
     Raw, Recalibrated and Fine-tuned are the deciding metric on validation after each stage. Validation is the last of
-    them. What was not measured is empty.
+    them. ``low`` and ``high`` are the limits of a 95% interval, if the metric is a share of images. What was not
+    measured is empty.
     """
     frame = trials.frame
     known = [frame[stage].notna() for stage in reversed(STAGES)]
@@ -60,7 +66,12 @@ def trials_frame(trials: Trials, keep: float) -> pd.DataFrame:
     removed = {f"{name}_removed": (1 - frame[f"{name}_kept"]).where(counted) for name in ("params", "macs")}
     frame = frame.assign(accepted=np.where(is_accepted(frame, keep), "yes", "no"), reached=reached, **removed)
     whole = {name: frame[name].map("{:.0f}".format, na_action="ignore") for name in ("seed", "images", "test_images")}
-    frame = frame.assign(title=frame["method"].map(trials.titles), **whole)
+    limits = {}
+    for name, images in (("final", "images"), ("test", "test_images")):
+        limits[f"{name}_low"], limits[f"{name}_high"] = share_intervals(
+            frame[name].to_numpy(dtype=float), trials.frame[images].to_numpy(dtype=float)
+        )
+    frame = frame.assign(title=frame["method"].map(trials.titles), **whole, **limits)
     return frame[list(COLUMNS)].rename(columns=COLUMNS)
 
 
@@ -73,12 +84,13 @@ def trials_table(trials: Trials, keep: float, rows: pd.Index) -> Table:
     rest: dict[str, Shape] = {"Last stage": str, "Speedup": times, "Seconds": "{:.1f}".format}
     text = as_text(raw, {**dict.fromkeys(names, str), **figures, **rest})
     chosen = trials.frame.loc[rows]
-    heads = {"Validation": split_head(chosen, "validation"), "Test": split_head(chosen, "test")}
+    known = {name: bool(raw[f"{name} low"].notna().any()) for name in ("Validation", "Test")}
+    heads = {name: split_head(chosen, name.lower(), interval=interval) for name, interval in known.items()}
     text = text.rename(columns=heads)
     keys = {heads.get(name, name): name for name in ("Trial", *figures, "Speedup", "Seconds")}
     notes = [
         "Accepted: whether the trial kept enough of the dense metric on validation. Last stage: the stage after which "
-        f"{heads['Validation']} was measured.",
+        f"the metric on validation was measured.{f' {BRACKETS}' if any(known.values()) else ''}",
         *([f"{len(raw):,} of {len(trials.frame):,} trials, evenly spread."] if len(raw) < len(trials.frame) else []),
         "All trials with all figures are in trials.csv, beside this report.",
     ]

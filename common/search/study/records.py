@@ -11,7 +11,7 @@ from typing import Any
 from common.data import DataBundle
 from common.environment import describe_environment, git_commit, hide_passwords
 from common.planning.decompositions import Decompositions
-from common.planning.methods import method_named, method_names
+from common.planning.methods import method_of
 from common.planning.plan import RankPlan
 from common.search.objective import RUNGS, Measured, four_digits
 from common.search.study.attempts import OUTCOME, Attempts
@@ -135,13 +135,7 @@ class Recorder:
 
 def _names(plan: RankPlan) -> Values:
     """How the record, a user and a report name the method: by the rule where a method allows that one alone."""
-    for name in method_names():
-        method = method_named(name)
-        if method.only and (method.name, method.only.name) == (plan.method, plan.rule):
-            break
-    else:
-        name = plan.method
-        method = method_named(name)
+    name, method = method_of(plan.method, plan.rule)
     return {"method": plan.method, "method_name": name, "method_title": method.title}
 
 
