@@ -10,6 +10,7 @@ import argparse
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,12 @@ CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare
 
 TESTED = {
     r"make test": "tests/docs/test_commands.py::test_the_targets_of_make_exist",
+    r"make check": "tests/docs/test_commands.py::test_make_check_takes_steps_of_make_test",
+    r"make demo$": "tests/docs/test_commands.py::test_make_demo_takes_three_tested_steps",
+    r"\. \.venv/bin/activate": "tests/docs/test_commands.py::test_the_environment_can_be_activated",
+    r"\.venv/bin/pytest": "tests/docs/test_commands.py::",
+    r"git worktree add": "tests/docs/test_commands.py::test_the_older_commits_are_in_the_history",
+    r"pip install \.$": "tests/scripts/test_wheel.py::installed",
     r"make notebooks": "tests/scripts/test_notebooks.py::test_make_runs_the_notebooks_that_the_parameters_fit_and",
     r"make notebooks-sync": "tests/scripts/test_notebooks.py::test_the_notebook_matches_its_source",
     r"make docs": "tests/docs/test_site.py::site",
@@ -60,12 +67,10 @@ TESTED = {
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
 
 UNTESTED = {
-    r"make (demo|check)$": "a test cannot install the suite anew for each run; its steps are tested one by one",
-    r"\. \.venv/bin/activate": "it is the shell's",
-    r"\.venv/bin/(jupyter|pytest)": "it starts another project's program and nothing of the suite's",
-    r"pip install (?!-e)\S+": "tests fetch nothing from the network",
-    r"tensorboard|wandb sync": "it starts another project's program on files whose content is tested",
-    r"git worktree add": "a clone without history has no older commit to check out",
+    r"\.venv/bin/jupyter lab": "a server without an end; tests/scripts/test_notebooks.py runs the notebooks",
+    r"pip install (?!-e|\.)\S+": "it fetches packages, and tests fetch nothing from the network",
+    r"tensorboard": "a server without an end; tests/search/test_trackers.py reads the files that it shows",
+    r"wandb sync": "it uploads to an account; tests/search/test_trackers.py writes the run in offline mode",
     r"python benchmarks/(denoiser|decomposition_time|layer_errors)|OMP_NUM_THREADS=1 python benchmarks/precisions": (
         "it takes minutes to hours on data that a clone does not hold; its options are tested here"
     ),
@@ -118,6 +123,55 @@ def test_the_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
     assert named <= targets
+
+
+def steps_of(target: str) -> list[str]:
+    """What ``make`` would run for a target, besides the installation of packages."""
+    shown = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if not re.search(r"pip install|-m venv|^touch |^python3 -c", line)]
+
+
+def test_make_check_takes_steps_of_make_test() -> None:
+    """The first steps are the same. Its tests are some of those that ``make test`` runs."""
+    (*check, some), (*test, every) = steps_of("check"), steps_of("test")
+    assert check == test
+    assert len(check) == 4
+    assert some.startswith(f'{every} -m "not slow" ')
+    assert all((ROOT / path).exists() for path in some.split('"')[-1].split())
+
+
+def test_make_demo_takes_three_tested_steps() -> None:
+    notebook, *scripts = (step.replace(".venv/bin/", "") for step in steps_of("demo"))
+    assert notebook.startswith("papermill notebooks/resnet18.ipynb results/resnet18-digits.ipynb ")
+    assert scripts == ["python jsonify_logs.py", "python analyze_results.py"]
+    for step in (notebook, *scripts):
+        assert any(re.match(place, step) for place in TESTED), step
+
+
+def test_the_environment_can_be_activated() -> None:
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if not activate.exists():
+        pytest.skip("these tests run outside a virtual environment")
+    found = subprocess.run(
+        ["sh", "-c", f". {shlex.quote(str(activate))} && command -v papermill"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(found.stdout.strip()).is_file()
+
+
+def test_the_older_commits_are_in_the_history() -> None:
+    """A clone without history lacks them."""
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("this is no clone with its history")
+    older = [command.split()[-1] for command in COMMANDS if command.startswith("git worktree add ")]
+    assert older
+    assert all(git("cat-file", "-t", commit) == "commit" for commit in older)
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 class Parsed(Exception):
