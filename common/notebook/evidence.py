@@ -114,7 +114,7 @@ def _title(name: Any, network: nn.Module) -> str:
     if isinstance(name, str):
         return name
     plan = plan_of(network)
-    return f"trial {name}" + (f", {method_of(plan.method, plan.rule)[1].title}" if plan else "")
+    return (f"{method_of(plan.method, plan.rule)[1].title}, " if plan else "") + f"trial {name}"
 
 
 def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFrame:

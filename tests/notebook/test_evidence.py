@@ -68,6 +68,10 @@ def test_without_a_true_mask_no_image_is_shown(tmp_path: Path) -> None:
     masks = data.test.dataset
     assert isinstance(masks, MaskedImages)
     masks.masks.zero_()
+    small = build_model("unet", 1, width=4, depth=1)
+    planned = compress(small, plan_ranks(small, data.example(), "htd", Fixed(1)))
+    named = predict_masks({5: planned}, data)
+    assert list(named) == ["image", "truth", "HTD, trial 5"]
     found = predict_masks({"dense": nn.Identity(), 3: nn.Identity()}, data)
     assert {title: mask.shape for title, mask in found.items()} == dict.fromkeys(
         ("image", "truth", "dense", "trial 3"), (0, 16, 16)

@@ -49,6 +49,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(linked.read_text()), f"{path}#{anchor}"
 
 
+def test_every_picture_is_on_a_page() -> None:
+    shown = {Path(target).name for page in PAGES for target in re.findall(r"\]\(([^)]+\.png)\)", page.read_text())}
+    assert {path.name for path in (ROOT / "docs" / "images").iterdir()} == shown
+
+
 def test_the_front_page_is_one_page() -> None:
     assert len(README.splitlines()) <= 120
     assert len((ROOT / "benchmarks" / "README.md").read_text().split()) < 1500
