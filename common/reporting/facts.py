@@ -24,6 +24,8 @@ COLORS = (
 )
 """Seaborn's ``colorblind`` colours and a black, in an order whose first four are easy to tell apart. (Seaborn's first
 four include orange and vermilion, which look alike to readers with red-green blindness.)"""
+USUAL = (("exponent", 1), ("round_to", 1))
+"""Settings of rank rules that go without saying: the paper's exponent, and ranks that are not rounded."""
 COLORS_APART = len(COLORS)
 """Number of places with different colours."""
 
@@ -63,10 +65,12 @@ def method_places(names: Iterable[str]) -> dict[str, int]:
 
 
 def setting_text(record: TrialRecord) -> str:
-    """The settings of the rank rule, e.g. ``tau=0.5``. The paper's exponent of 1 is left out."""
-    settings = record.details.rule_settings
-    shown = {name: value for name, value in settings.items() if (name, value) != ("exponent", 1)}
-    return ", ".join(f"{name}={_plain(value)}" for name, value in shown.items() if value is not None)
+    """The settings of the rank rule, e.g. ``tau=0.5``. What is off is left out, and so are `USUAL` settings."""
+    settings = record.details.rule_settings.items()
+    shown = {name: value for name, value in settings if (name, value) not in USUAL}
+    return ", ".join(
+        f"{name}={_plain(value)}" for name, value in shown.items() if value is not None and value is not False
+    )
 
 
 def proposer_of(record: TrialRecord) -> str:

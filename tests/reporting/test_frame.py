@@ -173,6 +173,8 @@ def test_facts() -> None:
         "budget=params 0.5"
     )
     assert setting_text(make_record(details={"rule_settings": {"tau": 0.5, "exponent": 2}})) == "tau=0.5, exponent=2"
+    usual = {"tau": 0, "exponent": 1, "round_to": 1, "measured": False}
+    assert setting_text(make_record(details={"rule_settings": usual})) == "tau=0"
     assert setting_text(foreign_record(details={"rule_settings": 3})) == ""
     noisy = {"speedup": None, "note": "too noisy"}
     several = [{"speedup": 2.0, "runtime": "a"}, noisy, {"speedup": None}, 7, {"speedup": float("inf")}]
