@@ -162,8 +162,8 @@ class Reads(nn.Module):
 def test_products_with_a_layers_weight_and_bias_become_calls() -> None:
     model = noisy(nn.Sequential(Reads(), nn.Linear(8, 8)))
     parts, x = separate_projections(model), torch.randn(2, 8)
-    assert isinstance(parts[0], CallsItsLayers)
-    assert isinstance(parts[0], Reads)
+    assert isinstance(parts.get_submodule("0"), CallsItsLayers)
+    assert isinstance(parts.get_submodule("0"), Reads)
     assert trace_layers(parts, x).keys() == {"0.own", "0.bare", "1"}
     with torch.no_grad():
         assert torch.equal(parts(x), model(x))
@@ -196,10 +196,10 @@ def test_an_onnx_file_holds_both_kinds(tmp_path: Path) -> None:
 def test_other_attention_stays_as_it_is_and_says_so(settings: dict[str, Any]) -> None:
     model = Attends(**settings)
     assert separate_projections(model) is model
-    hooked = Attends()
+    hooked, first, second = Attends(), Attends(), Attends()
     hooked.attention.register_forward_hook(lambda *_: None)
-    shared = nn.Sequential(Attends(), Attends())
-    shared[1].attention.in_proj_weight = shared[0].attention.in_proj_weight
+    second.attention.in_proj_weight = first.attention.in_proj_weight
+    shared = nn.Sequential(first, second)
     assert separate_projections(hooked) is hooked
     assert separate_projections(shared) is shared
     vit = vision_transformer()
