@@ -60,12 +60,18 @@ def _differences(known: Any, folder: Path) -> str:
     listed = [*known.train_list, *known.test_list, [known.meta["filename"], known.meta["md5"]]]
     missing = [name for name, _ in listed if not (folder / name).is_file()]
     altered = [
-        f"{name} {wrong_kind((folder / name).read_bytes()) or 'has another checksum'}"
+        f"{name} {_kind_of(folder / name) or 'has another checksum'}"
         for name, checksum in listed
         if name not in missing and not torchvision.datasets.utils.check_integrity(folder / name, checksum)
     ]
     reasons = [*([f"missing: {', '.join(missing)}"] if missing else []), *altered]
     return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _kind_of(path: Path) -> str:
+    """Say what a file holds, see `wrong_kind`. Only its beginning is read."""
+    with path.open("rb") as file:
+        return wrong_kind(file.read(1024))
 
 
 def wrong_kind(content: bytes) -> str:
