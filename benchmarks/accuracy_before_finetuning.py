@@ -1,4 +1,4 @@
-r"""Accuracy of compressed networks before any fine-tuning, by method, allocation and calibration.
+r"""Accuracy, or Dice, of compressed networks before any fine-tuning, by method, allocation and calibration.
 
     for SEED in 0 1 2; do
         python finetuned/finetune.py --model resnet20 --dataset cifar10 --data-root DATA --epochs 18 \
@@ -14,9 +14,9 @@ For every method, each step adds to the one before:
     recalibrated BatchNorm's statistics are recomputed on the calibration split
     shrunk       :func:`common.shrink.shrink` at the same budget: improved factors, refit, guarded recalibration
 
-Accuracy is on the test split. The plans see only calibration images, and nothing is chosen by accuracy. Tables show
-the mean over the networks and, for more than one, their standard deviation. The script writes
-``accuracy_before_finetuning.{csv,png,pdf}``. Rows that the CSV file already holds are not measured again.
+The score is the data set's deciding metric on the test split. The plans see only calibration images, and nothing
+is chosen by the score. Tables show the mean over the networks and, for more than one, their standard deviation. It
+writes ``accuracy_before_finetuning.{csv,png,pdf}``. Rows that the CSV file already holds are not measured again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from torch import nn
 
 from common.calibration import calibrate, recalibrate_bn
 from common.compression import compress, load_compressed
-from common.data import DataBundle, load_data
+from common.data import DATASETS, DataBundle, load_data
+from common.data.loading import UNANNOTATED
 from common.decomposition import DECOMPOSITIONS
 from common.network import profile
 from common.network.shapes import trace_layers
@@ -84,15 +85,19 @@ class Network:
         self.name, self.data = file.stem, data
         self.model, self.x = load_compressed(file), data.example()
         self.dense = profile(self.model, self.x)
-        self.accuracy = 100 * evaluate(self.model, data.test)["accuracy"]
+        self.score = self.measured(self.model)
         self.plain = Decompositions(self.model)
         self.aware = Decompositions(self.model, calibrate(self.model, data.calibration))
         candidates = layer_candidates(trace_layers(self.model, self.x), self.aware, "svd")
         inputs = calibration_inputs(data, 1000)
         self.divergences = measure_divergences(self.model, candidates, self.aware, inputs)
 
+    def measured(self, model: nn.Module) -> float:
+        """Measure the deciding metric on the test split, in %."""
+        return 100 * evaluate(model, self.data.test)[self.data.metric]
+
     def rows(self, criterion: str, kept: float, method: str) -> list[dict[str, object]]:
-        """Measure every step of one case: accuracy in %, and the shares actually kept."""
+        """Measure every step of one case: the score in %, and the shares actually kept."""
         budget = Budget(params=kept) if criterion == "params" else Budget(macs=kept)
         plans: dict[str, tuple[RankPlan, Decompositions]] = {}
         if method != "mixed":
@@ -115,14 +120,14 @@ class Network:
             found.append(
                 {
                     "network": self.name,
-                    "dense": self.accuracy,
+                    "dense": self.score,
                     "criterion": criterion,
                     "kept": kept,
                     "method": method,
                     "step": step,
                     "params kept": cost.params / self.dense.params,
                     "MACs kept": cost.macs / self.dense.macs,
-                    "accuracy": 100 * evaluate(small, self.data.test)["accuracy"],
+                    "score": self.measured(small),
                 }
             )
         return found
@@ -148,26 +153,27 @@ def measure(
     return table
 
 
-def show(table: pd.DataFrame) -> None:
+def show(table: pd.DataFrame, metric: str) -> None:
     """Print a table for each criterion."""
     dense = table.groupby("network").dense.first()
     for criterion, part in table.groupby("criterion", sort=False):
-        groups = part.groupby(["method", "step", "kept"], sort=False).accuracy
+        groups = part.groupby(["method", "step", "kept"], sort=False).score
         cells = groups.mean().map("{:.1f}".format)
         if len(dense) > 1:
             cells += groups.std().map(" ± {:.1f}".format)
         wide = cells.unstack("kept")
-        print(f"\nAccuracy (%) at the share of {criterion} kept; dense {', '.join(f'{a:.2f}' for a in dense)}")
+        title = metric.replace("_", " ").capitalize()
+        print(f"\n{title} (%) at the share of {criterion} kept; dense {', '.join(f'{a:.2f}' for a in dense)}")
         print(tabulate(wide.reset_index().to_numpy().tolist(), ["method", "step", *(f"{k:.0%}" for k in wide)]))
 
 
-def draw(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Plot accuracy against the share kept: a panel for each criterion and step, a line for each method."""
+def draw(table: pd.DataFrame, metric: str, path: Path) -> list[Path]:
+    """Plot the score against the share kept: a panel for each criterion and step, a line for each method."""
     with styled():
         grid = sns.relplot(
             table,
             x="kept",
-            y="accuracy",
+            y="score",
             hue="method",
             style="method",
             row="criterion",
@@ -181,26 +187,38 @@ def draw(table: pd.DataFrame, path: Path) -> list[Path]:
         )
         for axes in grid.axes.flat:
             axes.axhline(table.groupby("network").dense.first().mean(), color="0.4", linewidth=0.8, linestyle="--")
-        grid.set_axis_labels("Share kept", "Test accuracy (%)")
+        grid.set_axis_labels("Share kept", f"Test {metric.replace('_', ' ')} (%)")
         grid.set_titles("{row_name}, {col_name}")
     return save_figure(grid.figure, path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, help="folder that holds CIFAR-10's class folders")
+    parser.add_argument("--dataset", choices=DATASETS, default="cifar10", help="default: %(default)s")
+    parser.add_argument("--data-root", help="folder of the data set")
+    parser.add_argument("--image-size", type=int, help="height and width of the images; default: the data set's")
+    parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--unannotated", choices=UNANNOTATED, default="keep", help="of coco; default: %(default)s")
+    parser.add_argument("--limit", type=int, help="maximum number of images of each split; default: all")
     parser.add_argument("--weights", type=Path, nargs="+", required=True, help="files of trained networks")
     parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args()
-    data = load_data("cifar10", options.data_root, batch_size=500)
+    options = parser.parse_args(arguments)
+    data = load_data(
+        options.dataset,
+        options.data_root,
+        options.image_size,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        unannotated=options.unannotated,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "accuracy_before_finetuning"
     table = measure(options.weights, data, options.kept, options.methods, path.with_suffix(".csv"))
-    show(table)
-    print(*draw(table, path), sep="\n")
+    show(table, data.metric)
+    print(*draw(table, data.metric, path), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ b11e291) was run with its own allocation and factors on 2,048 training images, a
 a seeded shuffle of the test split (``random.Random(0)`` over the sorted files). This script shrinks the networks to
 what BALF kept, on the same images. The images are re-encoded as JPEG, which costs the networks about ten points.
 
-It prints accuracies with the paired difference from the dense network, and writes ``results/public_resnets.csv``.
+It prints accuracies with the paired difference from the dense network, and writes ``public_<weights>.{csv,png,pdf}``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import safetensors.torch
+import seaborn as sns
 import torch
 from PIL import Image
 from tabulate import tabulate
@@ -30,6 +31,8 @@ from torch.nn.functional import pad
 from common.calibration import recalibrate_bn
 from common.calibration.divergence import outputs_on
 from common.planning import Budget
+from common.reporting.facts import COLORS
+from common.reporting.figures.style import save_figure, styled
 from common.shrink import ShrinkSteps, shrink
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -167,8 +170,47 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def draw(table: pd.DataFrame, path: Path) -> list[Path]:
+    """Plot accuracy against the share kept, by this suite and by BALF: a panel for each criterion."""
+    title = {"params": "Parameters kept", "macs": "MACs kept"}
+    parts = [
+        pd.DataFrame(
+            {
+                "kept": 100 * table["params kept"].where(table["budget on"] == "params", table["MACs kept"]),
+                "accuracy": table[column],
+                "criterion": table["budget on"].map(title),
+                "by": name,
+            }
+        )
+        for name, column in (("shrink", "accuracy"), ("BALF", "BALF"))
+    ]
+    with styled():
+        grid = sns.relplot(
+            pd.concat(parts),
+            x="kept",
+            y="accuracy",
+            hue="by",
+            style="by",
+            col="criterion",
+            kind="line",
+            markers=True,
+            dashes=False,
+            palette=COLORS[:2],
+            height=2.4,
+            aspect=1.15,
+        )
+        dense = (table["accuracy"] + table["lost"]).mean()
+        for axes in grid.axes.flat:
+            axes.axhline(dense, color="0.4", linewidth=0.8, linestyle="--")
+            axes.annotate("dense", (0.02, dense), (0, 2), ("axes fraction", "data"), "offset points", color="0.4")
+        grid.set_titles("{col_name}")
+        grid.set_axis_labels("Share kept (%)", "Test accuracy (%)")
+        grid.legend.set_title("")
+    return save_figure(grid.figure, path)
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file of ResNet-32 or ResNet-44")
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train and test, of class folders")
@@ -180,7 +222,9 @@ def main() -> None:
     table = measure(options)
     print(tabulate(table.to_numpy().tolist(), list(table.columns), floatfmt=".4g"))
     options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / f"public_{options.weights.stem}.csv", index=False)
+    path = options.out / f"public_{options.weights.stem}"
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    print(*draw(table, path), sep="\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ TRAINING = TrainingSettings(epochs=1.0, learning_rate=0.02, amp="off")
 @pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Move]:
     """A function that moves a tensor or a network to the device."""
+    monkeypatch.setattr("common.decomposition.cp.PHASES", ((1e-4, 2), (1e-7, 1)))  # each step is simulated
     if request.param == "simulated":
         with second_device() as move:
             yield move

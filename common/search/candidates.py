@@ -12,6 +12,7 @@ import numpy as np
 from common.network.shapes import LayerShape, dense_reason
 from common.planning.allocation import Options
 from common.planning.decompositions import Decompositions, layer_method
+from common.planning.methods import decompositions_of
 from common.planning.plan import LayerPlan, RankPlan
 
 LEVEL_SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0)
@@ -47,6 +48,18 @@ def layer_candidates(shapes: Mapping[str, LayerShape], decompositions: Decomposi
     All modes have the same share of their greatest rank. A candidate never has more MACs than the dense layer.
     """
     return {name: _candidates(name, shape, decompositions, method) for name, shape in shapes.items()}
+
+
+def planned_candidates(shapes: Mapping[str, LayerShape], decompositions: Decompositions, plan: RankPlan) -> Candidates:
+    """The candidates of each layer by the method that ``plan`` gives it.
+
+    A layer that stays dense gets the first decomposition of the plan's method.
+    """
+    first = decompositions_of(plan.method)[0]
+    return {
+        name: _candidates(name, shape, decompositions, plan.layers[name].method or first)
+        for name, shape in shapes.items()
+    }
 
 
 def _candidates(

@@ -17,7 +17,7 @@ from common.data.own import OwnLoader
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
-from common.training import evaluate, train
+from common.training import evaluate_images, paired_difference, train
 from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
@@ -156,21 +156,28 @@ class Finalists:
         for number in sorted(chosen):
             if number not in self.networks:
                 self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
-        test, loader = evaluate(model, self.data.test), self.data.test
+        test, loader = evaluate_images(model, self.data.test), self.data.test
         images: int = loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
         for number in sorted(chosen):
             network, record = self.networks[number], self.records[number]
             file = save_compressed(network, self._file(number))
-            metrics = {"raw": self._raw(record), **record.metrics, "test": evaluate(network, self.data.test)}
+            tested = evaluate_images(network, self.data.test)
+            metrics = {"raw": self._raw(record), **record.metrics, "test": tested.metrics}
             dense = record.baseline.replace(
-                metrics={**record.baseline.metrics, "test": test}, images={**record.baseline.images, "test": images}
+                metrics={**record.baseline.metrics, "test": test.metrics},
+                images={**record.baseline.images, "test": images},
             )
             times = []
             for runtime in self.settings.runtimes:
                 ratio = self.objective.macs_ratio(network, runtime)
                 times.append({**self.objective.time(network, 31, runtime).to_json(), "macs_ratio": ratio})
             layers = self.objective.layer_times(network, plan_of_record(record))
-            details = record.details.replace(weights=file.name, latencies=times, layer_times=layers)
+            details = record.details.replace(
+                weights=file.name,
+                latencies=times,
+                layer_times=layers,
+                test_difference=paired_difference(tested, test, self.data.metric),
+            )
             self._write(record.replace(metrics=metrics, latency=times[0], baseline=dense, details=details))
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
         return self.best()

@@ -11,11 +11,12 @@ from common.calibration import calibrate
 from common.data import DataBundle
 from common.network.counting import count_operations
 from common.network.shapes import dense_reason, trace_layers
+from common.planning import plan_ranks
 from common.planning.accounting import nothing_to_factor, untouched_modules
 from common.planning.decompositions import Decompositions
 from common.planning.methods import decompositions_of
 from common.planning.plan import RankPlan
-from common.search.candidates import layer_candidates
+from common.search.candidates import layer_candidates, planned_candidates
 from common.search.objective import Objective, calibration_inputs
 from common.search.policies import POLICIES
 from common.search.sensitivity import (
@@ -84,12 +85,14 @@ def measure_sensitivities(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
-    method = decompositions_of(settings.method)[0]
-    candidates = layer_candidates(trace_layers(model, inputs[:1]), decompositions, method)
+    shapes = trace_layers(model, inputs[:1])
     if settings.budget and settings.table:
+        first = plan_ranks(model, inputs[:1], settings.method, settings.budget, decompositions=decompositions)
+        candidates = planned_candidates(shapes, decompositions, first)
         table = measure_divergences(model, candidates, decompositions, inputs)
         divergences = {name: [(error, divergence) for error, divergence in points] for name, points in table.items()}
         return interpolated_sensitivities(candidates, divergences), divergences
+    candidates = layer_candidates(shapes, decompositions, decompositions_of(settings.method)[0])
     sensitivities = layer_sensitivities(model, candidates, decompositions, inputs)
     return sensitivities, single_divergences(candidates, sensitivities)
 

@@ -24,11 +24,10 @@ from common.network.shapes import trace_layers
 from common.network.state import distinct_tensors
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
-from common.planning.methods import method_named
 from common.planning.options import Divergences
 from common.planning.planner import check_rule
 from common.planning.rules import Rule
-from common.search.candidates import Candidate, layer_candidates
+from common.search.candidates import planned_candidates
 from common.search.sensitivity import measure_divergences
 from common.training import evaluate
 
@@ -254,10 +253,7 @@ class _Run:
         least, most = MEASURED_IMAGES
         count = min(most, max(least, MEASURED_PIXELS // max(1, self.x[0, 0].numel())))
         inputs = torch.cat(self.inputs)[:count]
-        default = method_named(self.method).decompositions[0]
-        candidates: dict[str, tuple[Candidate | None, ...]] = {}
-        for name, shape in trace_layers(self.model, self.x).items():
-            candidates |= layer_candidates({name: shape}, decompositions, plan.layers[name].method or default)
+        candidates = planned_candidates(trace_layers(self.model, self.x), decompositions, plan)
         return measure_divergences(self.model, candidates, decompositions, inputs, divergence=self.divergence)
 
     @contextmanager

@@ -1,6 +1,15 @@
 """Training and evaluation: the loop, distillation, several GPUs."""
 
-from common.training.evaluation import evaluate
+from common.training.comparison import paired_difference
+from common.training.evaluation import Evaluation, evaluate, evaluate_images
 from common.training.loop import EpochLog, TrainingSettings, train
 
-__all__ = ["EpochLog", "TrainingSettings", "evaluate", "train"]
+__all__ = [
+    "EpochLog",
+    "Evaluation",
+    "TrainingSettings",
+    "evaluate",
+    "evaluate_images",
+    "paired_difference",
+    "train",
+]

@@ -1,9 +1,10 @@
-"""``evaluate``: the metrics of a network on a split."""
+"""``evaluate``: the metrics of a network on a split; ``evaluate_images``: also what they are made of."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,19 @@ from common.network.outputs import single_tensor
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Evaluation:
+    """What was observed of a network on a split.
+
+    Attributes:
+        metrics: as :func:`evaluate` returns them.
+        rows: a metric's ``observe`` -> its results, a row for each image, in the order of the images.
+    """
+
+    metrics: dict[str, float]
+    rows: Mapping[Callable[[Tensor, Tensor], Tensor], Tensor]
+
+
 def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
     """Measure a network in float32 and evaluation mode; its modules keep their training modes.
 
@@ -35,6 +48,15 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
     Raises:
         ValueError: there is no batch, a batch is no pair of tensors, the network does not return one tensor, or the
             targets do not fit what it returns.
+    """
+    return evaluate_images(model, batches).metrics
+
+
+@torch.no_grad()
+def evaluate_images(model: nn.Module, batches: Batches) -> Evaluation:
+    """Measure a network as :func:`evaluate` does, and keep what was observed on each image.
+
+    :func:`common.training.paired_difference` compares two such measurements.
     """
     device = next(model.parameters()).device
     observed: dict[Callable[[Tensor, Tensor], Tensor], list[Tensor]] = defaultdict(list)
@@ -56,4 +78,5 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         raise ValueError("there is no batch to evaluate on")
     rows = {observe: torch.cat(parts) for observe, parts in observed.items()}
     found = {metric.name: metric.summarize(rows[metric.observe]) for metric in metrics_of(task.name)}
-    return {**{name: value for name, value in found.items() if value is not None}, "loss": loss / images}
+    defined = {name: value for name, value in found.items() if value is not None}
+    return Evaluation({**defined, "loss": loss / images}, rows)

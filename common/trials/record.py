@@ -143,6 +143,28 @@ class Baseline(Part):
         return self.metrics.get(split, {}).get(name, math.nan)
 
 
+class Difference(Part):
+    """The difference of the deciding metric from the dense network's on the same images of the test split.
+
+    Attributes:
+        value: the difference, e.g. -0.01 for one point less accuracy.
+        low, high: its 95% interval, paired by images; NaN if unknown.
+        images: number of images.
+    """
+
+    value: Measure = math.nan
+    low: Measure = math.nan
+    high: Measure = math.nan
+    images: Count = 0
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``no difference`` if the interval holds 0, or nothing if it is unknown."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return ""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference"
+
+
 class LayerFigures(Part):
     """Figures of a factored layer.
 
@@ -192,6 +214,7 @@ class Details(Part):
         weights: file of the network, beside the log.
         latencies: timings of a chosen network, one for each runtime.
         layer_times: layers' times of a chosen network.
+        test_difference: a chosen network's difference from the dense one on test.
         command: command that started the run, in older logs.
     """
 
@@ -210,6 +233,7 @@ class Details(Part):
     weights: str = ""
     latencies: list[Timing] = Field(default_factory=list)
     layer_times: LayerTimes | None = None
+    test_difference: Difference | None = None
     command: str = ""
 
 

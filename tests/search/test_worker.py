@@ -115,22 +115,27 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     with opened_storage(postgresql) as opened:
         watched = open_study(study, opened, None)
 
+        def running(name: str) -> set[int]:
+            """The places of the worker's trials that have not ended."""
+            attempts = Attempts(watched, SETTINGS.trials)
+            under_way = (*attempts.in_state(TrialState.RUNNING), *attempts.in_state(TrialState.FAIL))
+            return {attempts.place[t.number] for t in under_way if t.user_attrs[WORKER]["pid"] == crew[name].pid}
+
         def may_kill(name: str, before: int) -> bool:
             """Whether the trial may be killed. A second kill would lose it: it is run again only once."""
             done = Attempts(watched, SETTINGS.trials).judged
-            return len(logged(logs, f"*-{name}.log")) > before and hit <= done.keys()
+            logged_more = len(logged(logs, f"*-{name}.log")) > before
+            return logged_more and hit <= done.keys() and (bool(hit) or bool(running(name)))
 
         for _ in range(KILLS):
             name = moments.choice(["a", "b"])
             before = len(logged(logs, f"*-{name}.log"))
             wait_until(lambda name=name, before=before: may_kill(name, before), crew[name])
-            time.sleep(moments.uniform(0, 0.6))
+            time.sleep(moments.uniform(0, 0.6) if hit else 0)  # the first kill hits a trial
             crew[name].kill()
             crew[name].join()
             assert crew[name].exitcode == -signal.SIGKILL, "the trials ended before the kills did"
-            attempts = Attempts(watched, SETTINGS.trials)
-            under_way = (*attempts.in_state(TrialState.RUNNING), *attempts.in_state(TrialState.FAIL))
-            hit |= {attempts.place[t.number] for t in under_way if t.user_attrs[WORKER]["pid"] == crew[name].pid}
+            hit |= running(name)
             crew[name] = begin(name)
     for process in crew.values():
         process.join()

@@ -83,25 +83,33 @@ class Dropping(nn.Module):
         return self.inner(nn.functional.dropout(x, 0.2, self.training))
 
 
+def train_and_continue(
+    build: Callable[..., nn.Module], data: Callable[[], DataBundle], settings: TrainingSettings, path: Path
+) -> list[EpochLog]:
+    """Check that a training killed after epoch 2 continues as if it had not been, and return its history."""
+
+    def kill(entry: EpochLog) -> None:
+        if entry["epoch"] == 2:
+            raise Killed
+
+    whole = build(seed=0)
+    expected = train(whole, data(), settings)
+    with pytest.raises(Killed):
+        train(build(seed=0), data(), settings, checkpoint=path, on_epoch=kill)
+    torch.rand(7)
+    resumed = build(seed=9)
+    assert without_seconds(train(resumed, data(), settings, checkpoint=path)) == without_seconds(expected)
+    assert same_weights(resumed, whole)
+    return expected
+
+
 def test_a_continued_training_draws_the_same_random_numbers(tmp_path: Path) -> None:
     settings, path = TrainingSettings(epochs=3.0, amp="off"), tmp_path / "run.checkpoint"
 
     def data() -> DataBundle:
         return load_data("digits", image_size=8, batch_size=32, limit=96, augment=True)
 
-    whole = Dropping()
-    expected = train(whole, data(), settings)
-
-    def kill(entry: EpochLog) -> None:
-        if entry["epoch"] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(Dropping(), data(), settings, checkpoint=path, on_epoch=kill)
-    torch.rand(7)
-    resumed = Dropping(seed=9)
-    assert without_seconds(train(resumed, data(), settings, checkpoint=path)) == without_seconds(expected)
-    assert same_weights(resumed, whole)
+    train_and_continue(Dropping, data, settings, path)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -248,20 +256,9 @@ def test_training_on_own_loaders_learns_and_continues(tmp_path: Path, kind: str)
         test = DataLoader(images(), batch_size=16)
         return DataBundle.from_loaders(LOADERS[kind](), test, test)
 
-    def kill(entry: EpochLog) -> None:
-        if entry["epoch"] == 2:
-            raise Killed
-
-    whole = tiny_cnn()
-    expected = train(whole, data(), settings)
-    assert [entry["epoch"] for entry in expected] == [1, 2, 3]
-    assert expected[-1]["train_loss"] < expected[0]["train_loss"]
-    with pytest.raises(Killed):
-        train(tiny_cnn(), data(), settings, checkpoint=path, on_epoch=kill)
-    torch.rand(7)
-    resumed = tiny_cnn(seed=9)
-    assert without_seconds(train(resumed, data(), settings, checkpoint=path)) == without_seconds(expected)
-    assert same_weights(resumed, whole)
+    history = train_and_continue(tiny_cnn, data, settings, path)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 def test_a_loader_that_runs_dry_is_named() -> None:

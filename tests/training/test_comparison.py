@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm
+
+from common.data.tasks import METRICS
+from common.training import Evaluation, paired_difference
+
+
+def evaluation(hits: torch.Tensor, metric: str = "accuracy") -> Evaluation:
+    return Evaluation({metric: float(hits.double().mean())}, {METRICS[metric].observe: hits})
+
+
+def test_the_interval_is_that_of_paired_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(4000, generator=generator) < 0.8
+    after = before.clone()
+    after[:300] = torch.rand(300, generator=generator) < 0.5
+    changes = after.double() - before.double()
+    found = paired_difference(evaluation(after), evaluation(before), "accuracy")
+    half = norm.ppf(0.975) * float(changes.std()) / math.sqrt(len(changes))
+    assert found.images == 4000
+    assert found.value == pytest.approx(float(changes.mean()), abs=1e-6)
+    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
+    assert found.verdict == "worse"
+    assert paired_difference(evaluation(before), evaluation(after), "accuracy").verdict == "better"
+
+
+def test_the_same_network_makes_no_difference() -> None:
+    hits = torch.arange(100) % 3 == 0
+    found = paired_difference(evaluation(hits), evaluation(hits), "accuracy")
+    assert (found.value, found.low, found.high, found.verdict) == (0, 0, 0, "no difference")
+
+
+def test_dice_is_compared_by_whole_images() -> None:
+    """Intersection, prediction, truth and all pixels, of one class and three images."""
+    truth = torch.tensor([[[10, 10, 10, 64]], [[20, 20, 20, 64]], [[5, 5, 5, 64]]])
+    missed = truth.clone()
+    missed[1, 0, :2] = 0
+    found = paired_difference(evaluation(missed, "dice"), evaluation(truth, "dice"), "dice")
+    assert found.value == pytest.approx(-1 / 3)
+    assert found.low == pytest.approx(-1)
+    assert found.high == 0
+    assert found.verdict == "no difference"
+
+
+def test_one_image_has_no_interval() -> None:
+    found = paired_difference(evaluation(torch.tensor([True])), evaluation(torch.tensor([False])), "accuracy")
+    assert (found.value, found.verdict) == (1, "")
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="after has 2 images, before has 3"):
+        paired_difference(evaluation(torch.ones(2).bool()), evaluation(torch.ones(3).bool()), "accuracy")
