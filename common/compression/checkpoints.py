@@ -19,6 +19,7 @@ from common.compression.compress import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
 from common.files import replacing
 from common.models import build_model
+from common.network.attention import PROJECTIONS, separate_projections
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
@@ -154,9 +155,18 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             model = build_model(name, **arguments)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
+    model = _with_projections(model, plan, tensors)
     _fill_network(path, model, plan, tensors, values)
     set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
+
+
+def _with_projections(model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with those projections of attention as layers that the file has as layers."""
+    factored = plan.factored if plan else {}
+    names = {name.rpartition(".")[0] for name in factored}
+    names |= {key.split(f".{part}.")[0] for key in tensors for part in PROJECTIONS if f".{part}." in key}
+    return separate_projections(model, names)
 
 
 def _check_size(name: str, arguments: Mapping[str, Any]) -> None:
