@@ -22,6 +22,7 @@ writes ``accuracy_before_finetuning.{csv,png,pdf}``. Rows that the CSV file alre
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -134,12 +135,19 @@ class Network:
 
 
 def measure(
-    files: Sequence[Path], data: DataBundle, shares: Sequence[float], methods: Sequence[str], path: Path
+    files: Sequence[Path], data: DataBundle, wanted: Sequence[tuple[str, float, str]], path: Path
 ) -> pd.DataFrame:
-    """Measure every case that the CSV file at ``path`` does not hold yet; write the file after each."""
+    """Measure every case that the CSV file at ``path`` does not hold yet; write the file after each.
+
+    Args:
+        files: of the networks.
+        data: the splits.
+        wanted: for each case the criterion, the share to keep and the method.
+        path: of the CSV file.
+    """
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     for file in files:
-        cases = [(criterion, kept, method) for kept in shares for criterion in CRITERIA for method in methods]
+        cases = list(wanted)
         if len(table):
             of_file = table[table.network == file.stem]
             known = set(zip(of_file.criterion, of_file.kept, of_file.method, strict=True))
@@ -203,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="maximum number of images of each split; default: all")
     parser.add_argument("--weights", type=Path, nargs="+", required=True, help="files of trained networks")
     parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA, help="default: both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args(arguments)
@@ -216,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "accuracy_before_finetuning"
-    table = measure(options.weights, data, options.kept, options.methods, path.with_suffix(".csv"))
+    cases = list(itertools.product(options.criteria, options.kept, options.methods))
+    table = measure(options.weights, data, cases, path.with_suffix(".csv"))
     show(table, data.metric)
     print(*draw(table, data.metric, path), sep="\n")
 
