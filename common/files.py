@@ -80,7 +80,7 @@ def check_regular(path: str | Path, name: str) -> None:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """Return the content of a file that others may have made. A file may claim any size without taking any disk.
+    """Return the content of a regular file that others made. It may claim any size without taking any disk.
 
     Args:
         path: the file.
@@ -91,10 +91,10 @@ def read_bounded(path: str | Path, most: int) -> bytes:
         ValueError: the file is larger.
     """
     with Path(path).open("rb") as file:
-        content = file.read(most) if os.fstat(file.fileno()).st_size <= most else b""
-        if file.read(1):
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise ValueError(f"{path} is larger than {most:,} bytes")
-        return content
+        return file.read(size)
 
 
 @contextmanager
