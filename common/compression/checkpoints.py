@@ -51,6 +51,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: the network has state that only pickle could write.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     model = _unwrapped(model)
@@ -66,7 +67,10 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     }
     tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()} | own
     with replacing(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata)
+        try:
+            safetensors.torch.save_file(tensors, partial, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -108,8 +112,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not one of :func:`save_compressed`, or has an unknown schema version or another
-            architecture.
+        ValueError: the file is not one of :func:`save_compressed`, has an unknown schema version or another
+            architecture, or is larger than the memory.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,6 +124,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - file is not a mapping
     except safetensors.SafetensorError as error:
         raise ValueError(f"weights={str(path)!r} is not a safetensors file: {error}") from error
+    except MemoryError:
+        raise ValueError(f"weights={str(path)!r} needs more memory than there is") from None
     if metadata.get("schema") != SCHEMA_VERSION:
         version = metadata.get("schema", "none")
         raise ValueError(

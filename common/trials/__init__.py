@@ -3,6 +3,7 @@
 from common.trials.best import CRITERIA, choose_best, final_metric, is_accepted, reductions
 from common.trials.lines import TrialLines, trial_line
 from common.trials.log import (
+    LONGEST,
     TRIAL_MARK,
     Entry,
     Skipped,
@@ -33,6 +34,7 @@ from common.trials.record import (
 
 __all__ = [
     "CRITERIA",
+    "LONGEST",
     "SCHEMA_VERSION",
     "STAGES",
     "TRIAL_MARK",

@@ -61,7 +61,9 @@ TESTED = {
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
 
 UNTESTED = {
-    r"make (demo|check)$": "a test cannot install the suite anew for each run; its steps are tested one by one",
+    r"make (demo|check|test-newest)$": (
+        "a test cannot install the suite anew for each run; its steps are tested one by one"
+    ),
     r"\. \.venv/bin/activate": "it is the shell's",
     r"\.venv/bin/(jupyter|pytest)": "it starts another project's program and nothing of the suite's",
     r"pip install (?!-e)\S+": "tests fetch nothing from the network",
