@@ -39,7 +39,7 @@ TESTED = {
     r"python docs/publish.py": "tests/docs/test_published.py::test_a_published_notebook_is_clean",
     r"python jsonify_logs.py": "tests/scripts/test_jsonify.py::test_jsonify_holds_the_latest_version_of_each_trial",
     r"python analyze_results.py": "tests/scripts/test_analyze.py::test_analyze_shows_the_summary_and_writes",
-    r"(OMP_NUM_THREADS=1 )?python finetuned/finetune.py": "tests/scripts/test_finetune.py::test_weights_and_how_they_were_made",
+    r"(OMP_NUM_THREADS=1 )?python finetuned/finetune.py": "tests/scripts/test_finetune.py::test_weights_and_how_they",
     r"torchrun": "tests/training/test_distributed.py::test_two_processes_train_as_one",
     r"python -m common.search.study.worker": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
     r"srun": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
