@@ -6,12 +6,13 @@ DATA_ROOT ?=
 WORKERS ?= 2
 UNIT_TESTS := $(addprefix tests/,calibration compression decomposition models network planning trials test_house.py test_environment.py)
 LOCKED_PYTHONS := 3.11 3.14
+NEWEST := python$(lastword $(LOCKED_PYTHONS))
 TO_CLASSIFY := digits mnist cifar10 imagenet
 TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet) $(if $(filter $(TO_CLASSIFY) $(TO_SEGMENT),$(PARAMS)),,own)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo check test docs notebooks notebooks-sync lock clean
+.PHONY: help demo check test test-newest docs notebooks notebooks-sync lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -44,6 +45,13 @@ test: .venv/.development .venv/.documentation  ## every linter, type check and t
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-newest:  ## the same as check, of the last commit with the newest locked Python, if this machine has it
+	@if $(NEWEST) -c "" 2> /dev/null; then \
+		rm -rf results/newest && git clone --quiet . results/newest && $(MAKE) -C results/newest check PYTHON=$(NEWEST); \
+	else \
+		echo "$(NEWEST) is not on this machine, so nothing was tested with it"; \
+	fi
 
 docs: .venv/.documentation  ## the site with guides, API and executed notebooks, in results/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,14 +1,22 @@
-"""Check that folders are writable, and replace files atomically."""
+"""Check that folders are writable, read files of bounded size, and replace files atomically."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+
+ABANDONED_S = 3600.0
+"""What a dead process left half-written is removed after this many seconds: the process may run on another machine."""
 
 
 def check_writable(folder: str | Path, name: str = "logs") -> Path:
@@ -77,6 +85,24 @@ def write_whole(path: str | Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """Return the content of a regular file that others made. It may claim any size without taking any disk.
+
+    Args:
+        path: the file.
+        most: maximum size, in bytes.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: the file is larger.
+    """
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{path} is larger than {most:,} bytes")
+        return file.read(size)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Replace ``path`` at the end of the ``with`` block by the file that the block writes.
@@ -88,16 +114,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: destination path. Missing folders are created.
 
     Yields:
-        The path to write to, in the same folder.
+        The path to write to, in a folder beside ``path`` that is removed at the end.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # a dead process with this number left it, or another program made it a link
+    _remove_abandoned(path)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(folder)  # a dead process with this number left it, or another program made it a link
+    folder.mkdir()
+    partial = folder / path.name
     try:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # else a machine that loses power may keep the new name but not the content
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(folder)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed left of ``path``, so that many kills do not fill the disk."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.partial")
+    with os.scandir(path.parent) as entries:
+        left = [(entry, int(match[1])) for entry in entries if (match := pattern.fullmatch(entry.name))]
+    for entry, process in left:
+        age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+        if age > ABANDONED_S and not psutil.pid_exists(process):
+            _remove(Path(entry.path))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with its files, or a file or link, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ def named_function(parameter: str, text: str) -> Callable[[], Any]:
         ValueError: there is no such module, or it has no such function.
     """
     module_name, _, name = text.partition(":")
-    if not module_name or not name:
+    if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"{parameter}={text!r}: it must be module:function, e.g. my_module:build")
     try:
         module = importlib.import_module(module_name)

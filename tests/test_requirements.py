@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,5 +40,12 @@ def test_the_lock_pins_every_requirement_with_hashes(python: str) -> None:
     assert [name for name, found in versions.items() if len(found) > 1] == []
 
 
+def test_the_newest_python_is_skipped_where_it_is_missing() -> None:
+    command = ["make", "--no-print-directory", "test-newest", "NEWEST=python3.99"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "python3.99 is not on this machine, so nothing was tested with it\n")
+
+
 def test_the_makefile_names_these_versions_of_python() -> None:
-    assert f"LOCKED_PYTHONS := {' '.join(LOCKED_PYTHONS)}\n" in (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"LOCKED_PYTHONS := {' '.join(LOCKED_PYTHONS)}\nNEWEST := python$(lastword $(LOCKED_PYTHONS))\n" in makefile

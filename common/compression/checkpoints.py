@@ -19,6 +19,7 @@ from common.compression.compress import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
 from common.files import replacing
 from common.models import build_model
+from common.network.attention import PROJECTIONS, separate_projections
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
@@ -50,6 +51,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: the network has state that only pickle could write.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     model = _unwrapped(model)
@@ -65,7 +67,10 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     }
     tensors = {name: tensor.cpu() for name, tensor in distinct_tensors(model).items()} | own
     with replacing(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata)
+        try:
+            safetensors.torch.save_file(tensors, partial, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -107,8 +112,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not one of :func:`save_compressed`, or has an unknown schema version or another
-            architecture.
+        ValueError: the file is not one of :func:`save_compressed`, has an unknown schema version or another
+            architecture, or is larger than the memory.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,6 +124,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - file is not a mapping
     except safetensors.SafetensorError as error:
         raise ValueError(f"weights={str(path)!r} is not a safetensors file: {error}") from error
+    except MemoryError:
+        raise ValueError(f"weights={str(path)!r} needs more memory than there is") from None
     if metadata.get("schema") != SCHEMA_VERSION:
         version = metadata.get("schema", "none")
         raise ValueError(
@@ -148,9 +155,18 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             model = build_model(name, **arguments)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"weights={str(path)!r} names a network that cannot be built: {error}") from None
+    model = _with_projections(model, plan, tensors)
     _fill_network(path, model, plan, tensors, values)
     set_provenance(model, Provenance(name, arguments, plan, inputs))
     return model.eval()
+
+
+def _with_projections(model: nn.Module, plan: RankPlan | None, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with those projections of attention as layers that the file has as layers."""
+    factored = plan.factored if plan else {}
+    names = {name.rpartition(".")[0] for name in factored}
+    names |= {key.split(f".{part}.")[0] for key in tensors for part in PROJECTIONS if f".{part}." in key}
+    return separate_projections(model, names)
 
 
 def _check_size(name: str, arguments: Mapping[str, Any]) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.data.coco_layout import Part, find_parts
+from common.files import read_bounded
 
+MOST_BYTES = 2**30
+"""Maximum size of an annotation file."""
 SHARES = (-0.01, 1.01)
 """Range of coordinates in shares of the image, with a margin for rounding. In pixels, it would span only one."""
 SOUGHT = 20
@@ -113,8 +116,8 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: an annotation file is not JSON, is not in COCO's format, holds no image or has no usable
-            annotation; or a part has two files.
+        ValueError: an annotation file is too large, is not JSON, is not in COCO's format, holds no image or has no
+            usable annotation; or a part has two files.
     """
     files = {part: _read_annotations(found, left_out) for part, found in find_parts(root).items()}
     used = {region.category for file in files.values() for image in file.images for region in image.regions}
@@ -134,8 +137,9 @@ def read_coco(root: Path, left_out: LeftOut) -> tuple[dict[str, AnnotationFile],
 def _read_annotations(part: Part, left_out: LeftOut) -> AnnotationFile:
     """Read the annotation file of one part."""
     path = part.annotations
+    held = read_bounded(path, MOST_BYTES)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(held)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete JSON file: {error}") from error
     entries, annotations, categories = (

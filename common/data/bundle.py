@@ -28,7 +28,7 @@ class BundleOptions(TypedDict, total=False):
     """The rarer arguments of :meth:`DataBundle.from_loaders`.
 
     Attributes:
-        image_size: height and width of the inputs, in pixels; None (default) for the greater of both in the first
+        image_size: height and width of the inputs, in pixels; None (default) for the greatest axis in the first
             batch.
         normalization: how pixels became inputs, for showing images and for checking networks. By default it is
             unknown.
@@ -105,10 +105,11 @@ class DataBundle:
     ) -> DataBundle:
         """Make a bundle of your own data loaders.
 
-        A loader yields inputs ``(N, C, H, W)`` in floating point, scaled as the network expects them, and targets of
-        the task, such as class numbers ``(N,)`` or masks ``(N, K, H, W)``. Every pass over a split other than
-        ``train`` starts from the same seed. For the order of ``train`` see :func:`common.data.own.seed_order`. If it
-        cannot be seeded, a training that continues after a stop may see the images in another order.
+        A loader yields images ``(N, C, H, W)``, signals ``(N, C, L)`` or volumes ``(N, C, D, H, W)`` as floats, scaled
+        as the network expects them, and targets of the task, such as class numbers ``(N,)`` or masks ``(N, K, H, W)``.
+        Every pass over a split other than ``train`` starts from the same seed. For the order of ``train`` see
+        :func:`common.data.own.seed_order`. If it cannot be seeded, a training that continues after a stop may see the
+        images in another order.
 
         Args:
             train: the training split.
@@ -180,7 +181,7 @@ class DataBundle:
         return _count_images(self.test)
 
     def example(self) -> Tensor:
-        """Return one input ``(1, 3, H, W)`` from the calibration split."""
+        """Return one input, ``(1, 3, H, W)`` of images, from the calibration split."""
         return next(iter(self.calibration))[0][:1]
 
 

@@ -1,7 +1,7 @@
 """Image folders in ImageNet's layout, read batch by batch.
 
 The root folder holds ``train/<class>/`` and ``val/<class>/``. If it also holds ``test/<class>/``, that is the test
-split; otherwise half of ``val/`` is.
+split; otherwise half of ``val/`` is. A folder of ``<class>/`` alone is divided, each class alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.data.batching import BatchDataset, Splits
 from common.data.images import IMAGE_KINDS, open_image
 from common.data.normalization import IMAGENET, Normalization
 from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
-from common.data.splits import split_indices, subset
+from common.data.splits import divided_by_class, split_indices, subset
 from common.network.batches import Batch
 
 Files = list[tuple[str, int]]
@@ -31,6 +31,8 @@ Others = Counter[tuple[str, str]]
 """Class and file extension of files that are not images -> their number."""
 
 CALIBRATION_IMAGES = 512
+SHARES = {"validation": 0.15, "test": 0.15}
+"""What a folder without ``train/`` and ``val/`` gives to each split; training gets the rest."""
 MOST_BROKEN = 0.05
 """Maximum share of a split's files that may be broken."""
 NAMED = 10
@@ -133,9 +135,9 @@ def _transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
 def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
     """Read the file names of the splits.
 
-    Calibration has 512 images of ``train/``, or a tenth if ``train/`` has fewer than 5,120. Lines on stderr state if
-    half of ``val/`` is the test split, and name files of unknown kinds and classes without an image in ``val/`` or
-    ``test/``.
+    Calibration has 512 training images, or a tenth if there are fewer than 5,120. Lines on stderr state if half of
+    ``val/`` is the test split, or if a folder of classes was divided, and name files of unknown kinds and classes
+    without an image in ``val/`` or ``test/``.
 
     Raises:
         ValueError: there is only one class; no image of a class in ``train/`` can be read; or ``val/`` or ``test/``
@@ -143,13 +145,16 @@ def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
         FileNotFoundError: ``train/`` or ``val/`` has no class folders, a class in ``train/`` has no image, or a folder
             holds no images.
     """
-    classes = _class_names(root / "train")
-    if not classes or not _class_names(root / "val"):
+    whole = not any((root / name).exists() for name in ("train", "val", "test"))
+    folder = root if whole else root / "train"
+    classes = _class_names(folder)
+    if not classes or not (whole or _class_names(root / "val")):
         raise FileNotFoundError(
-            f"data_root={str(root)!r} does not hold class folders: train/<class>/ and val/<class>/ are needed"
+            f"data_root={str(root)!r} does not hold class folders: train/<class>/ and val/<class>/ are needed, or "
+            "<class>/ alone"
         )
     if len(classes) == 1:
-        raise ValueError(f"{root / 'train'} has one class folder, {classes[0]!r}; a classifier needs two or more")
+        raise ValueError(f"{folder} has one class folder, {classes[0]!r}; a classifier needs two or more")
 
     def dataset(files: Files, indices: Tensor, augment: bool = False) -> ImageFiles:
         chosen = [files[index] for index in indices[: settings.limit].tolist()]
@@ -157,17 +162,45 @@ def imagefolder_splits(root: Path, settings: ReadSettings) -> Splits:
         paths = [path for path, _ in chosen]
         return ImageFiles(paths, labels, settings.image_size, settings.normalization, augment)
 
-    train = _files(root / "train", classes, need_all=True)
-    calibration = max(2, min(CALIBRATION_IMAGES, len(train) // 10))
-    parts = split_indices(len(train), {"calibration": calibration}, settings.split_seed)
-    validation, test = _validation_and_test(root, classes, settings)
+    files = _files(folder, classes, need_all=True)
+    if whole:
+        divided = _divided(root, files, classes, settings.split_seed)
+        learned, validation, test = divided["train"], (files, divided["validation"]), (files, divided["test"])
+    else:
+        learned = torch.arange(len(files))
+        validation, test = _validation_and_test(root, classes, settings)
+    calibration = max(2, min(CALIBRATION_IMAGES, len(learned) // 10))
+    parts = split_indices(len(learned), {"calibration": calibration}, settings.split_seed)
     return Splits(
-        dataset(train, parts["train"], settings.augment),
-        dataset(train, parts["calibration"], settings.augment),
+        dataset(files, learned[parts["train"]], settings.augment),
+        dataset(files, learned[parts["calibration"]], settings.augment),
         dataset(*validation),
         dataset(*test),
         classes,
     )
+
+
+def _divided(root: Path, files: Files, classes: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """Return the indices of each split of a folder that is not divided yet; a line on stderr says so.
+
+    Raises:
+        ValueError: a class has too few images for all splits.
+    """
+    counts = Counter(label for _, label in files)
+    least = min(counts, key=counts.__getitem__)
+    if counts[least] <= len(SHARES):
+        raise ValueError(
+            f"{root} has no train/ and val/, so each class is divided among training, validation and test, but "
+            f"{classes[least]} has {counts[least]} images; add some, or divide the folder yourself"
+        )
+    parts = divided_by_class([label for _, label in files], SHARES, seed)
+    shown = ", ".join(f"{len(parts[name])} for {name}" for name in ("train", *SHARES))
+    print(
+        f"{root} has no train/ and val/: each class is divided by split_seed, {shown}. If a network was trained on "
+        "more of these images, its metrics here are too good",
+        file=sys.stderr,
+    )
+    return parts
 
 
 def _validation_and_test(
@@ -280,7 +313,7 @@ DATASETS.add(
         IMAGENET,
         image_size=224,
         augment=True,
-        layout="train/<class>/ and val/<class>/",
+        layout="train/<class>/ and val/<class>/, or <class>/ alone",
         in_memory=False,
     )
 )

@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from common.files import read_bounded
+
 IMAGE_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File extensions of images in class folders."""
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's formats that are opened. Others, such as EPS, would start another program."""
 MOST_PIXELS = 2**28
 """Maximum number of pixels of an image, by its file or its annotations. An image with more counts as broken."""
+MOST_BYTES = 2**30
+"""Maximum size of an image's file."""
 ORIENTATION = ExifTags.Base.Orientation
 # Pillow's decoders raise these errors on damaged files, besides OSError.
 _DAMAGE = (SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
@@ -66,7 +70,7 @@ def _content(path: Path) -> io.BytesIO:
     """
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
-    return io.BytesIO(path.read_bytes())
+    return io.BytesIO(read_bounded(path, MOST_BYTES))
 
 
 def _orientation(image: Image.Image) -> int:

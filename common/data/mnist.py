@@ -15,12 +15,15 @@ from common.data.image_tensors import SplitSizes, tensor_splits
 from common.data.normalization import Normalization
 from common.data.published import download_published, wrong_kind
 from common.data.registry import DATASETS, DataSet, ReadSettings, root_of
+from common.files import read_bounded
 
 RAW = Path("MNIST") / "raw"
 PARTS = ("train", "t10k")
 IMAGES, LABELS = 2051, 2049
 """First number in a file of images and in a file of labels. Its last byte is the number of axes."""
 CLASSES = tuple("0123456789")
+MOST_BYTES = 2**28
+"""Maximum size of a file. The largest that is published has 47 MB."""
 
 
 def load_mnist(root: str | Path, download: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -64,7 +67,7 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
     Raises:
         ValueError: the file is of another kind, or is incomplete.
     """
-    content = path.read_bytes()
+    content = read_bounded(path, MOST_BYTES)
     if kind := wrong_kind(content):
         raise ValueError(f"{path} {kind}; unpack it or download it again")
     wanted, other = ("images", "labels") if magic == IMAGES else ("labels", "images")

@@ -28,6 +28,7 @@ from common.network.outputs import describe
 
 MOST_BATCHES = 1_000_000
 """A loader without a length counts as endless if it gives more batches than this."""
+SHAPES = "(N, C, H, W), (N, C, L) for signals or (N, C, D, H, W) for volumes"
 SHUFFLES = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """Samplers that accept a generator."""
 
@@ -49,7 +50,7 @@ class OwnLoader:
 
     Attributes:
         task: name of the task.
-        shape: shape ``(N, C, H, W)`` of the first batch's inputs.
+        shape: shape of the first batch's inputs: ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, C, D, H, W)``.
         targets: targets of the first batch.
 
     Raises:
@@ -196,14 +197,15 @@ class OwnLoader:
     def _checked(self, inputs: Tensor, targets: Tensor) -> Batch:
         """Return a batch in the suite's types; raise a ValueError if it is unsuitable."""
         where = f"the {self.split} loader"
-        if inputs.dim() != 4 or not inputs.is_floating_point():
+        single = inputs.dim() == 3 and (not targets.dim() or len(targets) != len(inputs))  # an image without a batch
+        if single or inputs.dim() not in (3, 4, 5) or not inputs.is_floating_point():
             advice = ""
-            if inputs.dim() == 3:
+            if single:
                 advice = "; give the DataLoader a batch_size"
-            elif inputs.dim() == 4 and not inputs.is_complex():
+            elif inputs.dim() in (3, 4, 5) and not inputs.is_complex():
                 advice = "; scale them as the network expects, e.g. inputs.float() / 255"
             given = describe_tensor(inputs)
-            raise ValueError(f"{where}: inputs are {given}; they must be floats (N, C, H, W){advice}")
+            raise ValueError(f"{where}: inputs are {given}; they must be floats {SHAPES}{advice}")
         return inputs.float(), TASKS[self.task].checked_targets(targets, len(inputs), self.classes, where)
 
 

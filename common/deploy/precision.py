@@ -32,6 +32,24 @@ MOST_INPUTS = 512
 """Inputs of the batches that are used; the ranges of activations hardly change with more."""
 
 
+def precision_of(path: str | Path) -> str:
+    """Return in which precision :func:`common.deploy.export_onnx` wrote a file.
+
+    Raises:
+        ValueError: the file holds no ONNX model.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # protobuf's own exceptions have no common class
+        raise ValueError(f"{str(path)!r} is no ONNX file: {cause(error)}") from None
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return "int8"
+    half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    return "float16" if half else "float32"
+
+
 def check_precision(precision: str, batches: Batches | None) -> None:
     """Raise unless a file can be written in this precision with these batches.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.environment import describe_environment
-from common.files import replacing
+from common.files import read_bounded, replacing
 from common.latency.measuring import measure_latencies
 from common.latency.network import NetworkLatencies, network_fingerprint
 from common.latency.operations import Operation
@@ -148,9 +148,7 @@ def read_table(path: Path, conditions: Conditions) -> LatencyTable:
     if not path.is_file():
         return LatencyTable(conditions)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
-        table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+        table = LatencyTable.from_json(json.loads(read_bounded(path, MOST_BYTES)))
         for operation in table.seconds:
             _check_operation(operation, conditions.batch)
     except (OSError, ValueError, RecursionError, OverflowError) as error:  # broken JSON is a ValueError too

@@ -9,6 +9,8 @@ from common.models.registry import MODELS, Architecture
 from common.validation import check_choice
 
 UPSAMPLING = ("transposed", "bilinear")
+DEEPEST = 16
+"""Maximum depth. A file of a stranger may ask for any, and widths double with each level."""
 
 
 class UNet(nn.Module):
@@ -83,6 +85,8 @@ def build_unet(num_classes: int, width: int, depth: int, upsampling: str) -> UNe
     for name, value in (("width", width), ("depth", depth)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: it must be at least 1")
+    if depth > DEEPEST:
+        raise ValueError(f"depth={depth!r}: it must be at most {DEEPEST}; an image has at least 2^depth pixels a side")
     check_choice("upsampling", upsampling, UPSAMPLING)
     return UNet(num_classes, width=width, depth=depth, upsampling=upsampling)
 

@@ -38,17 +38,18 @@ def _outer_first(networks: Iterable[nn.Module]) -> list[nn.Module]:
     """Return all modules, each after all that hold it, because a holder's ``train`` also sets its children."""
     found: dict[nn.Module, None] = {}
     entered: set[nn.Module] = set()
-
-    def enter(module: nn.Module) -> None:
-        if module not in entered:
-            entered.add(module)
-            for child in module.children():
-                enter(child)
-            found[module] = None
-
     for network in networks:
-        enter(network)
+        _enter(network, entered, found)
     return list(reversed(found))
+
+
+def _enter(module: nn.Module, entered: set[nn.Module], found: dict[nn.Module, None]) -> None:
+    """Add a module to ``found`` after all modules in it, unless it was ``entered`` before."""
+    if module not in entered:
+        entered.add(module)
+        for child in module.children():
+            _enter(child, entered, found)
+        found[module] = None
 
 
 def _call_override(module: nn.Module, mode: bool) -> None:

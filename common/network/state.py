@@ -126,12 +126,13 @@ def _encoded_quantized(tensor: Tensor, store: Any) -> dict[str, Any]:
     raise TypeError(f"a tensor quantized by {tensor.qscheme()}")
 
 
-def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Decode a value from :func:`encoded_state`.
 
     Args:
         value: the encoded value.
-        tensors: the tensors to which encoded values refer, by name.
+        tensors: the tensors to which encoded values refer, by name. Those that are used are removed: each has one use,
+            or a small file could ask for any number of copies.
 
     Raises:
         ValueError: ``value`` is not one that :func:`encoded_state` writes.
@@ -145,7 +146,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         if kind == "dtype":
             return _DTYPES[held]
         if kind == "tensor":
-            return tensors[held]
+            return tensors.pop(held)
         if kind == "quantized":
             return _decoded_quantized(value, tensors)
         if kind in ("list", "tuple"):
@@ -157,10 +158,10 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"this is not the state of a module: kind {kind!r}")
 
 
-def _decoded_quantized(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+def _decoded_quantized(value: Mapping[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     """Decode a tensor from :func:`_encoded_quantized`."""
-    whole = tensors[value["value"]]
+    whole = tensors.pop(value["value"])
     if "axis" not in value:
         return torch._make_per_tensor_quantized_tensor(whole, float(value["scale"]), int(value["zero_point"]))
-    scales, points = tensors[value["scales"]], tensors[value["zero_points"]]
+    scales, points = tensors.pop(value["scales"]), tensors.pop(value["zero_points"])
     return torch._make_per_channel_quantized_tensor(whole, scales, points, int(value["axis"]))

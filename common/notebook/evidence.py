@@ -25,12 +25,13 @@ from common.network.inputs import to_network
 from common.network.modes import evaluating
 from common.network.provenance import get_provenance
 from common.network.shapes import trace_layers
+from common.notebook.deployed import deployment_table as deployment_table
+from common.notebook.deployed import onnx_rows
 from common.planning import RankPlan, plan_of
 from common.planning.decompositions import Decompositions
 from common.planning.methods import method_of
 from common.reporting import figures
 from common.search import LEVEL_NAMES, SearchResult
-from common.shrink.deployment import deployment_table as deployment_table
 from common.training import evaluate
 
 
@@ -122,7 +123,8 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
 
     Args:
         files: written by :func:`common.compression.save_compressed`. Speedups are relative to the first network, which
-            is timed in turn with each of the others.
+            is timed in turn with each of the others. Files ``*.onnx`` follow in ONNX Runtime, and their speedups are
+            relative to the first of them.
         data: the data set. Its test split is read.
 
     Raises:
@@ -131,7 +133,8 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
     rows: list[dict[str, Any]] = []
     x = data.example().to(default_device())
     first: nn.Module | None = None
-    for file in files:
+    onnx_files = [Path(file) for file in files if Path(file).suffix == ".onnx"]
+    for file in (file for file in files if Path(file).suffix != ".onnx"):
         network = load_compressed(file).to(default_device())
         _check_fit(file, network, data)
         provenance = get_provenance(network)
@@ -150,7 +153,7 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
                 "Speedup": latency.speedup,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame([*rows, *onnx_rows(onnx_files, data)])
 
 
 def _check_fit(file: str | Path, network: nn.Module, data: DataBundle) -> None:

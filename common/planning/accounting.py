@@ -14,6 +14,7 @@ from common.planning.plan import Untouched
 _NEVER_RUNS = "a pass in evaluation mode never runs it; budgets do not count it"
 _READ_ONLY = "its weight is used without calling it"
 _OTHER_KIND = "no decomposition serves this kind"
+_JOINT = "its projections are one weight; common.network.attention.separate_projections makes layers of them"
 _MAX_NAMED = 5
 """The most parts that an error message names; they are the largest."""
 _MIN_SHARE = 0.01
@@ -44,8 +45,9 @@ def untouched_modules(model: nn.Module, planned: Collection[str], operations: Op
                 operations.by_module.get(f"{name}.{child}" if name else child, 0)
                 for child, _ in module.named_children()
             )
-            reason = _READ_ONLY if isinstance(module, FactorableLayer) else _OTHER_KIND
-            groups.setdefault((_kind(module), reason), []).append((name or "the network itself", size, max(macs, 0)))
+            groups.setdefault((_kind(module), _reason(module)), []).append(
+                (name or "the network itself", size, max(macs, 0))
+            )
     untouched = [
         Untouched(
             kind,
@@ -57,6 +59,13 @@ def untouched_modules(model: nn.Module, planned: Collection[str], operations: Op
         for (kind, reason), members in groups.items()
     ]
     return tuple(sorted(untouched, key=lambda group: -group.params))
+
+
+def _reason(module: nn.Module) -> str:
+    """Why the parameters of a module stay as they are."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _JOINT
+    return _READ_ONLY if isinstance(module, FactorableLayer) else _OTHER_KIND
 
 
 def _kind(module: nn.Module) -> str:

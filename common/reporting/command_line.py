@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from unicodedata import category
 
 
 def add_log_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +63,37 @@ def check_left(options: argparse.Namespace, left: object) -> None:
         raise ValueError(f"No trial matches {' and '.join(given)} as given; leave {what} out.")
 
 
+class _Visible:
+    """A stream that escapes control characters, with which a stranger's log could command the terminal."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def visible(text: str) -> str:
+    r"""Escape every character that is no part of a text for people, such as ``\x1b``. Line ends and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or category(character)[0] != "C"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def be_printable() -> None:
-    """Make ``print`` escape a character that this terminal cannot show, instead of failing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Make ``print`` escape control characters, and characters that this terminal cannot show."""
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            setattr(sys, name, _Visible(stream))
 
 
 def exit_code(run: Callable[[], int]) -> int:

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.files import read_bounded
 from common.trials import Entry, Skipped, TrialRecord, iter_entries, time_number
 
+MOST_BYTES = 2**30
+"""Maximum size of a JSON file. Logs have none, because they are read line by line."""
 NAMED_LINES, NAMED_REASONS = 5, 50
 """Maximum number of lines to name for each reason, and of reasons for each log. Others are only counted."""
 
@@ -140,7 +143,12 @@ class Log:
 
     def _json_entries(self) -> Iterator[Entry]:
         try:
-            document = json.loads(self.path.read_bytes(), parse_constant=lambda name: None)
+            content = read_bounded(self.path, MOST_BYTES)
+        except ValueError as error:
+            self.notes.append(str(error))
+            return
+        try:
+            document = json.loads(content, parse_constant=lambda name: None)
             trials, passed = list(document["trials"]), list(document.get("skipped", []))
             self.notes += [skipped_sentence(entry) for entry in passed]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

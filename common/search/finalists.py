@@ -21,6 +21,8 @@ from common.training import evaluate_images, paired_difference, train
 from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
+UNTUNED = (FloatingPointError, MemoryError, RuntimeError)
+"""Raised where a loss is not finite or memory runs out; torch raises RuntimeErrors."""
 FINETUNED = "finetuned trial {}"
 """A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
 
@@ -106,10 +108,10 @@ class Finalists:
             history = train(
                 network, self.data, self.settings.finetune, teacher=self.objective.model, description=description
             )
-        except FloatingPointError as error:  # the trial keeps what it reached without fine-tuning
-            self.writer.note(f"{description} failed: {error}")
+            tuned, metric = self.objective.evaluate(network), self.data.metric
+        except UNTUNED as error:  # the trial keeps what it reached without fine-tuning
+            self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
             return {}
-        tuned, metric = self.objective.evaluate(network), self.data.metric
         after = record.replace(metrics={**record.metrics, "finetuned": tuned})
         if self._worse(after, record):
             self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")

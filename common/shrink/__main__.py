@@ -69,7 +69,11 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the data").add_argument
     add("--dataset", required=True, metavar="NAME", help=f"module:function of yours, or one of {', '.join(DATASETS)}")
-    add("--data-root", metavar="FOLDER", help="folder of the data set; imagefolder: train/<class>/ and val/<class>/")
+    add(
+        "--data-root",
+        metavar="FOLDER",
+        help="folder of the data set; imagefolder: train/<class>/, val/<class>/, or <class>/",
+    )
     add("--image-size", type=int, metavar="PIXELS", help="height and width; default: that of the data set")
     add("--normalize", choices=NORMALIZATIONS, default="dataset", help="scale of the inputs; default: %(default)s")
     add("--unannotated", choices=UNANNOTATED, default="keep", help="coco: images without annotation; default: keep")

@@ -113,7 +113,7 @@ def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int =
         for place, latency in zip(written, times, strict=True):
             rows[place] |= {"Latency (ms)": latency.median_s * 1e3, "Speedup": latency.speedup, "Note": latency.note}
     for row in rows:
-        row["Note"] = row["Note"] or _slower(row, rows)
+        row["Note"] = row["Note"] or slower_note(row, rows)
     figures = (column, "Of PyTorch's", "Size (MB)", "Latency (ms)", "Speedup")
     return pd.DataFrame(rows, columns=["Network", "Precision", *figures, "Note"])
 
@@ -135,8 +135,13 @@ def _judge(files: Sequence[DeployedFile], examples: Examples) -> tuple[str, Judg
     return DIVERGENCE, measure
 
 
-def _slower(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why int8 is slower than float32 on this machine; empty if it is not, or if the times vary too much to tell."""
+def slower_note(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why int8 is slower than float32 on this machine; empty if it is not, or if the times vary too much to tell.
+
+    Args:
+        row: a file's ``Network``, ``Precision``, ``Latency (ms)`` and ``Note``.
+        rows: the same of all files that took turns with it.
+    """
     steady = [other for other in rows if not other["Note"]]
     times = {(other["Network"], other["Precision"]): other.get("Latency (ms)") for other in steady}
     own, whole = row.get("Latency (ms)"), times.get((row["Network"], "float32"))

@@ -18,6 +18,7 @@ from common.compression import compress
 from common.compression.compress import check_uncompressed
 from common.latency import measured_latencies
 from common.network import Profile, profile
+from common.network.attention import join_projections, separate_projections
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
 from common.network.shapes import trace_layers
@@ -133,7 +134,8 @@ def shrink(
 
     It calibrates, decomposes every layer once, measures how much each layer's error matters, plans the ranks,
     compresses, improves the factors, refits them from the first layer to the last, and recalibrates BatchNorm where
-    that helps. Every eighth image is held out; it decides which steps are kept. All images stay in memory.
+    that helps. Every eighth image is held out; it decides which steps are kept. All images stay in memory. The
+    projections of attention become layers first, see :func:`common.network.attention.separate_projections`.
 
     Args:
         model: the dense network. It stays unchanged.
@@ -176,6 +178,7 @@ class _Run:
             raise ValueError("batches is empty: there is no batch to calibrate on")
         if steps.align and isinstance(rule, Budget) and rule.round_to == 1:
             rule = replace(rule, round_to=None)
+        model = separate_projections(model)
         self.model, self.rule, self.method, self.settings = model, rule, method, steps
         self.batches = batches
         self.inputs = [to_network(inputs_of(batch), model) for batch in batches]
@@ -230,6 +233,7 @@ class _Run:
             self._if_better("refit", small, lambda: bool(refit(small, self.model, self.inputs, seed=settings.seed)))
         if settings.recalibrate:
             self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
+        join_projections(small)
         costs = profile(self.model, self.x), profile(small, self.x)
         return Shrunk(small, plan, tuple(self.steps), *costs, self.dense_metrics)
 

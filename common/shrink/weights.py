@@ -34,6 +34,8 @@ def load_weights(network: nn.Module | None, path: str | Path) -> nn.Module:
         with safetensors.safe_open(path, framework="pt") as file:
             is_of_suite = "schema" in (file.metadata() or {})
             tensors = {} if is_of_suite else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except MemoryError:
+        raise ValueError(f"weights={str(path)!r} needs more memory than there is") from None
     except safetensors.SafetensorError:
         raise ValueError(
             f"weights={str(path)!r} is not a safetensors file; write one with safetensors.torch.save_file("

@@ -260,7 +260,11 @@ class _Run:
             self.teacher.close()
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint; if the process is killed meanwhile, the previous one stays."""
+        """Write the checkpoint; if the process is killed meanwhile, the previous one stays.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         values = {
             "conditions": self.conditions,
             "model": self.model.state_dict(),
@@ -271,7 +275,10 @@ class _Run:
             "best_weights": self.best_weights,
         }
         with replacing(path) as partial:
-            torch.save(values, partial)
+            try:
+                torch.save(values, partial)
+            except RuntimeError as error:  # torch names no file, and says nothing of the disk
+                raise OSError(f"the checkpoint {path} cannot be written; is the disk full? {error}") from error
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint.

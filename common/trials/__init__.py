@@ -3,6 +3,7 @@
 from common.trials.best import CRITERIA, choose_best, final_metric, is_accepted, reductions
 from common.trials.lines import TrialLines, trial_line
 from common.trials.log import (
+    LONGEST,
     TRIAL_MARK,
     Entry,
     Skipped,
@@ -21,6 +22,7 @@ from common.trials.record import (
     Baseline,
     Details,
     Difference,
+    FileFigures,
     LayerFigures,
     LayerTimes,
     PlannedLayer,
@@ -32,6 +34,7 @@ from common.trials.record import (
 
 __all__ = [
     "CRITERIA",
+    "LONGEST",
     "SCHEMA_VERSION",
     "STAGES",
     "TRIAL_MARK",
@@ -39,6 +42,7 @@ __all__ = [
     "Details",
     "Difference",
     "Entry",
+    "FileFigures",
     "LayerFigures",
     "LayerTimes",
     "PlannedLayer",

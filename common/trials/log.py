@@ -11,6 +11,7 @@ import codecs
 import datetime
 import math
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
         not run
         or run != Path(run).name
         or run in {".", ".."}
-        or "\0" in run
+        or any(unicodedata.category(character) == "Cc" for character in run)
         or len(run.encode(errors="replace")) > LONGEST
     ):
         raise ValueError(f"run={run!r} cannot name a log file; use up to {LONGEST} letters, digits, '-' and '_'")

@@ -196,6 +196,28 @@ class LayerTimes(Part):
     after: dict[str, float] = Field(default_factory=dict)
 
 
+class FileFigures(Part):
+    """Figures of an ONNX file of a chosen network, or of the dense one beside it.
+
+    Attributes:
+        network: ``dense``, or ``trial`` and its number.
+        precision: ``float32``, ``float16`` or ``int8``.
+        test: the deciding metric on the test split, in ONNX Runtime.
+        size_bytes: bytes of the file.
+        median_s: median time of one input in ONNX Runtime, in seconds. All files take turns.
+        speedup: over the dense network's first file; None if none can be stated.
+        note: why there is no file or no speedup, or why int8 is slower than float32.
+    """
+
+    network: str = ""
+    precision: str = ""
+    test: Measure = math.nan
+    size_bytes: int | None = None
+    median_s: float | None = None
+    speedup: float | None = None
+    note: str = ""
+
+
 class Details(Part):
     """How a trial was made, and what reports show besides its figures. Each field may be missing.
 
@@ -214,6 +236,7 @@ class Details(Part):
         weights: file of the network, beside the log.
         latencies: timings of a chosen network, one for each runtime.
         layer_times: layers' times of a chosen network.
+        files: ONNX files of a chosen network, with those of the dense one first.
         test_difference: a chosen network's difference from the dense one on test.
         command: command that started the run, in older logs.
     """
@@ -233,6 +256,7 @@ class Details(Part):
     weights: str = ""
     latencies: list[Timing] = Field(default_factory=list)
     layer_times: LayerTimes | None = None
+    files: list[FileFigures] = Field(default_factory=list)
     test_difference: Difference | None = None
     command: str = ""
 

@@ -25,10 +25,12 @@ def test_both_figures_are_those_of_the_test_split(tmp_path: Path, capsys: pytest
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[:2] for row in rows] == [["small", "float32"], ["small", "int8"]]
     in_torch = 100 * evaluate(small, data.test)["accuracy"]
-    for _, precision, in_onnx, difference, _, milliseconds, _, _ in rows:
+    for _, precision, in_onnx, difference, _, milliseconds, _, interval, _ in rows:
         reached, apart = float(in_onnx.rstrip("%")), float(difference.rstrip("%"))
         assert reached - apart == pytest.approx(in_torch, abs=2e-3)
         assert abs(apart) <= 100 / 48 + 1e-3 or precision == "int8"  # one image may lie on the border
         assert float(milliseconds) > 0
+        low, high = map(float, interval.split(" to "))
+        assert low - 0.01 <= apart <= high + 0.01
     sizes = [float(row[4]) for row in rows]
     assert sizes[1] < 0.5 * sizes[0]

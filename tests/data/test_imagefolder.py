@@ -60,6 +60,24 @@ def test_four_disjoint_splits_and_classes_by_name(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == "imagefolder: train/ holds files that are left out: 1 .txt in ant\n"
 
 
+def test_a_folder_of_classes_is_divided_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path, **{"": 20})
+    data = load(tmp_path)
+    assert [len(split(data, part)) for part in PARTS] == [26, 2, 6, 6]
+    assert sorted(path for part in PARTS for path in paths(data, part)) == sorted(tmp_path.glob("*/*.png"))
+    for part in ("validation", "test"):
+        assert sorted(split(data, part).labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    shown = capsys.readouterr().err
+    assert "has no train/ and val/: each class is divided by split_seed, 28 for train, 6 for validation, 6" in shown
+    assert "If a network was trained on more of these images, its metrics here are too good" in shown
+    assert [paths(load(tmp_path), part) for part in PARTS] == [paths(data, part) for part in PARTS]
+    assert paths(load(tmp_path, split_seed=1), "test") != paths(data, "test")
+    for path in sorted((tmp_path / "bee").iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"but bee has 2 images; add some, or divide the folder yourself"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_without_class_folders_in_test_half_of_val_is_the_test_split(
     tmp_path: Path, flat: bool, capsys: pytest.CaptureFixture[str]

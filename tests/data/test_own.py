@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,6 +27,7 @@ from common.data import DataBundle, load_data
 from common.data.normalization import AS_GIVEN, CENTRED, Normalization
 from common.data.own import OwnLoader
 from common.search.study.specification import data_digest
+from common.training import TrainingSettings, evaluate, train
 
 TEN = tuple("0123456789")
 
@@ -266,10 +268,10 @@ PAIR = r"a batch of the train loader must be a pair of tensors \(inputs, targets
         (loader([(object(), 1)] * 3), "the first batch of the train loader cannot be read: default_collate"),
         (
             collated((X * 255).byte(), Y),
-            r"inputs are uint8 of shape \(4, 3, 8, 8\); they must be floats \(N, C, H, W\); scale them as",
+            r"inputs are uint8 of shape \(4, 3, 8, 8\); they must be floats \(N, C, H, W\), .*; scale them as",
         ),
         (loader(batch_size=None), r"inputs are float32 of shape \(3, 8, 8\); .*; give the DataLoader a batch_size"),
-        (collated(X.flatten(1), Y), r"inputs are float32 of shape \(4, 192\); they must be floats \(N, C, H, W\)$"),
+        (collated(X.flatten(1), Y), r"inputs are float32 of shape \(4, 192\); they must be floats .* for volumes$"),
         (collated(X * torch.nan, Y), "the train loader: its first batch has inputs that are not finite"),
         (
             collated(X, Y[:, None]),
@@ -312,6 +314,28 @@ def test_unsuitable_masks_are_named_at_once(masks: Tensor, sentence: str) -> Non
         DataBundle.from_loaders(good, collated(X, masks), classes=("a", "b"), task="segmentation")
     with pytest.raises(ValueError, match="task='segment' is unknown"):
         DataBundle.from_loaders(good, good, task="segment")
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "targets", "metric"),
+    [
+        (nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(48, 3)), (2, 12), (3,), "accuracy"),
+        (nn.Conv3d(1, 2, 3, padding=1), (1, 4, 6, 4), (2, 4, 6, 4), "dice"),
+    ],
+    ids=["signals", "volumes"],
+)
+def test_signals_and_volumes_have_targets_too(
+    network: nn.Module, inputs: tuple[int, ...], targets: tuple[int, ...], metric: str
+) -> None:
+    x = torch.randn(24, *inputs, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(24) % 3 if metric == "accuracy" else (torch.rand(24, *targets) > 0.5).float()
+    made = TensorDataset(x, y)
+    data = DataBundle.from_loaders(loader(made), loader(made))
+    assert (data.metric, data.image_size, data.num_classes) == (metric, max(inputs[1:]), targets[0])
+    settings = TrainingSettings(epochs=1.0, amp="off", distillation=0.5)
+    history = train(network, data, settings, teacher=copy.deepcopy(network))
+    assert len(history) == 1
+    assert 0 <= evaluate(network, data.test)[metric] <= 1
 
 
 def test_an_unnamed_class_is_found_when_it_occurs() -> None:

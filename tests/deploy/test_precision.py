@@ -79,6 +79,7 @@ def test_a_file_is_about_a_quarter_in_int8_and_a_half_in_float16(tmp_path: Path)
     assert eighth.stat().st_size / whole == pytest.approx(0.25, abs=0.02)
     linear = export_onnx(model, tmp_path / "fixed.onnx", X[:32], dynamic_batch=False, precision="int8", batches=[X])
     assert error(linear, model, X[:32]) < 0.05
+    assert [precision.precision_of(path) for path in (half, eighth, linear)] == ["float16", "int8", "int8"]
 
 
 def test_float16_computes_with_rounded_weights_in_float32(tmp_path: Path) -> None:

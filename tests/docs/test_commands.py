@@ -46,7 +46,7 @@ TESTED = {
     r"python docs/publish.py": "tests/docs/test_published.py::test_a_published_notebook_is_clean",
     r"python jsonify_logs.py": "tests/scripts/test_jsonify.py::test_jsonify_holds_the_latest_version_of_each_trial",
     r"python analyze_results.py": "tests/scripts/test_analyze.py::test_analyze_shows_the_summary_and_writes",
-    r"python finetuned/finetune.py": "tests/scripts/test_finetune.py::test_weights_and_how_they_were_made",
+    r"(OMP_NUM_THREADS=1 )?python finetuned/finetune.py": "tests/scripts/test_finetune.py::test_weights_and_how_they",
     r"torchrun": "tests/training/test_distributed.py::test_two_processes_train_as_one",
     r"python -m common.search.study.worker": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
     r"srun": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
@@ -54,7 +54,9 @@ TESTED = {
     r"python -m tests.faults.fuzz": "tests/faults/test_bad_input.py::",
     r"(FAULT_KILLS|SEARCH_KILLS)=\d+ pytest": "tests/faults/test_kills.py::",
     r"python -m benchmarks.zoo": "tests/benchmarks/test_benchmark_zoo.py::",
-    r"OMP_NUM_THREADS=1 python benchmarks/latency.py": "tests/benchmarks/test_benchmark_latency.py::",
+    r"OMP_NUM_THREADS=[12] python benchmarks/latency.py": "tests/benchmarks/test_benchmark_latency.py::",
+    r"OMP_NUM_THREADS=1 python benchmarks/exported_accuracy.py": "tests/benchmarks/test_benchmark_exported.py::",
+    r"python benchmarks/accuracy_before_finetuning.py": "tests/benchmarks/test_benchmark_accuracy.py::",
     r"python -m common.shrink": "tests/scripts/test_wheel.py::test_a_stranger_gets_small_files_by_one_command",
     r"papermill notebooks/own": "tests/scripts/test_wheel.py::test_a_stranger_gets_them_by_the_notebook",
     r"pytest -m gpu": "tests/test_devices.py::",
@@ -67,6 +69,7 @@ TESTED = {
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
 
 UNTESTED = {
+    r"make test-newest$": "it needs another Python, and installs the suite for it from the network",
     r"\.venv/bin/jupyter lab": "a server without an end; tests/scripts/test_notebooks.py runs the notebooks",
     r"pip install (?!-e|\.)\S+": "it fetches packages, and tests fetch nothing from the network",
     r"tensorboard": "a server without an end; tests/search/test_trackers.py reads the files that it shows",

@@ -28,7 +28,7 @@ from tests.faults.limits import limit_memory
 from tests.faults.mutations import mutated
 from tests.faults.readers import READERS, Reader, undocumented
 
-LIMIT_S, LIMIT_BYTES = 10, 2**31
+LIMIT_S, LIMIT_BYTES = 60, 2**31
 """A reader that takes longer hangs. It may take this much memory more than the process has at its start."""
 
 

@@ -30,6 +30,11 @@ from common.models import build_model
 from common.network.state import decoded
 from common.notebook.config import ClassifierConfig, SegmentationConfig
 from common.planning import Fixed, plan_ranks
+from common.reporting.frame import Trials
+from common.reporting.html.report import report_page
+from common.reporting.runs import Log
+from common.reporting.tables import all_tables
+from common.reporting.tables.table import csv_text
 from common.search.study.attempts import Attempts
 from common.search.study.specification import SPECIFICATION, StudySpecification
 from common.search.study.storage import open_storage, open_study
@@ -83,6 +88,19 @@ def read_a_log(content: bytes, folder: Path) -> object:
     path.write_bytes(content)
     records, _ = read_log(path)
     return [record.to_line() for record in records]
+
+
+def report_a_log(content: bytes, folder: Path) -> object:
+    """Make all tables and the page from what was read."""
+    path = folder / "r.log"
+    path.write_bytes(content)
+    log = Log(path)
+    trials = Trials.read([log], by_name=False)
+    if trials.frame.empty:
+        return None
+    tables = all_tables(trials, 0.99, folder)
+    files = [(table.console(80), table.markdown(), table.latex(), csv_text(table.raw)) for table in tables]
+    return files, report_page(trials, 0.99, tables, {}, "lead", "command", log.sentences())
 
 
 @cache
@@ -265,7 +283,8 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         Reader("log", read_a_log, log_samples, (), 0.3),
-        Reader("config", read_a_config, config_samples, VALUE, 0.05),
+        Reader("report", report_a_log, log_samples, (), 0.0005),
+        Reader("config", read_a_config, config_samples, VALUE, 0.0495),
         Reader("checkpoint", read_a_checkpoint, checkpoint_samples, (ValueError,), 0.05),
         Reader("metadata", read_metadata, metadata_samples, (ValueError,), 0.05),
         Reader("state", read_a_state, state_samples, (*VALUE, OverflowError), 0.05),  # load_compressed names them all

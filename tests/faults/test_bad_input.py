@@ -24,7 +24,7 @@ def test_valid_files_are_read(name: str, tmp_path: Path) -> None:
         READERS[name].read(content, tmp_path)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [name for name in READERS if name != "report"])  # each takes half a second
 @given(random=st.randoms(use_true_random=False))
 @BRIEF
 def test_damaged_files_raise_only_documented_errors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -22,7 +23,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.compression import load_compressed
+from common.compression import load_compressed, save_compressed
 from common.files import check_writable
 from common.search.study.attempts import Attempts
 from common.search.study.storage import open_study, opened_storage
@@ -38,6 +39,7 @@ from tests.faults.victims import (
     search_briefly,
     search_on_a_full_disk,
     train_to_the_end,
+    write_on_a_full_disk,
 )
 from tests.networks import same_weights, tiny_cnn
 from tests.records import make_record
@@ -153,6 +155,16 @@ def test_a_search_on_a_full_disk_stops_and_goes_on_when_there_is_room(grows: int
     process.join()
     assert process.exitcode == 0
     check_whole(tmp_path, most_lost=1)
+
+
+def test_on_a_full_disk_a_network_stays_as_it_was_and_the_error_names_the_file(tmp_path: Path) -> None:
+    path = save_compressed(tiny_cnn(1), tmp_path / "w.safetensors")
+    before = path.read_bytes()
+    kind, said = limited(write_on_a_full_disk, str(tmp_path), extra_bytes=2**32)
+    assert (kind, said.count("cannot be written")) == ("", 2), said
+    assert re.search(r"w\.safetensors cannot be written: .*t\.checkpoint cannot be written", said)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
 
 
 def test_of_two_runs_of_one_name_one_wins_and_no_trial_is_lost(tmp_path: Path) -> None:

@@ -62,3 +62,19 @@ def search_on_a_full_disk(logs: str, limit: int) -> None:
     """Search where no file may grow beyond ``limit`` bytes; Python then raises an OSError, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     search_briefly(logs)
+
+
+def write_on_a_full_disk(folder: str) -> list[str]:
+    """Save a network and train with a checkpoint where no file may grow beyond 2000 bytes; return the errors."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    model, errors = tiny_cnn(), []
+    settings = TrainingSettings(epochs=1.0, amp="off")
+    for write in (
+        lambda: save_compressed(model, Path(folder) / "w.safetensors"),
+        lambda: train(model, tiny_digits(limit=64), settings, checkpoint=Path(folder) / "t.checkpoint"),
+    ):
+        try:
+            write()
+        except OSError as error:
+            errors.append(str(error))
+    return errors

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 import subprocess
 import sys
@@ -161,6 +162,16 @@ def test_a_trial_of_another_machine_is_eventually_given_up(monkeypatch: pytest.M
     assert left_after(0) == 1
     assert left_after(599) == 1, "it has had less than ten minutes"
     assert left_after(2) == 0
+
+
+def test_a_clock_that_jumps_by_a_year_does_not_lengthen_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = {"rung": 2, "record": {"seconds": 8.0}}
+    judged = first(TrialState.COMPLETE, outcome=outcome)
+    judged.datetime_complete = judged.datetime_start + datetime.timedelta(days=365)
+    study = study_of(judged, first(TrialState.RUNNING, worker=ELSEWHERE))
+    seen = {1: time.monotonic() - 601.0}
+    bury_dead(Attempts(study, 2), ME, seen)
+    assert running(study) == 0
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with")  # Optuna's, of ask()

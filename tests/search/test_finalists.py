@@ -35,17 +35,20 @@ def test_the_test_split_is_read_for_the_chosen_only(
     assert len(reads) == 1 + len(result.networks)
 
 
-def test_a_finetuning_that_diverges_does_not_end_the_search(
+def test_a_finetuning_that_diverges_or_lacks_memory_does_not_end_the_search(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    errors = iter([FloatingPointError("the loss is nan"), RuntimeError("can't allocate memory")])
+
     def diverge(*_: Any, **__: Any) -> None:
-        raise FloatingPointError("the loss is nan")
+        raise next(errors)
 
     monkeypatch.setattr("common.search.finalists.train", diverge)
     result, _ = search(dense, tmp_path)
     assert not any("finetuned" in record.metrics for record in result.records)
     assert result.best
-    assert result.log.read_text().count("failed: the loss is nan") == 2
+    assert "failed: FloatingPointError: the loss is nan" in result.log.read_text()
+    assert "failed: RuntimeError: can't allocate memory" in result.log.read_text()
 
 
 def test_under_a_budget_only_trials_within_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:

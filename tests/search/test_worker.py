@@ -119,7 +119,8 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
             """The places of the worker's trials that have not ended."""
             attempts = Attempts(watched, SETTINGS.trials)
             under_way = (*attempts.in_state(TrialState.RUNNING), *attempts.in_state(TrialState.FAIL))
-            return {attempts.place[t.number] for t in under_way if t.user_attrs[WORKER]["pid"] == crew[name].pid}
+            own = [trial for trial in under_way if trial.user_attrs.get(WORKER, {}).get("pid") == crew[name].pid]
+            return {attempts.place[trial.number] for trial in own}
 
         def may_kill(name: str, before: int) -> bool:
             """Whether the trial may be killed. A second kill would lose it: it is run again only once."""

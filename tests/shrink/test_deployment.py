@@ -29,7 +29,7 @@ def test_where_int8_is_slower_the_note_says_why(products: bool, why: str, monkey
         {"Network": "noisy", "Precision": "int8", "Latency (ms)": 9.0},
     ]
     rows = [{"Note": "", **row} for row in rows]
-    notes = [deployment._slower(row, rows) for row in rows]
+    notes = [deployment.slower_note(row, rows) for row in rows]
     assert [bool(note) for note in notes] == [False, True, False, False, False, False, False]
     assert re.search(f"slower than float32: .*{why}", notes[1])
 

@@ -19,24 +19,24 @@ SMOOTH = 1.0
 
 
 class Segmentation(Task):
-    """Targets are masks ``(N, K, H, W)`` with values in [0, 1]. Logits have the same shape.
+    """Targets are masks ``(N, K, H, W)``, or ``(N, K, D, H, W)`` of volumes, in [0, 1]. Logits have the same shape.
 
     Each class has its own sigmoid: a pixel may belong to several classes or to none.
     """
 
     name = "segmentation"
-    shapes = "both (N, K, H, W)"
+    shapes = "both (N, K, H, W) or (N, K, D, H, W)"
     metric = "dice"
     shows_all_classes = True
     spare_outputs = False
 
     def matches(self, targets: Tensor) -> bool:
-        """Whether there are masks ``(N, K, H, W)``."""
-        return targets.dim() == 4
+        """Whether there are masks ``(N, K, H, W)``, or such of volumes."""
+        return targets.dim() in (4, 5)
 
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
-        """Masks ``(N, K, H, W)`` in float32."""
-        if targets.dim() != 4 or len(targets) != images or targets.is_complex():
+        """Masks ``(N, K, H, W)`` or ``(N, K, D, H, W)`` in float32."""
+        if targets.dim() not in (4, 5) or len(targets) != images or targets.is_complex():
             advice = "; give each class its own mask" if targets.dim() == 3 else ""
             raise ValueError(
                 f"{where}: targets are {describe_tensor(targets)}; they must be masks ({images}, K, H, W) for "
@@ -56,11 +56,11 @@ class Segmentation(Task):
 
     def count_outputs(self, logits: Tensor) -> int | None:
         """The second axis of ``(N, K, H, W)``."""
-        return logits.shape[1] if logits.dim() == 4 else None
+        return logits.shape[1] if logits.dim() in (4, 5) else None
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
-        """Raise a ValueError unless both are ``(N, K, H, W)``."""
-        if logits.dim() != 4 or targets.shape != logits.shape:
+        """Raise a ValueError unless both are ``(N, K, H, W)``, or both those of volumes."""
+        if logits.dim() not in (4, 5) or targets.shape != logits.shape:
             raise self.misfit(logits, targets)
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -87,19 +87,19 @@ def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     loss itself). Over a single image whose true mask is empty, the term would not measure how wrong a prediction is.
 
     Args:
-        logits: ``(N, K, H, W)``.
-        targets: masks ``(N, K, H, W)``.
+        logits: ``(N, K, H, W)`` or ``(N, K, D, H, W)``.
+        targets: masks of the same shape.
     """
-    shares = logits.sigmoid()
-    both = (shares * targets).sum((0, 2, 3))
-    either = (shares + targets).sum((0, 2, 3))
+    shares, axes = logits.sigmoid(), (0, *range(2, logits.dim()))
+    both = (shares * targets).sum(axes)
+    either = (shares + targets).sum(axes)
     return (1 - (2 * both + SMOOTH) / (either + SMOOTH)).mean()
 
 
 def areas(logits: Tensor, targets: Tensor) -> Tensor:
     """Pixel counts of each case, ``(N, K, 4)``: in prediction and truth, in the prediction, in the truth, in all."""
     predicted, truth = logits > 0, targets > 0.5
-    counts = [part.sum((2, 3)) for part in (predicted & truth, predicted, truth)]
+    counts = [part.flatten(2).sum(2) for part in (predicted & truth, predicted, truth)]
     return torch.stack([*counts, torch.full_like(counts[0], targets[0, 0].numel())], dim=2)
 
 

@@ -27,7 +27,7 @@ SECTIONS = (
     ("Trials", ("trials",), ("pareto", "progress")),
     ("Methods", ("budgets", "methods"), ("methods", "stages")),
     ("Searches", ("searches", "sweeps"), ()),
-    ("Time on the clock", ("latency",), ("speedups", "times")),
+    ("Time on the clock", ("latency", "files"), ("speedups", "times")),
     ("Layers", ("layers",), ("where", "ranks", "spectra")),
     ("Where it comes from", ("runs",), ()),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from common.reporting.frame import Trials
 from common.reporting.tables.comparisons import budgets_table, searches_table, sweeps_table
 from common.reporting.tables.comparisons import methods_table as methods_table
+from common.reporting.tables.files import files_table
 from common.reporting.tables.networks import latencies_table, layers_table, runs_table
 from common.reporting.tables.summary import format_summary as format_summary
 from common.reporting.tables.summary import summary
@@ -32,6 +33,7 @@ def all_tables(trials: Trials, keep: float = 0.99, folder: Path = Path()) -> lis
         searches_table(trials, keep),
         sweeps_table(trials, keep),
         latencies_table(trials, keep),
+        files_table(trials, keep),
         layers_table(trials, keep),
         runs_table(trials, folder),
     ]

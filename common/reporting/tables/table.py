@@ -48,6 +48,16 @@ def percentage(value: float) -> str:
     return f"{value:.2%}"
 
 
+def points(difference: float) -> str:
+    """Format a difference of two fractions in percentage points, e.g. ``-0.12``."""
+    return f"{100 * difference:+.2f}"
+
+
+def megabytes(size: float) -> str:
+    """Format bytes as megabytes with at least three significant digits."""
+    return f"{size / 1e6:#.3g} MB" if size < 99.5e6 else f"{size / 1e6:,.0f} MB"
+
+
 def times(value: float) -> str:
     """Format a ratio, e.g. ``1.93x``."""
     return f"{value:.2f}x"

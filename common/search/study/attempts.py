@@ -246,10 +246,7 @@ def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(attempts.study)  # in a database: trials whose worker sends no heartbeat
-    longest = max(
-        (t.duration.total_seconds() for t in attempts.trials if t.state in JUDGED and t.duration is not None),
-        default=PATIENCE_S,
-    )
+    longest = max((_seconds(trial) for trial in attempts.trials if trial.state in JUDGED), default=PATIENCE_S)
     for trial in attempts.in_state(TrialState.RUNNING):
         runner = trial.user_attrs.get(WORKER, {})
         running_s = time.monotonic() - seen.setdefault(trial.number, time.monotonic())
@@ -259,6 +256,12 @@ def bury_dead(attempts: Attempts, worker: dict[str, Any], seen: dict[int, float]
             dead = running_s > max(PATIENCE_S, PATIENCE_TRIALS * longest)
         if dead:
             fail(attempts.study, trial.number)
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    """How long a trial took by its process's own count. Optuna's times follow the clock, which may jump by years."""
+    found = trial.user_attrs.get(OUTCOME, {}).get("record", {}).get("seconds", 0.0)
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def fail(study: optuna.Study, number: int) -> None:
