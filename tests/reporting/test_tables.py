@@ -284,3 +284,13 @@ def test_latex_escapes_names_and_has_booktabs_rules() -> None:
     assert r"\toprule" in text
     assert r"\bottomrule" in text
     assert r"$-$87.15\%" in text
+
+
+def test_the_summary_says_whether_the_difference_on_test_may_be_chance() -> None:
+    details = {"test_difference": {"value": -0.002, "low": -0.005, "high": 0.001, "images": 10_000}}
+    other = {"test_difference": {"value": -0.02, "low": -0.03, "high": -0.01, "images": 10_000}}
+    records = [make_record(details=details), make_record(trial=1, params=900_000, macs=100_000_000, details=other)]
+    (note,) = (note for note in summary(Trials.of(records), 0.9).notes if "bootstrap" in note)
+    assert "trial 0 -0.20 points, -0.50 to +0.10: no difference" in note
+    assert "trial 1 -2.00 points, -3.00 to -1.00: worse" in note
+    assert not [note for note in summary(Trials.of([make_record()]), 0.9).notes if "bootstrap" in note]

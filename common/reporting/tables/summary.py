@@ -182,11 +182,31 @@ def summary(trials: Trials, keep: float) -> Table:
         + (f" {BRACKETS}" if raw[["Validation low", "Test low"]].notna().any(axis=None) else ""),
         *_timing_notes(trials, keep),
         *interval_notes(trials),
+        *_difference_notes(trials, keep),
         *summary_notes(trials, keep),
     ]
     keys = {seen[name]: name for name in COLUMNS if name not in {"Model", "Criterion", "Method", "Trial"}}
     spare = ("Comp. Rate", seen["Parameters"], seen["MACs"], "Method", seen["Validation"])
     return Table("summary", "Summary", raw, text, notes, keys, spare)
+
+
+def _difference_notes(trials: Trials, keep: float) -> list[str]:
+    """How far the shown trials differ from the dense network on test, and whether by more than chance."""
+    notes = []
+    for label, rows in trials.blocks():
+        found = {}
+        for record in trials.best(rows, keep).values():
+            difference = record.details.test_difference
+            if difference and difference.verdict:
+                value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
+                text = f"trial {record.trial} {value:+.2f} points, {low:+.2f} to {high:+.2f}: {difference.verdict}"
+                found[record.run, record.trial] = text
+        if found:
+            against = (
+                f"test {rows['metric'].iloc[0]} less the dense network's on the same images, 95% interval (bootstrap)"
+            )
+            notes.append(f"{label}: {against}: {'; '.join(found.values())}.")
+    return notes
 
 
 def _timing_notes(trials: Trials, keep: float) -> list[str]:
