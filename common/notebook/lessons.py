@@ -16,7 +16,8 @@ from common.network.shapes import trace_layers
 from common.planning import RankPlan
 from common.planning.costs import plan_cost
 from common.planning.methods import method_of
-from common.reporting.facts import interval_text, method_title
+from common.reporting.facts import method_title
+from common.reporting.intervals import interval_text
 from common.trials import STAGES, TrialRecord, change, final_metric
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {

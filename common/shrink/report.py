@@ -13,9 +13,9 @@ from common.environment import machine_line
 from common.files import replacing
 from common.planning import Budget
 from common.reporting import figures
-from common.reporting.facts import share_interval
 from common.reporting.figures.style import render
 from common.reporting.html.page import PageTable, Part, page
+from common.reporting.intervals import share_interval
 from common.reporting.tables.table import percentage, shown, times
 from common.shrink.deployment import DIVERGENCE
 from common.shrink.loading import Examples

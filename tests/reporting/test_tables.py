@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from common.reporting.facts import share_interval
 from common.reporting.frame import Trials
+from common.reporting.intervals import share_interval
 from common.reporting.tables import format_summary, summary_table
 from common.reporting.tables.summary import COLUMNS, summary, summary_notes
 from common.reporting.tables.table import count_unit, in_unit, milliseconds

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.facts import share_interval
 from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
 from common.reporting.frame import Trials
 from common.reporting.fronts import DRAWN, front_of, measured, thin
 from common.reporting.fronts import pareto_front as pareto_front
+from common.reporting.intervals import share_interval
 from common.reporting.tables.splits import metric_name, split_head
 from common.reporting.tables.summary import baseline_row
 from common.trials import TrialRecord

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import COLORS, MARKERS, interval_text, method_places, share_interval
+from common.reporting.facts import COLORS, MARKERS, method_places
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.fronts import front_of, measured, thin
+from common.reporting.intervals import interval_text, share_interval
 from common.reporting.tables.splits import split_head
 from common.reporting.tables.table import change, percentage, times
 from common.reporting.tables.trials import NAMES

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import share_interval
 from common.reporting.frame import Trials, counts_for_best, is_accepted, is_measured
+from common.reporting.intervals import share_interval
 from common.reporting.tables.splits import BRACKETS, image_counts, split_head
 from common.reporting.tables.table import Table, as_text, change, percentage, times
 from common.trials import TrialRecord

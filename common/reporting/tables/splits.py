@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
-from common.reporting.facts import share_interval
 from common.reporting.frame import Trials
+from common.reporting.intervals import share_interval
 from common.reporting.tables.table import percentage
 
 DENSE = {"validation": ("dense", "images"), "test": ("dense_test", "test_images")}

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from common.reporting.facts import conditions, limits_text, method_title, number, share_interval
+from common.reporting.facts import conditions, method_title, number
 from common.reporting.frame import Trials, is_accepted, is_measured
+from common.reporting.intervals import limits_text, share_interval
 from common.reporting.runs import check_keep
 from common.reporting.tables.splits import BRACKETS, interval_notes
 from common.reporting.tables.table import Table, change, count_unit, in_unit, percentage, shown, times

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from common.display import Display, Displayed
 from common.files import write_whole
-from common.reporting.facts import limits_text
+from common.reporting.intervals import limits_text
 
 NOT_MEASURED = "-"
 TABLE_FORMATS = ("csv", "md", "tex")

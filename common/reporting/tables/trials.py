@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.reporting.facts import share_intervals
 from common.reporting.frame import Trials, is_accepted
+from common.reporting.intervals import share_intervals
 from common.reporting.tables.splits import BRACKETS, split_head
 from common.reporting.tables.table import Shape, Table, as_text, change, percentage, times
 from common.trials import STAGES
