@@ -7,6 +7,7 @@ command are given to its own parser here, and the parameters of every papermill 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import shlex
@@ -130,7 +131,9 @@ def test_the_targets_of_make_exist() -> None:
 
 def steps_of(target: str) -> list[str]:
     """What ``make`` would run for a target, besides the installation of packages."""
-    shown = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of make test itself
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    shown = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
     return [line for line in shown.splitlines() if not re.search(r"pip install|-m venv|^touch |^python3 -c", line)]
 
 

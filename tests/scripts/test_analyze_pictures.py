@@ -8,10 +8,11 @@ import pytest
 from tests.scripts.running import run, write
 
 SETTINGS = {
-    "latex": "text.usetex: True\n",
-    "a missing font": "font.family: No Such Font\nfont.size: 30\n",
+    "latex, a missing font, how figures are saved": (
+        "text.usetex: True\nfont.family: No Such Font\nfont.size: 30\n"
+        "savefig.format: svg\nsavefig.bbox: tight\nfigure.dpi: 30\nsavefig.facecolor: black\n"
+    ),
     "a backend that is not there": "backend: module://no_such_backend\ninteractive: True\n",
-    "how figures are saved": "savefig.format: svg\nsavefig.bbox: tight\nfigure.dpi: 30\nsavefig.facecolor: black\n",
     "typing errors": "lines.linewidth: thick\nno.such.key: 1\nno colon\n",
 }
 
