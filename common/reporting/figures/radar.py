@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from common.reporting.facts import MARKERS, method_title
+from common.reporting.facts import COLORS, MARKERS, method_name, method_places, method_title
 from common.reporting.figures.style import (
     DASHES,
     NARROW,
@@ -74,6 +74,8 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     networks = dict.fromkeys((record.model, record.dataset) for record in chosen.values())
     followed = [FOLLOWED[network] for network in networks if network in FOLLOWED]
     values = {label: _gains(record) for label, record in chosen.items()}
+    # The methods of one model have the colours that they have in the other pictures.
+    places = method_places(map(method_name, chosen.values())) if len(networks) == 1 else {}
     ranges = _radar_ranges([*values.values(), *(gains for _, gains in followed)], keep)
     with styled():
         long = sum(len(label) > 34 for label in best) + 2 * len(followed)
@@ -81,11 +83,13 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
         axes = figure.add_subplot(projection="polar")
         _draw_radar_grid(axes, ranges)
         for index, (label, gains) in enumerate(values.items()):
-            color, title = palette(10)[index % 10], method_title(chosen[label])
+            title = method_title(chosen[label])
+            place = places.get(method_name(chosen[label]), index)
+            color = COLORS[place % len(COLORS)] if places else palette(10)[index % 10]
             named = "" if label.endswith(f", {title}") else f", {title}"
             text = f"{label}: trial {chosen[label].trial}{named}{_missing(gains)}"
             look = {"color": color, "linestyle": DASHES[index // 10 % len(DASHES)], "zorder": 3}
-            line = _draw_polygon(axes, ranges, gains, text, {**look, "marker": MARKERS[index % len(MARKERS)]})
+            line = _draw_polygon(axes, ranges, gains, text, {**look, "marker": MARKERS[place % len(MARKERS)]})
             if len(values) == 1 and not np.isnan(line).any():  # the fills of several models would mix their colours
                 axes.fill(_angles(ranges), line, color=color, alpha=0.08)
         for text, gains in followed:
