@@ -16,8 +16,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def brief_timings() -> None:
-    """Keep the timings of this process short."""
-    from tests.brevity import time_briefly  # imports torch, which a collection need not wait for
+def brief_steps() -> None:
+    """Keep the timings and exports of this process short."""
+    from tests.brevity import export_briefly, time_briefly  # imports torch, which a collection need not wait for
 
     time_briefly()
+    export_briefly()
