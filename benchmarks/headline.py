@@ -4,16 +4,17 @@ r"""Compare networks that another work reports with this suite's: what comes fro
         python finetuned/finetune.py --model resnet18 --dataset mnist --data-root DATA --image-size 64 --epochs 3 \
             --seed $SEED --name resnet18-mnist-seed$SEED
     done
-    OMP_NUM_THREADS=1 python benchmarks/headline.py --weights finetuned/resnet18-mnist-seed?.safetensors \
+    OMP_NUM_THREADS=1 python -m benchmarks.headline --weights finetuned/resnet18-mnist-seed?.safetensors \
         --dataset mnist --data-root DATA --image-size 64
 
 ``tdcnn.jsonl`` holds networks of tdcnn, the work this follows for HTD, with the ranks of every layer. The one with the
-fewest parameters is rebuilt by Tucker-2 at exactly these ranks. Then for every dense network of ``--weights``:
+fewest parameters is rebuilt at exactly these ranks. Then for every dense network of ``--weights``:
 
     dense                the dense network
     dense, trained       with the same extra training as the compressed networks
-    its ranks, its way   factors of the weights; SGD at a constant 0.001 without momentum for 3 epochs
-    its ranks, our way   factors fitted to data, refit and recalibrated (``shrink``); then trained as ours
+    its ranks, its way   TensorLy's ``partial_tucker``; SGD at a constant 0.001 without momentum for 3 epochs
+    its ranks, our way   Tucker-2 fitted to data, refit and recalibrated (``shrink``); then trained as ours. A
+                         convolution of kernel size 1 becomes two layers in place of three, so it is slightly smaller
     tucker2, htd, mixed  by ``shrink``, with at most its parameters and at most its MACs; then trained
     mixed, half          by ``shrink``, with at most half of its parameters and MACs; then trained
 
@@ -34,18 +35,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
+import tensorly
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from common.compression import compress, load_compressed, save_compressed
+from benchmarks.latency import by_tensorly
+from common.compression import load_compressed, save_compressed
 from common.data import DATASETS, METRICS, DataBundle, load_data
 from common.deploy import fold_batchnorm, merge_factors
 from common.environment import machine_line
 from common.latency import RUNTIMES, measure_latencies
 from common.network import profile
-from common.planning import Budget, Fixed, plan_ranks
+from common.network.kinds import Convolution
+from common.planning import Budget, Fixed
 from common.reporting.reference import Reference, ReferenceNetwork
 from common.shrink import shrink
 from common.training import Evaluation, TrainingSettings, evaluate_images, paired_difference, train
@@ -86,13 +90,18 @@ class Dense:
     its_way: TrainingSettings
 
     def rebuilt(self) -> nn.Module:
-        """Return the other work's network: Tucker-2 of the weights, at its ranks.
+        """Return the other work's network: TensorLy's ``partial_tucker`` at its ranks.
 
         Raises:
             ValueError: it does not have the parameters that the file states.
         """
-        plan = plan_ranks(self.model, self.data.example(), "tucker2", Fixed(self.reference.ranks))
-        network = compress(self.model, plan)
+        network = copy.deepcopy(self.model)
+        with tensorly.backend_context("pytorch"):
+            for name, ranks in self.reference.ranks.items():
+                layer = network.get_submodule(name)
+                if not isinstance(layer, Convolution):
+                    raise ValueError(f"layer {name!r} of the reference is no convolution in {self.name}")
+                network.set_submodule(name, by_tensorly(layer, ranks))
         found = profile(network, self.data.example()).params
         if found != self.reference.params:
             raise ValueError(
@@ -100,6 +109,14 @@ class Dense:
                 f"{self.reference.params:,}; is {self.name} the same model, with as many classes?"
             )
         return network
+
+    def fixed_ranks(self) -> Fixed:
+        """The other work's ranks for this suite's Tucker-2, which is an SVD where the kernel has size 1."""
+        ranks: dict[str, int | tuple[int, ...]] = {}
+        for name, pair in self.reference.ranks.items():
+            kernel = self.model.get_submodule(name).get_parameter("weight").shape[2:]
+            ranks[name] = min(pair) if kernel.numel() == 1 else pair
+        return Fixed(ranks)
 
     def within(self, share: float) -> Budget:
         """The budget for ``share`` of the rebuilt network's parameters and MACs."""
@@ -118,20 +135,20 @@ class Arm:
     Attributes:
         build: makes the network before training.
         training: how it is trained; None if it is not.
-        taught: whether the dense network teaches it.
+        is_ours: whether the network is this suite's, and is trained with the dense network as its teacher.
     """
 
     build: Callable[[Dense], nn.Module]
     training: Callable[[Dense], TrainingSettings] | None
-    taught: bool = True
+    is_ours: bool = True
 
 
 ARMS: Mapping[str, Arm] = {
     "dense": Arm(lambda dense: copy.deepcopy(dense.model), None),
     "dense, trained": Arm(lambda dense: copy.deepcopy(dense.model), lambda dense: dense.ours),
-    "its ranks, its way": Arm(Dense.rebuilt, lambda dense: dense.its_way, taught=False),
+    "its ranks, its way": Arm(Dense.rebuilt, lambda dense: dense.its_way, is_ours=False),
     "its ranks, our way": Arm(
-        lambda dense: shrink(dense.model, list(dense.data.calibration), Fixed(dense.reference.ranks), "tucker2").model,
+        lambda dense: shrink(dense.model, list(dense.data.calibration), dense.fixed_ranks(), "tucker2").model,
         lambda dense: dense.ours,
     ),
     "tucker2": Arm(lambda dense: dense.shrunk("tucker2"), lambda dense: dense.ours),
@@ -166,18 +183,24 @@ class Results:
         network = arm.build(dense)
         rows = {"untrained": self._observed(network)}
         if arm.training:
-            teacher = dense.model if arm.taught else None
+            teacher = dense.model if arm.is_ours else None
             train(network, self.data, arm.training(dense), teacher=teacher, description=f"{dense.name}, {name}")
             rows["trained"] = self._observed(network)
-        save_compressed(network, self.path(dense.name, name))
+        path = self.path(dense.name, name)
+        save_compressed(network, path) if arm.is_ours else save_model(network, str(path))
         save_file(rows, self.path(dense.name, name, "-test"))
 
     def _observed(self, network: nn.Module) -> Tensor:
         return evaluate_images(network, self.data.test).rows[self.metric.observe].float()
 
-    def network(self, seed: str, arm: str) -> nn.Module:
+    def network(self, dense: Dense, name: str) -> nn.Module:
         """The network of an arm, after its training."""
-        return load_compressed(self.path(seed, arm))
+        path = self.path(dense.name, name)
+        if ARMS[name].is_ours:
+            return load_compressed(path)
+        network = ARMS[name].build(dense)
+        load_model(network, path)
+        return network.eval()
 
     def scores(self, seeds: Sequence[str], arm: str, stage: str) -> list[float]:
         """The deciding metric in percent, for each seed that has this stage."""
@@ -210,13 +233,13 @@ def mean_text(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}%" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def accuracy_table(results: Results, seeds: Sequence[str], arms: Sequence[str]) -> str:
+def accuracy_table(results: Results, networks: Sequence[Dense], arms: Sequence[str]) -> str:
     """The sizes and scores of all arms."""
-    x = results.data.example()
-    whole = profile(results.network(seeds[0], "dense"), x)
+    x, seeds = results.data.example(), [dense.name for dense in networks]
+    whole = profile(networks[0].model, x)
     lines = []
     for arm in arms:
-        costs = [profile(results.network(seed, arm), x) for seed in seeds]
+        costs = [profile(results.network(dense, arm), x) for dense in networks]
         line = [arm]
         for cost in ("params", "macs"):
             line.append(mean_text([100 * (getattr(each, cost) / getattr(whole, cost) - 1) for each in costs]))
@@ -290,16 +313,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its_way = replace(ITS_WAY, epochs=options.its_epochs)
     results = Results(options.out, data)
     arms = [arm for arm in ARMS if arm in (*BASELINES, *options.arms)]
-    seeds = [path.stem for path in options.weights]
-    for path in options.weights:
-        dense = Dense(path.stem, load_compressed(path), data, reference, ours, its_way)
+    networks = [Dense(path.stem, load_compressed(path), data, reference, ours, its_way) for path in options.weights]
+    for dense in networks:
         for arm in arms:
             results.make(dense, arm)
     print(f"{machine_line()}\n\nThe reference states {reference.accuracy:.2%} for its network.\n")
-    print(accuracy_table(results, seeds, arms), end="\n\n", flush=True)
-    networks = {arm: results.network(seeds[0], arm) for arm in arms}
+    print(accuracy_table(results, networks, arms), end="\n\n", flush=True)
     if options.runtimes:
-        print(timing_table(networks, options.timed_size, options.runtimes, options.rounds))
+        timed = {arm: results.network(networks[0], arm) for arm in arms}
+        print(timing_table(timed, options.timed_size, options.runtimes, options.rounds))
 
 
 if __name__ == "__main__":
