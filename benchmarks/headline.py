@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for dense in networks:
         for arm in arms:
             results.make(dense, arm)
-    print(f"{machine_line()}\n\nThe reference states {reference.accuracy:.2%} for its network.\n")
+    print(f"{machine_line()}\n\nThe reference states {reference.value:.2%} for its network.\n")
     print(accuracy_table(results, networks, arms), end="\n\n", flush=True)
     if options.runtimes:
         timed = {arm: results.network(networks[0], arm) for arm in arms}
