@@ -15,6 +15,7 @@ from common.files import write_whole
 from common.reporting.command_line import add_log_arguments, be_printable, check_left, exit_code, folder, wanted_paths
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.html.report import SECTIONS, report_page
+from common.reporting.reference import Reference
 from common.reporting.runs import Log, check_keep, find_logs
 from common.reporting.tables import all_tables
 from common.reporting.tables.table import TABLE_FORMATS, Table, csv_text
@@ -35,6 +36,7 @@ examples:
   python analyze_results.py --format tex --format svg    LaTeX tables and SVG figures, nothing else
   python analyze_results.py --caption '{title}' --label 'tab:{name}'   LaTeX tables with captions and labels
   python analyze_results.py logs more/logs --out paper   the runs of two folders, into paper/
+  python analyze_results.py --reference FILE             networks of another work in the Pareto and radar pictures
 
 Reads *.log, and *.json (made by jsonify_logs.py) if the log itself is missing.
 
@@ -76,6 +78,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=FORMATS,
         help=f"may be repeated (default: {', '.join(DEFAULT_FORMATS)})",
     )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="networks of another work, for the Pareto and radar pictures (JSON lines, see docs/reports.md)",
+    )
     what = "in LaTeX tables; {title} and {name} become those of the table"
     parser.add_argument("--caption", default="", metavar="TEXT", help=f"caption {what}, e.g. '{{title}}, CIFAR-10'")
     parser.add_argument("--label", default="", metavar="TEXT", help=f"label {what}, e.g. 'tab:{{name}}'")
@@ -87,8 +95,9 @@ def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
 
     Raises:
         OSError: a log is missing or cannot be read.
-        ValueError: no trial is selected. The message states why.
+        ValueError: no trial is selected, or the reference has none of their models. The message states why.
     """
+    reference = Reference.read(options.reference) if options.reference else None
     paths = wanted_paths(options)
     logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
     trials = Trials.read(logs, by_name=options.by_name)
@@ -100,7 +109,7 @@ def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
             check_choice(name, wanted, sorted(trials.frame[name].unique()))
     chosen = trials.only(model=options.model, method=options.method).since(options.since)
     check_left(options, len(chosen.frame))
-    return chosen, logs
+    return chosen.beside(reference) if reference else chosen, logs
 
 
 def lead(trials: Trials, keep: float) -> str:

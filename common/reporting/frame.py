@@ -13,6 +13,7 @@ import pandas as pd
 
 from common.reporting.facts import method_order
 from common.reporting.frame_columns import Columns
+from common.reporting.reference import Reference
 from common.reporting.runs import Log
 from common.reporting.workers import Versions
 from common.trials import Entry, TrialRecord, study_of
@@ -26,7 +27,10 @@ class Trials:
         frame: one row for each trial, in the order of reading. Its columns are `columns.TEXTS`, `COUNTS` and
             `NUMBERS`; ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept``, as shares of the dense
             network's; and the blocks ``label`` and ``group``, see `blocks`.
+        reference: networks of another work, which pictures set beside the trials; None for none.
     """
+
+    reference: Reference | None = None
 
     def __init__(self, entries: Iterable[tuple[int | None, Entry, Path]], by_name: bool = False) -> None:
         columns, files = Columns(), dict[Path, int]()
@@ -79,7 +83,36 @@ class Trials:
     def _with(self, rows: pd.DataFrame) -> Trials:
         chosen = object.__new__(Trials)
         chosen._paths, chosen._held, chosen.frame = self._paths, self._held, rows
+        chosen.reference = self.reference
         return chosen
+
+    def beside(self, reference: Reference) -> Trials:
+        """These trials, with networks of another work that pictures set beside them.
+
+        Raises:
+            ValueError: the reference has no network of any of these models, data sets and metrics.
+        """
+        chosen = self._with(self.frame)
+        chosen.reference = reference
+        if not any(chosen.reference_for(rows) for _, rows in self.blocks()):
+            kinds = dict.fromkeys(
+                f"{each.model} ({each.dataset or 'any'}, {each.metric})" for each in reference.networks
+            )
+            raise ValueError(
+                f"reference={reference.name!r} has networks of {', '.join(kinds)}; none of them is among the trials: "
+                f"{', '.join(label for label, _ in self.blocks())}"
+            )
+        return chosen
+
+    def reference_for(self, rows: pd.DataFrame) -> Reference | None:
+        """The reference's networks of the model and data set of a block, with a dense one; None if there are none."""
+        if self.reference is None:
+            return None
+        row = rows.iloc[0]
+        found = self.reference.of(str(row["model"]), str(row["dataset"]), str(row["metric"]))
+        if not found.compressed:
+            return None
+        return found.with_dense(int(row["dense_params"]), float(row["dense"]))
 
     def path(self, row: int) -> Path:
         """The file from which a row was read; the working folder if there is none."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.reporting.frame import is_measured
+from common.reporting.reference import Reference
 from common.trials import STAGES
 
 DRAWN = 1500
@@ -34,6 +35,16 @@ def front_of(rows: pd.DataFrame, cost: str) -> list[tuple[float, float]]:
     """The Pareto front of the trials that were not pruned, in percent."""
     kept = rows.loc[rows["status"] != "pruned", [cost, "final"]].dropna() * 100
     return pareto_front(list(zip(kept[cost].tolist(), kept["final"].tolist(), strict=True)))
+
+
+def reference_front(reference: Reference | None, cost: str) -> list[tuple[float, float]]:
+    """The Pareto front of another work's networks, in percent; empty without any.
+
+    Args:
+        reference: networks of one model.
+        cost: column of the cost.
+    """
+    return pareto_front(reference.points(cost)) if reference else []
 
 
 def thin(rows: pd.DataFrame, limit: int = DRAWN) -> pd.DataFrame:

@@ -111,3 +111,19 @@ def test_keep_decides_what_is_accepted(workplace: Path) -> None:
     assert "best params" not in run(workplace, "analyze_results.py", "--format", "csv").stdout
     assert "best params" in run(workplace, "analyze_results.py", "--keep", "0.9", "--format", "csv").stdout
     assert "best params" in run(workplace, "analyze_results.py", "--keep", "0", "--format", "csv").stdout
+
+
+def test_another_work_is_set_beside_the_trials(workplace: Path) -> None:
+    write(workplace / "logs", "r", {"params": 900_000})
+    lines = ['{"model": "resnet18", "ranks": {}, "params": 1000, "accuracy": 0.9}']
+    lines.append('{"model": "resnet18", "ranks": {"conv1": [3, 2]}, "params": 100, "accuracy": 0.8}')
+    (workplace / "peer.jsonl").write_text("\n".join(lines))
+    result = run(workplace, "analyze_results.py", "--reference", "peer.jsonl", "--format", "html")
+    assert result.returncode == 0, result.stderr
+    page = (workplace / "results" / "report.html").read_text(encoding="utf-8")
+    assert '"reference":{"name":"peer","fronts":{"params_kept":[[10.0,80.0]],"macs_kept":[],"time_kept":[]}}' in page
+    (workplace / "peer.jsonl").write_text(lines[0].replace("resnet18", "resnet50"))
+    refused = run(workplace, "analyze_results.py", "--reference", "peer.jsonl", "--out", "other")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "reference='peer' has networks of resnet50 (any, accuracy); none of them is among" in refused.stderr
+    assert not (workplace / "other").exists()

@@ -11,11 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.reporting.figures.style import DENSE_COLOR, WIDE, message, method_looks, palette, picture, styled
+from common.reporting.figures.style import (
+    DENSE_COLOR,
+    REFERENCE_COLOR,
+    WIDE,
+    message,
+    method_looks,
+    palette,
+    picture,
+    styled,
+)
 from common.reporting.frame import Trials
-from common.reporting.fronts import DRAWN, front_of, measured, thin
+from common.reporting.fronts import DRAWN, front_of, measured, reference_front, thin
 from common.reporting.fronts import pareto_front as pareto_front
 from common.reporting.intervals import share_interval
+from common.reporting.reference import COSTS as REFERENCE_COSTS
+from common.reporting.reference import Reference
 from common.reporting.tables.splits import metric_name, split_head
 from common.reporting.tables.summary import baseline_row
 from common.trials import TrialRecord
@@ -35,9 +46,11 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
     The marker is the last stage of the trial. The colour is the model, or the stage if there is only one model. A line
     is the Pareto front of a model's trials: no other trial is both smaller and better. A star is the dense network,
     with a bar for its 95% interval where the metric is a share of images. Failed and unmeasured trials are left out.
-    Pruned trials are crosses and are never on the front.
+    Pruned trials are crosses and are never on the front. The networks of ``trials.reference`` are grey dots with a
+    dashed front.
     """
-    groups = {label: measured(rows) for label, rows in Trials.of(trials).blocks()}
+    trials = Trials.of(trials)
+    groups = {label: measured(rows) for label, rows in trials.blocks()}
     if all(rows.empty for rows in groups.values()):
         return message("No trial was measured.")
     several = len(groups) > 1
@@ -48,17 +61,20 @@ def pareto(trials: Trials | Sequence[TrialRecord]) -> Figure:
             for index, rows in enumerate(groups.values()):
                 if not rows.empty:
                     _draw_stages(axes, rows, name, palette(10)[index % 10] if several else None)
+                    draw_reference(axes, trials.reference_for(rows), name)
             axes.set_xlabel(title)
             axes.set_xlim(left=0)
         every = pd.concat(list(groups.values()))
-        fit_height(panels[0], 100 * every["final"], [dense_metric(rows) for rows in groups.values() if not rows.empty])
+        shown_rows = [rows for rows in groups.values() if not rows.empty]
+        references = [found for rows in shown_rows if (found := trials.reference_for(rows))]
+        stars = [star for rows in shown_rows for star in _stars(rows, trials.reference_for(rows))]
+        fit_height(panels[0], 100 * every["final"], stars)
         metrics = " or ".join(sorted({str(name).capitalize() for name in every["metric"]}))
         split = split_head(every, "validation").removeprefix(metric_name(every))
         panels[0].set_ylabel(f"{metrics}{split}, %")
         reached = set(every["reached"])
         shown = [stage for stage in STAGE_MARKERS if stage in reached]
-        dense = dense_label(rows for rows in groups.values() if not rows.empty)
-        handles = _pareto_legend(list(groups), shown, dense)
+        handles = _pareto_legend(list(groups), shown, dense_label(shown_rows), reference_handles(references))
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -74,7 +90,7 @@ def fit_height(axes: Axes, values: Sequence[float] | pd.Series[float], stars: Se
     Args:
         axes: the axes with all marks. If some of ``values`` lie below the lower limit, a note states how many.
         values: the metric of each trial, in percent.
-        stars: the metric of each dense network, which stays inside the limits; NaN if unknown.
+        stars: metrics that stay inside the limits, such as those of dense networks; NaN if unknown.
     """
     low, high = axes.get_ylim()
     top, tenth = axes.dataLim.ymax, float(np.quantile(values, 0.1))
@@ -113,6 +129,11 @@ def dense_metric(rows: pd.DataFrame) -> float:
     return float(100 * rows["dense"][baseline_row(rows)])
 
 
+def _stars(rows: pd.DataFrame, reference: Reference | None) -> list[float]:
+    """Metrics that stay inside a panel, in percent: the dense network's, and a reference's front."""
+    return [dense_metric(rows), *(value for _, value in reference_front(reference, "params_kept"))]
+
+
 def dense_interval(rows: pd.DataFrame) -> tuple[float, float] | None:
     """The 95% interval of the dense network's metric; None if it is no share of a known number of images."""
     row = baseline_row(rows)
@@ -133,7 +154,41 @@ def draw_dense(axes: Axes, rows: pd.DataFrame, color: Any) -> None:
         axes.plot(100, dense, "*", color=color, markersize=10, markeredgecolor="white", zorder=4, clip_on=False)
 
 
-def _pareto_legend(labels: Sequence[str], stages: Sequence[str], dense: str) -> list[Line2D]:
+def draw_reference(axes: Axes, reference: Reference | None, cost: str) -> None:
+    """Draw the networks of another work as dots with a dashed front, and its dense network as a star.
+
+    Args:
+        axes: of one cost.
+        reference: of one model; None draws nothing.
+        cost: column of the cost. A reference states parameters and MACs only.
+    """
+    if reference is None or cost not in REFERENCE_COSTS:
+        return
+    points = reference.points(cost)
+    if not points:
+        note = f"MACs of {reference.name}'s dense network unknown"
+        axes.text(0.98, 0.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color="0.35")
+        return
+    x, y = zip(*points, strict=True)
+    axes.scatter(x, y, s=5, color=REFERENCE_COLOR, alpha=0.5, linewidths=0, zorder=1)
+    front = reference_front(reference, cost)
+    look: dict[str, Any] = {"color": REFERENCE_COLOR, "linestyle": "--", "drawstyle": "steps-post", "zorder": 2}
+    axes.plot(*zip(*front, strict=True), **look)
+    if reference.dense:
+        star: dict[str, Any] = {"markersize": 8, "markeredgecolor": "white", "zorder": 3, "clip_on": False}
+        axes.plot(100, 100 * reference.dense.value, "*", color=REFERENCE_COLOR, **star)
+
+
+def reference_handles(references: Sequence[Reference]) -> list[Line2D]:
+    """The entries of a legend for the works of `draw_reference`."""
+    names = dict.fromkeys(f"{each.name}, {each.networks[0].metric} as it reports" for each in references)
+    look: dict[str, Any] = {"color": REFERENCE_COLOR, "linestyle": "--", "marker": ".", "markersize": 4}
+    return [Line2D([], [], label=name, **look) for name in names]
+
+
+def _pareto_legend(
+    labels: Sequence[str], stages: Sequence[str], dense: str, references: Sequence[Line2D]
+) -> list[Line2D]:
     several = len(labels) > 1
     tints = {stage: "0.4" if several else STAGE_COLORS[i] for i, stage in enumerate(STAGE_MARKERS)}
     models = [Line2D([], [], color=palette(10)[i % 10], lw=3, label=label) for i, label in enumerate(labels)]
@@ -151,7 +206,7 @@ def _pareto_legend(labels: Sequence[str], stages: Sequence[str], dense: str) -> 
     ]
     front = Line2D([], [], color=DENSE_COLOR, label="Pareto front")
     star = Line2D([], [], linestyle="none", marker="*", color=DENSE_COLOR, markersize=9, label=dense)
-    shared = [*marks, front, star]
+    shared = [*marks, front, star, *references]
     if not several:
         return shared
     # A legend is filled column by column. Empty entries keep the models in one column and the marks in the other.
@@ -170,7 +225,8 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
 
     The colour is the method. A point is a trial after its last stage, hollow if it was not fine-tuned; pruned trials
     are left out. A line is the Pareto front of a method's trials. Latency is that of ``record.latency``, as a share
-    of the dense network's; its panel leaves out trials that were not timed.
+    of the dense network's; its panel leaves out trials that were not timed. The networks of ``trials.reference`` are
+    grey dots with a dashed front.
     """
     trials = Trials.of(trials)
     groups = {
@@ -202,8 +258,9 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
                     if front := front_of(part, cost):
                         axes.plot(*zip(*front, strict=True), color=color, drawstyle="steps-post")
                 draw_dense(axes, rows, DENSE_COLOR)
+                draw_reference(axes, trials.reference_for(rows), cost)
                 axes.set_xlim(left=0)
-            fit_height(row[0], 100 * rows["final"], [dense_metric(rows)])
+            fit_height(row[0], 100 * rows["final"], _stars(rows, trials.reference_for(rows)))
             row[0].set_title(label, loc="left", fontweight="bold")
             row[0].set_ylabel(f"{split_head(rows, 'validation')}, %".replace(" (", "\n("))
             row[-1].set_title(_timed_in(rows), loc="right", fontsize=7, color="0.35")
@@ -220,5 +277,6 @@ def methods(trials: Trials | Sequence[TrialRecord]) -> Figure:
             hollow = Line2D([], [], linestyle="none", marker="o", color="0.4", label="hollow: not fine-tuned")
             hollow.set_markerfacecolor("none")
             handles.append(hollow)
+        handles += reference_handles([found for rows in groups.values() if (found := trials.reference_for(rows))])
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     return figure

@@ -51,7 +51,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     """One polygon per model: its accepted trial with the fewest parameters on five axes. Further out is better.
 
     If there is one model alone, each method has a polygon. Where the work that a method follows reports the same
-    network and data set, a grey polygon shows it, see `FOLLOWED`.
+    network and data set, a grey polygon shows it: ``trials.reference`` if there is one, else `FOLLOWED`.
 
     The axes are the deciding metric over the dense network's; the fractions of parameters, MACs and file size that
     were removed; and the speedup. The speedup has a logarithmic scale, so that 2x slower and 2x faster are equally far
@@ -72,7 +72,7 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
     if not chosen:
         return no_accepted_trial(keep)
     networks = dict.fromkeys((record.model, record.dataset) for record in chosen.values())
-    followed = [FOLLOWED[network] for network in networks if network in FOLLOWED]
+    followed = [found for network in networks if (found := _followed(trials, network, keep))]
     values = {label: _gains(record) for label, record in chosen.items()}
     # The methods of one model have the colours that they have in the other pictures.
     places = method_places(map(method_name, chosen.values())) if len(networks) == 1 else {}
@@ -103,6 +103,18 @@ def radar(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure:
         names += [fill(f"{label}: no accepted trial", 58) for label in without]
         figure.legend(lines, names, loc="outside lower center", title=heading, title_fontsize=7, frameon=False)
     return figure
+
+
+def _followed(trials: Trials, network: tuple[str, str], keep: float) -> tuple[str, dict[str, float]] | None:
+    """The label and the gains of another work's network of one model and data set; None if none is known."""
+    frame = trials.frame
+    rows = frame[(frame["model"] == network[0]) & (frame["dataset"] == network[1])]
+    reference = trials.reference_for(rows)
+    gains = reference.gains(keep) if reference else None
+    if reference is None or gains is None:
+        return FOLLOWED.get(network)
+    text = f"{reference.name}: its fewest parameters, {reference.networks[0].metric} as it reports{_missing(gains)}"
+    return text, gains
 
 
 def _blocks(trials: Trials) -> list[tuple[str, pd.DataFrame]]:

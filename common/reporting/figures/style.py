@@ -25,6 +25,8 @@ WIDE, NARROW = 7.0, 3.5
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 DENSE_COLOR = "0.2"
 """Of the dense network and of lines that compare with it."""
+REFERENCE_COLOR = "0.55"
+"""Of the networks of another work."""
 REST = "all else"
 """What a picture calls all that is no layer of its own."""
 DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")

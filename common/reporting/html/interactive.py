@@ -13,8 +13,9 @@ import pandas as pd
 
 from common.reporting.facts import COLORS, MARKERS, method_places
 from common.reporting.frame import Trials, is_accepted
-from common.reporting.fronts import front_of, measured, thin
+from common.reporting.fronts import front_of, measured, reference_front, thin
 from common.reporting.intervals import interval_text, share_interval
+from common.reporting.reference import Reference
 from common.reporting.tables.splits import split_head
 from common.reporting.tables.table import change, percentage, times
 from common.reporting.tables.trials import NAMES
@@ -67,7 +68,9 @@ def page_data(trials: Trials, keep: float, rows: pd.Index) -> str:
         "keep": keep,
         "costs": COSTS,
         "methods": methods,
-        "models": {label: _model(_with_time(block), keep) for label, block in trials.blocks()},
+        "models": {
+            label: _model(_with_time(block), keep, trials.reference_for(block)) for label, block in trials.blocks()
+        },
         "trials": _trials(trials, keep, rows, words),
         "words": words.known,
     }
@@ -104,8 +107,8 @@ def _with_time(block: pd.DataFrame) -> pd.DataFrame:
     return block.assign(time_kept=1 / block["speedup"].where(block["speedup"] > 0))
 
 
-def _model(block: pd.DataFrame, keep: float) -> dict[str, Any]:
-    """Heading, dense metric, fronts and progress of a block of trials."""
+def _model(block: pd.DataFrame, keep: float, reference: Reference | None) -> dict[str, Any]:
+    """Heading, dense metric, fronts, progress and reference of a block of trials."""
     shown = measured(block)
     dense, images = float(block["dense"].iloc[0]), float(block["images"].iloc[0])
     timed = [name for name in block["runtime"].unique() if name]
@@ -122,6 +125,10 @@ def _model(block: pd.DataFrame, keep: float) -> dict[str, Any]:
                 if len(part)
             }
             for cost in COSTS
+        },
+        "reference": {
+            "name": reference.name if reference else "",
+            "fronts": {cost: reference_front(reference, cost) for cost in COSTS},
         },
         "progress": [
             {"method": str(method), "sampler": str(sampler), "study": str(study), "steps": _steps(part, keep)}

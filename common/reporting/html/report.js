@@ -145,6 +145,14 @@ function legend(method) {
     marker: { size: 9, color: tint(look.color), symbol: look.symbol },
   };
 }
+function reference(front, name) {
+  const texts = front.map(([x, y]) => `<b>${name}</b>, as it reports<br>${y.toFixed(2)}% at ${x.toFixed(2)}%`);
+  return {
+    type: "scatter", mode: "lines+markers", x: front.map((point) => point[0]), y: front.map((point) => point[1]), name,
+    text: texts, hovertemplate: "%{text}<extra></extra>", marker: { size: 6, color: "#888" },
+    line: { color: "#888", width: 1.6, shape: "hv", dash: "dash" },
+  };
+}
 function ring(x, y) {
   return {
     type: "scatter", mode: "markers", x: [x], y: [y], showlegend: false, hoverinfo: "skip", name: "chosen",
@@ -199,6 +207,8 @@ function drawPlots() {
     pareto.push(line(method, front.map((point) => point[0]), front.map((point) => point[1]), "front"));
     pareto.push(points(of(placed, method), method, costOf, value, (trial) => trial.stage === "pruned"));
   }
+  const other = model.reference.fronts[cost] ?? [];
+  if (other.length) pareto.push(reference(other, shown(model.reference.name)));
   if (chosen && placed.includes(chosen)) pareto.push(ring(costOf(chosen), value(chosen)));
   const where = cost === "time_kept" ? shown(model.timed) : "";
   const axis = `${data.costs[cost]} kept (% of dense)${where}`;
