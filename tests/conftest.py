@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)  # a busy machine fails no test that only takes long
 settings.load_profile("suite")
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)  # the makes that tests start are none of `make test`'s own
 
 FIRST = ("test_notebooks.py", "test_worker.py", "test_wheel.py")
 """Modules whose tests take longest; they start first, so that all processes end together."""

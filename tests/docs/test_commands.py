@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import runpy
 import shlex
@@ -141,9 +140,8 @@ def test_the_targets_of_make_exist() -> None:
 
 def steps_of(target: str) -> list[str]:
     """What ``make`` would run for a target, besides the installation of packages."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of make test itself
     command = ["make", "--dry-run", "--no-print-directory", target]
-    shown = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [line for line in shown.splitlines() if not re.search(r"pip install|-m venv|^touch |^python3 -c", line)]
 
 
