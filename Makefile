@@ -12,7 +12,7 @@ TO_SEGMENT := phantoms brain_tumor
 NOTEBOOKS ?= $(if $(filter $(TO_CLASSIFY),$(PARAMS)),,unet) $(if $(filter $(TO_SEGMENT),$(PARAMS)),,resnet18 vgg16 alexnet) $(if $(filter $(TO_CLASSIFY) $(TO_SEGMENT),$(PARAMS)),,own)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo check test test-newest docs notebooks notebooks-sync lock clean
+.PHONY: help demo check test types tests test-newest docs notebooks notebooks-sync lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -35,15 +35,20 @@ notebooks: .venv/.runtime  ## in batch those that a parameter file fits: make no
 check: .venv/.development  ## linter, types, imports and the unit tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" $(UNIT_TESTS)
 
 test: .venv/.development .venv/.documentation  ## every linter, type check and test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --jobs=2 types tests
+
+types:  # beside the tests, because it keeps one core busy only
+	$(BIN)/mypy
+
+tests:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 test-newest:  ## the same as check, of the last commit with the newest locked Python, if this machine has it

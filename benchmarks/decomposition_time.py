@@ -57,13 +57,20 @@ def measured(checkout: Path, name: str, method: str, calls: str) -> tuple[float,
     return plan, compress, peak
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", type=Path, nargs="+", help="folders of checkouts; the first is the reference")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--case",
+        nargs=2,
+        action="append",
+        metavar=("NETWORK", "METHOD"),
+        help=f"may be repeated; default: {', '.join(' '.join(case) for case in CASES)}",
+    )
+    options = parser.parse_args(arguments)
     rows: list[list[object]] = []
-    cases = [(*case, calls) for case in CASES for calls in ("separate", "shared")]
+    cases = [(*case, calls) for case in options.case or CASES for calls in ("separate", "shared")]
     for name, method, calls in track(cases, "measuring", unit="case"):
         reference: tuple[float, float] | None = None
         for checkout in options.checkouts:

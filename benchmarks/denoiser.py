@@ -2,10 +2,10 @@ r"""Peak signal-to-noise ratio of a compressed denoiser: a network without Batch
 
     python benchmarks/denoiser.py --data-root DATA
 
-It trains a residual chain of 3x3 convolutions with 64 channels (like DnCNN, Zhang et al. 2017, but without BatchNorm)
-on the luminance of CIFAR-10 with Gaussian noise, and keeps it in ``results/denoiser.safetensors``. It then keeps parts
-of the MACs by each method: on the weights alone, with data, and by ``shrink``. ``DATA`` holds CIFAR-10 as folders of
-classes in ``train`` and ``test``. Test images are seen once, at the end.
+It trains a residual chain of 3x3 convolutions (like DnCNN, Zhang et al. 2017, but without BatchNorm) on the luminance
+of CIFAR-10 with Gaussian noise, and keeps it in ``results/denoiser.safetensors``. It then keeps parts of the MACs by
+each method: on the weights alone, with data, and by ``shrink``. ``DATA`` holds CIFAR-10 as folders of classes in
+``train`` and ``test``. Test images are seen once, at the end.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from common.shrink import shrink
 
 SIGMA = 25 / 255
 """Standard deviation of the noise, for values in [0, 1]."""
-DEPTH, WIDTH, BATCH = 6, 64, 32
+DEPTH, BATCH = 6, 32
+METHODS = (*DECOMPOSITIONS, "mixed")
 
 
 class Denoiser(nn.Module):
     """Predicts the noise and subtracts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(1, WIDTH, 3, padding=1), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU()]
         for _ in range(DEPTH - 2):
-            layers += [nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.ReLU()]
-        self.noise = nn.Sequential(*layers, nn.Conv2d(WIDTH, 1, 3, padding=1))
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        self.noise = nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the clean image, ``(N, 1, H, W)``."""
@@ -67,10 +68,10 @@ def psnr(clean: Tensor, output: Tensor) -> Tensor:
     return -10 * (clean - output).square().flatten(1).mean(1).log10()
 
 
-def trained(images: Tensor, steps: int, file: Path) -> nn.Module:
+def trained(images: Tensor, width: int, steps: int, file: Path) -> nn.Module:
     """The trained denoiser, from the file if it exists."""
     torch.manual_seed(0)
-    model = Denoiser()
+    model = Denoiser(width)
     if file.exists():
         model.load_state_dict(safetensors.torch.load_file(file))
         return model.eval()
@@ -87,22 +88,24 @@ def trained(images: Tensor, steps: int, file: Path) -> nn.Module:
     return model.eval()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train, compress, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train and test, of class folders")
+    parser.add_argument("--width", type=int, default=64, help="channels; default: %(default)s")
     parser.add_argument("--steps", type=int, default=1500, help=f"batches of {BATCH}; default: %(default)s")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="shares of the MACs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     images = luminance(options.data_root / "train", 10000)
-    model = trained(images, options.steps, options.out / "denoiser.safetensors")
+    model = trained(images, options.width, options.steps, options.out / "denoiser.safetensors")
     batches = list(noisy(images[:512], -1).split(64))
     x, moments = batches[0][:1], calibrate(model, batches)
     networks: dict[tuple[str, float], list[nn.Module]] = {}
     for kept in options.kept:
-        for method in (*DECOMPOSITIONS, "mixed"):
+        for method in options.methods:
             networks[method, kept] = [
                 *(
                     compress(model, plan_ranks(model, x, method, Budget(macs=kept), moments=given), moments=given)

@@ -17,6 +17,7 @@ fewest parameters is rebuilt at exactly these ranks. Then for every dense networ
                          convolution of kernel size 1 becomes two layers in place of three, so it is slightly smaller
     tucker2, htd, mixed  by ``shrink``, with at most its parameters and at most its MACs; then trained
     mixed, half          by ``shrink``, with at most half of its parameters and MACs; then trained
+    mixed, quarter       the same with a quarter
 
 Our training has the dense network as its teacher, see ``--epochs`` and ``--learning-rate``. The score is the deciding
 metric on the test split, which chooses nothing. A difference is the mean over the seeds. Its 95% interval is a
@@ -155,6 +156,7 @@ ARMS: Mapping[str, Arm] = {
     "htd": Arm(lambda dense: dense.shrunk("htd"), lambda dense: dense.ours),
     "mixed": Arm(lambda dense: dense.shrunk("mixed"), lambda dense: dense.ours),
     "mixed, half": Arm(lambda dense: dense.shrunk("mixed", 0.5), lambda dense: dense.ours),
+    "mixed, quarter": Arm(lambda dense: dense.shrunk("mixed", 0.25), lambda dense: dense.ours),
 }
 
 

@@ -103,25 +103,34 @@ TINY = {
 }
 
 
-def by_tltorch(layer: Convolution, ranks: tuple[int, ...]) -> nn.Module:
-    """Return a Tucker ``FactorizedConv`` with random factors and full rank in the kernel's modes, run by factors."""
+def by_tltorch(layer: Convolution, ranks: tuple[int, ...], decompose: bool = False) -> nn.Module:
+    """Return a Tucker ``FactorizedConv`` with full rank in the kernel's modes, run by factors.
+
+    Its factors are random, or those of the layer's weight with ``decompose``.
+    """
     factorized = tltorch.FactorizedConv.from_conv(
         layer,
         rank=[ranks[1], ranks[0], *layer.kernel_size],
         factorization="tucker",
         implementation="factorized",  # the default computes the dense kernel in each pass
-        decompose_weights=False,
+        decompose_weights=decompose,
     )
-    factorized.weight.normal_(0, 0.02)
+    if not decompose:
+        factorized.weight.normal_(0, 0.02)
     return factorized
 
 
-def by_tensorly(layer: Convolution, ranks: tuple[int, ...]) -> nn.Module:
-    """Return three convolutions with the factors of ``partial_tucker`` over both channel modes."""
+def by_tensorly(layer: Convolution, ranks: tuple[int, ...], iterations: int = 100) -> nn.Module:
+    """Return three convolutions with the factors of ``partial_tucker`` over both channel modes.
+
+    ``iterations`` is its greatest number of them; 100 is its default.
+    """
     inner, outer = ranks
     kind = CONVOLUTIONS[len(layer.kernel_size) - 1]
     weight = layer.weight.detach()
-    (core, (left, right)), _ = tensorly.decomposition.partial_tucker(weight, rank=[outer, inner], modes=[0, 1])
+    (core, (left, right)), _ = tensorly.decomposition.partial_tucker(
+        weight, rank=[outer, inner], modes=[0, 1], n_iter_max=iterations
+    )
     first = kind(layer.in_channels, inner, 1, bias=False)
     middle = kind(inner, outer, 1, bias=False)
     for setting in ("kernel_size", "stride", "padding", "dilation"):

@@ -38,6 +38,7 @@ from common.planning import RankPlan
 from common.planning.decompositions import Decompositions, layer_method
 
 weights, dataset, root, images, size, *shares = sys.argv[1:]
+torch.manual_seed(0)
 data = load_data(dataset, root or None, batch_size=int(images), **({"image_size": int(size)} if size != "0" else {}))
 model = load_compressed(weights).eval()
 decompositions = Decompositions(model, calibrate(model, [next(iter(data.calibration))[0]]), sweeps=2)
@@ -73,12 +74,12 @@ def errors(checkout: Path, options: argparse.Namespace) -> pd.DataFrame:
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
     root = str(options.data_root.resolve()) if options.data_root else ""
     settings = [str(options.weights.resolve()), options.dataset, root, str(options.images), str(options.image_size)]
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, *settings, *map(str, SHARES)]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, *settings, *map(str, options.shares)]
     done = subprocess.run(command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     return pd.read_csv(io.StringIO(done.stdout))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure both checkouts and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", type=Path, nargs=2, help="folders of the old and of the new checkout")
@@ -87,7 +88,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--image-size", type=int, default=0, help="in pixels; default: that of the data set")
     parser.add_argument("--images", type=int, default=1024, help="calibration images; default: %(default)s")
-    options = parser.parse_args()
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the ranks; default: %(default)s")
+    options = parser.parse_args(arguments)
     before, after = (errors(checkout, options) for checkout in options.checkouts)
     table = before.merge(after, on=["layer", "method", "share"], suffixes=(" before", " after"), validate="1:1")
     ratio = table["error after"].clip(lower=ROUNDING) / table["error before"].clip(lower=ROUNDING)

@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> list[list[object]]:
     with tempfile.TemporaryDirectory() as folder:
         for name, network in networks.items():
             in_torch = hits(network, inputs, targets)
-            for precision in PRECISIONS:
+            for precision in options.precisions:
                 ranges = fitted.split(64) if precision == "int8" else None
                 path = Path(folder) / f"{len(files)}.onnx"
                 files.append(export_onnx(network, path, inputs[:1], precision=precision, batches=ranges))
@@ -55,16 +55,17 @@ def measure(options: argparse.Namespace) -> list[list[object]]:
     return [[*row, latency.median_s * 1e3, latency.speedup] for row, latency in zip(rows, times, strict=True)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file of ResNet-32 or ResNet-44")
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train and test, of class folders")
     parser.add_argument("--keep", type=float, nargs="*", default=[0.5], help="shares of the parameters to keep")
     parser.add_argument("--method", default="mixed", help="default: %(default)s")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--images", type=int, default=2048, help="training images; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=31, help="timings of each file; default: %(default)s")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(f"{machine_line()}\n")
     print(tabulate(measure(options), HEADS, "pipe", floatfmt=FORMATS, missingval="-"))
 

@@ -1,7 +1,8 @@
-"""Short timings and a narrower VGG16, in the process of the tests and in those that they start."""
+"""Short timings, brief exports and a narrower VGG16, in the process of the tests and in those that they start."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,14 @@ def time_briefly() -> None:
         defaults = function.__kwdefaults__
         assert defaults is not None
         defaults["round_s"] = ROUND_S
+
+
+def export_briefly() -> None:
+    """Let PyTorch's exporter build its table of operations once a process from now on, not once for each file."""
+    from torch.onnx._internal.exporter import _registration  # imports onnx, which some processes never need
+
+    registry: Any = _registration.ONNXRegistry
+    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 def narrow_vgg16() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,35 @@ def test_the_newest_python_is_skipped_where_it_is_missing() -> None:
     command = ["make", "--no-print-directory", "test-newest", "NEWEST=python3.99"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "python3.99 is not on this machine, so nothing was tested with it\n")
+
+
+def test_the_newest_python_checks_a_clone(tmp_path: Path) -> None:
+    """CI really runs ``make check`` there, if it has that Python. Here an ``echo`` takes the place of that make."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for words in (["init", "--quiet"], ["add", "Makefile"], ["commit", "--quiet", "-m", "Add the Makefile"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    command = ["make", "--no-print-directory", "test-newest", f"NEWEST={sys.executable}", "MAKE=echo make"]
+    for _ in range(2):  # the second time there is a clone already
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"make -C results/newest check PYTHON={sys.executable}\n")
+        assert (tmp_path / "results" / "newest" / "Makefile").exists()
+
+
+def test_the_locks_are_written_for_both_versions_of_python(tmp_path: Path) -> None:
+    """A program that writes down its options takes the place of uv, which would ask the index."""
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\n')
+    uv.chmod(0o755)
+    command = ["make", "--no-print-directory", "--old-file=.venv/.development", "lock", f"BIN={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    calls = (tmp_path / "uv.calls").read_text().splitlines()
+    assert len(calls) == len(LOCKED_PYTHONS)
+    for python, call in zip(LOCKED_PYTHONS, calls, strict=True):
+        assert call.startswith(
+            f"pip compile requirements.txt --universal --python-version {python} --generate-hashes "
+        )
+        assert call.endswith(f"--output-file requirements-py{python.replace('.', '')}.lock")
 
 
 def test_the_makefile_names_these_versions_of_python() -> None:

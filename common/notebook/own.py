@@ -11,13 +11,13 @@ from torch import nn
 
 from common.compression import save_compressed
 from common.data import DataBundle
-from common.network.copies import independent_copy
 from common.notebook.own_config import OwnConfig
 from common.notebook.steps import decompose, search
 from common.planning.methods import method_named
 from common.search import SearchResult
 from common.shrink import ShrinkSteps, Shrunk, shrink
 from common.shrink.deployment import deployed_files, files_table
+from common.shrink.finetuning import finetuned
 from common.shrink.loading import Examples, has_weights, load_examples, load_network
 from common.shrink.report import Report, report_title
 from common.training import EpochLog, evaluate, train
@@ -129,29 +129,16 @@ def search_if_asked(config: OwnConfig, dense: nn.Module, examples: Examples) -> 
 def finetune(
     config: OwnConfig, dense: nn.Module, small: nn.Module, examples: Examples
 ) -> tuple[dict[str, nn.Module], list[EpochLog]]:
-    """Fine-tune copies of the small network and, for comparison, of the dense one, with the dense one as teacher.
-
-    A copy that is worse on validation than the network that it began as is left out, and a line says so.
+    """Fine-tune copies of both networks as :func:`common.shrink.finetuning.finetuned` does.
 
     Returns:
         ``dense-tuned`` and ``small-tuned``, and the history of the latter. Both are empty without targets, or if the
         config asks for no fine-tuning.
     """
-    data = examples.data
-    if data is None or not config.finetune:
+    if examples.data is None or not config.finetune:
         return {}, []
     settings = config.training_settings(config.finetune_epochs, config.finetune_learning_rate)
-    better: dict[str, nn.Module] = {}
-    history: list[EpochLog] = []
-    for title, network in (("dense", dense), ("small", small)):
-        tuned = independent_copy(network)
-        history = train(tuned, data, settings, teacher=dense, description=f"{title}-tuned")
-        before, after = _on_validation(network, data), _on_validation(tuned, data)
-        if after < before:
-            print(f"fine-tuning made {title} worse on validation, {before:.2%} to {after:.2%}: it is left out")
-        else:
-            better[f"{title}-tuned"] = tuned
-    return better, history
+    return finetuned(dense, small, examples.data, settings)
 
 
 def deploy(config: OwnConfig, found: Shrunk, networks: Mapping[str, nn.Module], examples: Examples) -> Report:

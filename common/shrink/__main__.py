@@ -13,6 +13,10 @@ Examples:
   masks in COCO's format, and a budget of time in ONNX Runtime on this machine:
     python -m common.shrink --network my_module:build --dataset coco --data-root scans --latency 0.5
 
+  the same, then fine-tune the small network for ten epochs with the dense one as its teacher:
+    python -m common.shrink --network my_module:build --dataset imagefolder --data-root photos --macs 0.3 \
+        --finetune-epochs 10
+
 A network is named in one of these ways; SOURCE/NAME, such as timm/resnet18, asks one source alone:
 """
 
@@ -25,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from common.compression import save_compressed
 from common.data import DATASETS
 from common.data.loading import NORMALIZATIONS, UNANNOTATED
@@ -35,9 +41,12 @@ from common.planning import Budget
 from common.planning.methods import decompositions_of, method_names
 from common.reporting.command_line import exit_code
 from common.shrink.deployment import deployed_files, files_table
+from common.shrink.finetuning import DENSE_TUNED, finetuned
 from common.shrink.loading import load_examples, load_network
 from common.shrink.report import Report, report_title
 from common.shrink.shrinking import ShrinkSteps, shrink
+from common.training import TrainingSettings
+from common.validation import sentence
 
 INCOMPLETE = 1
 """Exit code when the network was made and a file of it could not be written; the report says why."""
@@ -92,8 +101,26 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     add("--latency", type=float, metavar="SHARE", help="share of the time to keep; layers are timed here first")
     add("--runtime", choices=operation_runtimes(), default="onnxruntime", help="of --latency; default: %(default)s")
     add("--method", default="mixed", help=f"one of {methods}; default: %(default)s, the best for each layer")
+    add(
+        "--finetune-epochs", type=float, default=0.0, metavar="N", help="fine-tune it, and the dense network beside it"
+    )
+    add("--learning-rate", type=float, default=0.02, help="of fine-tuning; default: %(default)s")
     add("--out", type=Path, default=Path("small"), metavar="FOLDER", help="for the files; default: %(default)s")
     add("--rounds", type=int, default=15, help="timings of each file; default: %(default)s")
+
+
+def finetuning(options: argparse.Namespace) -> TrainingSettings | None:
+    """Return how to fine-tune; None for not at all.
+
+    Raises:
+        ValueError: an option is not allowed.
+    """
+    if not options.finetune_epochs:
+        return None
+    try:
+        return TrainingSettings(epochs=options.finetune_epochs, learning_rate=options.learning_rate, seed=options.seed)
+    except ValidationError as error:
+        raise ValueError(f"--finetune-epochs or --learning-rate: {sentence(error)}") from None
 
 
 def run(options: argparse.Namespace, command: str) -> int:
@@ -105,6 +132,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     """
     budget = Budget(options.params, options.macs, options.latency, options.runtime)
     decompositions_of(options.method)
+    settings = finetuning(options)
     out = check_writable(options.out, "out")
     given: dict[str, Any] = {name: getattr(options, name) for name in ("normalize", "unannotated", "workers")}
     examples = load_examples(
@@ -118,16 +146,20 @@ def run(options: argparse.Namespace, command: str) -> int:
         augment=False,
         **given,
     )
+    if settings and examples.data is None:
+        raise ValueError("finetune_epochs needs targets, and the data has none; leave --finetune-epochs out")
     dense = load_network(options.network, options.weights, examples, pretrained=options.pretrained, seed=options.seed)
     found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
-    save_compressed(found.model, out / "small.safetensors")
-    files = deployed_files({"dense": dense}, ["float32"], out)
-    files += deployed_files({"small": found.model}, ["float32", "int8"], out)
+    tuned = finetuned(dense, found.model, examples.data, settings)[0] if settings and examples.data else {}
+    large = {"dense": dense} | {title: tuned[title] for title in tuned if title == DENSE_TUNED}
+    small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
+    weights = [save_compressed(network, out / f"{title}.safetensors") for title, network in (small | tuned).items()]
+    files = deployed_files(large, ["float32"], out) + deployed_files(small, ["float32", "int8"], out)
     table = files_table(files, examples, options.rounds)
     title = report_title(options.network or Path(options.weights).name, options.dataset, budget, options.method)
     report = Report(title, command, found, table, examples)
     print(report.text())
-    made = [out / "small.safetensors", *(file.path for file in files if file.path.exists()), *report.write(out)]
+    made = [*weights, *(file.path for file in files if file.path.exists()), *report.write(out)]
     print(f"\nwrote {', '.join(map(str, made))}")
     return 0 if table["Latency (ms)"].notna().all() else INCOMPLETE
 

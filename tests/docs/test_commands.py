@@ -7,13 +7,14 @@ command are given to its own parser here, and the parameters of every papermill 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +27,11 @@ from common.notebook.own_config import OwnConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAMS = "make|python|pip|pytest|papermill|torchrun|srun|git|optuna-dashboard|tensorboard|wandb|jupyter|mkdocs"
+PROGRAMS = "make|python|pip|uvx|pytest|papermill|torchrun|srun|git|optuna-dashboard|tensorboard|wandb|jupyter|mkdocs"
 COMMAND = re.compile(rf"^(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:{PROGRAMS}) |^\. ")
 CONFIGS: dict[str, type[NotebookConfig]] = {"unet": SegmentationConfig, "compare": CompareConfig, "own": OwnConfig}
+INSTALLED = r"pip install (optuna-dashboard|\"psycopg|tensorboard)"
+"""What ``make test`` has installed."""
 
 TESTED = {
     r"make test": "tests/docs/test_commands.py::test_the_targets_of_make_exist",
@@ -36,7 +39,7 @@ TESTED = {
     r"make demo$": "tests/docs/test_commands.py::test_make_demo_takes_three_tested_steps",
     r"\. \.venv/bin/activate": "tests/docs/test_commands.py::test_the_environment_can_be_activated",
     r"\.venv/bin/pytest": "tests/docs/test_commands.py::",
-    r"git worktree add": "tests/docs/test_commands.py::test_the_older_commits_are_in_the_history",
+    r"git worktree add": "tests/docs/test_commands.py::test_older_commits_are_checked_out_beside_a_clone",
     r"pip install \.$": "tests/scripts/test_wheel.py::installed",
     r"make notebooks": "tests/scripts/test_notebooks.py::test_make_runs_the_notebooks_that_the_parameters_fit_and",
     r"make notebooks-sync": "tests/scripts/test_notebooks.py::test_the_notebook_matches_its_source",
@@ -51,7 +54,10 @@ TESTED = {
     r"torchrun": "tests/training/test_distributed.py::test_two_processes_train_as_one",
     r"python -m common.search.study.worker": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
     r"srun": "tests/search/test_worker.py::test_workers_on_postgresql_that_are_killed",
-    r"optuna-dashboard": "tests/search/test_worker.py::test_the_dashboard_opens_on_a_study",
+    r"optuna-dashboard postgresql": "tests/search/test_worker.py::test_the_dashboard_opens_on_a_study",
+    r"optuna-dashboard logs": "tests/docs/test_servers.py::test_the_dashboard_lists_the_studies_of_a_journal",
+    r"tensorboard": "tests/docs/test_servers.py::test_tensorboard_lists_the_runs",
+    r"\.venv/bin/jupyter lab": "tests/docs/test_servers.py::test_jupyter_lab_lists_the_notebooks",
     r"python -m tests.faults.fuzz": "tests/faults/test_bad_input.py::",
     r"(FAULT_KILLS|SEARCH_KILLS)=\d+ pytest": "tests/faults/test_kills.py::",
     r"python -m benchmarks.zoo": "tests/benchmarks/test_benchmark_zoo.py::",
@@ -61,24 +67,27 @@ TESTED = {
     r"python -m common.shrink": "tests/scripts/test_wheel.py::test_a_stranger_gets_small_files_by_one_command",
     r"papermill notebooks/own": "tests/scripts/test_wheel.py::test_a_stranger_gets_them_by_the_notebook",
     r"pytest -m gpu": "tests/test_devices.py::",
-    r"make lock": "tests/test_requirements.py::",
+    r"make lock": "tests/test_requirements.py::test_the_locks_are_written_for_both_versions_of_python",
+    r"make test-newest$": "tests/test_requirements.py::test_the_newest_python_checks_a_clone",
     r"SEARCH_WORKERS=\d+ SEARCH_TRIALS=\d+ pytest": "tests/faults/test_database.py::",
     r"NUMERIC_CASES=\d+ pytest": "tests/decomposition/test_numerics.py::",
     r"python -m tests.faults.long_run": "tests/faults/test_long_runs.py::",
-    r"pip install -e \.": "tests/scripts/test_wheel.py::test_it_works_outside_the_repository",
+    r"pip install -e \.": "tests/docs/test_commands.py::test_make_has_installed_the_suite_as_editable",
+    INSTALLED: "tests/docs/test_commands.py::test_packages_that_the_pages_name_are_those_of_the_tests",
+    r"python benchmarks/denoiser.py": "tests/benchmarks/test_benchmark_images.py::test_the_denoiser",
+    r"OMP_NUM_THREADS=1 python benchmarks/precisions.py": "tests/benchmarks/test_benchmark_images.py::test_precisions",
+    r"python benchmarks/decomposition_time.py": "tests/benchmarks/test_benchmark_checkouts.py::test_time_and_memory",
+    r"python benchmarks/layer_errors.py": "tests/benchmarks/test_benchmark_checkouts.py::test_errors_of_layers",
+    r"python -m tests.faults.denormals": "tests/faults/test_denormals.py::",
 }
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
 
 UNTESTED = {
-    r"make test-newest$": "it needs another Python, and installs the suite for it from the network",
-    r"\.venv/bin/jupyter lab": "a server without an end; tests/scripts/test_notebooks.py runs the notebooks",
-    r"pip install (?!-e|\.)\S+": "it fetches packages, and tests fetch nothing from the network",
-    r"tensorboard": "a server without an end; tests/search/test_trackers.py reads the files that it shows",
-    r"wandb sync": "it uploads to an account; tests/search/test_trackers.py writes the run in offline mode",
-    r"python benchmarks/(denoiser|decomposition_time|layer_errors)|OMP_NUM_THREADS=1 python benchmarks/precisions": (
-        "it takes minutes to hours on data that a clone does not hold; its options are tested here"
+    r"pip install (openvino|mlflow-skinny|wandb|--require-hashes|--no-deps)": (
+        "it fetches packages that make test does not install, and tests fetch nothing from the network"
     ),
-    r"python -m tests.faults.denormals": "it times layers, and no test asserts a time",
+    r"uvx pip-audit": "it asks a service for known vulnerabilities",
+    r"wandb sync": "it uploads to an account; tests/search/test_trackers.py writes the run in offline mode",
 }
 """A command's beginning -> why no test runs it."""
 
@@ -131,15 +140,15 @@ def test_the_targets_of_make_exist() -> None:
 
 def steps_of(target: str) -> list[str]:
     """What ``make`` would run for a target, besides the installation of packages."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of make test itself
     command = ["make", "--dry-run", "--no-print-directory", target]
-    shown = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [line for line in shown.splitlines() if not re.search(r"pip install|-m venv|^touch |^python3 -c", line)]
 
 
 def test_make_check_takes_steps_of_make_test() -> None:
-    """The first steps are the same. Its tests are some of those that ``make test`` runs."""
+    """The first steps are the same. Its tests are some of those that ``make test`` runs, beside the type checker."""
     (*check, some), (*test, every) = steps_of("check"), steps_of("test")
+    test.remove("make --jobs=2 types tests")
     assert check == test
     assert len(check) == 4
     assert some.startswith(f'{every} -m "not slow" ')
@@ -167,17 +176,55 @@ def test_the_environment_can_be_activated() -> None:
     assert Path(found.stdout.strip()).is_file()
 
 
-def test_the_older_commits_are_in_the_history() -> None:
+def test_older_commits_are_checked_out_beside_a_clone(tmp_path: Path) -> None:
     """A clone without history lacks them."""
     if git("rev-parse", "--is-shallow-repository") != "false":
         pytest.skip("this is no clone with its history")
-    older = [command.split()[-1] for command in COMMANDS if command.startswith("git worktree add ")]
+    clone = tmp_path / "clone"
+    git("clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(clone))
+    older = [command for command in COMMANDS if command.startswith("git worktree add ")]
     assert older
-    assert all(git("cat-file", "-t", commit) == "commit" for commit in older)
+    for command in older:
+        *_, folder, commit = command.split()
+        git(*command.split()[1:], folder=clone)
+        assert git("rev-parse", "HEAD", folder=clone / folder).startswith(commit)
+        assert (clone / folder / "common" / "compression" / "__init__.py").exists()
 
 
-def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+def git(*words: str, folder: Path = ROOT) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_make_has_installed_the_suite_as_editable() -> None:
+    """Its first step was ``pip install --editable .``; pip notes that beside the installed package."""
+    try:
+        noted = metadata.distribution("low-rank-cnn").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        noted = None
+    if noted is None:
+        pytest.skip("these tests run in an environment that make did not make")
+    origin = json.loads(noted)
+    assert origin["dir_info"] == {"editable": True}
+    assert (Path(origin["url"].removeprefix("file://")) / "common" / "__init__.py").exists()
+
+
+def test_packages_that_the_pages_name_are_those_of_the_tests() -> None:
+    """With no index, pip finds what it is told to install only if it is there, in the version that the page names."""
+    named = [shlex.split(command)[2] for command in COMMANDS if re.match(INSTALLED, command)]
+    assert len(named) == 3
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--disable-pip-version-check",
+        *named,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"Requirement already satisfied: {name}" in done.stdout for name in named)
 
 
 class Parsed(Exception):
@@ -187,8 +234,7 @@ class Parsed(Exception):
 PYTHON = [
     command
     for command in COMMANDS
-    if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command)
-    and not command.endswith(("--help", "denormals"))
+    if re.match(r"(?:[A-Z_]+=\S+ |srun )*(?:python|torchrun) ", command) and not command.endswith("--help")
 ]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -50,15 +51,18 @@ def session_of(layer: nn.Module, x: Tensor, folder: str) -> Callable[[], object]
     return lambda: session.run(None, {session.get_inputs()[0].name: x.numpy()})
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=float, default=20.0, help="of training; default: %(default)s")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(machine_line())
     model = tiny_cnn(width=32)
-    train(model, tiny_digits(limit=600), TrainingSettings(epochs=20.0, weight_decay=0.1, amp="off"))
+    train(model, tiny_digits(limit=600), TrainingSettings(epochs=options.epochs, weight_decay=0.1, amp="off"))
     x = torch.randn(1, 3, 8, 8)
     small = compress(model, plan_ranks(model, x, "htd", Fixed(0.5)))
-    print(f"denormal numbers after 20 epochs: {denormals(model)} dense, {denormals(small)} compressed")
+    print(f"denormal numbers after {options.epochs:g} epochs: {denormals(model)} dense, {denormals(small)} compressed")
     layers: dict[str, tuple[nn.Module, Tensor]] = {
         "Conv2d 64x64x3x3, 32x32": (nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 32, 32)),
         "Linear 1024x1024, batch 8": (nn.Linear(1024, 1024), torch.randn(8, 1024)),

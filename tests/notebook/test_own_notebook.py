@@ -16,7 +16,7 @@ from common.data import DataBundle
 from common.notebook import own
 from common.notebook.own_config import OwnConfig
 from common.search.settings import SearchSettings
-from common.shrink import Shrunk
+from common.shrink import Shrunk, finetuning
 from common.shrink.loading import Examples
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
@@ -102,9 +102,9 @@ def test_dense_and_small_get_the_same_fine_tuning(
         asked.append((data, settings, teacher))
         return [{"epoch": 1.0, "loss": len(description)}]
 
-    monkeypatch.setattr(own, "train", train)
+    monkeypatch.setattr(finetuning, "train", train)
     metrics = iter([0.5, 0.6, 0.5, 0.5, 0.5, 0.4, 0.5, 0.6])
-    monkeypatch.setattr(own, "evaluate", lambda *_: {"accuracy": next(metrics)})
+    monkeypatch.setattr(finetuning, "evaluate", lambda *_: {"accuracy": next(metrics)})
     dense, small, data = tiny_cnn(), tiny_cnn(seed=1), tiny_digits()
     tuned, history = own.finetune(config, dense, small, Examples([], data))
     assert list(tuned) == ["dense-tuned", "small-tuned"]
@@ -114,7 +114,7 @@ def test_dense_and_small_get_the_same_fine_tuning(
     assert history == [{"epoch": 1.0, "loss": len("small-tuned")}]
     tuned, _ = own.finetune(config, dense, small, Examples([], data))
     assert list(tuned) == ["small-tuned"]
-    shown = "fine-tuning made dense worse on validation, 50.00% to 40.00%: it is left out\n"
+    shown = "dense-tuned is worse on validation than before, 40.00% after 50.00%: it is left out\n"
     assert capsys.readouterr().out == shown
     assert own.finetune(changed(config, finetune=False), dense, small, Examples([], data)) == ({}, [])
 

@@ -194,17 +194,22 @@ def test_unet_and_the_comparison_of_runs(tmp_path: Path) -> None:
     assert all(Path(file).name in text for file in saved[:2])
 
 
-@pytest.mark.parametrize(
-    ("parameters", "sentence"),
-    [
-        ({"trails": 3}, "trails=3 is no parameter of this notebook; did you mean 'trials'?"),
-        ({"trials": "many"}, "trials='many': input should be a valid integer"),
-        ({"keep": 2.0}, "keep=2.0: input should be less than or equal to 1"),
-    ],
-)
-def test_bad_parameters_stop_the_notebook_before_any_work(
-    parameters: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"trails": 3}, "trails=3 is no parameter of this notebook; did you mean 'trials'?"),
+    ({"trials": "many"}, "trials='many': input should be a valid integer"),
+    ({"keep": 2.0}, "keep=2.0: input should be less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "sentence"), BAD)
+def test_bad_parameters_are_refused_in_a_sentence(parameters: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        ClassifierConfig.from_notebook({**TINY, "logs": str(tmp_path / "logs"), **parameters})
+    assert not (tmp_path / "logs").exists()
+
+
+def test_bad_parameters_stop_the_notebook_before_any_work(tmp_path: Path) -> None:
+    parameters, sentence = BAD[0]
     with pytest.raises(papermill.PapermillExecutionError) as error:
         execute("resnet18", tmp_path, **{**TINY, **parameters})
     assert sentence in str(error.value)

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from common.compression import load_compressed
-from common.planning import Budget
+from common.planning import Budget, plan_of
 from common.reporting import figures
-from common.shrink import ShrinkSteps, Shrunk, shrink
+from common.shrink import ShrinkSteps, Shrunk, finetuning, shrink
 from common.shrink import __main__ as command
 from common.shrink.deployment import DIVERGENCE, DeployedFile, files_table
 from common.shrink.loading import Examples
 from common.shrink.report import Report
-from tests.networks import tiny_cnn, tiny_digits
+from tests.networks import same_weights, tiny_cnn, tiny_digits
 
 CHEAP = ShrinkSteps(measure=False, improve=0, refit=False, recalibrate=False)
 
@@ -95,6 +95,8 @@ SMALL = ("--dataset", "digits", "--image-size", "8", "--limit", "64", "--images"
         ((*SMALL, "--network", "resnet20", "--params", "0.5"), "its weights would be random"),
         ((*SMALL, "--network", "resnet20", "--params", "0.5", "--method", "htdd"), "did you mean 'htd'?"),
         ((*SMALL, "--params", "0.5"), "give a network, or weights that name one"),
+        ((*SMALL, "--params", "0.5", "--finetune-epochs", "-1"), "--learning-rate: epochs=-1.0: "),
+        ((*SMALL, "--params", "0.5", "--finetune-epochs", "1", "--learning-rate", "0"), "learning_rate=0.0: "),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_is_written(
@@ -106,6 +108,35 @@ def test_a_wrong_option_is_named_and_nothing_is_written(
     assert command.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_the_command_fine_tunes_both_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
+    monkeypatch.setattr(command, "shrink", lambda *given, **_: shrink(*given, steps=CHEAP))
+    monkeypatch.setattr(finetuning, "evaluate", lambda *_: {"accuracy": 0.5})  # none is worse
+    arguments = [*SMALL, "--network", "my_module:build", "--params", "0.5", "--finetune-epochs", "2"]
+    assert command.main([*arguments, "--rounds", "3", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for row in ("dense, float32", "dense-tuned, float32", "small, int8", "small-tuned, float32", "small-tuned, int8"):
+        assert f"\n{row} " in shown
+    assert "dense, int8" not in shown
+    dense = tiny_cnn(width=24)
+    small, tuned = (load_compressed(tmp_path / f"{name}.safetensors", dense) for name in ("small", "small-tuned"))
+    assert not same_weights(small, tuned)
+    assert plan_of(small) == plan_of(tuned)
+    assert not (tmp_path / "dense.safetensors").exists()
+
+
+def test_fine_tuning_needs_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_examples", lambda *_, **__: Examples([torch.randn(4, 3, 8, 8)]))
+    arguments = [*SMALL, "--network", "resnet20", "--params", "0.5", "--finetune-epochs", "1"]
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert "finetune_epochs needs targets, and the data has none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_cannot_be_exported_is_saved_all_the_same(

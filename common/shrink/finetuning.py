@@ -1,0 +1,41 @@
+"""Fine-tune a small network, and the dense one beside it, so that both have had the same training."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from common.data import DataBundle
+from common.network.copies import independent_copy
+from common.training import EpochLog, TrainingSettings, evaluate, train
+
+DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
+"""Titles of the networks after fine-tuning."""
+
+
+def finetuned(
+    dense: nn.Module, small: nn.Module, data: DataBundle, settings: TrainingSettings
+) -> tuple[dict[str, nn.Module], list[EpochLog]]:
+    """Fine-tune copies of the small network and, for comparison, of the dense one, with the dense one as teacher.
+
+    A copy that is worse on validation than the network that it began as is left out, and a line says so.
+
+    Args:
+        dense: the dense network. It stays unchanged.
+        small: the small network. It stays unchanged.
+        data: its training and validation splits are read.
+        settings: of both trainings.
+
+    Returns:
+        ``dense-tuned`` and ``small-tuned``, and the history of the latter.
+    """
+    better: dict[str, nn.Module] = {}
+    history: list[EpochLog] = []
+    for title, network in ((DENSE_TUNED, dense), (SMALL_TUNED, small)):
+        tuned = independent_copy(network)
+        history = train(tuned, data, settings, teacher=dense, description=title)
+        before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
+        if after < before:
+            print(f"{title} is worse on validation than before, {after:.2%} after {before:.2%}: it is left out")
+        else:
+            better[title] = tuned
+    return better, history
