@@ -53,7 +53,7 @@ from common.network.kinds import Convolution
 from common.planning import Budget, Fixed
 from common.reporting.reference import Reference, ReferenceNetwork
 from common.shrink import shrink
-from common.training import Evaluation, TrainingSettings, evaluate_images, paired_difference, train
+from common.training import Evaluation, TrainingSettings, evaluate_images, mean_difference, train
 
 HERE = Path(__file__).parent
 ITS_WAY = TrainingSettings(
@@ -216,9 +216,9 @@ class Results:
 
     def difference(self, seeds: Sequence[str], arm: str, other: str) -> str:
         """The mean difference over the seeds between two arms, in points, with its interval and deviation."""
-        pair = [torch.stack([self.last(seed, name) for seed in seeds]) for name in (arm, other)]
-        first, second = (Evaluation({}, {self.metric.observe: rows.mean(0)}) for rows in pair)
-        found = paired_difference(first, second, self.data.metric)
+        pair = [[self.last(seed, name) for seed in seeds] for name in (arm, other)]
+        first, second = ([Evaluation({}, {self.metric.observe: rows}) for rows in group] for group in pair)
+        found = mean_difference(first, second, self.data.metric)
         text = f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
         if len(seeds) == 1:
             return text

@@ -7,7 +7,7 @@ r"""Cost of a search: images and seconds against those of the earlier method, on
 
 ``target``: both methods look for a network with 12.85% of the parameters and 15.33% of the MACs that loses at most
 0.3 points on validation. Ours is one whole search under that budget, including everything before the first trial and
-after the last. A trial of the earlier method decomposes the network again, at ranks drawn from the static policy, and
+after the last. A trial of the earlier method decomposes the network again, at ranks drawn by the static policy, and
 fine-tunes it for three epochs. A few trials with small enough networks are run, and their cost is extrapolated in two
 ways: to the 100 trials of its paper, and to the average number of draws until a network is small enough (counted over
 20,000 draws without building networks). The latter assumes that this network is always accurate enough, which favours
@@ -38,12 +38,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from common.compression import compress, load_compressed
 from common.data import DataBundle, load_data
 from common.environment import default_device, machine_line
+from common.network.shapes import trace_layers
 from common.planning import Budget
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
 from common.search import SearchSettings, search_ranks
+from common.search.policies import POLICIES
 from common.search.preparation import measure_sensitivities
-from common.search.probabilities import Probabilities, static_logits
+from common.search.probabilities import Probabilities
 from common.search.space import Space
 from common.search.study.attempts import Attempts
 from common.training import TrainingSettings, evaluate, train
@@ -91,8 +93,10 @@ def earlier_method(
     decompositions = Decompositions(model)
     settings = SearchSettings(method=options.method, policy="static")
     sensitivities, _ = measure_sensitivities(model, data, decompositions, settings)
-    space = Space(model, x, decompositions, options.method)
-    policy = Probabilities(static_logits(space.candidates, space.shapes, sensitivities, beta=options.static_beta))
+    static = POLICIES["static"]
+    candidates = static.candidates(trace_layers(model, x), decompositions, options.method)
+    space = Space(model, x, decompositions, options.method, candidates=candidates)
+    policy = Probabilities(static.first_logits(space, settings, sensitivities))
     generator = torch.Generator().manual_seed(options.seed)
     plans: list[RankPlan] = []
     small = 0
@@ -218,7 +222,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=20, help="trials of our search; default: %(default)s")
     parser.add_argument("--finetune-epochs", type=float, default=1.0, help="for our best trial; default: %(default)s")
     parser.add_argument("--measured", type=int, default=3, help="trials of the earlier method; default: %(default)s")
-    parser.add_argument("--static-beta", type=float, default=0.05, help="weight of size in its policy")
     parser.add_argument("--storage", help="for workers: a database instead of a journal file")
     parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="bfloat16 in all fine-tuning")
     parser.add_argument("--seed", type=int, default=0)

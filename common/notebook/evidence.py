@@ -31,7 +31,8 @@ from common.planning import RankPlan, plan_of
 from common.planning.decompositions import Decompositions
 from common.planning.methods import method_of
 from common.reporting import figures
-from common.search import LEVEL_NAMES, SearchResult
+from common.search import SearchResult
+from common.search.policies import POLICIES
 from common.training import evaluate
 
 
@@ -42,8 +43,14 @@ def chosen_ranks(plans: Sequence[RankPlan]) -> dict[str, int]:
 
 def policy_picture(result: SearchResult) -> Figure:
     """The probability of each size of each layer, before the trials of a search and after them."""
-    first, last = result.first_policy, result.last_policy
-    return figures.policy_heatmap(last, LEVEL_NAMES, "Probability of each size of a layer", before=first)
+    policy = POLICIES[result.policy]
+    return figures.policy_heatmap(
+        result.last_policy,
+        policy.level_names,
+        "Probability of each size of a layer",
+        before=result.first_policy,
+        what=policy.level_meaning,
+    )
 
 
 def layer_table(

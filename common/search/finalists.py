@@ -144,7 +144,7 @@ class Finalists:
         Returns:
             See :meth:`best`.
         """
-        every = list(self.records.values())
+        every = self.eligible()
         sampled = [record for record in every if record.trial >= given]
         best = choose_best(every, self.settings.keep)
         chosen = {r.trial for r in (*best.values(), *choose_best(sampled, self.settings.keep).values())}
@@ -184,8 +184,16 @@ class Finalists:
 
     def best(self) -> dict[str, TrialRecord]:
         """Criterion -> the best trial; under a budget ``metric`` is one of the criteria."""
-        best, top = choose_best(list(self.records.values()), self.settings.keep), self._best_within_budget()
+        best, top = choose_best(self.eligible(), self.settings.keep), self._best_within_budget()
         return {**best, "metric": self.records[top.trial]} if top else best
+
+    def eligible(self) -> list[TrialRecord]:
+        """The trials that may be chosen: given plans, and those of the policy that keep to the budget."""
+        return [
+            record
+            for record in self.records.values()
+            if record.details.sampler == "given" or self._keeps_to_budget(record)
+        ]
 
     def stored_networks(self) -> dict[int, nn.Module]:
         """Number of a chosen trial -> its network, from those files beside the log that still exist."""

@@ -132,7 +132,7 @@ class Objective:
             FloatingPointError: the loss on validation is not finite.
         """
         params, macs = self.space.cost(plan)
-        if climb and self.space.budget is not None:
+        if climb and self.space.fits_budget:
             # exp(-divergence) is the likelihood that the compressed network gives to what the dense one says.
             predicted = math.exp(-self.space.predicted_loss(plan)) - self.size_weight * self._kept(params, macs)
             if not climb(0, predicted):

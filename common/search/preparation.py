@@ -81,11 +81,17 @@ def decompose_for_search(
 def measure_sensitivities(
     model: nn.Module, data: DataBundle, decompositions: Decompositions, settings: SearchSettings
 ) -> tuple[dict[str, float], dict[str, Points]]:
-    """Each layer's sensitivity, and its points (squared relative error, measured divergence)."""
+    """Each layer's sensitivity, and its points (squared relative error, measured divergence).
+
+    If the policy has its own sensitivities, nothing is measured and there are no points.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
     shapes = trace_layers(model, inputs[:1])
+    own = POLICIES[settings.policy].sensitivities(shapes, decompositions, settings.method)
+    if own is not None:
+        return own, {}
     if settings.budget and settings.table:
         first = plan_ranks(model, inputs[:1], settings.method, settings.budget, decompositions=decompositions)
         candidates = planned_candidates(shapes, decompositions, first)
@@ -106,7 +112,9 @@ def prepare(
         ValueError: the budget cannot be met.
     """
     settings = specification.settings
+    policy = POLICIES[settings.policy]
     x = data.example().to(next(model.parameters()).device)
-    space = Space(model, x, decompositions, settings.method, settings.budget, specification.divergences)
-    plan = POLICIES[settings.policy].single_plan(model, x, decompositions, space)
+    own = policy.candidates(trace_layers(model, x), decompositions, settings.method)
+    space = Space(model, x, decompositions, settings.method, settings.budget, specification.divergences, own)
+    plan = policy.single_plan(model, x, decompositions, space)
     return Prepared(specification, space, Objective(model, data, decompositions, space, settings), plan)

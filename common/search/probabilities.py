@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from common.network.shapes import LayerShape
 from common.search.candidates import Candidate, Candidates
 from common.search.sensitivity import reference_candidate
 from common.search.space import Levels, Space
@@ -80,7 +79,7 @@ class Probabilities:
 
 def even_logits(candidates: Candidates) -> Logits:
     """Logits that make all candidates of a layer equally likely."""
-    return {name: _masked(choices, torch.zeros(len(choices))) for name, choices in candidates.items()}
+    return {name: masked(choices, torch.zeros(len(choices))) for name, choices in candidates.items()}
 
 
 def sensitivity_logits(
@@ -113,7 +112,7 @@ def sensitivity_logits(
     for name, choices in candidates.items():
         loss = torch.tensor(_expected_divergences(choices, sensitivities.get(name, 0.0))).div(median).log1p()
         size = torch.tensor([(c.params / average[0] + c.macs / average[1]) / 2 if c else 0.0 for c in choices])
-        logits[name] = _masked(choices, -(alpha * loss + beta * size) / temperature)
+        logits[name] = masked(choices, -(alpha * loss + beta * size) / temperature)
     return logits
 
 
@@ -144,7 +143,7 @@ def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3)
 
     def logits(price: float) -> Logits:
         return {
-            name: _masked(choices, -(alpha * losses[name] + price * sizes[name]) / temperature)
+            name: masked(choices, -(alpha * losses[name] + price * sizes[name]) / temperature)
             for name, choices in space.candidates.items()
         }
 
@@ -159,37 +158,8 @@ def budget_logits(space: Space, *, alpha: float = 1.0, temperature: float = 0.3)
     return {name: values.float() for name, values in logits(2.0**high).items()}
 
 
-def static_logits(
-    candidates: Candidates,
-    shapes: Mapping[str, LayerShape],
-    sensitivities: Mapping[str, float],
-    *,
-    alpha: float = 1.0,
-    beta: float = 0.05,
-) -> Logits:
-    """The logits of the work that this suite follows: ``(r / r_max)^(alpha * s) - beta * r / log(C_in * C_out + 1)``.
-
-    ``r`` is a candidate's last rank, the one along the output channels. ``r_max`` is the number of the layer's output
-    channels, which also stands for the dense layer's rank. ``s`` is the layer's sensitivity relative to the greatest.
-
-    Args:
-        candidates: the candidates of each layer.
-        shapes: the layers' shapes.
-        sensitivities: layer -> its sensitivity, at least 0.
-        alpha: exponent of the sensitivity.
-        beta: weight of the size.
-    """
-    greatest = max(sensitivities.values(), default=0.0) or 1.0
-    logits = {}
-    for name, choices in candidates.items():
-        inputs, most = shapes[name].channels
-        ranks = torch.tensor([min(c.plan.ranks[-1], most) if c and c.plan.ranks else most for c in choices]).float()
-        value = (ranks / most) ** (alpha * sensitivities.get(name, 0.0) / greatest)
-        logits[name] = _masked(choices, value - beta * ranks / math.log(inputs * most + 1))
-    return logits
-
-
-def _masked(choices: Sequence[Candidate | None], values: Tensor) -> Tensor:
+def masked(choices: Sequence[Candidate | None], values: Tensor) -> Tensor:
+    """The values, or minus infinity where there is no candidate."""
     return values.masked_fill(torch.tensor([choice is None for choice in choices]), -torch.inf)
 
 

@@ -111,7 +111,7 @@ def search_ranks(
     _check_arguments(model, data, settings, logs, run)
     if reason := nothing_to_search(model, data):
         warnings.warn(f"there is nothing to search: {reason}", stacklevel=2)
-        return _empty_result(logs, run)
+        return _empty_result(logs, run, settings.policy)
     check_log_alone(logs, run, storage)
     with opened_storage(storage or journal_path(logs, run)) as opened:
         study = _open(logs, run, opened, settings)
@@ -138,10 +138,10 @@ def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSetting
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
 
 
-def _empty_result(logs: str | Path, run: str) -> SearchResult:
+def _empty_result(logs: str | Path, run: str, policy: str) -> SearchResult:
     """The result for a network without a layer to factor: no trial and no log."""
     study = optuna.create_study(study_name=run)
-    return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study)
+    return SearchResult([], {}, {}, {}, {}, {}, {}, log_path(logs, run, new=False), study, policy)
 
 
 def _open(logs: str | Path, run: str, storage: BaseStorage, settings: SearchSettings) -> optuna.Study:

@@ -36,11 +36,13 @@ class SearchResult(Displayed):
         best: criterion -> the best accepted trial, see :func:`common.trials.best.choose_best`. Under a budget also
             ``metric`` -> the first by :func:`common.search.finalists.best_first`, accepted or not.
         networks: number of a chosen trial -> its network; empty if the search was stopped.
-        sensitivities: layer -> its measured sensitivity.
+        sensitivities: layer -> its sensitivity: a divergence in nats, or the policy's own measure.
         layer_sizes: layer -> its number of parameters in the dense network.
-        first_policy, last_policy: layer -> the probability of each level, before and after the trials.
+        first_policy, last_policy: layer -> a probability for each of the policy's ``level_names``, before and after
+            the trials.
         log: the log file.
         study: the Optuna study, for Optuna's plots and its ``best_trials``.
+        policy: name of the search policy.
         remaining: number of trials still to run; 0 unless the search was stopped.
         finished: whether the chosen networks were tested and nothing is left to do.
     """
@@ -54,6 +56,7 @@ class SearchResult(Displayed):
     last_policy: dict[str, list[float]]
     log: Path
     study: optuna.Study
+    policy: str
     remaining: int = 0
     finished: bool = True
 
@@ -138,7 +141,7 @@ class RunningSearch:
         except KeyboardInterrupt:
             attempts = Attempts(self.study, self.specification.settings.places)
             records = self._records(attempts) | records  # fine-tuned records replace the others
-            best = choose_best(list(records.values()), self.specification.settings.keep)
+            best = choose_best(self._finalists(records).eligible(), self.specification.settings.keep)
             self.writer.note(f"stopped; the same call with run={self.writer.run!r} goes on from here")
         return self._result(records, best, networks, attempts)
 
@@ -178,10 +181,11 @@ class RunningSearch:
             networks=networks,
             sensitivities=self.specification.sensitivities,
             layer_sizes={name: shape.dense_cost[0] for name, shape in self.prepared.space.shapes.items()},
-            first_policy=first.by_layer,
-            last_policy=last.by_layer,
+            first_policy=self.runner.policy.by_level_name(first),
+            last_policy=self.runner.policy.by_level_name(last),
             log=self.writer.path,
             study=self.study,
+            policy=self.runner.policy.name,
             remaining=self.specification.settings.places - attempts.finished,
             finished=FINISHED in self.study.user_attrs,
         )

@@ -22,9 +22,9 @@ class SearchSettings(PolicySettings):
     Attributes:
         method: the decomposition; ``mixed`` lets each layer take any of them and needs a budget.
         policy: the name of the search policy in :data:`common.search.policies.POLICIES`. ``adaptive`` moves toward
-            the best trials; ``static`` has the fixed probabilities of earlier work. ``uniform``, ``energy``, ``vbmf``
-            and ``budget`` are rank rules, which have a single plan and need a budget. ``random``, ``tpe`` and
-            ``nsga2`` are Optuna's samplers.
+            the best trials; ``static`` draws from the fixed probabilities of the work that this suite follows, and its
+            plans are not fitted to the budget. ``uniform``, ``energy``, ``vbmf`` and ``budget`` are rank rules, which
+            have a single plan and need a budget. ``random``, ``tpe`` and ``nsga2`` are Optuna's samplers.
         objective: ``score``, or ``pareto`` for the front of (metric, params, MACs, latency), which prunes no trial.
             ``nsga2`` spreads its trials along the front; ``adaptive`` seeks the best score on it.
         table: under a budget, measure each layer's divergence at four of its sizes instead of one.
@@ -89,7 +89,9 @@ class SearchSettings(PolicySettings):
     @property
     def prunes(self) -> bool:
         """Whether poor trials end early."""
-        return self.climb < 1 and self.objective == "score" and not POLICIES[self.policy].has_single_plan
+        policy = POLICIES[self.policy]
+        alike = self.budget is None or policy.fits_budget  # the score of a trial above the budget is no measure
+        return self.climb < 1 and self.objective == "score" and not policy.has_single_plan and alike
 
     @property
     def places(self) -> int:

@@ -28,15 +28,21 @@ Levels = dict[str, int]
 class Space:
     """The levels of every layer, and the plans that they stand for.
 
-    With a budget it also holds every rank of every layer, so that it can fit any choice of levels to the budget.
+    With a budget it also holds every rank of every layer, so that it can fit any choice of levels to the budget. It
+    does not fit the candidates of a policy that has its own.
 
     Args:
         model: the dense network.
         x: one example input ``(N, C, H, W)``.
         decompositions: of ``model``.
         method: the decomposition, or ``mixed``.
-        budget: every plan keeps to it. None takes the chosen candidates as they are.
+        budget: every plan is fitted to it. None takes the chosen candidates as they are.
         divergences: layer -> measured divergences, see :func:`common.search.sensitivity.measure_divergences`.
+        candidates: those of the policy, whose plans are taken as they are, also under a budget. None for those of the
+            levels' sizes.
+
+    Attributes:
+        fits_budget: whether there is a budget and every plan is fitted to it.
 
     Raises:
         ValueError: the budget cannot be met. The message names the least that can.
@@ -50,6 +56,7 @@ class Space:
         method: str,
         budget: Budget | None = None,
         divergences: Divergences | None = None,
+        candidates: Candidates | None = None,
     ) -> None:
         self.method, self.budget = method, budget
         self.shapes = trace_layers(model, x)
@@ -60,8 +67,9 @@ class Space:
         self.rest = (self.dense[0] - own[0], self.dense[1] - own[1])
         self.options: dict[str, Options] = {}
         self.allocation: RankPlan | None = None
-        if budget is None:
-            self.candidates: Candidates = layer_candidates(self.shapes, decompositions, method)
+        self.fits_budget = budget is not None and candidates is None
+        if not self.fits_budget:
+            self.candidates: Candidates = candidates or layer_candidates(self.shapes, decompositions, method)
             return
         methods = decompositions_of(method)
         self.options = {
@@ -77,13 +85,14 @@ class Space:
 
     def distributions(self) -> dict[str, IntDistribution]:
         """Layer -> the range of its levels."""
-        return {
-            name: IntDistribution(next(i for i, choice in enumerate(choices) if choice), len(choices) - 1)
+        levels = {
+            name: [level for level, choice in enumerate(choices) if choice]
             for name, choices in self.candidates.items()
         }
+        return {name: IntDistribution(known[0], known[-1]) for name, known in levels.items()}
 
     def plan(self, levels: Mapping[str, int], rule: str) -> RankPlan:
-        """The plan that ``levels`` stand for. With a budget, the plan fills it.
+        """The plan that ``levels`` stand for. With a budget to fit, the plan fills it.
 
         A level implies a price per size: the price at which its layer would choose it. The plan has the least loss
         within the budget if each layer's loss is divided by its price. Thus the levels decide how the layers share
@@ -93,7 +102,7 @@ class Space:
             levels: layer -> index of its level.
             rule: name of the rule, for the plan.
         """
-        if self.budget is None:
+        if not self.fits_budget:
             return plan_of(self.candidates, levels, self.method, rule)
         weights = {name: 1 / price for name, price in self._prices(levels).items()}
         return replace(self._allocate(weights), rule=rule)
@@ -134,7 +143,7 @@ class Space:
         return sum(shares) / len(shares)
 
     def predicted_loss(self, plan: RankPlan) -> float:
-        """The predicted loss of a plan under the budget, summed over its layers."""
+        """The predicted loss of a plan that was fitted to the budget, summed over its layers."""
         return sum(self._losses[name][layer] for name, layer in plan.factored.items())
 
     def cost(self, plan: RankPlan) -> tuple[int, int]:

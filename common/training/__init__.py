@@ -1,6 +1,6 @@
 """Training and evaluation: the loop, distillation, several GPUs."""
 
-from common.training.comparison import paired_difference
+from common.training.comparison import mean_difference, paired_difference
 from common.training.evaluation import Evaluation, evaluate, evaluate_images
 from common.training.loop import EpochLog, TrainingSettings, train
 
@@ -10,6 +10,7 @@ __all__ = [
     "TrainingSettings",
     "evaluate",
     "evaluate_images",
+    "mean_difference",
     "paired_difference",
     "train",
 ]

@@ -1,13 +1,14 @@
-"""``paired_difference``: how far two networks differ on the same images, and whether it may be chance."""
+"""How far two networks, or the means of several, differ on the same images, and whether it may be chance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
-from torch import from_numpy
+from torch import from_numpy, stack
 
 from common.data.tasks import METRICS
 from common.training.evaluation import Evaluation
@@ -49,3 +50,19 @@ def paired_difference(after: Evaluation, before: Evaluation, metric: str) -> Dif
         (images,), difference, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=generator
     ).confidence_interval
     return Difference(value=value, low=float(found.low), high=float(found.high), images=len(images))
+
+
+def mean_difference(after: Sequence[Evaluation], before: Sequence[Evaluation], metric: str) -> Difference:
+    """The difference between two groups of networks, such as seeds, with its 95% interval.
+
+    What was observed of an image is averaged over a group. :func:`paired_difference` compares the averages.
+
+    Args:
+        after: the networks of one group, all on the same images.
+        before: those of the other group, on the same images.
+        metric: name of the metric.
+    """
+    observe = METRICS[metric].observe
+    means = [stack([each.rows[observe].float() for each in group]).mean(0) for group in (after, before)]
+    first, second = (Evaluation({}, {observe: rows}) for rows in means)
+    return paired_difference(first, second, metric)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,9 @@ import torch
 
 from benchmarks import search, search_cost
 from common.compression import save_compressed
+from common.data import METRICS
 from common.models import build_model
+from common.training import Evaluation
 from common.trials import read_log
 
 
@@ -19,48 +22,85 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--weights", weights, "--dataset", "digits", "--image-size", "8", "--method", "svd"]
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(Path(weights).read_bytes())
+    arguments = ["--weights", weights, str(other), "--dataset", "digits", "--image-size", "8", "--method", "svd"]
     arguments += ["--calibration", "24", "--validation", "48", "--batch-size", "24"]
-    arguments += ["--budgets", "0.5", "--samplers", "adaptive", "budget", "--trials", "2"]
-    arguments += ["--seeds", "0", "1", "--finetune-epochs", "0.5", "--amp", "off", "--out", str(tmp_path)]
+    arguments += ["--budgets", "0.5", "--samplers", "adaptive", "vbmf", "budget", "--trials", "2"]
+    arguments += ["--seeds", "0", "--finetune-epochs", "0.5", "--amp", "off", "--out", str(tmp_path)]
     search.main(arguments)
     rows = pd.read_csv(tmp_path / "search-digits.csv")
-    assert rows[["sampler", "seed"]].to_numpy().tolist() == [["adaptive", 0], ["adaptive", 1], ["budget", 0]]
-    for row in rows.itertuples():
-        run = f"digits-svd-0.5-{row.sampler}-{row.seed}"
-        records = read_log(tmp_path / "search-digits-logs" / f"{run}.log")[0]
-        assert len(records) == (1 if row.sampler == "budget" else 2)
-        values = [100 * record.metrics["recalibrated"]["accuracy"] for record in records]
-        assert row.validation == pytest.approx(max(values))
+    each = [("adaptive", 0), ("vbmf", 0), ("budget", 0)]
+    assert rows[["network", "sampler", "seed"]].to_numpy().tolist() == [
+        *[[network, *run] for network in ("dense", "other") for run in each],
+        *[[network, "vbmf", 0] for network in ("dense", "other")],
+    ]
+    logs = tmp_path / "search-digits-logs"
+    for row in rows[rows.budget.notna()].itertuples():
+        records = read_log(logs / f"digits-{row.network}-svd-0.5-{row.sampler}-{row.seed}.log")[0]
+        assert [len(records), row.trials, row.within] == [2 if row.sampler == "adaptive" else 1] * 3
         tested = [
             [100 * r.metrics[stage]["accuracy"] for stage in ("recalibrated", "test")]
             for r in records
             if "test" in r.metrics
         ]
         assert any([row.chosen, row.test] == pytest.approx(pair) for pair in tested)
+    assert (rows.kept[rows.budget.notna()] <= 50).all()
     shown = capsys.readouterr().out
-    assert "dense: " in shown
-    assert "50% of the MACs: " in shown
+    assert shown.count("dense: ") == 2
+    table = {line.split("|")[1].strip(): line.split("|") for line in shown.splitlines() if line.startswith("|")}
+    assert re.fullmatch(
+        r" [-+]\d+\.\d\d \[[-+]\d+\.\d\d, [-+]\d+\.\d\d\] (better|worse|no difference) +", table["adaptive"][6]
+    )
+    assert table["adaptive"][3].strip() == "4 of 4"
+    assert "No budget: the size that the rule chooses" in shown
     assert (tmp_path / "search-digits.png").stat().st_size > 5000
+    before = {path: path.stat().st_mtime_ns for path in logs.glob("*.safetensors")}
     search.main(arguments)  # continues with nothing left to do
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "search-digits.csv"), rows)
+    assert {path: path.stat().st_mtime_ns for path in logs.glob("*.safetensors")} == before
     with pytest.raises(ValueError, match=r"adaptive-0' is finished with 2 trials, and 3 are asked for"):
         search.main([*arguments, "--trials", "3"])
 
 
+def found(sampler: str, hits: torch.Tensor | None, seed: int = 0, within: int = 1) -> search.Found:
+    tested = hits if hits is None else Evaluation({}, {METRICS["accuracy"].observe: hits})
+    row = {"network": "net", "budget": 0.1, "sampler": sampler, "seed": seed, "trials": 5, "within": within}
+    scores = {} if hits is None else {"kept": 9.0, "validation": 50.0, "test": 100 * float(hits.float().mean())}
+    return search.Found(row | scores, tested)
+
+
+def test_the_table_says_what_is_no_difference_and_who_never_keeps_to_the_budget() -> None:
+    """Of 200 images `budget` has 100 right; one sampler 150 in each of two seeds, another has other 100."""
+    image = torch.arange(200)
+    groups = [found("better", image < 150, seed) for seed in (0, 1)]
+    groups += [found("same", image >= 100), found("never", None, within=0), found("budget", image < 100)]
+    lines = search.summary(groups, "accuracy").splitlines()
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in lines if len(cells := line.split("|")) > 1
+    }
+    assert lines[0] == "10% of the MACs"
+    assert rows["better"][:4] == ["9.00 ± 0.00", "2 of 10", "50.00 ± 0.00", "75.00 ± 0.00"]
+    assert re.fullmatch(r"\+25\.00 \[\+1\d\.\d\d, \+3\d\.\d\d\] better", rows["better"][4])
+    assert rows["same"][4].startswith("+0.00 [-")
+    assert rows["same"][4].endswith("no difference")
+    assert rows["never"] == ["", "0 of 5", "", "", ""]
+    assert rows["budget"][3:] == ["50.00", ""]
+
+
 def test_the_comparison_reads_parts_of_calibration_and_validation_alone() -> None:
     arguments = ["--weights", "unused", "--dataset", "digits", "--image-size", "8", "--batch-size", "24"]
-    whole = search.load(search.parse_arguments(arguments))
-    part = search.load(search.parse_arguments([*arguments, "--calibration", "24", "--validation", "48"]))
-    sizes = [
-        [sum(len(targets) for _, targets in split) for split in (d.calibration, d.validation, d.test)]
-        for d in (whole, part)
-    ]
-    assert sizes[1] == [24, 48, sizes[0][2]]
-    assert sizes[0][0] > 24
-    assert sizes[0][1] > 48
+    whole, _ = search.load(search.parse_arguments(arguments))
+    part, other = search.load(search.parse_arguments([*arguments, "--calibration", "24", "--validation", "48"]))
+    calibration, choosing, reporting, test = (
+        torch.cat([inputs for inputs, _ in split]) for split in (part.calibration, part.validation, other, part.test)
+    )
+    assert [len(calibration), len(choosing), len(reporting)] == [24, 24, 24]
+    assert part.validation_images() == 24
+    assert len({tuple(image.flatten().tolist()) for image in torch.cat([choosing, reporting])}) == 48
+    assert len(test) == whole.test_images()
+    assert whole.validation_images() > 24
     assert len(part.train) == len(whole.train)
-    assert whole.source
     assert not part.source  # no worker could make it again
 
 

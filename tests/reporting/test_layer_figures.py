@@ -121,7 +121,7 @@ def test_sensitivities() -> None:
     assert [bar.get_width() for bar in right.patches] == [25, 75]  # type: ignore[attr-defined]
     assert [label.get_text() for label in left.get_yticklabels()] == ["conv1", "fc"]
     assert left.yaxis_inverted()  # the first layer stands on top
-    assert left.get_xlabel() == "Sensitivity (nats)"
+    assert left.get_xlabel() == "Sensitivity"
     assert "(%)" in right.get_xlabel()
     assert "No layer" in texts(figures.sensitivities({}, {}))
     with pytest.raises(ValueError, match="fc"):

@@ -16,7 +16,7 @@ from common.planning.decompositions import Decompositions
 from common.planning.options import layer_options
 from common.search.candidates import LEVEL_SHARES, option_candidates
 from common.search.policies import POLICIES
-from common.search.probabilities import Probabilities, budget_logits, static_logits
+from common.search.probabilities import Probabilities, budget_logits
 from common.search.space import Space, _price
 from tests.networks import TinyCNN, tiny_cnn, tiny_digits
 
@@ -164,17 +164,6 @@ def test_the_first_policy_expects_the_budget_and_closes_in_on_its_allocation(
         assert expected == pytest.approx(kept * space.dense[0], rel=1e-3)
         likely.append(sum(rows[name][level] for name, level in allocated.items()) / len(rows))
     assert likely[0] < likely[-1] > 0.8
-
-
-def test_static_logits_by_hand(model: TinyCNN, decompositions: Decompositions) -> None:
-    """conv maps 32 to 64 channels; its sensitivity is half of the greatest, so the exponent is 0.5 alpha."""
-    space = Space(model, X, decompositions, "svd")
-    sensitivities = {"stem.0": 4.0, "conv": 2.0, "shortcut": 0.0, "head": 1.0}
-    logits = static_logits(space.candidates, space.shapes, sensitivities, alpha=2.0, beta=0.1)["conv"]
-    for choice, logit in zip(space.candidates["conv"], logits.tolist(), strict=True):
-        rank = 64 if choice is not None and not choice.plan.ranks else choice and choice.plan.ranks[0]
-        expected = rank / 64 - 0.1 * rank / math.log(32 * 64 + 1) if rank else -math.inf
-        assert logit == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rule", ["uniform", "energy", "vbmf"])

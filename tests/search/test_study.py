@@ -144,13 +144,6 @@ def test_the_same_seed_gives_the_same_trials(dense: TinyCNN, tmp_path: Path) -> 
     assert one.last_policy == other.last_policy != one.first_policy
 
 
-def test_the_static_policy_never_moves(dense: TinyCNN, tmp_path: Path) -> None:
-    settings = SearchSettings(policy="static", trials=5, batch=2, finetune_top=0)
-    result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="static", on_trial=lambda _: None)
-    assert result.last_policy == result.first_policy
-    assert {record.rule for record in result.records} == {"static policy"}
-
-
 def test_a_trial_that_fails_is_logged_and_the_search_goes_on(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

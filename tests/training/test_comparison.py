@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 from common.data.tasks import METRICS
-from common.training import Evaluation, paired_difference
+from common.training import Evaluation, mean_difference, paired_difference
 
 
 def evaluation(hits: torch.Tensor, metric: str = "accuracy") -> Evaluation:
@@ -46,6 +46,18 @@ def test_dice_is_compared_by_whole_images() -> None:
     assert found.low == pytest.approx(-1)
     assert found.high == 0
     assert found.verdict == "no difference"
+
+
+def test_groups_are_compared_by_their_means() -> None:
+    """Three networks against one: the interval is that of the images' mean differences."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(2000, generator=generator) < 0.8
+    seeds = [torch.where(torch.rand(2000, generator=generator) < 0.1, ~before, before) for _ in range(3)]
+    found = mean_difference([evaluation(each) for each in seeds], [evaluation(before)], "accuracy")
+    changes = torch.stack(seeds).double().mean(0) - before.double()
+    half = norm.ppf(0.975) * float(changes.std()) / math.sqrt(len(changes))
+    assert found.value == pytest.approx(float(changes.mean()), abs=1e-6)
+    assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half], abs=0.1 * half)
 
 
 def test_one_image_has_no_interval() -> None:

@@ -25,7 +25,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
     """A bar for the sensitivity of each layer (left) and one for its share of the parameters (right).
 
     Args:
-        values: layer name -> sensitivity in nats, in the order of the network. A value that is not finite has no bar.
+        values: layer name -> sensitivity, in the order of the network. A value that is not finite has no bar.
         sizes: layer name -> parameters, for the same layers.
 
     Raises:
@@ -44,7 +44,7 @@ def sensitivities(values: Mapping[str, float], sizes: Mapping[str, int]) -> Figu
         finite = [value if np.isfinite(value) else 0.0 for value in values.values()]
         left.barh(place, finite, color=palette(2)[0])
         right.barh(place, [100 * sizes[name] / whole for name in values], color=palette(2)[1])
-        left.set(xlabel="Sensitivity (nats)", ylim=(len(values) - 0.4, -0.6))
+        left.set(xlabel="Sensitivity", ylim=(len(values) - 0.4, -0.6))
         positive = [value for value in finite if value > 0]
         if positive and max(positive) > 100 * min(positive):  # on a linear axis only the greatest would be visible
             left.set_xscale("log")

@@ -6,6 +6,7 @@ It is the cross-entropy method, see :class:`common.search.probabilities.Probabil
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import optuna
@@ -27,7 +28,7 @@ class Adaptive(SearchPolicy):
     name = "adaptive"
     kind = "policy"
 
-    def first_logits(self, space: Space, settings: PolicySettings, sensitivities: dict[str, float]) -> Logits:
+    def first_logits(self, space: Space, settings: PolicySettings, sensitivities: Mapping[str, float]) -> Logits:
         """See :func:`budget_logits` and :func:`sensitivity_logits`."""
         if space.budget:
             return budget_logits(space, alpha=settings.alpha, temperature=settings.temperature)

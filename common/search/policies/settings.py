@@ -26,8 +26,8 @@ class PolicySettings:
         elite: share of all trials so far that the adaptive policy moves toward, in (0, 1].
         smoothing: how far it moves, in (0, 1].
         alpha, beta, temperature: of its first probabilities, see
-            :func:`common.search.probabilities.sensitivity_logits`. A budget replaces ``beta``.
-        static_beta: weight of the size in the static policy.
+            :func:`common.search.probabilities.sensitivity_logits`. A budget replaces ``beta``. In the static policy,
+            ``alpha`` and ``beta`` are those of :func:`common.search.policies.static.mode_logits`.
         seed: seed of the sampling.
     """
 
@@ -39,5 +39,4 @@ class PolicySettings:
     alpha: NotNegative = 1.0
     beta: NotNegative = 1.0
     temperature: Positive = 0.3
-    static_beta: NotNegative = 0.05
     seed: Annotated[int, Field(ge=0)] = 0

@@ -75,6 +75,7 @@ class StudySpecification:
         if isinstance(values, dict) and "harms" in values:  # the name of ``divergences`` before version 0.2
             values = {**values, "divergences": values["harms"]}
             del values["harms"]
+        _check_policy(values)
         try:
             found = _ADAPTER.validate_python(values, strict=False)
         except ValidationError as error:
@@ -131,6 +132,16 @@ class StudySpecification:
 
 
 _ADAPTER = TypeAdapter(StudySpecification)
+
+
+def _check_policy(values: Any) -> None:
+    """Raise a ValueError if the study draws from the static policy of an earlier version, which had other levels."""
+    settings = values.get("settings") if isinstance(values, dict) else None
+    if isinstance(settings, dict) and settings.get("policy") == "static" and "static_beta" in settings:
+        raise ValueError(
+            "the study was begun with policy='static' of an earlier version, which drew sizes of layers; this version "
+            "draws ranks of inputs and outputs and cannot continue it; name another run"
+        )
 
 
 def network_digest(model: nn.Module) -> str:
