@@ -115,11 +115,15 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
     with opened_storage(postgresql) as opened:
         watched = open_study(study, opened, None)
 
-        def running(name: str) -> set[int]:
-            """The places of the worker's trials that have not ended."""
+        def running(name: str, *unnamed: None) -> set[int]:
+            """The places of the worker's trials that have not ended; with a None, also of those that name no worker.
+
+            A worker that is killed right after a trial began has not named itself yet.
+            """
             attempts = Attempts(watched, SETTINGS.trials)
             under_way = (*attempts.in_state(TrialState.RUNNING), *attempts.in_state(TrialState.FAIL))
-            own = [trial for trial in under_way if trial.user_attrs.get(WORKER, {}).get("pid") == crew[name].pid]
+            pids = (crew[name].pid, *unnamed)
+            own = [trial for trial in under_way if trial.user_attrs.get(WORKER, {}).get("pid") in pids]
             return {attempts.place[trial.number] for trial in own}
 
         def may_kill(name: str, before: int) -> bool:
@@ -136,7 +140,7 @@ def test_workers_on_postgresql_that_are_killed_finish_the_study(
             crew[name].kill()
             crew[name].join()
             assert crew[name].exitcode == -signal.SIGKILL, "the trials ended before the kills did"
-            hit |= running(name)
+            hit |= running(name, None)
             crew[name] = begin(name)
     for process in crew.values():
         process.join()
