@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import search, search_cost
 from common.compression import save_compressed
 from common.data import METRICS
-from common.models import build_model
+from common.models import MODELS, Architecture, build_model
 from common.training import Evaluation
 from common.trials import read_log
 
@@ -21,10 +23,32 @@ def weights(tmp_path: Path) -> str:
     return str(save_compressed(build_model("resnet20", 10), tmp_path / "dense.safetensors"))
 
 
-def test_the_comparison_of_samplers(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def build_small(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, num_classes),
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[str]:
+    """The file of a network of three layers."""
+    torch.manual_seed(0)
+    with MODELS.including(Architecture("small", "a small network", build_small, min_size=4)):
+        yield str(save_compressed(build_model("small", 10), tmp_path / "dense.safetensors"))
+
+
+def test_the_comparison_of_samplers(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.safetensors"
-    other.write_bytes(Path(weights).read_bytes())
-    arguments = ["--weights", weights, str(other), "--dataset", "digits", "--image-size", "8", "--method", "svd"]
+    other.write_bytes(Path(small).read_bytes())
+    arguments = ["--weights", small, str(other), "--dataset", "digits", "--image-size", "8", "--method", "svd"]
     arguments += ["--calibration", "24", "--validation", "48", "--batch-size", "24"]
     arguments += ["--budgets", "0.5", "--samplers", "adaptive", "vbmf", "budget", "--trials", "2"]
     arguments += ["--seeds", "0", "--finetune-epochs", "0.5", "--amp", "off", "--out", str(tmp_path)]

@@ -155,7 +155,8 @@ def _candidates(
         return (*[None] * len(PERCENTAGES) ** 2, dense)
     chosen = layer_method(method, shape)
     decomposition = decompositions.get(name, chosen)
-    (inputs, outputs), found = (mode_ranks(size) for size in _sizes(shape)), list[Candidate | None]()
+    inputs, outputs = (mode_ranks(size) for size in _sizes(shape))
+    found: list[Candidate | None] = []
     for r_in, input_repeats in zip(inputs, _repeated(inputs), strict=True):
         for r_out, output_repeats in zip(outputs, _repeated(outputs), strict=True):
             if input_repeats or output_repeats:
