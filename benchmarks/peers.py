@@ -63,6 +63,16 @@ def spatial_layers(model: nn.Module) -> list[str]:
     ]
 
 
+def common_ranks(model: nn.Module, kept: float) -> dict[str, tuple[int, int]]:
+    """For every such convolution but the first, the fraction ``kept`` of its ranks of inputs and outputs."""
+    ranks = {}
+    for name in spatial_layers(model)[1:]:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Convolution)
+        ranks[name] = (max(1, int(kept * layer.in_channels)), max(1, int(kept * layer.out_channels)))
+    return ranks
+
+
 def replaced(model: nn.Module, replace: Callable[[Convolution, tuple[int, int]], nn.Module], kept: float) -> nn.Module:
     """Replace every convolution but the first by what ``replace`` makes of it.
 
@@ -72,22 +82,16 @@ def replaced(model: nn.Module, replace: Callable[[Convolution, tuple[int, int]],
         kept: fraction of both ranks to keep.
     """
     network = copy.deepcopy(model)
-    for name in spatial_layers(model)[1:]:
+    for name, ranks in common_ranks(model, kept).items():
         layer = network.get_submodule(name)
         assert isinstance(layer, Convolution)
-        ranks = (max(1, int(kept * layer.in_channels)), max(1, int(kept * layer.out_channels)))
         network.set_submodule(name, replace(layer, ranks))
     return network.eval()
 
 
 def our_tucker(model: nn.Module, x: Tensor, kept: float) -> nn.Module:
     """Return this suite's Tucker-2 of the weights of the same layers, at the same fraction of the ranks."""
-    ranks = {}
-    for name in spatial_layers(model)[1:]:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, Convolution)
-        ranks[name] = (max(1, int(kept * layer.in_channels)), max(1, int(kept * layer.out_channels)))
-    return compress(model, plan_ranks(model, x, "tucker2", Fixed(ranks)))
+    return compress(model, plan_ranks(model, x, "tucker2", Fixed(common_ranks(model, kept))))
 
 
 def by_fasterai(model: nn.Module, method: str, whole: bool, kept: float) -> nn.Module:
