@@ -1,4 +1,4 @@
-"""Every command in the README, CONTRIBUTING and ``docs/`` is run by a test, or is listed with the reason it is not.
+"""Every command in the README, CONTRIBUTING and ``docs/`` is run by a test.
 
 A test that runs a command may use fewer images, other data or another folder. Besides, the options of every Python
 command are given to its own parser here, and the parameters of every papermill command to the notebook's config.
@@ -81,17 +81,13 @@ TESTED = {
     r"python benchmarks/decomposition_time.py": "tests/benchmarks/test_benchmark_checkouts.py::test_time_and_memory",
     r"python benchmarks/layer_errors.py": "tests/benchmarks/test_benchmark_checkouts.py::test_errors_of_layers",
     r"python -m tests.faults.denormals": "tests/faults/test_denormals.py::",
+    r"pip install (openvino|mlflow-skinny|wandb)": "tests/docs/test_packages.py::test_packages_that_fit_the_pinned",
+    r"pip install --no-deps": "tests/docs/test_packages.py::test_the_packages_of_the_zoo_can_be_installed",
+    r"pip install --require-hashes": "tests/docs/test_packages.py::test_a_lock_is_complete_and_its_hashes",
+    r"uvx pip-audit": "tests/docs/test_packages.py::test_the_audit_takes_the_lock",
+    r"wandb sync": "tests/search/test_trackers.py::test_weights_and_biases_finds_the_run_to_upload",
 }
 """A command's beginning -> the test that runs it; `::` alone stands for all tests of the module."""
-
-UNTESTED = {
-    r"pip install (openvino|mlflow-skinny|wandb|--require-hashes|--no-deps)": (
-        "it fetches packages that make test does not install, and tests fetch nothing from the network"
-    ),
-    r"uvx pip-audit": "it asks a service for known vulnerabilities",
-    r"wandb sync": "it uploads to an account; tests/search/test_trackers.py writes the run in offline mode",
-}
-"""A command's beginning -> why no test runs it."""
 
 
 def commands() -> list[str]:
@@ -120,13 +116,13 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_test_runs_the_command_or_the_list_says_why_not(command: str) -> None:
-    known = [place for place in (*TESTED, *UNTESTED) if re.match(rf"(?:{place})(?![\w-])", command)]
+def test_a_test_runs_the_command(command: str) -> None:
+    known = [place for place in TESTED if re.match(rf"(?:{place})(?![\w-])", command)]
     assert len(known) == 1, known
 
 
-def test_the_lists_name_existing_tests_and_commands() -> None:
-    for place in (*TESTED, *UNTESTED):
+def test_the_list_names_existing_tests_and_commands() -> None:
+    for place in TESTED:
         assert any(re.match(rf"(?:{place})(?![\w-])", command) for command in COMMANDS), place
     for test in TESTED.values():
         file, _, name = test.partition("::")

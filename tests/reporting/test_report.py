@@ -165,6 +165,50 @@ def test_nothing_is_wider_than_the_page(browser: Browser, path: Path, width: int
     assert said == []
 
 
+CARD = """() => {
+  const box = document.querySelector("#table-trials").closest(".table");
+  const row = box.querySelector("tbody tr");
+  const lines = [...row.cells].filter((cell) => cell.textContent).map((cell) => {
+    const style = getComputedStyle(cell);
+    const edges = [style.paddingLeft, style.paddingRight, style.columnGap].map(parseFloat);
+    const text = document.createRange();
+    text.selectNodeContents(cell);
+    const label = text.getBoundingClientRect().left - cell.getBoundingClientRect().left - edges[0] - edges[2];
+    return [label / (cell.clientWidth - edges[0] - edges[1]), style.textAlign];
+  });
+  box.scrollTop = 300;
+  const head = box.querySelector("thead").getBoundingClientRect();
+  return {
+    shares: lines.map(([share]) => share),
+    sides: [...new Set(lines.map(([, side]) => side))],
+    head: head.height / box.clientHeight,
+    above: head.top - box.getBoundingClientRect().top,
+  };
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(380, False), (400, True), (600, False)])
+def test_on_a_phone_a_card_gives_its_room_to_the_values(browser: Browser, path: Path, width: int, dark: bool) -> None:
+    said: list[str] = []
+    page = visit(browser, path, said, width, dark)
+    card = page.evaluate(CARD)
+    (share,) = {round(share, 3) for share in card["shares"]}  # the values of a card stand in one column
+    assert 0.2 < share < 0.401  # the labels
+    assert card["sides"] == ["left"]
+    assert card["head"] < 0.1  # one line, which scrolls sideways and stays in sight
+    assert 0 <= card["above"] < 2
+    last = page.locator("#table-trials th button").last
+    last.click()
+    assert page.locator("#table-trials th").last.get_attribute("aria-sort") == "ascending"
+    page.locator("#trial-0").click()
+    folded = page.locator("#plan .folded").count() == 1  # its headings sort nothing, and a card's lines are labelled
+    assert page.locator("#plan thead").is_visible() != folded
+    assert folded == (width < 600)
+    page.close()
+    assert said == []
+
+
 @needs_browser
 def test_paper_has_every_column_and_the_pictures_in_place_of_the_plots(browser: Browser, path: Path) -> None:
     said: list[str] = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,12 +18,12 @@ from common.search import SearchSettings, search_ranks
 from common.training import TrainingSettings
 from common.trials import TrialRecord
 from tests.networks import tiny_cnn, tiny_digits
+from tests.search.recipes import PAGE, Figures, figures, run_recipe
 
-PAGE = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text()
+ROOT = Path(__file__).parents[2]
 SETTINGS = SearchSettings(
     method="svd", trials=2, finetune_top=1, finetune=TrainingSettings(epochs=0.5, learning_rate=0.01, amp="off")
 )
-Figures = dict[tuple[str, int], float]
 BLOCK = 32 * 1024
 
 
@@ -30,29 +32,16 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def records(logs: Path) -> list[TrialRecord]:
     """What a search gives to ``on_trial``."""
     seen: list[TrialRecord] = []
-    folder = tmp_path_factory.mktemp("logs")
-    search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=folder, run="r", on_trial=seen.append)
+    search_ranks(tiny_cnn(), tiny_digits(), SETTINGS, logs=logs, run="r", on_trial=seen.append)
     return seen
-
-
-def run_recipe(title: str, records: list[TrialRecord]) -> Figures:
-    """Run a recipe on these records; return what it must have stored: (name, trial) -> the last value."""
-    shared, *recipes = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    headings = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    names: dict[str, Any] = {"model": None, "data": None, "settings": SETTINGS}
-    exec(shared, names)
-
-    def searched(*_: Any, on_trial: Callable[[TrialRecord], None], **__: Any) -> SimpleNamespace:
-        for record in records:
-            on_trial(record)
-        return SimpleNamespace(best={"params": records[0]})
-
-    names["search_ranks"] = searched
-    exec(recipes[headings.index(title)], names)
-    return {(name, record.trial): value for record in records for name, value in names["figures_of"](record).items()}
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +53,8 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @needs("tensorboard")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard(records: list[TrialRecord], capsys: pytest.CaptureFixture[str]) -> None:
-    expected = run_recipe("TensorBoard", records)
+    expected = figures(records)
+    run_recipe("TensorBoard", records, SETTINGS)
     assert {"recalibrated/accuracy", "test/accuracy", "parameters"} <= {name for name, _ in expected}
     assert len(capsys.readouterr().out.splitlines()) == len(records)
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -77,7 +67,7 @@ def test_tensorboard(records: list[TrialRecord], capsys: pytest.CaptureFixture[s
 @needs("mlflow")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(records: list[TrialRecord]) -> None:
-    expected = run_recipe("MLflow", records)
+    run_recipe("MLflow", records, SETTINGS)
     client = pytest.importorskip("mlflow").MlflowClient("sqlite:///results/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'rank-search'")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -87,15 +77,34 @@ def test_mlflow(records: list[TrialRecord]) -> None:
         for name in run.data.metrics
         for metric in client.get_metric_history(run.info.run_id, name)
     }
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx(figures(records))
+
+
+@pytest.fixture(scope="module")
+def offline(records: list[TrialRecord], logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a process ran the recipe of Weights & Biases in offline mode."""
+    folder = tmp_path_factory.mktemp("offline")
+    (folder / "results").mkdir()
+    run_module(folder, "tests.search.recipes", "Weights & Biases", str(logs / "r.log"))
+    return folder
+
+
+def run_module(folder: Path, *words: str) -> str:
+    """Run a module in a folder which is also the home, so that no account is known."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(folder), "WANDB_ERROR_REPORTING": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 @needs("wandb")
 @pytest.mark.filterwarnings("ignore")
-def test_weights_and_biases(records: list[TrialRecord]) -> None:
-    expected = run_recipe("Weights & Biases", records)
+def test_weights_and_biases(records: list[TrialRecord], offline: Path) -> None:
     messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    (file,) = Path("results/wandb").glob("offline-run-*/run-*.wandb")
+    (file,) = offline.glob("results/wandb/offline-run-*/run-*.wandb")
     found: Figures = {}
     for message in wandb_messages(file.read_bytes()):
         record = messages.Record()
@@ -104,7 +113,19 @@ def test_weights_and_biases(records: list[TrialRecord]) -> None:
             items = record.history.item
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
             found |= {(name, row["trial"]): row[name] for name in row if not name.startswith(("_", "trial"))}
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx(figures(records))
+
+
+@needs("wandb")
+def test_weights_and_biases_finds_the_run_to_upload(offline: Path) -> None:
+    """The command of the page, which tells what it would upload: uploading takes an account."""
+    (command,) = re.findall(r"`(wandb sync [^`]+)`", PAGE)
+    *words, pattern = shlex.split(command)
+    (run,) = offline.glob(pattern)
+    told = run_module(offline, *words, "--dry-run", str(run.relative_to(offline)))
+    assert "Would sync 1 run" in told
+    (file,) = run.glob("run-*.wandb")
+    assert str(file.relative_to(offline)) in told
 
 
 def wandb_messages(content: bytes) -> Iterator[bytes]:

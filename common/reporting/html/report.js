@@ -34,6 +34,7 @@ function fold() {
     box.classList.replace("tight", "folded");
     if (table.dataset.labelled) continue;
     const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+    table.style.setProperty("--label", `${Math.max(...heads.map((head) => head.length))}ch`);
     for (const row of table.tBodies[0].rows) {
       [...row.cells].forEach((cell, column) => { cell.dataset.head = heads[column]; });
     }
