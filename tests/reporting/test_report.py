@@ -219,6 +219,8 @@ def test_paper_has_every_column_and_the_pictures_in_place_of_the_plots(browser: 
     assert page.evaluate(TOO_WIDE.replace(".table, ", "")) == []  # no table reaches over the edge
     for name, there in (("#picture-pareto", True), ("#picture-progress", True), ("#plots", False), ("nav", False)):
         assert page.locator(name).is_visible() == there, name
+    display = "(head) => getComputedStyle(head).display"
+    assert page.locator("#table-trials th button").first.evaluate(display) == "contents"  # else later sheets lack it
     page.close()
     assert said == []
 
