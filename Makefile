@@ -63,7 +63,7 @@ docs: .venv/.documentation  ## the site with guides, API and executed notebooks,
 	@echo "results/site/index.html"
 
 notebooks-sync: .venv/.development  ## write each notebook's .ipynb anew from its .py
-	$(BIN)/jupytext --to ipynb notebooks/*.py
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 lock: .venv/.development  ## write the lock files with hashes anew from requirements.txt
 	@for version in $(LOCKED_PYTHONS); do \

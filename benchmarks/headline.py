@@ -34,7 +34,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 
 import tensorly
 import torch
@@ -42,6 +41,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from benchmarks.arms import difference_text, mean_text
 from benchmarks.latency import by_tensorly
 from common.compression import load_compressed, save_compressed
 from common.data import DATASETS, METRICS, DataBundle, load_data
@@ -53,7 +53,7 @@ from common.network.kinds import Convolution
 from common.planning import Budget, Fixed
 from common.reporting.reference import Reference, ReferenceNetwork
 from common.shrink import shrink
-from common.training import Evaluation, TrainingSettings, evaluate_images, mean_difference, train
+from common.training import TrainingSettings, evaluate_images, train
 
 HERE = Path(__file__).parent
 ITS_WAY = TrainingSettings(
@@ -216,23 +216,8 @@ class Results:
 
     def difference(self, seeds: Sequence[str], arm: str, other: str) -> str:
         """The mean difference over the seeds between two arms, in points, with its interval and deviation."""
-        pair = [[self.last(seed, name) for seed in seeds] for name in (arm, other)]
-        first, second = ([Evaluation({}, {self.metric.observe: rows}) for rows in group] for group in pair)
-        found = mean_difference(first, second, self.data.metric)
-        text = f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-        if len(seeds) == 1:
-            return text
-        single = [
-            (self.metric.summarize(a) or 0.0) - (self.metric.summarize(b) or 0.0) for a, b in zip(*pair, strict=True)
-        ]
-        return f"{text} ± {100 * stdev(single):.2f}"
-
-
-def mean_text(values: Sequence[float]) -> str:
-    """The mean of some percentages and, of several, their standard deviation; empty for none."""
-    if not values:
-        return ""
-    return f"{mean(values):.2f}%" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+        after, before = ([self.last(seed, name) for seed in seeds] for name in (arm, other))
+        return difference_text(after, before, self.metric)
 
 
 def accuracy_table(results: Results, networks: Sequence[Dense], arms: Sequence[str]) -> str:

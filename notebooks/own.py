@@ -24,20 +24,19 @@
 
 # %%
 # Set-up: on Colab, fetch the suite and install what is missing; elsewhere, find it. The folder stays yours.
-import subprocess
+import os
 import sys
 from importlib.util import find_spec
-from os import environ
 from pathlib import Path
 
-if "google.colab" in sys.modules and not Path("common").is_dir():
-    if not Path("low-rank-cnn").is_dir():
-        _source = environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
-    subprocess.run([sys.executable, "-m", "common.notebook.colab"], cwd="low-rank-cnn", check=True)
-_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "notebook").is_dir()]
-assert _suite or find_spec("common"), f"{Path.cwd()} is not inside the suite, and no wheel of it is installed"
-sys.path[:0] = [str(p.absolute()) for p in (Path.cwd(), *_suite[:1])]
+if "google.colab" in sys.modules and not (Path("common").is_dir() or Path("low-rank-cnn").is_dir()):
+    os.system("git clone -q --depth=1 ${SUITE_SOURCE:-https://github.com/low-rank-cnn/low-rank-cnn} low-rank-cnn")
+sys.path[:0] = [str(p) for p in Path("low-rank-cnn/-").absolute().parents if (p / "common/notebook").is_dir()][:1]
+assert find_spec("common"), f"{Path.cwd()} is not inside the suite, and no wheel of it is installed"
+
+from common.notebook import colab
+
+colab.enter_suite(Path.cwd())
 
 # %% [markdown]
 # ## Parameters

@@ -27,19 +27,18 @@
 # %%
 # Set-up: on Colab, fetch the suite and install what is missing; elsewhere, only change to its folder.
 import os
-import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-if "google.colab" in sys.modules and not Path("common").is_dir():
-    if not Path("low-rank-cnn").is_dir():
-        _source = os.environ.get("LOW_RANK_CNN_SOURCE", "https://github.com/low-rank-cnn/low-rank-cnn")
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", _source, "low-rank-cnn"], check=True)
-    subprocess.run([sys.executable, "-m", "common.notebook.colab"], cwd="low-rank-cnn", check=True)
-_suite = [p for p in (Path.cwd(), *Path.cwd().parents, Path("low-rank-cnn")) if (p / "common" / "notebook").is_dir()]
-assert _suite, f"{Path.cwd()} is not inside the suite; start there, or give papermill --cwd and the suite's folder"
-os.chdir(_suite[0])
-sys.path.insert(0, str(Path.cwd()))
+if "google.colab" in sys.modules and not (Path("common").is_dir() or Path("low-rank-cnn").is_dir()):
+    os.system("git clone -q --depth=1 ${SUITE_SOURCE:-https://github.com/low-rank-cnn/low-rank-cnn} low-rank-cnn")
+sys.path[:0] = [str(p) for p in Path("low-rank-cnn/-").absolute().parents if (p / "common/notebook").is_dir()][:1]
+assert find_spec("common"), f"{Path.cwd()} is not inside the suite; start there, or give papermill --cwd FOLDER"
+
+from common.notebook import colab
+
+colab.enter_suite()
 
 # %% [markdown]
 # ## Parameters

@@ -22,7 +22,8 @@ from common.progress import track
 WIDEST_PATCH = 4608
 """Largest patch whose second moment is formed. For a wider one only the last factor is fitted."""
 RIDGES = (1e-3, 1e-2, 1e-1)
-"""Ridges toward the dense layer's weight, relative to the mean variance; held-out rows choose one."""
+"""Ridges toward the dense layer's weight, relative to the mean variance; held-out rows choose one. The formula:
+:func:`common.decomposition.als.ridge_candidates`."""
 SWEEPS = 2
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from common.deploy.links import is_plain, links
+from common.deploy.links import chains, is_plain
 from common.deploy.parity import changed_copy
-from common.network.kinds import AnyConvolution
+from common.network.kinds import AnyConvolution, TransposedConvolution
 from common.network.weights import convolution_weight, own_layout
 
 
@@ -17,7 +18,8 @@ def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.
     """Return a copy in evaluation mode whose ranks are padded with zeros to multiples of ``multiple``.
 
     The outputs stay the same. ONNX Runtime computes in blocks of channels (16 with AVX-512, 8 with AVX2). If the
-    channels of a convolution do not fill the blocks, it has to reorder them before and after.
+    channels of a convolution do not fill the blocks, it has to reorder them before and after. It computes a depthwise
+    convolution, which CP has, channel by channel if their number is no multiple of 4, several times as slowly.
 
     Args:
         model: stays unchanged.
@@ -30,25 +32,47 @@ def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.
     """
     check_multiple(multiple)
 
-    def find(network: nn.Module, shown: Tensor) -> list[tuple[str, str]]:
-        return links(network, shown, lambda first, second: _can_be_widened(first, second, multiple))
+    def find(network: nn.Module, shown: Tensor) -> list[list[str]]:
+        return [
+            part
+            for chain in chains(network, shown, lambda *pair: all(map(_has_one_width, pair)))
+            for part in _between_mixing(network, chain)
+            if _convolution(network, part[0]).out_channels % multiple
+        ]
 
-    def widen(network: nn.Module, pair: tuple[str, str]) -> None:
-        first, second = map(network.get_submodule, pair)
-        assert _is_convolution(first)
-        assert _is_convolution(second)
+    def widen(network: nn.Module, part: list[str]) -> None:
+        first, *depthwise, last = (_convolution(network, name) for name in part)
         missing = -first.out_channels % multiple
         _widen(first, missing, outputs=True)
-        _widen(second, missing, outputs=False)
+        for layer in depthwise:
+            _widen(layer, missing, outputs=True)
+            layer.in_channels += missing
+            layer.groups += missing
+        _widen(last, missing, outputs=False)
 
     return changed_copy(model, x, find, widen)
 
 
-def _can_be_widened(first: nn.Module, second: nn.Module, multiple: int) -> bool:
-    """Whether the channels between two convolutions can be padded and need to be."""
-    if not _is_convolution(first) or not _is_convolution(second):
-        return False
-    return first.groups == second.groups == 1 and first.out_channels % multiple > 0
+def _has_one_width(module: nn.Module) -> bool:
+    """Whether the module is a convolution without groups or a depthwise one with as many outputs as inputs."""
+    return _is_convolution(module) and (module.groups == 1 or _is_depthwise(module))
+
+
+def _is_depthwise(layer: AnyConvolution) -> bool:
+    is_transposed = isinstance(layer, TransposedConvolution)
+    return layer.groups == layer.in_channels == layer.out_channels and not is_transposed
+
+
+def _between_mixing(network: nn.Module, chain: list[str]) -> list[list[str]]:
+    """Cut a chain of convolutions into the parts of one width: from each without groups to the next one."""
+    mixing = [place for place, name in enumerate(chain) if _convolution(network, name).groups == 1]
+    return [chain[first : last + 1] for first, last in pairwise(mixing)]
+
+
+def _convolution(network: nn.Module, name: str) -> AnyConvolution:
+    layer = network.get_submodule(name)
+    assert _is_convolution(layer)
+    return layer
 
 
 def check_multiple(align: int) -> None:

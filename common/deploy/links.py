@@ -42,6 +42,19 @@ def links(
     return [(own[link.first], own[link.second]) for link in found]
 
 
+def chains(model: nn.Module, x: Tensor, wanted: Callable[[nn.Module, nn.Module], bool]) -> list[list[str]]:
+    """Return the names of every two or more modules that follow each other directly, see :func:`links`."""
+    after = dict(links(model, x, wanted))
+    found: list[list[str]] = []
+    followers = set(after.values())
+    for start in [name for name in after if name not in followers]:
+        names = [start]
+        while (following := after.get(names[-1])) is not None:
+            names.append(following)
+        found.append(names)
+    return found
+
+
 def is_plain(module: nn.Module) -> TypeGuard[FactorableLayer]:
     """Whether ``module`` is PyTorch's own convolution or Linear without a parametrization or hook."""
     return type(module) in LAYER_TYPES and "weight" in module._parameters and not is_altered(module)

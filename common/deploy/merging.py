@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.decomposition import Floats
 from common.deploy.cutting import last_pieces
-from common.deploy.links import is_plain, links
+from common.deploy.links import chains, is_plain
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
 from common.network.kinds import (
@@ -52,10 +52,10 @@ def merge_factors(model: nn.Module, x: Tensor) -> nn.Module:
 
     def find(network: nn.Module, shown: Tensor) -> list[Sequence[str]]:
         names = {module: name for name, module in network.named_modules()}
-        if not (chains := _chains(network, shown)):
+        if not (found := _chains(network, shown)):
             return []
-        calls = _calls([layer for chain in chains for layer in chain], network, shown)
-        pieces = [p for chain in chains for p in _cheapest_pieces(chain, [calls[layer] for layer in chain])]
+        calls = _calls([layer for chain in found for layer in chain], network, shown)
+        pieces = [p for chain in found for p in _cheapest_pieces(chain, [calls[layer] for layer in chain])]
         return [[names[layer] for layer in piece] for piece in pieces if len(piece) > 1]
 
     return changed_copy(model, x, find, _merge_piece)
@@ -72,16 +72,8 @@ def _merge_piece(model: nn.Module, names: Sequence[str]) -> None:
 def _chains(model: nn.Module, x: Tensor) -> list[list[FactorableLayer]]:
     """Return every chain of two or more linear layers that follow each other directly."""
     modules = dict(model.named_modules())
-    pairs = links(model, x, lambda first, second: is_plain(first) and is_plain(second))
-    after = dict(pairs)
-    chains: list[list[FactorableLayer]] = []
-    followers = set(after.values())
-    for start in [name for name in after if name not in followers]:
-        names = [start]
-        while (following := after.get(names[-1])) is not None:
-            names.append(following)
-        chains.append([layer for layer in map(modules.__getitem__, names) if is_plain(layer)])
-    return chains
+    found = chains(model, x, lambda first, second: is_plain(first) and is_plain(second))
+    return [[layer for layer in map(modules.__getitem__, names) if is_plain(layer)] for names in found]
 
 
 def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Mapping[FactorableLayer, Calls]:

@@ -1,4 +1,7 @@
-"""Count the multiply-accumulates (MACs) of one forward pass, and find the parameters that it uses."""
+"""Count the multiply-accumulates (MACs) of one forward pass, and find the parameters that it uses.
+
+The cost of a single layer, dense or factored, is in ``common/network/shapes.py``.
+"""
 
 from __future__ import annotations
 

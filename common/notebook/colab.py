@@ -1,6 +1,4 @@
-"""Google Colab: install what is missing, and copy results to a mounted Drive.
-
-``python -m common.notebook.colab`` installs.
+"""Where a notebook starts. On Google Colab: install what is missing, and copy results to a mounted Drive.
 
 Colab brings versions of torch, torchvision and numpy that fit its GPU and each other. This module never installs them,
 nor any package that is present in another version. It needs no package that Colab may lack.
@@ -11,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +23,8 @@ from pathlib import Path
 
 from common.files import replacing
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+SUITE = Path(__file__).resolve().parents[2]
+REQUIREMENTS = SUITE / "requirements.txt"
 DRIVE = Path("/content/drive/MyDrive/low-rank-cnn")
 PAUSE_S, PAUSE_COPIES = 60.0, 9.0
 """Minimum pause between two copies of a running search: in seconds, and as a multiple of the last copy's time."""
@@ -179,7 +179,19 @@ class RunKeeper:
             (Path(self._drive) / file.name).unlink(missing_ok=True)
 
 
-def main() -> None:
+def enter_suite(folder: str | Path | None = None) -> None:
+    """Change to the folder where the notebook's paths start and imports look first. On Colab, install what is missing.
+
+    Args:
+        folder: None for the suite's own folder, or for the current one if the suite was installed as a wheel.
+    """
+    if "google.colab" in sys.modules:
+        install_missing()
+    os.chdir(folder or (SUITE if (SUITE / "notebooks").is_dir() else Path.cwd()))
+    sys.path.insert(0, str(Path.cwd()))
+
+
+def install_missing() -> None:
     """Install missing packages, and name them."""
     missing = missing_requirements(REQUIREMENTS.read_text().splitlines())
     if missing:
@@ -189,7 +201,3 @@ def main() -> None:
             command = [sys.executable, "-m", "pip", "install", "-q", "-c", constraints.name, *missing]
             subprocess.run(command, check=True)
     print(f"installed {', '.join(missing)}" if missing else "nothing to install")
-
-
-if __name__ == "__main__":
-    main()

@@ -231,7 +231,8 @@ def search(
     """Run the search that the config describes, see :func:`common.search.search_ranks`.
 
     In a notebook, a picture of metric against cost stays above the trials' lines. It shows this process's trials so
-    far, and at the end all trials. On Colab, the run is then copied to Drive.
+    far, and at the end all trials, which are those before an interruption too if the search continues one. On Colab,
+    the run is then copied to Drive.
     """
     provenance = get_provenance(model)
     name = provenance.builder if provenance else None

@@ -20,7 +20,7 @@ class LayerPlan:
     Attributes:
         method: name of the decomposition; None for a dense layer.
         ranks: the method's ranks; empty for a dense layer.
-        reason: why the layer stays dense; empty for a factored layer.
+        reason: why the layer stays dense, see ``common/network/shapes.py``; empty for a factored layer.
         shift: whether the last factor gets a bias, if the layer has none, to keep the output's mean.
     """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
-from torch import from_numpy, stack
+from torch import from_numpy
 
 from common.data.tasks import METRICS
 from common.training.evaluation import Evaluation
@@ -32,37 +33,45 @@ def paired_difference(after: Evaluation, before: Evaluation, metric: str) -> Dif
     Raises:
         ValueError: the metric is unknown, or the numbers of images differ.
     """
-    chosen = METRICS[metric]
-    rows = after.rows[chosen.observe], before.rows[chosen.observe]
-    if len(rows[0]) != len(rows[1]):
-        raise ValueError(f"after has {len(rows[0])} images, before has {len(rows[1])}; they must be the same images")
-    images = np.arange(len(rows[0]))
-
-    def difference(drawn: NDArray[np.int64]) -> float:
-        first, second = (chosen.summarize(each[from_numpy(drawn)]) for each in rows)
-        return math.nan if first is None or second is None else first - second
-
-    value = difference(images)
-    if len(images) < 2:
-        return Difference(value=value, images=len(images))
-    generator = np.random.default_rng(0)
-    found = bootstrap(
-        (images,), difference, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=generator
-    ).confidence_interval
-    return Difference(value=value, low=float(found.low), high=float(found.high), images=len(images))
+    return mean_difference([after], [before], metric)
 
 
 def mean_difference(after: Sequence[Evaluation], before: Sequence[Evaluation], metric: str) -> Difference:
     """The difference between two groups of networks, such as seeds, with its 95% interval.
 
-    What was observed of an image is averaged over a group. :func:`paired_difference` compares the averages.
+    The metric is averaged over the networks of a group. The interval is that of :func:`paired_difference`: the images
+    that are drawn are the same for all networks.
 
     Args:
-        after: the networks of one group, all on the same images.
-        before: those of the other group, on the same images.
+        after: the networks of one group.
+        before: those of the other group, on the same images in the same order.
         metric: name of the metric.
+
+    Raises:
+        ValueError: the metric is unknown, or the numbers of images differ.
     """
-    observe = METRICS[metric].observe
-    means = [stack([each.rows[observe].float() for each in group]).mean(0) for group in (after, before)]
-    first, second = (Evaluation({}, {observe: rows}) for rows in means)
-    return paired_difference(first, second, metric)
+    chosen = METRICS[metric]
+    groups = [[each.rows[chosen.observe] for each in group] for group in (after, before)]
+    count = len(groups[0][0])
+    if other := next((len(rows) for group in groups for rows in group if len(rows) != count), None):
+        raise ValueError(f"after has {count} images, before has {other}; they must be the same images")
+    images = np.arange(count)
+
+    def difference(drawn: NDArray[np.int64]) -> float:
+        first, second = (_mean([chosen.summarize(rows[from_numpy(drawn)]) for rows in group]) for group in groups)
+        return first - second
+
+    value = difference(images)
+    if count < 2:
+        return Difference(value=value, images=count)
+    generator = np.random.default_rng(0)
+    found = bootstrap(
+        (images,), difference, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=generator
+    ).confidence_interval
+    return Difference(value=value, low=float(found.low), high=float(found.high), images=count)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """The mean; NaN if a value is unknown."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else math.nan

@@ -1,7 +1,6 @@
 """Trial records, their logs, and which trial is the best. Never imports torch."""
 
 from common.trials.best import CRITERIA, choose_best, final_metric, is_accepted, reductions
-from common.trials.lines import TrialLines, trial_line
 from common.trials.log import (
     LONGEST,
     TRIAL_MARK,
@@ -17,6 +16,7 @@ from common.trials.log import (
     time_number,
 )
 from common.trials.migration import SCHEMA_VERSION
+from common.trials.printed_lines import TrialLines, trial_line
 from common.trials.record import (
     STAGES,
     Baseline,

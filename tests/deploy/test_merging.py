@@ -107,6 +107,46 @@ def test_full_ranks_merge_to_the_dense_network(name: str, settings: dict[str, in
     assert (run(merged, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_ranks_of_depthwise_factors_are_padded_from_end_to_end() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 5, 1, bias=False),
+        nn.Conv2d(5, 5, (3, 1), stride=(2, 1), padding=(1, 0), groups=5, bias=False),
+        nn.Conv2d(5, 5, (1, 3), padding=(0, 1), groups=5),
+        nn.Conv2d(5, 6, 1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=6),  # a depthwise layer of the network, not between two others
+        nn.ReLU(),
+        nn.Conv2d(6, 9, 1, groups=3),
+        nn.Conv2d(9, 4, 1),
+    )
+    aligned, x = align_ranks(model, 8), torch.randn(2, 4, 9, 8)
+    layers = factorable_layers(aligned).values()
+    assert [tuple(layer.weight.shape[:2]) for layer in layers] == [
+        (8, 4),
+        (8, 1),
+        (8, 1),
+        (6, 8),
+        (6, 1),
+        (9, 2),
+        (4, 9),
+    ]
+    assert [layer.groups for layer in layers if isinstance(layer, nn.Conv2d)] == [1, 8, 8, 1, 6, 3, 1]
+    torch.testing.assert_close(run(aligned, x), run(model, x), atol=1e-6, rtol=1e-6)
+    assert same_weights(align_ranks(model, 5), model)
+
+
+@pytest.mark.parametrize("ranks", [3, 7, 8, 21])
+def test_cp_keeps_its_outputs_when_its_ranks_are_padded(ranks: int) -> None:
+    model, x = lived_in(build_model("resnet20", 3)), torch.randn(2, 3, 20, 24)
+    small = compress(model, plan_ranks(model, x, "cp", Fixed(ranks)), sweeps=0)
+    aligned = align_ranks(merge_factors(fold_batchnorm(small, x), x), 8, x)
+    depthwise = [layer for layer in aligned.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    assert depthwise
+    assert all(layer.groups % 8 == 0 for layer in depthwise)
+    expected = run(small, x)
+    assert (run(aligned, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_ranks_are_padded_with_zeros() -> None:
     model = nn.Sequential(
         nn.Conv2d(4, 3, 1),

@@ -51,7 +51,7 @@ def test_ones_own_notebook_fetches_the_suite_as_the_others_do(set_up_cell: str) 
     cell = first_cell(ROOT / "notebooks" / f"{OWN}.py")
 
     def fetching(text: str) -> str:
-        return text[text.index("if ") : text.index("assert ")].replace("os.environ", "environ")
+        return text[text.index("if ") : text.index("assert ")]
 
     assert fetching(cell) == fetching(set_up_cell)
 
@@ -88,11 +88,26 @@ def test_elsewhere_the_cell_only_steps_to_the_suite(set_up_cell: str, start: str
     assert run_cell(set_up_cell, ROOT / start) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
 
 
-def test_outside_the_suite_the_cell_says_where_to_start(set_up_cell: str, tmp_path: Path) -> None:
+def test_outside_the_suite_the_cell_finds_the_installed_one(set_up_cell: str, tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()  # of somebody else
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        run_cell(set_up_cell, tmp_path)
-    assert f"AssertionError: {tmp_path} is not inside the suite" in error.value.stderr
+    assert run_cell(set_up_cell, tmp_path) == f"AT {ROOT} {ROOT / 'common' / 'notebook' / 'config.py'}\n"
+
+
+def test_without_the_suite_the_cell_says_where_to_start(set_up_cell: str, tmp_path: Path) -> None:
+    lost = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", set_up_cell], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert f"AssertionError: {tmp_path} is not inside the suite" in lost.stderr
+
+
+def test_a_suite_installed_as_a_wheel_leaves_the_folder_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(colab, "SUITE", tmp_path / "site-packages")
+    colab.enter_suite()
+    assert (Path.cwd(), sys.path[0]) == (tmp_path, str(tmp_path))
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not on this machine")
@@ -100,6 +115,7 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(set_up_cell: str,
     source = tmp_path / "source"
     shutil.copytree(ROOT / "common", source / "common", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", source)
+    shutil.copytree(ROOT / "notebooks", source / "notebooks")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "a copy"]):
         subprocess.run(["git", *command], cwd=source, check=True)
@@ -108,7 +124,7 @@ def test_on_colab_the_cell_clones_and_installs_what_is_missing(set_up_cell: str,
     stand_in = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
     clone = content / "low-rank-cnn"
     for _ in range(2):  # a kernel that starts again finds the clone and does not fetch it anew
-        shown = run_cell(set_up_cell, content, before=stand_in, LOW_RANK_CNN_SOURCE=source.as_uri())
+        shown = run_cell(set_up_cell, content, before=stand_in, SUITE_SOURCE=source.as_uri())
         assert shown == f"nothing to install\nAT {clone} {clone / 'common' / 'notebook' / 'config.py'}\n"
         shutil.rmtree(source, ignore_errors=True)
 
@@ -239,5 +255,5 @@ def test_pip_must_not_change_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("common.notebook.colab.missing_requirements", lambda _: ["no-such-package==1.0"])
     monkeypatch.setattr("common.notebook.colab.subprocess.run", pip)
-    colab.main()
+    colab.install_missing()
     assert asked[-1] == "no-such-package==1.0"

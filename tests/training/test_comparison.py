@@ -60,6 +60,16 @@ def test_groups_are_compared_by_their_means() -> None:
     assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half], abs=0.1 * half)
 
 
+def test_seeds_are_averaged_by_their_dice_and_not_by_their_pixels() -> None:
+    """One seed finds each of two tumours, the other none: the mean Dice is one half, that of the mean areas 2/3."""
+    whole = torch.tensor([[[4, 4, 4, 9]], [[3, 3, 3, 9]]])
+    nothing = whole * torch.tensor([0, 0, 1, 1])
+    found = mean_difference(
+        [evaluation(whole, "dice"), evaluation(nothing, "dice")], [evaluation(whole, "dice")], "dice"
+    )
+    assert (found.value, found.low, found.high, found.verdict) == (-0.5, -0.5, -0.5, "worse")
+
+
 def test_one_image_has_no_interval() -> None:
     found = paired_difference(evaluation(torch.tensor([True])), evaluation(torch.tensor([False])), "accuracy")
     assert (found.value, found.verdict) == (1, "")

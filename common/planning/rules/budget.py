@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from common.planning.accounting import budget_obstacles, nothing_to_factor, used_parameters
-from common.planning.allocation import Limits, UnreachableBudget, allocate
+from common.planning.allocation import UnreachableBudget, allocate
+from common.planning.limits import Limits
 from common.planning.options import aligned_step, dense_layer_seconds, layer_options
 from common.planning.plan import RankPlan
 from common.planning.rules.base import RULES, Network, Rule, check_round_to
