@@ -69,6 +69,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def visit(browser: Browser, path: Path, said: list[str], width: int = 1400, dark: bool = False) -> Page:
     """Open the page; ``said`` gets every message and error on its console."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+    page.set_default_timeout(300_000)  # a busy machine fails no test
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(path.as_uri())
