@@ -72,17 +72,18 @@ class Results:
         folder: of the files.
         dense: the network.
         data: the splits.
-        training: how every arm is trained.
+        training: how every arm is trained; None if none is.
 
     Raises:
         SystemExit: the file holds results of other weights, data or training.
     """
 
-    def __init__(self, folder: Path, dense: Dense, data: DataBundle, training: TrainingSettings) -> None:
+    def __init__(self, folder: Path, dense: Dense, data: DataBundle, training: TrainingSettings | None) -> None:
         self.data, self.training = data, training
         self.folder, self.path = folder, folder / f"{dense.name}.json.gz"
         source = {name: value for name, value in data.source.items() if name not in ("root", "workers")}
-        settings = {"weights": dense.digest, "data": source, "training": dataclasses.asdict(training)}
+        how = dataclasses.asdict(training) if training else None
+        settings = {"weights": dense.digest, "data": source, "training": how}
         self.settings = json.loads(json.dumps(settings))
         self.arms: dict[str, Any] = {}
         if self.path.exists():
@@ -104,10 +105,11 @@ class Results:
             observed["raw"] = self._observed(network)
             recalibrate_bn(network, dense.batches)
         observed["recalibrated"] = self._observed(network)
-        start = time.process_time()
-        train(network, self.data, self.training, teacher=dense.model, description=f"{dense.name}, {name}")
-        seconds["train"] = time.process_time() - start
-        observed["trained"] = self._observed(network)
+        if self.training:
+            start = time.process_time()
+            train(network, self.data, self.training, teacher=dense.model, description=f"{dense.name}, {name}")
+            seconds["train"] = time.process_time() - start
+            observed["trained"] = self._observed(network)
         cost, plan = profile(network, dense.x), plan_of(network)
         sizes = {"params": cost.params, "macs": cost.macs, "size_bytes": cost.size_bytes}
         save_compressed(network, self.folder / f"{dense.name}-{re.sub(r'[^a-z0-9.]+', '-', name)}.safetensors")
@@ -145,6 +147,7 @@ class Tables:
     def __init__(self, results: Sequence[Results], group: Group, chosen: Sequence[str]) -> None:
         self.results, self.group = results, group
         self.arms = [DENSE, *group.named(chosen)]
+        self.stages = [stage for stage in STAGES if self.rows(DENSE, stage)]
 
     def rows(self, arm: str, stage: str) -> list[Tensor]:
         """What was observed of each test image, for each network; empty if the arm does not have this stage."""
@@ -180,22 +183,31 @@ class Tables:
         """Sizes, and all metrics at each stage."""
         present = int((self.rows(DENSE, "raw")[0][..., 2] > 0).sum())
         names = [*SHOWN.values(), f"missed of {present}"]
-        heads = ["", "tau", *CRITERIA.values(), "size", *(f"{name}, {stage}" for name in names for stage in STAGES)]
+        heads = [
+            "",
+            "tau",
+            *CRITERIA.values(),
+            "size",
+            *(f"{name}, {stage}" for name in names for stage in self.stages),
+        ]
         lines = []
         for arm in self.arms:
             line = [self.short(arm), *self.sizes(arm)]
-            line += [self.metric(arm, stage, name) for name in SHOWN for stage in STAGES]
-            lines.append(line + [self.missed(arm, stage) for stage in STAGES])
+            line += [self.metric(arm, stage, name) for name in SHOWN for stage in self.stages]
+            lines.append(line + [self.missed(arm, stage) for stage in self.stages])
         return tabulate(lines, heads, "pipe", disable_numparse=True)
 
     def differences(self) -> str:
         """The differences in Dice from the dense network and, at equal sizes, from the reference."""
-        pairs = [(stage, DENSE, "raw") for stage in STAGES] + [("trained", DENSE, "trained")]
-        heads = ["points of Dice", *(f"{stage}, from dense" for stage in STAGES), "trained, from dense trained"]
+        pairs = [(stage, DENSE, "raw") for stage in self.stages]
+        heads = ["points of Dice", *(f"{stage}, from dense" for stage in self.stages)]
+        if "trained" in self.stages:
+            pairs.append(("trained", DENSE, "trained"))
+            heads.append("trained, from dense trained")
         reference = f"{self.group.key}: {self.group.reference}"
         if reference in self.arms:
-            pairs += [(stage, reference, stage) for stage in STAGES[1:]]
-            heads += [f"{stage}, from {self.group.reference}" for stage in STAGES[1:]]
+            pairs += [(stage, reference, stage) for stage in self.stages[1:]]
+            heads += [f"{stage}, from {self.group.reference}" for stage in self.stages[1:]]
         lines = [[self.short(arm), *(self.difference(arm, *pair) for pair in pairs)] for arm in self.arms]
         return tabulate(lines, heads, "pipe", disable_numparse=True)
 
@@ -224,7 +236,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--exponents", type=int, nargs="+", choices=(1, 2), default=[2, 1], help="of ARSVD; default: 2 1")
     add("--kept", type=float, nargs="*", default=[0.25, 0.1], help="shares to keep; default: 0.25 0.1")
     add("--arms", nargs="+", default=[], help="beginnings of arms' names, e.g. 'params 0.25'; default: all arms")
-    add("--finetune-epochs", type=float, default=3.0, help="default: %(default)s")
+    add("--finetune-epochs", type=float, default=3.0, help="0 trains nothing; default: %(default)s")
     add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="default: %(default)s")
     add("--learning-rate", type=float, default=0.001, help="default: %(default)s")
     add("--amp", choices=("auto", "on", "off"), default="auto", help="bfloat16 in training; default: auto")
@@ -232,7 +244,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def made(dense: Dense, data: DataBundle, training: TrainingSettings, out: Path, arms: Mapping[str, Build]) -> Results:
+def made(
+    dense: Dense, data: DataBundle, training: TrainingSettings | None, out: Path, arms: Mapping[str, Build]
+) -> Results:
     """The results of all arms of one dense network, and of the network itself."""
     results = Results(out, dense, data, training)
     for name, build in {DENSE: Dense.copied, **arms}.items():
@@ -249,12 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--arms {unknown[0]!r}: no arm begins so; there are {', '.join(arms)}")
     what = (options.dataset, options.data_root, options.image_size)
     data = load_data(*what, batch_size=options.batch_size, limit=options.limit, unannotated=options.unannotated)
-    training = TrainingSettings(
-        epochs=options.finetune_epochs,
-        optimizer=options.optimizer,
-        learning_rate=options.learning_rate,
-        amp=options.amp,
-    )
+    training = None
+    if options.finetune_epochs:
+        training = TrainingSettings(
+            epochs=options.finetune_epochs,
+            optimizer=options.optimizer,
+            learning_rate=options.learning_rate,
+            amp=options.amp,
+        )
     torch.manual_seed(0)  # the calibration images are varied at random, and all arms have the same ones
     batches = list(data.calibration)
     options.out.mkdir(parents=True, exist_ok=True)

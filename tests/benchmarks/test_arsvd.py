@@ -128,6 +128,8 @@ def test_arms_are_compared_and_a_second_run_makes_nothing_again(
     assert {path: path.stat().st_mtime_ns for path in made} == made
     with pytest.raises(SystemExit, match="results of other weights, data or training"):
         run(weights, tmp_path, "--learning-rate", "0.01")
+    run(weights[:1], tmp_path, "--finetune-epochs", "0", "--out", str(tmp_path / "raw"), "--arms", "params 0.6: htd")
+    assert "trained" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--arms 'svd': no arm begins so"):
         run(weights, tmp_path, "--arms", "svd")
 
