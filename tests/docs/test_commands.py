@@ -60,6 +60,7 @@ TESTED = {
     r"\.venv/bin/jupyter lab": "tests/docs/test_servers.py::test_jupyter_lab_lists_the_notebooks",
     r"python -m tests.faults.fuzz": "tests/faults/test_bad_input.py::",
     r"(FAULT_KILLS|SEARCH_KILLS)=\d+ pytest": "tests/faults/test_kills.py::",
+    r"(OMP_NUM_THREADS=1 )?python -m benchmarks.arsvd": "tests/benchmarks/test_arsvd.py::",
     r"(OMP_NUM_THREADS=1 )?python -m benchmarks.headline": "tests/benchmarks/test_headline.py::",
     r"(OMP_NUM_THREADS=1 )?python -m benchmarks.peers": "tests/benchmarks/test_benchmark_peers.py::",
     r"python -m benchmarks.zoo": "tests/benchmarks/test_benchmark_zoo.py::",
