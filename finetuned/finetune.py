@@ -123,6 +123,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=default.learning_rate, help="peak rate; default: %(default)s")
     add("--schedule", choices=("one-cycle", "plateau"), default=default.schedule, help="default: %(default)s")
     add("--weight-decay", type=float, default=default.weight_decay, help="default: %(default)s")
+    add("--ema", type=float, default=default.ema, help="decay of averaged weights, e.g. 0.998; default: %(default)s")
     add("--label-smoothing", type=float, default=default.label_smoothing, help="default: %(default)s")
     add("--patience", type=int, default=default.patience, help="epochs without progress; default: %(default)s")
     add("--amp", choices=("auto", "on", "off"), default=default.amp, help="bfloat16; default: auto")

@@ -30,6 +30,7 @@ from common.network.provenance import get_provenance
 from common.planning import plan_of
 from common.progress import track
 from common.training import distributed
+from common.training.averaging import averaged_model
 from common.training.distillation import Teacher
 from common.training.evaluation import evaluate
 from common.training.first_pass import check_network
@@ -53,6 +54,8 @@ class TrainingSettings:
             ``plateau_patience`` epochs without a better validation metric.
         momentum: of SGD.
         weight_decay: of either optimizer.
+        ema: decay of an exponential moving average of the weights, in [0, 1), e.g. 0.998. The average is what is
+            evaluated and returned, see :func:`common.training.averaging.averaged_model`; 0 does without.
         label_smoothing: probability mass spread over all classes, in [0, 1), see :meth:`common.data.Task.loss`.
         distillation: weight in [0, 1] of the teacher against the targets, if there is a teacher.
         temperature: softens both networks' logits for distillation.
@@ -72,6 +75,7 @@ class TrainingSettings:
     plateau_patience: Annotated[int, Field(ge=1)] = 3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
@@ -164,6 +168,7 @@ class _Run:
             **_described(model),
         }
         self.device = next(model.parameters()).device
+        self.average = averaged_model(model, settings.ema) if settings.ema else None
         self.optimizer = _optimizer(model, settings)
         self.schedule = _schedule(self.optimizer, settings, self.steps)
         self.teacher: Teacher | None = None
@@ -187,6 +192,8 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             if isinstance(self.schedule, OneCycleLR):
                 self.schedule.step()
             self.step += 1
@@ -213,20 +220,25 @@ class _Run:
             return loss
         return (1 - settings.distillation) * loss + settings.distillation * taught
 
+    @property
+    def result(self) -> nn.Module:
+        """The network whose weights count: the one that is trained, or the average of its weights."""
+        return self.model if self.average is None else self.average.module
+
     def validate(self) -> EpochLog:
         """Return the metrics on validation; only the first process measures them."""
         if self.settings.recalibrate and distributed.rank() == 0:
             with suppress(FloatingPointError):  # the weights have diverged; the metrics will show it
-                recalibrate_bn(self.model, self.data.calibration)
-        distributed.share_buffers(self.model)
-        metrics = evaluate(self.model, self.data.validation) if distributed.rank() == 0 else {}
+                recalibrate_bn(self.result, self.data.calibration)
+        distributed.share_buffers(self.result)
+        metrics = evaluate(self.result, self.data.validation) if distributed.rank() == 0 else {}
         return distributed.from_first(metrics)
 
     def log(self, entry: EpochLog) -> None:
         """Add an epoch to the history; store the weights if they are the best so far."""
         value = self._value(entry)
         if not self.best_weights or value > max(map(self._value, self.history)):
-            self.best_weights = copy.deepcopy(self.model.state_dict())
+            self.best_weights = copy.deepcopy(self.result.state_dict())
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(value)
         self.history.append(entry)
@@ -273,6 +285,7 @@ class _Run:
             "step": self.step,
             "history": self.history,
             "best_weights": self.best_weights,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
         with replacing(path) as partial:
             try:
@@ -293,6 +306,8 @@ class _Run:
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(values["average"])
         self.step, self.history, self.best_weights = values["step"], values["history"], values["best_weights"]
 
 
