@@ -26,8 +26,9 @@ from common.calibration.divergence import outputs_on
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.planning import Budget, plan_ranks
+from common.planning.decompositions import Decompositions
 from common.progress import track
-from common.shrink import shrink
+from common.shrink import shrink_each
 
 SIGMA = 25 / 255
 """Standard deviation of the noise, for values in [0, 1]."""
@@ -104,15 +105,17 @@ def main(arguments: list[str] | None = None) -> None:
     batches = list(noisy(images[:512], -1).split(64))
     x, moments = batches[0][:1], calibrate(model, batches)
     networks: dict[tuple[str, float], list[nn.Module]] = {}
-    for kept in options.kept:
-        for method in options.methods:
-            networks[method, kept] = [
-                *(
-                    compress(model, plan_ranks(model, x, method, Budget(macs=kept), moments=given), moments=given)
-                    for given in (None, moments)
-                ),
-                shrink(model, batches, Budget(macs=kept), method).model,
+    budgets = [Budget(macs=kept) for kept in options.kept]
+    sources = [Decompositions(model), Decompositions(model, moments)]
+    for method in options.methods:
+        for kept, budget, small in zip(
+            options.kept, budgets, shrink_each(model, batches, budgets, method), strict=True
+        ):
+            plain = [
+                compress(model, plan_ranks(model, x, method, budget, decompositions=source), decompositions=source)
+                for source in sources
             ]
+            networks[method, kept] = [*plain, small.model]
     test = luminance(options.data_root / "test", 1000)
     seen = noisy(test, -2).split(100)
     dense = psnr(test, outputs_on(model, seen))

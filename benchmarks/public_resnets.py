@@ -33,7 +33,7 @@ from common.calibration.divergence import outputs_on
 from common.planning import Budget
 from common.reporting.facts import COLORS
 from common.reporting.figures.style import save_figure, styled
-from common.shrink import ShrinkSteps, shrink
+from common.shrink import ShrinkSteps, shrink_each
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 BALF = {  # blocks a stage -> (budget on, kept share of parameters, of MACs, accuracy, accuracy after BatchNorm)
@@ -138,10 +138,13 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     dense = hits(model, inputs, targets)
     batches = list(zip(fitted.split(256), labels.split(256), strict=True))
     rows = []
-    for criterion, params, macs, raw, recalibrated in BALF[blocks]:
-        budget = Budget(params=params) if criterion == "params" else Budget(macs=macs)
-        start = time.perf_counter()
-        small = shrink(model, batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
+    budgets = [
+        Budget(params=params) if criterion == "params" else Budget(macs=macs)
+        for criterion, params, macs, *_ in BALF[blocks]
+    ]
+    start = time.perf_counter()
+    networks = shrink_each(model, batches, budgets, options.method, steps=ShrinkSteps(seed=options.seed))
+    for (criterion, _, _, raw, recalibrated), small in zip(BALF[blocks], networks, strict=True):
         seconds = time.perf_counter() - start
         found = hits(small.model, inputs, targets)
         lost, half = difference(dense, found)
@@ -162,6 +165,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
             }
         )
         print(small, tabulate([rows[-1]], headers="keys", floatfmt=".4g"), sep="\n", flush=True)
+        start = time.perf_counter()
     recalibrate_bn(model, fitted.split(256))
     print(
         f"dense {100 * float(dense.double().mean()):.2f}%, its BatchNorm recalibrated "

@@ -1,5 +1,8 @@
-"""From a dense network to a small one in one call, ``shrink``, or in one command, ``python -m common.shrink``."""
+"""From a dense network to a small one in one call, ``shrink``, or in one command, ``python -m common.shrink``.
 
-from common.shrink.shrinking import ShrinkSteps, Shrunk, Step, shrink
+``shrink_each`` makes small networks of several sizes, and measures the dense one only once.
+"""
 
-__all__ = ["ShrinkSteps", "Shrunk", "Step", "shrink"]
+from common.shrink.shrinking import ShrinkSteps, Shrunk, Step, shrink, shrink_each
+
+__all__ = ["ShrinkSteps", "Shrunk", "Step", "shrink", "shrink_each"]

@@ -153,33 +153,66 @@ def shrink(
     Raises:
         ValueError: an argument is out of range, ``batches`` is empty, or the budget cannot be met.
     """
-    check_rule(rule, method)
+    return next(shrink_each(model, batches, [rule], method, steps=steps, divergence=divergence))
+
+
+def shrink_each(
+    model: nn.Module,
+    batches: Batches,
+    rules: Sequence[Rule],
+    method: str = "mixed",
+    *,
+    steps: ShrinkSteps | None = None,
+    divergence: Divergence | None = None,
+) -> Iterator[Shrunk]:
+    """Shrink one network to several sizes; calibration, decomposition and measurement are done once for all.
+
+    Layers' divergences are measured with the methods that the first rule plans, and serve the other rules as well. So
+    the result for another rule may differ a little from that of :func:`shrink` by itself.
+
+    Args:
+        model: the dense network. It stays unchanged.
+        batches: some hundred calibration images, as for :func:`shrink`.
+        rules: at least one, e.g. ``[Budget(macs=share) for share in (0.5, 0.4, 0.3)]``.
+        method: see :func:`common.planning.plan_ranks`.
+        steps: the steps to take; None takes all.
+        divergence: see :func:`shrink`.
+
+    Returns:
+        An iterator that makes the next network when it is asked for it. Each report lists the shared steps too.
+
+    Raises:
+        ValueError: as :func:`shrink` does, before the first network is made; or ``rules`` is empty.
+    """
+    if not rules:
+        raise ValueError("rules is empty: at least one is needed")
+    for rule in rules:
+        check_rule(rule, method)
     check_uncompressed(model)
     if isinstance(batches, Tensor):
         raise ValueError(
             f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"
         )
-    return _Run(model, list(batches), rule, method, steps or ShrinkSteps(), divergence).result()
+    return _Run(model, list(batches), rules, method, steps or ShrinkSteps(), divergence).results()
 
 
 class _Run:
-    """One call of :func:`shrink`; see there for the arguments."""
+    """One call of :func:`shrink_each`; see there for the arguments."""
 
     def __init__(
         self,
         model: nn.Module,
         batches: Sequence[Tensor | tuple[Tensor, Tensor]],
-        rule: Rule,
+        rules: Sequence[Rule],
         method: str,
         steps: ShrinkSteps,
         divergence: Divergence | None,
     ) -> None:
         if not batches:
             raise ValueError("batches is empty: there is no batch to calibrate on")
-        if steps.align and isinstance(rule, Budget) and rule.round_to == 1:
-            rule = replace(rule, round_to=None)
         model = separate_projections(model)
-        self.model, self.rule, self.method, self.settings = model, rule, method, steps
+        self.model, self.method, self.settings = model, method, steps
+        self.rules = [_aligned(rule) if steps.align else rule for rule in rules]
         self.batches = batches
         self.inputs = [to_network(inputs_of(batch), model) for batch in batches]
         self.x = self.inputs[0][:1]
@@ -205,19 +238,28 @@ class _Run:
             raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
         return fitted, held_out, targets if len(targets) == len(held_out) else []
 
-    def result(self) -> Shrunk:
-        """Take all steps."""
-        settings = self.settings
+    def results(self) -> Iterator[Shrunk]:
+        """Take the steps that all networks share, then make one network after another."""
         with self._timed("calibrate"):
-            moments = calibrate(self.model, self.inputs, seed=settings.seed)
+            moments = calibrate(self.model, self.inputs, seed=self.settings.seed)
         decompositions = Decompositions(self.model, moments)
+        with self._timed("decompose"):  # an unreachable budget is refused before the long measurement
+            plans = [self._plan(rule, decompositions, None) for rule in self.rules]
         divergences = None
-        if settings.measure and isinstance(self.rule, Budget):
-            first = self._plan(decompositions, None)  # an unreachable budget is refused before the long measurement
+        first = next((plan for plan, rule in zip(plans, self.rules, strict=True) if isinstance(rule, Budget)), None)
+        if self.settings.measure and first:
             with self._timed("measure"):
                 divergences = self._measured_divergences(decompositions, first)
+        shared = tuple(self.steps)
+        for rule in self.rules:
+            self.steps = list(shared)
+            yield self._shrunk(rule, decompositions, divergences)
+
+    def _shrunk(self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None) -> Shrunk:
+        """Take the steps from the plan to the network."""
+        settings = self.settings
         with self._timed("plan"):
-            plan = self._plan(decompositions, divergences)
+            plan = self._plan(rule, decompositions, divergences if isinstance(rule, Budget) else None)
         with self._timed("compress") as step:
             small = compress(self.model, plan, decompositions=decompositions)
             step.append(small)
@@ -237,16 +279,16 @@ class _Run:
         costs = profile(self.model, self.x), profile(small, self.x)
         return Shrunk(small, plan, tuple(self.steps), *costs, self.dense_metrics)
 
-    def _plan(self, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
+    def _plan(self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
         """Plan the ranks; time the layers first if the rule limits the latency."""
         latencies = None
-        if isinstance(self.rule, Budget) and self.rule.latency is not None:
-            latencies = measured_latencies(self.model, self.x, self.rule.runtime, self.method)
+        if isinstance(rule, Budget) and rule.latency is not None:
+            latencies = measured_latencies(self.model, self.x, rule.runtime, self.method)
         return plan_ranks(
             self.model,
             self.x,
             self.method,
-            self.rule,
+            rule,
             decompositions=decompositions,
             divergences=divergences,
             latencies=latencies,
@@ -302,3 +344,8 @@ class _Run:
     def _metrics(self, network: nn.Module) -> dict[str, float]:
         """The metrics on the held-out images; empty without targets."""
         return evaluate(network, zip(self.held_out, self.targets, strict=True)) if self.targets else {}
+
+
+def _aligned(rule: Rule) -> Rule:
+    """The rule with ranks that suit the hardware, if it is a budget that leaves their steps open."""
+    return replace(rule, round_to=None) if isinstance(rule, Budget) and rule.round_to == 1 else rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from common.calibration import calibrate
 from common.calibration.divergence import kl_divergence, outputs_on, squared_error
 from common.compression import compress, load_compressed, save_compressed
 from common.planning import Budget, Energy, plan_ranks
-from common.shrink import ShrinkSteps, Shrunk, shrink
+from common.shrink import ShrinkSteps, Shrunk, shrink, shrink_each
 from common.training import TrainingSettings, train
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
@@ -43,13 +44,37 @@ def test_it_keeps_the_budget_and_reports_every_step(
     assert all(torch.equal(a, b) for a, b in zip(untouched, trained.parameters(), strict=True))
     assert shrunk.after.params <= 0.35 * shrunk.before.params
     assert [step.name for step in shrunk.steps] == [
-        *("calibrate", "measure", "plan", "compress", "improve", "refit", "recalibrate")
+        *("calibrate", "decompose", "measure", "plan", "compress", "improve", "refit", "recalibrate")
     ]
     assert all(step.seconds >= 0 for step in shrunk.steps)
     text = str(shrunk)
     assert text.startswith("step ")
     for part in ("dense", "refit", "divergence", "accuracy", f"{shrunk.after.params:,} of {shrunk.before.params:,}"):
         assert part in text
+
+
+def test_several_sizes_share_one_measurement(
+    trained: nn.Module, batches: list[tuple[Tensor, Tensor]], shrunk: Shrunk
+) -> None:
+    rules = [Budget(params=0.35), Budget(macs=0.3), Energy(0.8)]
+    first, second, third = shrink_each(trained, batches, rules)
+    assert same_weights(first.model, shrunk.model)
+    assert second.after.macs <= 0.3 * second.before.macs
+    assert (second.plan.rule, third.plan.rule) == ("budget", "energy")
+    names = [[step.name for step in found.steps] for found in (first, second, third)]
+    assert all(each[:4] == ["calibrate", "decompose", "measure", "plan"] for each in names)
+    assert first.steps[:3] == second.steps[:3] == third.steps[:3]
+    assert all(each.count("compress") == 1 for each in names)
+
+
+def test_all_sizes_are_checked_before_any_work(trained: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    unread: Iterator[Tensor] = iter(lambda: pytest.fail("a batch was read"), None)
+    with pytest.raises(ValueError, match="rules is empty"):
+        shrink_each(trained, unread, [])
+    with pytest.raises(ValueError, match=r"rule=0\.5"):
+        shrink_each(trained, unread, [Budget(params=0.5), 0.5])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="cannot be met"):
+        next(shrink_each(trained, batches, [Budget(params=0.5), Budget(params=1e-6)]))
 
 
 def test_it_loses_less_than_its_parts_alone(
@@ -84,7 +109,7 @@ def test_steps_can_be_turned_off_and_any_rule_and_method_is_taken(
 ) -> None:
     steps = ShrinkSteps(measure=False, improve=0, refit=False, recalibrate=False)
     bare = shrink(trained, [inputs for inputs, _ in batches], Energy(0.8), "htd", steps=steps)
-    assert [step.name for step in bare.steps] == ["calibrate", "plan", "compress"]
+    assert [step.name for step in bare.steps] == ["calibrate", "decompose", "plan", "compress"]
     assert bare.metrics == {}
     moments = calibrate(trained, batches)
     plan = plan_ranks(trained, batches[0][0][:1], "htd", Energy(0.8), moments=moments)
