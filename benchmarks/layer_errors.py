@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+METHODS = ("svd", "spatial_svd", "tucker2", "htd")
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.7)
 ROUNDING = 1e-6
 CHILD = """
@@ -32,14 +33,14 @@ import common.torchvision_compat
 from common.calibration import calibrate
 from common.compression import compress, load_compressed
 from common.data import load_data
-from common.decomposition import DECOMPOSITIONS
 from common.network.shapes import trace_layers
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions, layer_method
 
-weights, dataset, root, images, size, *shares = sys.argv[1:]
+weights, dataset, root, images, size, methods, unannotated, *shares = sys.argv[1:]
 torch.manual_seed(0)
-data = load_data(dataset, root or None, batch_size=int(images), **({"image_size": int(size)} if size != "0" else {}))
+options = {"image_size": int(size)} if size != "0" else {}
+data = load_data(dataset, root or None, batch_size=int(images), unannotated=unannotated, **options)
 model = load_compressed(weights).eval()
 decompositions = Decompositions(model, calibrate(model, [next(iter(data.calibration))[0]]), sweeps=2)
 x = next(iter(data.test))[0][:64]
@@ -59,7 +60,7 @@ with torch.no_grad():
         channel = 1 if wanted.dim() == 4 else wanted.dim() - 1
         others = [axis for axis in range(wanted.dim()) if axis != channel]
         variance = (wanted - wanted.mean(others, keepdim=True)).square().mean()
-        for method in dict.fromkeys(layer_method(each, shape) for each in DECOMPOSITIONS):
+        for method in dict.fromkeys(layer_method(each, shape) for each in methods.split(",")):
             for share in map(float, shares):
                 ranks = decompositions.get(name, method).fraction(share)
                 plan = RankPlan({name: decompositions.plan(name, method, ranks)}, method, "fixed")
@@ -73,8 +74,9 @@ def errors(checkout: Path, options: argparse.Namespace) -> pd.DataFrame:
     """Run one checkout; return its table of errors."""
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
     root = str(options.data_root.resolve()) if options.data_root else ""
-    settings = [str(options.weights.resolve()), options.dataset, root, str(options.images), str(options.image_size)]
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, *settings, *map(str, options.shares)]
+    settings = [options.weights.resolve(), options.dataset, root, options.images, options.image_size]
+    settings += [",".join(options.methods), options.unannotated, *options.shares]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, settings)]
     done = subprocess.run(command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     return pd.read_csv(io.StringIO(done.stdout))
 
@@ -87,6 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="its data set, see load_data")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--image-size", type=int, default=0, help="in pixels; default: that of the data set")
+    parser.add_argument("--unannotated", default="keep", help="coco: keep or drop; default: %(default)s")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="default: %(default)s")
     parser.add_argument("--images", type=int, default=1024, help="calibration images; default: %(default)s")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the ranks; default: %(default)s")
     options = parser.parse_args(arguments)

@@ -138,7 +138,7 @@ def finetune(
     if examples.data is None or not config.finetune:
         return {}, []
     settings = config.training_settings(config.finetune_epochs, config.finetune_learning_rate)
-    return finetuned(dense, small, examples.data, settings)
+    return finetuned(dense, small, examples.data, settings, checkpoints=Path(config.out))
 
 
 def deploy(config: OwnConfig, found: Shrunk, networks: Mapping[str, nn.Module], examples: Examples) -> Report:

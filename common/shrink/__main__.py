@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from common.compression import save_compressed
 from common.data import DATASETS
 from common.data.loading import NORMALIZATIONS, UNANNOTATED
 from common.files import check_writable
+from common.functions import names_function
 from common.latency import operation_runtimes
 from common.models import NETWORK_SOURCES
 from common.planning import Budget
@@ -42,7 +44,7 @@ from common.planning.methods import decompositions_of, method_names
 from common.reporting.command_line import exit_code
 from common.shrink.deployment import deployed_files, files_table
 from common.shrink.finetuning import DENSE_TUNED, finetuned
-from common.shrink.loading import load_examples, load_network
+from common.shrink.loading import Examples, load_examples, load_network
 from common.shrink.report import Report, report_title
 from common.shrink.shrinking import ShrinkSteps, shrink
 from common.training import TrainingSettings
@@ -105,6 +107,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
         "--finetune-epochs", type=float, default=0.0, metavar="N", help="fine-tune it, and the dense network beside it"
     )
     add("--learning-rate", type=float, default=0.02, help="of fine-tuning; default: %(default)s")
+    add("--amp", choices=("auto", "on", "off"), default="auto", help="fine-tune in bfloat16; default: %(default)s")
     add("--out", type=Path, default=Path("small"), metavar="FOLDER", help="for the files; default: %(default)s")
     add("--rounds", type=int, default=15, help="timings of each file; default: %(default)s")
 
@@ -118,7 +121,9 @@ def finetuning(options: argparse.Namespace) -> TrainingSettings | None:
     if not options.finetune_epochs:
         return None
     try:
-        return TrainingSettings(epochs=options.finetune_epochs, learning_rate=options.learning_rate, seed=options.seed)
+        return TrainingSettings(
+            epochs=options.finetune_epochs, learning_rate=options.learning_rate, amp=options.amp, seed=options.seed
+        )
     except ValidationError as error:
         raise ValueError(f"--finetune-epochs or --learning-rate: {sentence(error)}") from None
 
@@ -134,23 +139,16 @@ def run(options: argparse.Namespace, command: str) -> int:
     decompositions_of(options.method)
     settings = finetuning(options)
     out = check_writable(options.out, "out")
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("normalize", "unannotated", "workers")}
-    examples = load_examples(
-        options.dataset,
-        options.data_root,
-        options.image_size,
-        images=options.images,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        augment=False,
-        **given,
-    )
+    examples = _examples(options, augment=False)
     if settings and examples.data is None:
         raise ValueError("finetune_epochs needs targets, and the data has none; leave --finetune-epochs out")
     dense = load_network(options.network, options.weights, examples, pretrained=options.pretrained, seed=options.seed)
     found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
-    tuned = finetuned(dense, found.model, examples.data, settings)[0] if settings and examples.data else {}
+    tuned: dict[str, nn.Module] = {}
+    if settings and examples.data:
+        # Networks learn from images that vary at random, where the data set has such changes.
+        varied = examples if names_function(options.dataset) else _examples(options, augment=None)
+        tuned, _ = finetuned(dense, found.model, varied.data or examples.data, settings, checkpoints=out)
     large = {"dense": dense} | {title: tuned[title] for title in tuned if title == DENSE_TUNED}
     small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
     weights = [save_compressed(network, out / f"{title}.safetensors") for title, network in (small | tuned).items()]
@@ -162,6 +160,22 @@ def run(options: argparse.Namespace, command: str) -> int:
     made = [*weights, *(file.path for file in files if file.path.exists()), *report.write(out)]
     print(f"\nwrote {', '.join(map(str, made))}")
     return 0 if table["Latency (ms)"].notna().all() else INCOMPLETE
+
+
+def _examples(options: argparse.Namespace, *, augment: bool | None) -> Examples:
+    """Load the data that the options name."""
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("normalize", "unannotated", "workers")}
+    return load_examples(
+        options.dataset,
+        options.data_root,
+        options.image_size,
+        images=options.images,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+        augment=augment,
+        **given,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
 from common.data import DataBundle
@@ -13,7 +15,12 @@ DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
 
 
 def finetuned(
-    dense: nn.Module, small: nn.Module, data: DataBundle, settings: TrainingSettings
+    dense: nn.Module,
+    small: nn.Module,
+    data: DataBundle,
+    settings: TrainingSettings,
+    *,
+    checkpoints: Path | None = None,
 ) -> tuple[dict[str, nn.Module], list[EpochLog]]:
     """Fine-tune copies of the small network and, for comparison, of the dense one, with the dense one as teacher.
 
@@ -24,18 +31,25 @@ def finetuned(
         small: the small network. It stays unchanged.
         data: its training and validation splits are read.
         settings: of both trainings.
+        checkpoints: folder for the state of both trainings after each epoch. If they are interrupted, the same call
+            continues from there. The files are removed at the end. None writes none.
 
     Returns:
         ``dense-tuned`` and ``small-tuned``, and the history of the latter.
     """
     better: dict[str, nn.Module] = {}
     history: list[EpochLog] = []
+    written: list[Path] = []
     for title, network in ((DENSE_TUNED, dense), (SMALL_TUNED, small)):
         tuned = independent_copy(network)
-        history = train(tuned, data, settings, teacher=dense, description=title)
+        checkpoint = checkpoints / f"{title}.checkpoint" if checkpoints else None
+        written += [checkpoint] if checkpoint else []
+        history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
         before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
         if after < before:
             print(f"{title} is worse on validation than before, {after:.2%} after {before:.2%}: it is left out")
         else:
             better[title] = tuned
+    for checkpoint in written:
+        checkpoint.unlink(missing_ok=True)
     return better, history

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from common.compression import load_compressed
+from common.data import DATASETS, DataBundle
 from common.planning import Budget, plan_of
 from common.reporting import figures
 from common.shrink import ShrinkSteps, Shrunk, finetuning, shrink
 from common.shrink import __main__ as command
 from common.shrink.deployment import DIVERGENCE, DeployedFile, files_table
-from common.shrink.loading import Examples
+from common.shrink.loading import Examples, load_examples
 from common.shrink.report import Report
+from common.training import TrainingSettings, train
 from tests.networks import same_weights, tiny_cnn, tiny_digits
 
 CHEAP = ShrinkSteps(measure=False, improve=0, refit=False, recalibrate=False)
@@ -127,6 +129,51 @@ def test_the_command_fine_tunes_both_networks(
     assert not same_weights(small, tuned)
     assert plan_of(small) == plan_of(tuned)
     assert not (tmp_path / "dense.safetensors").exists()
+
+
+def test_interrupted_fine_tuning_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, small, settings = tiny_cnn(width=8), tiny_cnn(width=8, seed=1), TrainingSettings(epochs=2.0, amp="off")
+    wanted, _ = finetuning.finetuned(dense, small, tiny_digits(), settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "evaluate", lambda *_: pytest.fail("killed after the first training"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            finetuning.finetuned(dense, small, tiny_digits(), settings, checkpoints=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["dense-tuned.checkpoint"]
+    epochs: list[str] = []
+
+    def counted(*arguments: Any, description: str, **options: Any) -> list[dict[str, float]]:
+        return train(*arguments, description=description, on_epoch=lambda _: epochs.append(description), **options)
+
+    monkeypatch.setattr(finetuning, "train", counted)
+    found, history = finetuning.finetuned(dense, small, tiny_digits(), settings, checkpoints=tmp_path)
+    assert epochs == ["small-tuned", "small-tuned"]
+    assert len(history) == 2
+    assert found.keys() == wanted.keys()
+    assert all(same_weights(found[title], wanted[title]) for title in found)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dataset", "varied"), [("cifar10", True), ("digits", False)])
+def test_fine_tuning_varies_the_images_as_the_data_set_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset: str, varied: bool
+) -> None:
+    loaded: list[bool | None] = []
+
+    def load(name: str, *_: Any, augment: bool | None, **__: Any) -> Examples:
+        loaded.append(DATASETS[name].augment if augment is None else augment)
+        return load_examples("digits", None, 8, limit=64, augment=loaded[-1])
+
+    def learn(_: object, __: object, data: DataBundle, *___: Any, **____: Any) -> None:
+        raise ValueError(f"it learns with augment={data.source['augment']}")
+
+    monkeypatch.setattr(command, "load_examples", load)
+    monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
+    monkeypatch.setattr(command, "shrink", lambda *given, **_: shrink(*given, steps=CHEAP))
+    monkeypatch.setattr(command, "finetuned", learn)
+    arguments = ["--dataset", dataset, "--network", "resnet20", "--params", "0.5", "--finetune-epochs", "1"]
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert f"it learns with augment={varied}" in capsys.readouterr().err
+    assert loaded == [False, varied]
 
 
 def test_fine_tuning_needs_targets(
