@@ -98,8 +98,9 @@ def test_dense_and_small_get_the_same_fine_tuning(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def train(network: nn.Module, data: DataBundle, settings: object, *, teacher: nn.Module, description: str) -> Any:
-        asked.append((data, settings, teacher))
+    def train(network: nn.Module, data: DataBundle, settings: object, *, description: str, **given: Any) -> Any:
+        asked.append((data, settings, given["teacher"]))
+        assert given["checkpoint"] == Path(config.out) / f"{description}.checkpoint"
         return [{"epoch": 1.0, "loss": len(description)}]
 
     monkeypatch.setattr(finetuning, "train", train)
