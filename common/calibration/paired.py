@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.calibration.moments import held_out_images
 from common.calibration.patches import Positions, as_images, output_patches, sample_positions
+from common.calibration.pausing import PausedPass, Waiting
 from common.network.effective import EffectiveLayer
 from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, layer_input
@@ -25,6 +27,10 @@ ROWS = 16384
 """Rows to sample for each layer, if the images have so many."""
 MOST_OUTPUTS = 2**28
 """Limit on the dense outputs held in memory, in numbers of 4 bytes."""
+MOST_WAITING = 2**30
+"""Limit on the activations that waiting passes of the compressed network hold, in bytes."""
+HELD_INPUTS = 3
+"""What a waiting pass is expected to hold, in the largest inputs of a layer: with shortcuts it is more than one."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,13 @@ class DenseOutputs:
 
     Attributes:
         calls: layer -> batch -> calls of the layer. The layers are in the order in which they run.
+        widest: batch -> size of the largest input of a layer, in bytes.
     """
 
     layers: Mapping[str, PairedLayer]
     seed: int = 0
     calls: dict[str, dict[int, list[Call]]] = field(default_factory=dict)
+    widest: dict[int, int] = field(default_factory=dict)
 
     def record(self, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Run the dense network on every batch and record its outputs."""
@@ -122,11 +130,12 @@ class DenseOutputs:
         flags: Tensor,
         share: float,
         generator: torch.Generator,
-        *called: object,
+        *called: Any,
     ) -> None:
-        """Record one call, as a forward hook; ``called`` ends with the layer's output."""
-        layer, output = self.layers[name].dense.layer, called[-1]
-        assert isinstance(output, Tensor)
+        """Record one call, as a forward hook; ``called`` holds the module, its arguments and its output."""
+        _, given, named, output = called
+        layer = self.layers[name].dense.layer
+        self.widest[batch] = max(self.widest.get(batch, 0), layer_input(given, named).nbytes)
         output = as_images(layer, output)
         limit = max(1, int(share * self._rows))
         positions = sample_positions(torch.arange(len(output)), output.shape[2:], limit, generator)
@@ -143,35 +152,81 @@ class DenseOutputs:
         return min(ROWS, MOST_OUTPUTS // max(1, outputs))
 
 
-class _ReachedError(Exception):
-    """The layer has run; the rest of the pass is not needed."""
+class CompressedInputs:
+    """The inputs that layers get in the compressed network, while the layers before them are being fitted.
 
-
-def paired_rows(
-    model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Run the compressed network up to a layer, batch by batch.
+    A batch's pass waits before each layer until that is fitted, so that one pass serves all layers. Passes that wait
+    hold activations. Batches beyond ``MOST_WAITING`` bytes, and layers that run more than once in a pass, take a new
+    pass up to each layer instead. The result is the same.
 
     Args:
-        model: the compressed network.
-        layer: one of its layers.
-        calls: batch -> the dense network's calls of this layer.
+        model: the compressed network, in evaluation mode.
+        layers: its layers to fit, by name, in the order in which they run.
+        recorded: the dense network's outputs.
         inputs: the batches.
-
-    Yields:
-        Patches of the layer's input in the compressed network ``(N, I, kh, kw)``, outputs of the dense network
-        ``(N, O)``, and flags ``(N,)`` for rows of held-out images.
     """
-    for batch, x in enumerate(inputs):
-        expected = calls.get(batch, ())
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, PairedLayer], recorded: DenseOutputs, inputs: Sequence[Tensor]
+    ) -> None:
+        self.model, self.layers, self.recorded, self.inputs = model, layers, recorded, inputs
+        held = np.cumsum([HELD_INPUTS * recorded.widest.get(batch, 0) for batch in range(len(inputs))])
+        modules = {name: layer.module for name, layer in layers.items()}
+        self._passes = {
+            batch: PausedPass(model, x, modules) for batch, x in enumerate(inputs) if held[batch] <= MOST_WAITING
+        }
+        self._order = list(layers)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> CompressedInputs:
+        for each in self._passes.values():
+            self._stack.enter_context(each)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def rows(self, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the rows of a layer, batch by batch. All layers before it must have been fitted.
+
+        Yields:
+            Patches of the layer's input in the compressed network ``(N, I, kh, kw)``, outputs of the dense network
+            ``(N, O)``, and flags ``(N,)`` for rows of held-out images.
+        """
+        layer, calls = self.layers[name], self.recorded.calls.pop(name)
+        for batch, x in enumerate(self.inputs):
+            expected = calls.get(batch, [])
+            waiting = self._waiting(batch, name)
+            if waiting and len(expected) == 1:
+                found = [_patches(layer, expected[0], waiting.given, waiting.named)]
+            else:
+                found = self._new_pass(layer, expected, x)
+            for patches, call in zip(found, expected, strict=False):
+                yield patches, call.outputs, call.held_out.to(patches.device)
+
+    def _waiting(self, batch: int, name: str) -> Waiting | None:
+        """Let a batch's pass run on to the next layer that is not fitted; return the call if it is that layer's."""
+        if batch not in self._passes:
+            return None
+        this, fitted = self._passes[batch], self._order[: self._order.index(name)]
+        waiting = this.waiting or this.advance()
+        while waiting and waiting.name in fitted:
+            waiting = this.advance()
+        return waiting if waiting and waiting.name == name else None
+
+    def _new_pass(self, layer: PairedLayer, expected: Sequence[Call], x: Tensor) -> list[Tensor]:
+        """Run the network on a batch up to the last call of a layer; return the patches of each call."""
         found: list[Tensor] = []
         handle = layer.module.register_forward_pre_hook(
             partial(_take_patches, layer, expected, found), with_kwargs=True
         )
         with hooked([handle]), contextlib.suppress(_ReachedError):
-            model(x)
-        for patches, call in zip(found, expected, strict=False):
-            yield patches, call.outputs, call.held_out.to(patches.device)
+            self.model(x)
+        return found
+
+
+class _ReachedError(Exception):
+    """The layer has run; the rest of the pass is not needed."""
 
 
 def _take_patches(
@@ -184,8 +239,12 @@ def _take_patches(
 ) -> None:
     """Cut the patches out of the layer's input, as a forward pre-hook; end the pass after the last expected call."""
     if len(found) < len(expected):
-        plain = layer.dense.layer
-        images = as_images(plain, layer.dense.input(layer_input(given, named)))
-        found.append(output_patches(plain, images, expected[len(found)].positions).float())
+        found.append(_patches(layer, expected[len(found)], given, named))
     if len(found) == len(expected):
         raise _ReachedError
+
+
+def _patches(layer: PairedLayer, call: Call, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+    """Cut the patches at the recorded positions out of the layer's input."""
+    images = as_images(layer.dense.layer, layer.dense.input(layer_input(given, named)))
+    return output_patches(layer.dense.layer, images, call.positions).float()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from common.calibration.paired import Call, DenseOutputs, PairedLayer, paired_layers, paired_rows
+from common.calibration.paired import CompressedInputs, DenseOutputs, PairedLayer, paired_layers
 from common.decomposition.als import ridge_candidates
 from common.decomposition.balancing import balance
 from common.decomposition.chain import kernel_of, outputs_of, patches_after
@@ -51,9 +51,10 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
     the first factored one are fitted too. New factors are kept only if they lower the error on images that the fit did
     not see. Targets are not read, and no gradient is computed.
 
-    The inputs of all batches stay in memory, and up to 1 GiB of the dense network's outputs. One layer at a time also
-    needs the second moment of its patches in float64, at most 170 MB, and a few copies of it. The compressed network
-    runs once for each layer, up to that layer.
+    The inputs of all batches stay in memory, up to 1 GiB of the dense network's outputs, and about as much of the
+    compressed network's activations: its passes wait before each layer until that is fitted, and then go on. Batches
+    beyond that take a new pass for each layer. One layer at a time also needs the second moment of its patches in
+    float64, at most 170 MB, and a few copies of it.
 
     Args:
         model: the compressed network. Its weights are changed in place; its training mode stays unchanged.
@@ -77,8 +78,10 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         recorded.record(dense, inputs)
         names = list(recorded.calls)
         first = next((i for i, name in enumerate(names) if isinstance(layers[name].module, LowRank)), len(names))
-        for name in track(names[first:], "refitting", unit="layer"):
-            found[name] = _refit_layer(name, model, layers[name], recorded.calls.pop(name), inputs)
+        fitted = {name: layers[name] for name in names[first:]}
+        with CompressedInputs(model, fitted, recorded, inputs) as passes:
+            for name in track(fitted, "refitting", unit="layer"):
+                found[name] = _refit_layer(name, fitted[name], passes)
     return found
 
 
@@ -124,9 +127,7 @@ class _Moments:
         return inputs, cross, x_mean + self._shifts[0], y_mean + self._shifts[1]
 
 
-def _refit_layer(
-    name: str, model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
-) -> Refitted:
+def _refit_layer(name: str, layer: PairedLayer, passes: CompressedInputs) -> Refitted:
     """Fit one layer; keep the new factors if the error on held-out rows falls."""
     weights, groups, bias = layer.weights, layer.groups, layer.factors[-1].bias
     frozen = weights[:-1] if layer.patch_size > WIDEST_PATCH else []
@@ -135,7 +136,7 @@ def _refit_layer(
         return Refitted(float("nan"), float("nan"))
     moments = _Moments(groups, bias is not None)
     held: list[tuple[Tensor, Tensor]] = []
-    for patches, outputs, flags in paired_rows(model, layer, calls, inputs):
+    for patches, outputs, flags in passes.rows(name):
         if not patches.isfinite().all():
             raise ValueError(f"layer {name!r}: its inputs on the calibration data are not finite")
         features = patches_after(frozen, patches, groups)
