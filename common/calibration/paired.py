@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.calibration.moments import held_out_images
 from common.calibration.patches import Positions, as_images, output_patches, sample_positions
-from common.calibration.pausing import PausedPass, Waiting
 from common.network.effective import EffectiveLayer
 from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, layer_input
@@ -27,10 +26,6 @@ ROWS = 16384
 """Rows to sample for each layer, if the images have so many."""
 MOST_OUTPUTS = 2**28
 """Limit on the dense outputs held in memory, in numbers of 4 bytes."""
-MOST_WAITING = 2**30
-"""Limit on the activations that waiting passes of the compressed network hold, in bytes."""
-HELD_INPUTS = 3
-"""What a waiting pass is expected to hold, in the largest inputs of a layer: with shortcuts it is more than one."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +84,20 @@ class Call(NamedTuple):
     held_out: Tensor
 
 
+class Rows(NamedTuple):
+    """A layer's inputs in the compressed network and its outputs in the dense one, at N positions.
+
+    Attributes:
+        patches: of the input in the compressed network, ``(N, I, kh, kw)``.
+        outputs: of the dense network, ``(N, O)``.
+        held_out: ``(N,)``, whether the row's image is held out.
+    """
+
+    patches: Tensor
+    outputs: Tensor
+    held_out: Tensor
+
+
 @dataclass
 class DenseOutputs:
     """The dense network's outputs at random positions, from one pass over the batches.
@@ -99,13 +108,14 @@ class DenseOutputs:
 
     Attributes:
         calls: layer -> batch -> calls of the layer. The layers are in the order in which they run.
-        widest: batch -> size of the largest input of a layer, in bytes.
+        held: the most bytes that the first batch's pass held at a call of a layer, over its images.
     """
 
     layers: Mapping[str, PairedLayer]
     seed: int = 0
     calls: dict[str, dict[int, list[Call]]] = field(default_factory=dict)
-    widest: dict[int, int] = field(default_factory=dict)
+    held: float = 0.0
+    _alive: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     def record(self, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Run the dense network on every batch and record its outputs."""
@@ -119,9 +129,23 @@ class DenseOutputs:
                 )
                 for name in self.layers
             ]
+            if not batch:
+                handles += [module.register_forward_hook(self._remember) for module in modules.values()]
             with hooked(handles), explained(x):
                 dense(x)
             seen += len(x)
+
+    def _remember(self, _: nn.Module, __: object, output: object) -> None:
+        """Remember a module's output without keeping it, as a forward hook."""
+        if isinstance(output, Tensor):
+            self._alive = [each for each in self._alive if each() is not None]
+            self._alive.append(weakref.ref(output))
+
+    def _measure_held(self, now: Sequence[Tensor], images: int) -> None:
+        """Count the bytes of the tensors ``now`` in use and of all outputs that are still needed."""
+        tensors = [*now, *(tensor for each in self._alive if (tensor := each()) is not None)]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        self.held = max(self.held, sum(storages.values()) / images)
 
     def _add(
         self,
@@ -135,7 +159,8 @@ class DenseOutputs:
         """Record one call, as a forward hook; ``called`` holds the module, its arguments and its output."""
         _, given, named, output = called
         layer = self.layers[name].dense.layer
-        self.widest[batch] = max(self.widest.get(batch, 0), layer_input(given, named).nbytes)
+        if not batch:
+            self._measure_held([layer_input(given, named), output], len(flags))
         output = as_images(layer, output)
         limit = max(1, int(share * self._rows))
         positions = sample_positions(torch.arange(len(output)), output.shape[2:], limit, generator)
@@ -152,81 +177,31 @@ class DenseOutputs:
         return min(ROWS, MOST_OUTPUTS // max(1, outputs))
 
 
-class CompressedInputs:
-    """The inputs that layers get in the compressed network, while the layers before them are being fitted.
+class _ReachedError(Exception):
+    """The layer has run; the rest of the pass is not needed."""
 
-    A batch's pass waits before each layer until that is fitted, so that one pass serves all layers. Passes that wait
-    hold activations. Batches beyond ``MOST_WAITING`` bytes, and layers that run more than once in a pass, take a new
-    pass up to each layer instead. The result is the same.
+
+def paired_rows(
+    model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
+) -> Iterator[Rows]:
+    """Run the compressed network up to a layer, batch by batch.
 
     Args:
-        model: the compressed network, in evaluation mode.
-        layers: its layers to fit, by name, in the order in which they run.
-        recorded: the dense network's outputs.
+        model: the compressed network.
+        layer: one of its layers.
+        calls: batch -> the dense network's calls of this layer.
         inputs: the batches.
     """
-
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, PairedLayer], recorded: DenseOutputs, inputs: Sequence[Tensor]
-    ) -> None:
-        self.model, self.layers, self.recorded, self.inputs = model, layers, recorded, inputs
-        held = np.cumsum([HELD_INPUTS * recorded.widest.get(batch, 0) for batch in range(len(inputs))])
-        modules = {name: layer.module for name, layer in layers.items()}
-        self._passes = {
-            batch: PausedPass(model, x, modules) for batch, x in enumerate(inputs) if held[batch] <= MOST_WAITING
-        }
-        self._order = list(layers)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> CompressedInputs:
-        for each in self._passes.values():
-            self._stack.enter_context(each)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def rows(self, name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the rows of a layer, batch by batch. All layers before it must have been fitted.
-
-        Yields:
-            Patches of the layer's input in the compressed network ``(N, I, kh, kw)``, outputs of the dense network
-            ``(N, O)``, and flags ``(N,)`` for rows of held-out images.
-        """
-        layer, calls = self.layers[name], self.recorded.calls.pop(name)
-        for batch, x in enumerate(self.inputs):
-            expected = calls.get(batch, [])
-            waiting = self._waiting(batch, name)
-            if waiting and len(expected) == 1:
-                found = [_patches(layer, expected[0], waiting.given, waiting.named)]
-            else:
-                found = self._new_pass(layer, expected, x)
-            for patches, call in zip(found, expected, strict=False):
-                yield patches, call.outputs, call.held_out.to(patches.device)
-
-    def _waiting(self, batch: int, name: str) -> Waiting | None:
-        """Let a batch's pass run on to the next layer that is not fitted; return the call if it is that layer's."""
-        if batch not in self._passes:
-            return None
-        this, fitted = self._passes[batch], self._order[: self._order.index(name)]
-        waiting = this.waiting or this.advance()
-        while waiting and waiting.name in fitted:
-            waiting = this.advance()
-        return waiting if waiting and waiting.name == name else None
-
-    def _new_pass(self, layer: PairedLayer, expected: Sequence[Call], x: Tensor) -> list[Tensor]:
-        """Run the network on a batch up to the last call of a layer; return the patches of each call."""
+    for batch, x in enumerate(inputs):
+        expected = calls.get(batch, ())
         found: list[Tensor] = []
         handle = layer.module.register_forward_pre_hook(
             partial(_take_patches, layer, expected, found), with_kwargs=True
         )
         with hooked([handle]), contextlib.suppress(_ReachedError):
-            self.model(x)
-        return found
-
-
-class _ReachedError(Exception):
-    """The layer has run; the rest of the pass is not needed."""
+            model(x)
+        for patches, call in zip(found, expected, strict=False):
+            yield Rows(patches, call.outputs, call.held_out.to(patches.device))
 
 
 def _take_patches(
@@ -239,12 +214,16 @@ def _take_patches(
 ) -> None:
     """Cut the patches out of the layer's input, as a forward pre-hook; end the pass after the last expected call."""
     if len(found) < len(expected):
-        found.append(_patches(layer, expected[len(found)], given, named))
+        found.append(patches_at(layer, layer_images(layer, given, named), expected[len(found)]))
     if len(found) == len(expected):
         raise _ReachedError
 
 
-def _patches(layer: PairedLayer, call: Call, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
-    """Cut the patches at the recorded positions out of the layer's input."""
-    images = as_images(layer.dense.layer, layer.dense.input(layer_input(given, named)))
+def layer_images(layer: PairedLayer, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+    """The layer's input in a call with these arguments, with an axis for the images first."""
+    return as_images(layer.dense.layer, layer.dense.input(layer_input(given, named)))
+
+
+def patches_at(layer: PairedLayer, images: Tensor, call: Call) -> Tensor:
+    """Cut the patches at a call's positions out of the layer's input: ``(N, I, kh, kw)``, float32."""
     return output_patches(layer.dense.layer, images, call.positions).float()

@@ -32,11 +32,12 @@ class Waiting(NamedTuple):
 class PausedPass:
     """One pass of a network over one batch, which runs only while :meth:`advance` is being called.
 
-    A pass holds the tensors that its network needs later, for as long as it waits. It runs in a thread of its own,
-    but never at the same time as its caller. Use it in a ``with`` block: at the end of it, the pass is given up.
+    A pass holds the tensors that its network needs later, and the locks and settings that the network has taken, for
+    as long as it waits. So nothing else may run the network meanwhile. The pass runs in a thread of its own, but never
+    at the same time as its caller. Use it in a ``with`` block: at the end of it, the pass is given up.
 
     Args:
-        model: the network, in evaluation mode. The pass computes no gradients.
+        model: the network, in evaluation mode and on the CPU. The pass computes no gradients.
         x: the batch.
         layers: the modules before which it waits, by name.
 
@@ -50,7 +51,7 @@ class PausedPass:
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._over = self._given_up = False
         self._error: BaseException | None = None
-        run = partial(self._run, model, x, torch.get_default_device())
+        run = partial(self._run, model, x)
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
 
     def __enter__(self) -> PausedPass:
@@ -59,6 +60,12 @@ class PausedPass:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.give_up()
+
+    def give_up(self) -> None:
+        """End the pass where it waits."""
+        if self._over or self._given_up:
+            return
         self._given_up = True
         if self._thread.ident is not None:
             self._go.release()
@@ -82,12 +89,12 @@ class PausedPass:
             raise self._error
         return self.waiting
 
-    def _run(self, model: nn.Module, x: Tensor, device: torch.device) -> None:
-        """Run the whole pass, in its thread; gradients and the default device are settings of each thread."""
+    def _run(self, model: nn.Module, x: Tensor) -> None:
+        """Run the whole pass, in its thread; whether gradients are computed is a setting of each thread."""
         self._go.acquire()
         try:
             if not self._given_up:
-                with torch.no_grad(), device, hooked(self._hooks()):
+                with torch.no_grad(), hooked(self._hooks()):
                     model(x)
         except _GivenUp:
             pass
@@ -107,6 +114,8 @@ class PausedPass:
         """Let the caller go on and wait for it, as a forward pre-hook; ignore the calls of other passes."""
         if threading.current_thread() is not self._thread:
             return
+        if self._given_up:  # the network caught the error
+            raise _GivenUp
         self.waiting = Waiting(name, given, named)
         self._stopped.release()
         self._go.acquire()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from common.calibration.paired import CompressedInputs, DenseOutputs, PairedLayer, paired_layers
+from common.calibration.paired import DenseOutputs, PairedLayer, Rows, paired_layers, paired_rows
+from common.calibration.waiting import DiffersError, WaitingRows, can_wait
 from common.decomposition.als import ridge_candidates
 from common.decomposition.balancing import balance
 from common.decomposition.chain import kernel_of, outputs_of, patches_after
@@ -16,6 +18,7 @@ from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
 from common.network.lowrank import LowRank
 from common.network.modes import evaluating
+from common.network.state import distinct_tensors
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.progress import track
 
@@ -51,10 +54,12 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
     the first factored one are fitted too. New factors are kept only if they lower the error on images that the fit did
     not see. Targets are not read, and no gradient is computed.
 
-    The inputs of all batches stay in memory, up to 1 GiB of the dense network's outputs, and about as much of the
-    compressed network's activations: its passes wait before each layer until that is fitted, and then go on. Batches
-    beyond that take a new pass for each layer. One layer at a time also needs the second moment of its patches in
-    float64, at most 170 MB, and a few copies of it.
+    The compressed network runs over all batches together, in one pass that waits at each layer until that is fitted.
+    Where this would hold more than about 1 GiB of activations, where a layer runs several times in a pass, on a GPU,
+    or where it gives other values, the network runs up to each layer again, batch by batch.
+
+    The inputs of all batches stay in memory, and up to 1 GiB of the dense network's outputs. One layer at a time also
+    needs the second moment of its patches in float64, at most 170 MB, and a few copies of it.
 
     Args:
         model: the compressed network. Its weights are changed in place; its training mode stays unchanged.
@@ -71,7 +76,6 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
     inputs = [to_network(inputs_of(batch), dense) for batch in batches]
     if not inputs:
         raise ValueError("batches is empty: there is no batch to fit to")
-    found: dict[str, Refitted] = {}
     with evaluating(model, dense):
         layers = paired_layers(model, dense)
         recorded = DenseOutputs(layers, seed)
@@ -79,10 +83,21 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         names = list(recorded.calls)
         first = next((i for i, name in enumerate(names) if isinstance(layers[name].module, LowRank)), len(names))
         fitted = {name: layers[name] for name in names[first:]}
-        with CompressedInputs(model, fitted, recorded, inputs) as passes:
-            for name in track(fitted, "refitting", unit="layer"):
-                found[name] = _refit_layer(name, fitted[name], passes)
-    return found
+        if fitted and can_wait(recorded, fitted, inputs):
+            before = {name: tensor.clone() for name, tensor in distinct_tensors(model, copies=False).items()}
+            with suppress(DiffersError), WaitingRows(model, fitted, recorded, inputs) as waiting:
+                return _refit_layers(fitted, waiting.rows)
+            for name, tensor in distinct_tensors(model, copies=False).items():
+                tensor.copy_(before[name])
+        return _refit_layers(fitted, lambda name: paired_rows(model, fitted[name], recorded.calls[name], inputs))
+
+
+def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Iterator[Rows]]) -> dict[str, Refitted]:
+    """Fit each layer in turn to the rows that ``rows`` gives for its name."""
+    return {
+        name: _refit_layer(name, layer, rows(name))
+        for name, layer in track(layers.items(), "refitting", unit="layer", total=len(layers))
+    }
 
 
 class _Moments:
@@ -127,7 +142,7 @@ class _Moments:
         return inputs, cross, x_mean + self._shifts[0], y_mean + self._shifts[1]
 
 
-def _refit_layer(name: str, layer: PairedLayer, passes: CompressedInputs) -> Refitted:
+def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitted:
     """Fit one layer; keep the new factors if the error on held-out rows falls."""
     weights, groups, bias = layer.weights, layer.groups, layer.factors[-1].bias
     frozen = weights[:-1] if layer.patch_size > WIDEST_PATCH else []
@@ -136,7 +151,7 @@ def _refit_layer(name: str, layer: PairedLayer, passes: CompressedInputs) -> Ref
         return Refitted(float("nan"), float("nan"))
     moments = _Moments(groups, bias is not None)
     held: list[tuple[Tensor, Tensor]] = []
-    for patches, outputs, flags in passes.rows(name):
+    for patches, outputs, flags in rows:
         if not patches.isfinite().all():
             raise ValueError(f"layer {name!r}: its inputs on the calibration data are not finite")
         features = patches_after(frozen, patches, groups)
