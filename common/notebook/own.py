@@ -17,7 +17,7 @@ from common.planning.methods import method_named
 from common.search import SearchResult
 from common.shrink import ShrinkSteps, Shrunk, shrink
 from common.shrink.deployment import deployed_files, files_table
-from common.shrink.finetuning import finetuned
+from common.shrink.finetuning import finetuned, remove_checkpoints
 from common.shrink.loading import Examples, has_weights, load_examples, load_network
 from common.shrink.report import Report, report_title
 from common.training import EpochLog, evaluate, train
@@ -158,4 +158,5 @@ def deploy(config: OwnConfig, found: Shrunk, networks: Mapping[str, nn.Module], 
     title = report_title(name, config.dataset, config.rule, config.method)
     report = Report(title, config.command(), found, table, examples)
     report.write(out)
+    remove_checkpoints(out)
     return report

@@ -33,7 +33,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from common.compression import save_compressed
-from common.data import DATASETS
+from common.data import DATASETS, load_data
 from common.data.loading import NORMALIZATIONS, UNANNOTATED
 from common.files import check_writable
 from common.functions import names_function
@@ -43,8 +43,8 @@ from common.planning import Budget
 from common.planning.methods import decompositions_of, method_names
 from common.reporting.command_line import exit_code
 from common.shrink.deployment import deployed_files, files_table
-from common.shrink.finetuning import DENSE_TUNED, finetuned
-from common.shrink.loading import Examples, load_examples, load_network
+from common.shrink.finetuning import DENSE_TUNED, finetuned, remove_checkpoints
+from common.shrink.loading import load_examples, load_network
 from common.shrink.report import Report, report_title
 from common.shrink.shrinking import ShrinkSteps, shrink
 from common.training import TrainingSettings
@@ -139,7 +139,9 @@ def run(options: argparse.Namespace, command: str) -> int:
     decompositions_of(options.method)
     settings = finetuning(options)
     out = check_writable(options.out, "out")
-    examples = _examples(options, augment=False)
+    examples = load_examples(
+        options.dataset, options.data_root, images=options.images, augment=False, **_loading(options)
+    )
     if settings and examples.data is None:
         raise ValueError("finetune_epochs needs targets, and the data has none; leave --finetune-epochs out")
     dense = load_network(options.network, options.weights, examples, pretrained=options.pretrained, seed=options.seed)
@@ -147,8 +149,9 @@ def run(options: argparse.Namespace, command: str) -> int:
     tuned: dict[str, nn.Module] = {}
     if settings and examples.data:
         # Networks learn from images that vary at random, where the data set has such changes.
-        varied = examples if names_function(options.dataset) else _examples(options, augment=None)
-        tuned, _ = finetuned(dense, found.model, varied.data or examples.data, settings, checkpoints=out)
+        named = names_function(options.dataset)
+        varied = examples.data if named else load_data(options.dataset, options.data_root, **_loading(options))
+        tuned, _ = finetuned(dense, found.model, varied, settings, checkpoints=out)
     large = {"dense": dense} | {title: tuned[title] for title in tuned if title == DENSE_TUNED}
     small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
     weights = [save_compressed(network, out / f"{title}.safetensors") for title, network in (small | tuned).items()]
@@ -159,23 +162,14 @@ def run(options: argparse.Namespace, command: str) -> int:
     print(report.text())
     made = [*weights, *(file.path for file in files if file.path.exists()), *report.write(out)]
     print(f"\nwrote {', '.join(map(str, made))}")
+    remove_checkpoints(out)
     return 0 if table["Latency (ms)"].notna().all() else INCOMPLETE
 
 
-def _examples(options: argparse.Namespace, *, augment: bool | None) -> Examples:
-    """Load the data that the options name."""
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("normalize", "unannotated", "workers")}
-    return load_examples(
-        options.dataset,
-        options.data_root,
-        options.image_size,
-        images=options.images,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        augment=augment,
-        **given,
-    )
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that say how a named data set is loaded."""
+    names = ("image_size", "batch_size", "limit", "seed", "normalize", "unannotated", "workers")
+    return {name: getattr(options, name) for name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from torch import nn
 
 from common.data import DataBundle
 from common.network.copies import independent_copy
+from common.search.study.specification import network_digest
 from common.training import EpochLog, TrainingSettings, evaluate, train
 
 DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
 """Titles of the networks after fine-tuning."""
+CHECKPOINT = ".checkpoint"
+"""Ending of the states of trainings. Their names tell networks apart, by a digest of both networks' weights."""
 
 
 def finetuned(
@@ -32,24 +36,28 @@ def finetuned(
         data: its training and validation splits are read.
         settings: of both trainings.
         checkpoints: folder for the state of both trainings after each epoch. If they are interrupted, the same call
-            continues from there. The files are removed at the end. None writes none.
+            continues from there. Once the networks are saved, call :func:`remove_checkpoints`. None writes none.
 
     Returns:
         ``dense-tuned`` and ``small-tuned``, and the history of the latter.
     """
     better: dict[str, nn.Module] = {}
     history: list[EpochLog] = []
-    written: list[Path] = []
+    digest = hashlib.sha256("".join(map(network_digest, (dense, small))).encode()).hexdigest()[:12]
     for title, network in ((DENSE_TUNED, dense), (SMALL_TUNED, small)):
         tuned = independent_copy(network)
-        checkpoint = checkpoints / f"{title}.checkpoint" if checkpoints else None
-        written += [checkpoint] if checkpoint else []
+        checkpoint = checkpoints / f"{title}-{digest}{CHECKPOINT}" if checkpoints else None
         history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
         before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
         if after < before:
             print(f"{title} is worse on validation than before, {after:.2%} after {before:.2%}: it is left out")
         else:
             better[title] = tuned
-    for checkpoint in written:
-        checkpoint.unlink(missing_ok=True)
     return better, history
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the states of trainings in a folder."""
+    for title in (DENSE_TUNED, SMALL_TUNED):
+        for file in folder.glob(f"{title}-*{CHECKPOINT}"):
+            file.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -159,7 +159,7 @@ def shrink(
 def shrink_each(
     model: nn.Module,
     batches: Batches,
-    rules: Sequence[Rule],
+    rules: Iterable[Rule],
     method: str = "mixed",
     *,
     steps: ShrinkSteps | None = None,
@@ -167,8 +167,9 @@ def shrink_each(
 ) -> Iterator[Shrunk]:
     """Shrink one network to several sizes; calibration, decomposition and measurement are done once for all.
 
-    Layers' divergences are measured with the methods that the first rule plans, and serve the other rules as well. So
-    the result for another rule may differ a little from that of :func:`shrink` by itself.
+    Layers' divergences are measured with the methods that the first ``Budget`` plans, and serve the others as well. So
+    the result for another budget may differ a little from that of :func:`shrink` by itself. Networks are made as they
+    are asked for; the dense network must not change until the last one.
 
     Args:
         model: the dense network. It stays unchanged.
@@ -184,6 +185,7 @@ def shrink_each(
     Raises:
         ValueError: as :func:`shrink` does, before the first network is made; or ``rules`` is empty.
     """
+    rules = list(rules)
     if not rules:
         raise ValueError("rules is empty: at least one is needed")
     for rule in rules:

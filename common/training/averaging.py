@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from common.network.copies import independent_copy
+
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -28,4 +30,6 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
         count = int(steps)
         get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averages, current, steps)
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    averaged = AveragedModel(nn.Identity(), multi_avg_fn=average, use_buffers=True)
+    averaged.module = independent_copy(model)  # which copies networks that ``copy.deepcopy`` refuses
+    return averaged.to(next(model.parameters()).device)

@@ -100,7 +100,7 @@ def test_dense_and_small_get_the_same_fine_tuning(
 
     def train(network: nn.Module, data: DataBundle, settings: object, *, description: str, **given: Any) -> Any:
         asked.append((data, settings, given["teacher"]))
-        assert given["checkpoint"] == Path(config.out) / f"{description}.checkpoint"
+        assert given["checkpoint"].match(f"{config.out}/{description}-*.checkpoint")
         return [{"epoch": 1.0, "loss": len(description)}]
 
     monkeypatch.setattr(finetuning, "train", train)

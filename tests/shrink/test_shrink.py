@@ -57,7 +57,7 @@ def test_several_sizes_share_one_measurement(
     trained: nn.Module, batches: list[tuple[Tensor, Tensor]], shrunk: Shrunk
 ) -> None:
     rules = [Budget(params=0.35), Budget(macs=0.3), Energy(0.8)]
-    first, second, third = shrink_each(trained, batches, rules)
+    first, second, third = shrink_each(trained, batches, iter(rules))
     assert same_weights(first.model, shrunk.model)
     assert second.after.macs <= 0.3 * second.before.macs
     assert (second.plan.rule, third.plan.rule) == ("budget", "energy")

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from common.compression import load_compressed
-from common.data import DATASETS, DataBundle
+from common.data import DATASETS, DataBundle, load_data
 from common.planning import Budget, plan_of
 from common.reporting import figures
-from common.shrink import ShrinkSteps, Shrunk, finetuning, shrink
+from common.shrink import ShrinkSteps, Shrunk, finetuning, loading, shrink
 from common.shrink import __main__ as command
 from common.shrink.deployment import DIVERGENCE, DeployedFile, files_table
-from common.shrink.loading import Examples, load_examples
+from common.shrink.loading import Examples
 from common.shrink.report import Report
 from common.training import TrainingSettings, train
 from tests.networks import same_weights, tiny_cnn, tiny_digits
@@ -138,7 +138,7 @@ def test_interrupted_fine_tuning_continues(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(finetuning, "evaluate", lambda *_: pytest.fail("killed after the first training"))
         with pytest.raises(pytest.fail.Exception, match="killed"):
             finetuning.finetuned(dense, small, tiny_digits(), settings, checkpoints=tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["dense-tuned.checkpoint"]
+    assert [file.name.partition("-tuned-")[0] for file in tmp_path.iterdir()] == ["dense"]
     epochs: list[str] = []
 
     def counted(*arguments: Any, description: str, **options: Any) -> list[dict[str, float]]:
@@ -150,6 +150,10 @@ def test_interrupted_fine_tuning_continues(tmp_path: Path, monkeypatch: pytest.M
     assert len(history) == 2
     assert found.keys() == wanted.keys()
     assert all(same_weights(found[title], wanted[title]) for title in found)
+    other, _ = finetuning.finetuned(tiny_cnn(width=6, seed=3), small, tiny_digits(), settings, checkpoints=tmp_path)
+    assert len(epochs) == 6  # another network takes nothing from these files
+    assert not any(same_weights(other[title], found[title]) for title in other.keys() & found.keys())
+    finetuning.remove_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,14 +163,15 @@ def test_fine_tuning_varies_the_images_as_the_data_set_does(
 ) -> None:
     loaded: list[bool | None] = []
 
-    def load(name: str, *_: Any, augment: bool | None, **__: Any) -> Examples:
+    def load(name: str, *_: Any, augment: bool | None = None, **__: Any) -> DataBundle:
         loaded.append(DATASETS[name].augment if augment is None else augment)
-        return load_examples("digits", None, 8, limit=64, augment=loaded[-1])
+        return load_data("digits", None, 8, limit=64, augment=loaded[-1])
 
     def learn(_: object, __: object, data: DataBundle, *___: Any, **____: Any) -> None:
         raise ValueError(f"it learns with augment={data.source['augment']}")
 
-    monkeypatch.setattr(command, "load_examples", load)
+    monkeypatch.setattr(command, "load_data", load)
+    monkeypatch.setattr(loading, "load_data", load)
     monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
     monkeypatch.setattr(command, "shrink", lambda *given, **_: shrink(*given, steps=CHEAP))
     monkeypatch.setattr(command, "finetuned", learn)

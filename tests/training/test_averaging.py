@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def test_training_returns_the_average() -> None:
 def test_an_interrupted_training_continues_with_its_average(tmp_path: Path) -> None:
     settings = TrainingSettings(epochs=3.0, amp="off", ema=0.9)
     train_and_continue(tiny_cnn, tiny_digits, settings, tmp_path / "run.checkpoint")
+
+
+def test_a_network_that_deepcopy_refuses_has_an_average_too() -> None:
+    model = tiny_cnn()
+    model.settings = MappingProxyType({"width": 8})  # type: ignore[assignment]
+    train(model, tiny_digits(64), TrainingSettings(epochs=1.0, amp="off", ema=0.9))
 
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0, 2.0])
