@@ -10,10 +10,10 @@ of calibration and validation are used. A rank rule has only one plan and no see
 
 A search sees one half of validation, every second image, and chooses a trial on it: among those that keep to the
 budget and differ from the best only by chance, the one with the least loss. The greatest of many measurements is
-partly luck. So the table has the trial's metric on the other half, which chose nothing. The trial is then fine-tuned
-on the whole training split and evaluated on the whole test split. The difference to the budget's own allocation
-(``budget`` alone) on test is paired by images and averaged over networks and seeds, with its 95% interval. Where the
-interval holds 0, the table says ``no difference``.
+partly luck. So the table has the trial's metric on the other half, which chose nothing. The trial is then refitted,
+fine-tuned on the whole training split and evaluated on the whole test split. The difference to the budget's own
+allocation (``budget`` alone) on test is paired by images and averaged over networks and seeds, with its 95% interval.
+Where the interval holds 0, the table says ``no difference``.
 
 The plans of ``static`` are used as they are drawn; the table says how many kept to the budget. ``vbmf`` is also
 measured at the size that its own rule chooses.
@@ -26,7 +26,6 @@ read from their logs, so other settings need another ``--out``.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.calibration import recalibrate_bn
+from common.calibration import recalibrate_bn, refit
 from common.compression import compress, load_compressed, save_compressed
 from common.data import METRICS, DataBundle, load_data
 from common.data.batching import BatchDataset, make_loader
@@ -206,7 +205,8 @@ class Comparison:
         plain = self.recalibrated(plan, 0)
         file = self.logs / f"{run}.safetensors"
         if not file.exists():
-            tuned = copy.deepcopy(plain)
+            tuned = compress(self.model, plan, decompositions=self.decompositions.with_sweeps(2))
+            refit(tuned, self.model, self.data.calibration)
             train(tuned, self.data, self.training, teacher=self.model, description=run)
             save_compressed(tuned, file)
         row: dict[str, Any] = {

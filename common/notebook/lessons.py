@@ -104,10 +104,21 @@ def equal_sizes(records: Sequence[TrialRecord], budget: float | None) -> Display
     first = next(iter(chosen.values()))
     dense, images, metric = first.baseline, first.baseline.images, first.metric
     test = _tested(dense.metric(metric, "test"), images.get("test", 0))
-    total = ["dense", "", count(dense.params), count(dense.macs), f"{dense.metric(metric):.2%}", "", "", test, ""]
-    headings = ("method", "trial", "parameters", "MACs", "raw", "recalibrated", "fine-tuned", "test", "speedup")
+    total = ["dense", "", count(dense.params), count(dense.macs), f"{dense.metric(metric):.2%}", "", "", "", test, ""]
+    headings = (
+        "method",
+        "trial",
+        "parameters",
+        "MACs",
+        "raw",
+        "recalibrated",
+        "refitted",
+        "fine-tuned",
+        "test",
+        "speedup",
+    )
     counted = f"{images.get('validation', 0):,} images of validation, and {images.get('test', 0):,} images of test"
-    notes = [f"{metric.capitalize()} on {counted}. A dash: not done, or fine-tuning was not better."]
+    notes = [f"{metric.capitalize()} on {counted}. A dash: not done, or it was not better."]
     if "[" in test:
         notes.append(
             "In brackets the 95% interval. Where intervals overlap, the test does not tell the methods apart."

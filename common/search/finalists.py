@@ -1,4 +1,4 @@
-"""The end of a search: fine-tune the best few, and read the test split once for the chosen ones."""
+"""The end of a search: refit and fine-tune the best few, and read the test split once for the chosen ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from common.compression import compress, load_compressed, save_compressed
 from common.data import DataBundle
 from common.data.own import OwnLoader
+from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
@@ -25,10 +26,12 @@ UNTUNED = (FloatingPointError, MemoryError, RuntimeError)
 """Raised where a loss is not finite or memory runs out; torch raises RuntimeErrors."""
 FINETUNED = "finetuned trial {}"
 """A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
+REFITTED = "refitted trial {}"
+"""The same of a refitted trial."""
 
 
 class Finalists:
-    """Fine-tunes and tests the best trials of a study. After a stop, it continues where it was.
+    """Refits, fine-tunes and tests the best trials of a study. After a stop, it continues where it was.
 
     Args:
         study: the study, with all of its trials done.
@@ -71,14 +74,29 @@ class Finalists:
         Args:
             given: how many plans were given; their trials have the first numbers.
         """
-        best = self._ranked()[: self.settings.finetune_top]
+        self._for_the_best(self.settings.finetune_top, given, FINETUNED, self._finetune)
+
+    def refit_best(self, given: int) -> None:
+        """Refit the trials that :meth:`finetune_best` takes, and at least the best one, if the settings ask for it.
+
+        Args:
+            given: how many plans were given; their trials have the first numbers.
+        """
+        if self.settings.refit:
+            self._for_the_best(max(1, self.settings.finetune_top), given, REFITTED, self._refit)
+
+    def _for_the_best(
+        self, count: int, given: int, attribute: str, work: Callable[[TrialRecord], dict[str, Any]]
+    ) -> None:
+        """Do ``work`` for the best trials; the study's attribute keeps its result, so that it is done once."""
+        best = self._ranked()[:count]
         measured = [record for record in self.records.values() if record.status == "ok"]
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
-            done: dict[str, Any] | None = self._done.get(FINETUNED.format(record.trial))
+            done: dict[str, Any] | None = self._done.get(attribute.format(record.trial))
             if done is None or (done and not self._file(record.trial).exists()):
-                done = self._finetune(record)
-                self.study.set_user_attr(FINETUNED.format(record.trial), done)
+                done = work(record)
+                self.study.set_user_attr(attribute.format(record.trial), done)
             elif done:
                 self.networks[record.trial] = load_compressed(self._file(record.trial), self.objective.model)
             if done:
@@ -100,9 +118,36 @@ class Finalists:
         kept, whole = (record.params - idle, record.macs), (dense.params_in_use, dense.macs)
         return budget is None or budget.allows(kept, whole)
 
+    def _refit(self, record: TrialRecord) -> dict[str, Any]:
+        start = time.perf_counter()
+        description = f"refitting trial {record.trial}"
+        try:
+            network = self.objective.refitted(plan_of_record(record))
+        except (ValueError, *UNTUNED) as error:  # calibration data on which a layer's values are not finite
+            self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
+            return {}
+        after = record.replace(metrics={**record.metrics, "refitted": self.objective.evaluate(network)})
+        if self._worse(after, record):
+            self.writer.note(f"{description} made it worse; the network stays as it was")
+            return {}
+        return self._keep(after, network, start)
+
+    def _keep(self, record: TrialRecord, network: nn.Module, start: float, **details: Any) -> dict[str, Any]:
+        """Save a network that became better, and write its record; return the record's new fields."""
+        self.networks[record.trial] = network
+        save_compressed(network, self._file(record.trial))
+        done: dict[str, Any] = {
+            "metrics": record.metrics,
+            "seconds": record.seconds + time.perf_counter() - start,
+            "details": {**record.details.to_json(), **details},
+        }
+        self._write(record.replace(**done))
+        return done
+
     def _finetune(self, record: TrialRecord) -> dict[str, Any]:
         start = time.perf_counter()
-        network = self.objective.build(plan_of_record(record))
+        known = self.networks.get(record.trial)
+        network = self.objective.build(plan_of_record(record)) if known is None else independent_copy(known)
         description = f"fine-tuning trial {record.trial}"
         try:
             history = train(
@@ -116,15 +161,7 @@ class Finalists:
         if self._worse(after, record):
             self.writer.note(f"{description} made it worse ({tuned[metric]:.2%}); the network stays as it was")
             return {}
-        self.networks[record.trial] = network
-        save_compressed(network, self._file(record.trial))
-        done: dict[str, Any] = {
-            "metrics": after.metrics,
-            "seconds": record.seconds + time.perf_counter() - start,
-            "details": {**record.details.to_json(), "rung": "finetuned", "finetuning": history},
-        }
-        self._write(record.replace(**done))
-        return done
+        return self._keep(after, network, start, rung="finetuned", finetuning=history)
 
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
         if self.settings.budget is None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.calibration import recalibrate_bn
+from common.calibration import recalibrate_bn, refit
 from common.compression import compress
 from common.data import DataBundle
 from common.data.bundle import Loader
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency import RUNTIMES, Latency, layer_times, measure_latency
 from common.network import Profile, profile
+from common.network.copies import independent_copy
 from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
@@ -30,6 +31,8 @@ Metrics = dict[str, dict[str, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 RUNGS = ("predicted", "part", "full")
 """The rungs of the ladder. Fine-tuning and the test follow after the last trial, for the best few."""
+IMPROVING_SWEEPS = 2
+"""Sweeps of alternating least squares that improve the factors of the best trials."""
 HELD_BYTES = 2**29
 """Batches up to this size are prepared once and kept in memory."""
 
@@ -110,6 +113,23 @@ class Objective:
         small = compress(self.model, plan, decompositions=self.decompositions)
         self._recalibrate(small)
         return small
+
+    def refitted(self, plan: RankPlan) -> nn.Module:
+        """Compress the network with improved factors and refit it, as :func:`common.shrink.shrink` does.
+
+        BatchNorm is recalibrated if that lowers the loss on validation.
+        """
+        small = compress(self.model, plan, decompositions=self._improved)
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)
+            refit(small, self.model, leading(self.data.calibration), seed=self._seed)
+        recalibrated = independent_copy(small)
+        self._recalibrate(recalibrated)
+        return min((small, recalibrated), key=lambda network: self.evaluate(network)["loss"])
+
+    @cached_property
+    def _improved(self) -> Decompositions:
+        return self.decompositions.with_sweeps(max(IMPROVING_SWEEPS, self.decompositions.sweeps))
 
     def _recalibrate(self, network: nn.Module, max_batches: int | None = None) -> None:
         with torch.random.fork_rng():
@@ -260,6 +280,16 @@ def held(batches: Loader) -> Batches:
     inputs, targets = next(iter(batches))
     size = (inputs.nbytes + targets.nbytes) * len(batches)
     return list(batches) if size <= HELD_BYTES else batches
+
+
+def leading(batches: Loader) -> list[Tensor]:
+    """The inputs of the first batches, up to ``HELD_BYTES``, and of at least one."""
+    found: list[Tensor] = []
+    for inputs, _ in batches:
+        if found and sum(each.nbytes for each in (*found, inputs)) > HELD_BYTES:
+            break
+        found.append(inputs)
+    return found
 
 
 def calibration_inputs(data: DataBundle, count: int) -> Tensor:

@@ -134,6 +134,7 @@ class RunningSearch:
             self._log_unlogged(records)
             check_claim(self.study, self.runner.worker)
             finalists = self._finalists(records)
+            finalists.refit_best(self.runner.given)
             finalists.finetune_best(self.runner.given)
             best = finalists.test_chosen(self.runner.given)
             networks = finalists.networks

@@ -36,9 +36,11 @@ class SearchSettings(PolicySettings):
         startup: number of trials to measure in full before any is pruned.
         part: share of the calibration and validation batches in the second rung.
         keep: a trial is accepted if it keeps this share of the dense metric.
+        refit: improve the factors of the best trials and refit them, before any fine-tuning, as
+            :func:`common.shrink.shrink` does; kept where it is better on validation.
         finetune_top: number of the best trials to fine-tune: by score, or under a budget by metric and loss.
         finetune: settings of this fine-tuning, at most 5 epochs.
-        finetune_given: also fine-tune and test the given plans, to compare the rules that made them.
+        finetune_given: also refit, fine-tune and test the given plans, to compare the rules that made them.
         sensitivity_images: number of images of the calibration split on which sensitivities are measured.
         latency_batch: number of inputs in a timed pass.
         runtimes: the runtimes in which the chosen networks are timed at the end. Trials are timed in ``eager``.
@@ -57,6 +59,7 @@ class SearchSettings(PolicySettings):
     startup: Count = 10
     part: Share = 0.2
     keep: Share = 0.99
+    refit: bool = True
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune: TrainingSettings = TrainingSettings(epochs=1.0, learning_rate=0.02)
     finetune_given: bool = False

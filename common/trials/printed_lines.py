@@ -9,11 +9,11 @@ from common.progress import say
 from common.trials.log import change
 from common.trials.record import STAGES, TrialRecord
 
-HEADINGS = {"raw": "raw", "recalibrated": "recal.", "finetuned": "tuned", "test": "test"}
+HEADINGS = {"raw": "raw", "recalibrated": "recal.", "refitted": "refit", "finetuned": "tuned", "test": "test"}
 """Stage or split -> the heading of its column."""
 SETTINGS = {name: name for name in ("ranks", "threshold", "tau", "params", "macs", "latency")} | {"exponent": "exp"}
 """Settings of a rank rule that tell its plans apart -> how the line names them."""
-PLAN_WIDTH = 24
+PLAN_WIDTH = 22
 
 
 class TrialLines:
@@ -55,6 +55,6 @@ def _line(
     metrics = " ".join(f"{reached[stage]:>7}" for stage in HEADINGS)
     shown = plan if len(plan) <= PLAN_WIDTH else f"{plan[: PLAN_WIDTH - 3]}..."
     return (
-        f"{trial:>5}  {state:<6}  {shown:<{PLAN_WIDTH}} {costs[0]:>8} {costs[1]:>8}  {metrics}  {speedup:>7} "
+        f"{trial:>5}  {state:<6}  {shown:<{PLAN_WIDTH}} {costs[0]:>7} {costs[1]:>7}  {metrics}  {speedup:>7} "
         f"{seconds:>6}"
     )

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from common.trials.migration import SCHEMA_VERSION, migrate, without_misfits
 
 Status = Literal["ok", "pruned", "failed"]
-STAGES = ("raw", "recalibrated", "finetuned")
+STAGES = ("raw", "recalibrated", "refitted", "finetuned")
 """The stages at which a trial is measured on the validation split, in order."""
 READING = {"reading": True}
 """The context of validation when a record is read: a measure that is infinite is then an error."""

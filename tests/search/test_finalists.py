@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.planning import Budget, plan_ranks
-from common.search import SearchSettings, search_ranks
-from common.search.finalists import best_first
+from common.search import SearchResult, SearchSettings, search_ranks
+from common.search.finalists import Finalists, best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search
-from tests.networks import TinyCNN, tiny_digits
+from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 from tests.search.studies import SETTINGS, search
 
@@ -49,6 +50,55 @@ def test_a_finetuning_that_diverges_or_lacks_memory_does_not_end_the_search(
     assert result.best
     assert "failed: FloatingPointError: the loss is nan" in result.log.read_text()
     assert "failed: RuntimeError: can't allocate memory" in result.log.read_text()
+
+
+def test_the_best_trial_is_refitted_and_keeps_that_after_a_stop(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, method="svd", budget=Budget(macs=0.25), trials=3, keep=0.1, finetune_top=0, seed=1
+    )
+
+    def run(folder: str, **changes: Any) -> SearchResult:
+        asked = dataclasses.replace(settings, **changes)
+        return search_ranks(dense, tiny_digits(), asked, logs=tmp_path / folder, run="b", on_trial=lambda _: None)
+
+    plain, found = run("plain", refit=False), run("whole")
+    refitted = [record for record in found.records if "refitted" in record.metrics]
+    assert len(refitted) == 1
+    record = refitted[0]
+    assert record.metrics["refitted"]["loss"] < record.metrics["recalibrated"]["loss"]
+    assert not any("refitted" in each.metrics for each in plain.records)
+    with torch.no_grad():
+        x = tiny_digits().example()
+        assert not torch.equal(found.networks[record.trial](x), plain.networks[record.trial](x))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finalists, "test_chosen", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert not run("stopped").finished
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "refitted", lambda *_: pytest.fail("it was refitted before the stop"))
+        again = run("stopped")
+    assert again.finished
+    assert same_weights(again.networks[record.trial], found.networks[record.trial])
+    assert again.records[record.trial].metrics["refitted"] == record.metrics["refitted"]
+
+
+def test_a_refit_that_fails_or_does_harm_is_left_out(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("its inputs on the calibration data are not finite")
+
+    for name, made, line in (
+        ("fails", fails, "failed: ValueError: its inputs on"),
+        ("harms", lambda *_: tiny_cnn(seed=5), "made it worse; the network stays as it was"),
+    ):
+        monkeypatch.setattr(Objective, "refitted", made)
+        result, _ = search(dense, tmp_path / name)
+        assert line in result.log.read_text()
+        assert not any("refitted" in record.metrics for record in result.records)
+        assert result.best
 
 
 def test_under_a_budget_only_trials_within_it_are_finetuned(dense: TinyCNN, tmp_path: Path) -> None:

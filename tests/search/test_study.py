@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def test_every_trial_is_logged_once_more_after_each_stage(searched: Searched) ->
     assert [record.rule for record in records] == ["fixed", "entropy"] + ["adaptive policy"] * 8
     assert [record.method for record in records] == ["svd", "svd"] + ["htd"] * 8
     assert {record.status for record in records} == {"ok"}
-    tuned = sum("finetuned" in record.metrics for record in records)
+    tuned = sum(stage in record.metrics for record in records for stage in ("refitted", "finetuned"))
     tested = sum("test" in record.metrics for record in records)
     assert len(searched.shown) == 10 + tuned + tested
 
@@ -102,10 +103,15 @@ def test_the_best_by_score_are_finetuned(searched: Searched) -> None:
     tuned = [record.trial for record in searched.records if "finetuned" in record.metrics]
     scores = {record.trial: record.details.score for record in searched.records}
     assert set(tuned) <= set(sorted(scores, key=lambda trial: scores[trial] or 0.0, reverse=True)[:2])
-    assert len(tuned) + searched.result.log.read_text().count("made it worse") == 2
+    log = searched.result.log.read_text()
+    assert len(tuned) + len(re.findall(r"fine-tuning trial \d+ made it worse", log)) == 2
+    refitted = [record.trial for record in searched.records if "refitted" in record.metrics]
+    assert len(refitted) + len(re.findall(r"refitting trial \d+ made it worse", log)) == 2
     for record in searched.records:
         if "finetuned" in record.metrics:
             assert record.metrics["finetuned"]["accuracy"] >= record.metrics["recalibrated"]["accuracy"]
+        if "refitted" in record.metrics:
+            assert record.metrics["refitted"]["accuracy"] >= record.metrics["recalibrated"]["accuracy"]
 
 
 def test_the_chosen_are_the_best_and_are_tested_timed_and_saved(searched: Searched, dense: TinyCNN) -> None:

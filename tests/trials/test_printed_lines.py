@@ -12,7 +12,7 @@ def test_every_trial_has_one_line_below_the_headings(capsys: pytest.CaptureFixtu
     lines(tuned)
     lines(make_record(trial=14, status="pruned", metrics={}, latency=None))
     what, headings, first, second = capsys.readouterr().out.splitlines()
-    assert what.startswith("accuracy: on validation in the stages raw, recalibrated, finetuned")
+    assert what.startswith("accuracy: on validation in the stages raw, recalibrated, refitted, finetuned")
     for heading, value in (
         ("trial", "3"),
         ("state", "ok"),

@@ -70,7 +70,7 @@ def stages(trials: Trials | Sequence[TrialRecord], keep: float = 0.99) -> Figure
         handles = [
             *(
                 Line2D([], [], linestyle="none", marker=STAGE_MARKERS[s], color=c, label=STAGE_NAMES[s])
-                for s, c in zip(STAGES, palette(3), strict=True)
+                for s, c in zip(STAGES, palette(len(STAGES)), strict=True)
                 if any(rows[s].notna().any() for _, rows in groups)
             ),
             Line2D([], [], color=DENSE_COLOR, linewidth=0.8, label=dense_label(rows for _, rows in groups)),
@@ -94,12 +94,12 @@ def _draw_tuned(axes: Axes, rows: pd.DataFrame, titles: Mapping[str, str]) -> No
     for place, name in enumerate(names):
         part = thin(rows[rows["method"] == name], 40)
         heights = 100 * part[list(STAGES)].to_numpy(dtype=float)
-        across = place + np.array([-0.25, 0.0, 0.25])
+        across = place + np.linspace(-0.27, 0.27, len(STAGES))
         for line in heights:
             known = ~np.isnan(line)
             axes.plot(across[known], line[known], color="0.6", linewidth=0.6, zorder=1)
         for x, stage, values in zip(across, STAGES, heights.T, strict=True):
-            color = palette(3)[STAGES.index(stage)]
+            color = palette(len(STAGES))[STAGES.index(stage)]
             axes.scatter([x] * len(values), values, s=14, color=color, marker=STAGE_MARKERS[stage], zorder=2)
     axes.set_xticks(range(len(names)), labels=[titles[name] for name in names])
     axes.set_xlim(-0.6, len(names) - 0.4)

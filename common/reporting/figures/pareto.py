@@ -29,11 +29,17 @@ from common.reporting.reference import COSTS as REFERENCE_COSTS
 from common.reporting.reference import Reference
 from common.reporting.tables.splits import metric_name, split_head
 from common.reporting.tables.summary import baseline_row
-from common.trials import TrialRecord
+from common.trials import STAGES, TrialRecord
 
-STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "finetuned": "^", "pruned": "x"}
-STAGE_NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned", "pruned": "pruned"}
-STAGE_COLORS = [*palette(3), (0.45, 0.45, 0.45)]
+STAGE_MARKERS = {"raw": "o", "recalibrated": "s", "refitted": "D", "finetuned": "^", "pruned": "x"}
+STAGE_NAMES = {
+    "raw": "raw",
+    "recalibrated": "recalibrated",
+    "refitted": "refitted",
+    "finetuned": "fine-tuned",
+    "pruned": "pruned",
+}
+STAGE_COLORS = [*palette(len(STAGES)), (0.45, 0.45, 0.45)]
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 HOLLOW = {"facecolors": "none", "linewidths": 0.7}
 """The look of a trial that was not fine-tuned."""

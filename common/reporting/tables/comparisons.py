@@ -18,7 +18,7 @@ from common.trials import TrialRecord
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 """Shares of the dense parameters at which the methods are compared."""
-STAGE_HEADS = {"raw": "Raw", "recalibrated": "Recalibrated", "finetuned": "Fine-tuned"}
+STAGE_HEADS = {"raw": "Raw", "recalibrated": "Recalibrated", "refitted": "Refitted", "finetuned": "Fine-tuned"}
 
 
 def _spread(values: pd.Series[float]) -> tuple[float, float]:
@@ -107,18 +107,16 @@ def _measures(frame: pd.DataFrame) -> dict[str, pd.Series[float]]:
 SHAPES: dict[str, Any] = {
     "Params Red.": change,
     "MACs Red.": change,
-    "Raw": percentage,
-    "Recalibrated": percentage,
-    "Fine-tuned": percentage,
+    **dict.fromkeys(STAGE_HEADS.values(), percentage),
     "Test": percentage,
     "Regained": "{:.0%}".format,
     "Recovery": percentage,
     "Speedup": times,
 }
 MEANING = [
-    "Raw, Recalibrated and Fine-tuned: the deciding metric on validation after each stage. Regained: the share of "
-    "the decomposition's loss that the later stages recovered, (last - raw) / (dense - raw), if the loss is 1% or "
-    "more. Recovery: last over dense. Test: of those that were tested.",
+    "Raw, Recalibrated, Refitted and Fine-tuned: the deciding metric on validation after each stage. Regained: the "
+    "share of the decomposition's loss that the later stages recovered, (last - raw) / (dense - raw), if the loss is "
+    "1% or more. Recovery: last over dense. Test: of those that were tested.",
     "mean ± standard deviation, if there are several values.",
 ]
 COSTS = {"params_kept": "params", "macs_kept": "MACs"}

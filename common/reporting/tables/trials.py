@@ -11,7 +11,7 @@ from common.reporting.tables.splits import BRACKETS, split_head
 from common.reporting.tables.table import Shape, Table, as_text, change, percentage, times
 from common.trials import STAGES
 
-NAMES = {"raw": "raw", "recalibrated": "recalibrated", "finetuned": "fine-tuned"}
+NAMES = {"raw": "raw", "recalibrated": "recalibrated", "refitted": "refitted", "finetuned": "fine-tuned"}
 COLUMNS = {
     "label": "Model",
     "run": "Run",
@@ -31,6 +31,7 @@ COLUMNS = {
     "metric": "Metric",
     "raw": "Raw",
     "recalibrated": "Recalibrated",
+    "refitted": "Refitted",
     "finetuned": "Fine-tuned",
     "reached": "Last stage",
     "final": "Validation",
@@ -55,9 +56,9 @@ COLUMNS = {
 def trials_frame(trials: Trials, keep: float) -> pd.DataFrame:
     """The figures of every trial, a row for each, under the headings of `COLUMNS`.
 
-    Raw, Recalibrated and Fine-tuned are the deciding metric on validation after each stage. Validation is the last of
-    them. ``low`` and ``high`` are the limits of a 95% interval, if the metric is a share of images. What was not
-    measured is empty.
+    Raw, Recalibrated, Refitted and Fine-tuned are the deciding metric on validation after each stage. Validation is
+    the last of them. ``low`` and ``high`` are the limits of a 95% interval, if the metric is a share of images. What
+    was not measured is empty.
     """
     frame = trials.frame
     known = [frame[stage].notna() for stage in reversed(STAGES)]
