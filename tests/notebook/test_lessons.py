@@ -58,8 +58,8 @@ def test_the_lesson_holds_one_row_a_method_within_the_budget() -> None:
     assert [row[1] for row in table.rows] == ["1", "3 (tau=0.341)", "4 (tau=0.6)", "5"]
     assert list(named) == ["SVD", "ARSVD", "ARSVD, exponent 2", "HTD, searched"]
     assert named["SVD"][2] == "200 (-80.0%)"
-    assert named["SVD"][4:7] == ["10.00%", "60.00%", "-"]
-    assert named["SVD"][7].startswith("75.00% [70.")  # Wilson's interval for 300 of 400 is 70.5 to 79.0
+    assert named["SVD"][4:8] == ["10.00%", "60.00%", "-", "-"]
+    assert named["SVD"][8].startswith("75.00% [70.")  # Wilson's interval for 300 of 400 is 70.5 to 79.0
     assert "at most 20% of the parameters" in table.title
     assert "500 images of validation" in table.notes[0]
     assert table.total[:3] == ["dense", "", "1.00 K"]

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 KEEP = 0.99
 METHODS = ("SVD", "ARSVD", "Tucker-2", "HTD")
 BUDGETS = (2, 5, 10, 20, 30, 50, 75)
-STAGES = {"Raw": "raw", "Recalibrated": "recalibrated", "Fine-tuned": "finetuned"}
+STAGES = {"Raw": "raw", "Recalibrated": "recalibrated", "Refitted": "refitted", "Fine-tuned": "finetuned"}
 NAN = math.nan
 
 

@@ -100,7 +100,8 @@ def _draw_tuned(axes: Axes, rows: pd.DataFrame, titles: Mapping[str, str]) -> No
             axes.plot(across[known], line[known], color="0.6", linewidth=0.6, zorder=1)
         for x, stage, values in zip(across, STAGES, heights.T, strict=True):
             color = palette(len(STAGES))[STAGES.index(stage)]
-            axes.scatter([x] * len(values), values, s=14, color=color, marker=STAGE_MARKERS[stage], zorder=2)
+            if not np.isnan(values).all():
+                axes.scatter([x] * len(values), values, s=14, color=color, marker=STAGE_MARKERS[stage], zorder=2)
     axes.set_xticks(range(len(names)), labels=[titles[name] for name in names])
     axes.set_xlim(-0.6, len(names) - 0.4)
 
