@@ -67,7 +67,7 @@ TESTED = {
     r"OMP_NUM_THREADS=[12] python benchmarks/latency.py": "tests/benchmarks/test_benchmark_latency.py::",
     r"OMP_NUM_THREADS=1 python benchmarks/exported_accuracy.py": "tests/benchmarks/test_benchmark_exported.py::",
     r"python benchmarks/accuracy_before_finetuning.py": "tests/benchmarks/test_benchmark_accuracy.py::",
-    r"(OMP_NUM_THREADS=1 )?python -m common.shrink": "tests/scripts/test_wheel.py::test_a_stranger_gets_small_files_by_one_command",
+    r"(OMP_NUM_THREADS=1 )?python -m common.shrink": "tests/scripts/test_wheel.py::test_a_stranger_gets_small_files",
     r"papermill notebooks/own": "tests/scripts/test_wheel.py::test_a_stranger_gets_them_by_the_notebook",
     r"pytest -m gpu": "tests/test_devices.py::",
     r"make lock": "tests/test_requirements.py::test_the_locks_are_written_for_both_versions_of_python",
