@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from torch import nn
 
 from common.data import DataBundle
 from common.network.copies import independent_copy
+from common.planning import plan_of
 from common.search.study.specification import network_digest
 from common.training import EpochLog, TrainingSettings, evaluate, train
 
 DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
 """Titles of the networks after fine-tuning."""
 CHECKPOINT = ".checkpoint"
-"""Ending of the states of trainings. Their names tell networks apart, by a digest of both networks' weights."""
+"""Ending of the states of trainings. Their names tell networks apart, see :func:`_digest`."""
 
 
 def finetuned(
@@ -43,10 +45,9 @@ def finetuned(
     """
     better: dict[str, nn.Module] = {}
     history: list[EpochLog] = []
-    digest = hashlib.sha256("".join(map(network_digest, (dense, small))).encode()).hexdigest()[:12]
     for title, network in ((DENSE_TUNED, dense), (SMALL_TUNED, small)):
         tuned = independent_copy(network)
-        checkpoint = checkpoints / f"{title}-{digest}{CHECKPOINT}" if checkpoints else None
+        checkpoint = checkpoints / f"{title}-{_digest(dense, network)}{CHECKPOINT}" if checkpoints else None
         history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
         before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
         if after < before:
@@ -54,6 +55,16 @@ def finetuned(
         else:
             better[title] = tuned
     return better, history
+
+
+def _digest(dense: nn.Module, network: nn.Module) -> str:
+    """A short digest of the dense network's weights and of the plan of ``network``; of its weights, if it has none.
+
+    The weights of a small network may differ in their last digits when it is made again.
+    """
+    plan = plan_of(network)
+    parts = network_digest(dense), json.dumps(plan.to_json()) if plan else network_digest(network)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def remove_checkpoints(folder: Path) -> None:
