@@ -26,7 +26,6 @@ from common.calibration.divergence import outputs_on
 from common.compression import compress
 from common.decomposition import DECOMPOSITIONS
 from common.planning import Budget, plan_ranks
-from common.planning.decompositions import Decompositions
 from common.progress import track
 from common.shrink import shrink_each
 
@@ -106,14 +105,13 @@ def main(arguments: list[str] | None = None) -> None:
     x, moments = batches[0][:1], calibrate(model, batches)
     networks: dict[tuple[str, float], list[nn.Module]] = {}
     budgets = [Budget(macs=kept) for kept in options.kept]
-    sources = [Decompositions(model), Decompositions(model, moments)]
     for method in options.methods:
         for kept, budget, small in zip(
             options.kept, budgets, shrink_each(model, batches, budgets, method), strict=True
         ):
             plain = [
-                compress(model, plan_ranks(model, x, method, budget, decompositions=source), decompositions=source)
-                for source in sources
+                compress(model, plan_ranks(model, x, method, budget, moments=given), moments=given)
+                for given in (None, moments)
             ]
             networks[method, kept] = [*plain, small.model]
     test = luminance(options.data_root / "test", 1000)
