@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-METHODS = ("svd", "spatial_svd", "tucker2", "htd")
+from common.decomposition import DECOMPOSITIONS
+
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.7)
 ROUNDING = 1e-6
 CHILD = """
@@ -33,6 +34,7 @@ import common.torchvision_compat
 from common.calibration import calibrate
 from common.compression import compress, load_compressed
 from common.data import load_data
+from common.decomposition import DECOMPOSITIONS
 from common.network.shapes import trace_layers
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions, layer_method
@@ -45,6 +47,7 @@ model = load_compressed(weights).eval()
 decompositions = Decompositions(model, calibrate(model, [next(iter(data.calibration))[0]]), sweeps=2)
 x = next(iter(data.test))[0][:64]
 shapes = trace_layers(model, x[:1])
+known = [each for each in methods.split(",") if each in DECOMPOSITIONS]
 seen = {}
 handles = [
     model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: seen.update({name: (i[0], o)}))
@@ -60,7 +63,7 @@ with torch.no_grad():
         channel = 1 if wanted.dim() == 4 else wanted.dim() - 1
         others = [axis for axis in range(wanted.dim()) if axis != channel]
         variance = (wanted - wanted.mean(others, keepdim=True)).square().mean()
-        for method in dict.fromkeys(layer_method(each, shape) for each in methods.split(",")):
+        for method in dict.fromkeys(layer_method(each, shape) for each in known):
             for share in map(float, shares):
                 ranks = decompositions.get(name, method).fraction(share)
                 plan = RankPlan({name: decompositions.plan(name, method, ranks)}, method, "fixed")
@@ -90,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--image-size", type=int, default=0, help="in pixels; default: that of the data set")
     parser.add_argument("--unannotated", default="keep", help="coco: keep or drop; default: %(default)s")
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="default: %(default)s")
+    parser.add_argument("--methods", nargs="+", default=tuple(DECOMPOSITIONS), help="default: those that both know")
     parser.add_argument("--images", type=int, default=1024, help="calibration images; default: %(default)s")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the ranks; default: %(default)s")
     options = parser.parse_args(arguments)
