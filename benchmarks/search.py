@@ -339,7 +339,7 @@ def draw(curves: pd.DataFrame, metric: str, path: Path) -> list[Path]:
             aspect=0.9,
             facet_kws={"sharey": False},
         )
-        grid.set_axis_labels("Trials", f"Best {metric} so far on the half that chooses (%)")
+        grid.set_axis_labels("Trials", f"Best {metric} so far (%),\nhalf that chooses")
         grid.set_titles("{col_name:.0%} of the MACs kept")
     return save_figure(grid.figure, path)
 
