@@ -77,6 +77,7 @@ TESTED = {
     r"python -m tests.faults.long_run": "tests/faults/test_long_runs.py::",
     r"pip install -e \.": "tests/docs/test_commands.py::test_make_has_installed_the_suite_as_editable",
     INSTALLED: "tests/docs/test_commands.py::test_packages_that_the_pages_name_are_those_of_the_tests",
+    r"OMP_NUM_THREADS=1 python benchmarks/search.py": "tests/benchmarks/test_benchmark_search.py::",
     r"python benchmarks/denoiser.py": "tests/benchmarks/test_benchmark_images.py::test_the_denoiser",
     r"OMP_NUM_THREADS=1 python benchmarks/precisions.py": "tests/benchmarks/test_benchmark_images.py::test_precisions",
     r"python benchmarks/decomposition_time.py": "tests/benchmarks/test_benchmark_checkouts.py::test_time_and_memory",
