@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensorly.backend import backend_context
 from tensorly.decomposition import partial_tucker
@@ -13,6 +13,7 @@ from tensorly.tenalg import multi_mode_dot
 from torch import Tensor
 
 from common.decomposition import DECOMPOSITIONS, HTD, SVD, Decomposition, Ranks, Tucker2
+from common.decomposition.cp import CP
 
 weights = st.builds(
     lambda seed, o, i, kh, kw, groups: (
@@ -46,8 +47,11 @@ def test_the_predicted_error_is_the_measured_error(
     assert decomposition.relative_error(ranks) == pytest.approx(measured, rel=1e-4, abs=1e-6)
 
 
+NESTED = sorted(name for name, kind in DECOMPOSITIONS.items() if not kind.interpolates)
+
+
 @settings(max_examples=25, deadline=None)
-@given(weights, st.sampled_from(sorted(DECOMPOSITIONS)))
+@given(weights, st.sampled_from(NESTED))
 def test_a_higher_rank_never_has_a_greater_error(drawn: tuple[Tensor, int], method: str) -> None:
     decomposition = DECOMPOSITIONS[method](*drawn)
     errors = {ranks: decomposition.relative_error(ranks) for ranks in all_ranks(decomposition)}
@@ -56,6 +60,23 @@ def test_a_higher_rank_never_has_a_greater_error(drawn: tuple[Tensor, int], meth
             higher = tuple(rank + (position == mode) for position, rank in enumerate(ranks))
             assert errors.get(higher, 0.0) <= error + 1e-7
     assert errors[decomposition.max_ranks] < 1e-7
+
+
+@settings(max_examples=10, deadline=None)
+@given(weights)
+@example((torch.randn(8, 8, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)), 1))
+def test_no_rank_of_cp_has_a_greater_error_than_a_knot_below(drawn: tuple[Tensor, int]) -> None:
+    """Each rank continues from the knot below; two ranks between knots may end in different optima."""
+    cp = CP(*drawn)
+    predicted = cp.error_table()[1]
+    assert (predicted[1:] <= predicted[:-1] + 1e-12).all()
+    lowest = 1.0
+    for (rank,) in all_ranks(cp):
+        error = cp.relative_error((rank,))
+        assert error <= lowest + 1e-7
+        if rank in cp._knots:
+            lowest = error
+    assert cp.relative_error(cp.max_ranks) < 1e-7
 
 
 def test_svd_is_the_best_approximation() -> None:
