@@ -128,7 +128,7 @@ def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) ->
     together = _fitted_together(blocks)
     for index in range(len(blocks) - together):
         if inner:
-            blocks[index] = _fit_inner(blocks[index], compose(blocks[index + 1 :]), moment, target, grid)
+            blocks[index] = _fit_inner(blocks[index], blocks[index + 1 :], moment, target, grid)
         moment, target, grid = _pass_through(blocks[index], moment, target, grid)
     if together == 2:
         blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
@@ -139,8 +139,8 @@ def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) ->
 def _sweep_ends(blocks: list[Tensor], moment: Tensor, target: Tensor, grid: tuple[int, int], inner: bool) -> None:
     """Fit the first factor, if ``inner``, and the last one of a chain, in place; those between stay as they are."""
     if inner:
-        after = compose([as_dense(blocks[1], blocks[0].shape[1]), *blocks[2:]])
-        blocks[0] = _fit_inner(blocks[0], after, moment, target, grid)
+        following = [as_dense(blocks[1], blocks[0].shape[1]), *blocks[2:]]
+        blocks[0] = _fit_inner(blocks[0], following, moment, target, grid)
     seen = compose(blocks[:-1]).flatten(2)  # from patches to the inputs of the last factor, (G, r, m)
     blocks[-1] = _solve(seen @ moment @ seen.mT, target @ seen.mT).reshape(blocks[-1].shape)
 
@@ -213,23 +213,25 @@ def _contract(factor: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.einsum("gfcbe,gncbhew->gnfhw", factor, split).flatten(2)
 
 
-def _fit_inner(factor: Tensor, after: Tensor, moment: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Fit one factor by conjugate gradients, given the product of those that follow it.
+def _fit_inner(
+    factor: Tensor, following: Sequence[Tensor], moment: Tensor, target: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Fit one factor by conjugate gradients, given those that follow it.
 
     Args:
         factor: ``(G, r, c, kh, kw)``.
-        after: ``(G, O, r, a, b)``, the product of the factors that follow.
+        following: the factors after it, ``(G, o, i, a, b)`` each.
         moment: ``(G, m, m)``, of the patches that the factor sees.
         target: ``(G, O, m)``.
         grid: height and width of these patches.
     """
     if moment.shape[-1] >= SINGLE_PRECISION_SIZE and factor.dtype == torch.float64:
-        single = (factor.float(), after.float(), moment.float(), target.float())
+        single = (factor.float(), [each.float() for each in following], moment.float(), target.float())
         return _fit_inner(*single, grid).double()
     kh, kw = factor.shape[3:]
+    after = compose(following)  # (G, O, r, a, b)
     # Only directions of the output that the later factors reach matter: a triangular factor of theirs is enough.
-    root = torch.linalg.qr(after.movedim(2, -1).flatten(2, 4)).R if after.shape[1] > after[0, 0].numel() else None
-    reached = after if root is None else root.unflatten(2, (*after.shape[3:], after.shape[2])).movedim(-1, 2)
+    reached = _triangular(compose([*following[:-1], _triangular(following[-1])]))
 
     def widened(value: Tensor, following: Tensor) -> Tensor:
         return torch.einsum("gofad,gfcbe->gocabde", following, value).flatten(2)
@@ -254,6 +256,14 @@ def _fit_inner(factor: Tensor, after: Tensor, moment: Tensor, target: Tensor, gr
         size, before = float((residual * conditioned).sum()), size
         direction = conditioned + size / before * direction
     return factor
+
+
+def _triangular(factor: Tensor) -> Tensor:
+    """Return ``(G, n, i, a, b)`` with the Gram matrix of a factor ``(G, O, i, a, b)``; n is at most i * a * b."""
+    if factor.shape[1] <= factor[0, 0].numel():
+        return factor
+    root = torch.linalg.qr(factor.flatten(2)).R
+    return root.unflatten(2, factor.shape[2:])
 
 
 class _Preconditioner:

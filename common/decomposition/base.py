@@ -208,6 +208,10 @@ class Decomposition(ABC):
         ranks = self.check(ranks)
         return math.sqrt(max(0.0, self.lost_energy(ranks)) / self._total) if self._total else 0.0
 
+    def measured_error(self, ranks: Ranks) -> float:
+        """The error of :meth:`factors`, measured on held-out data where there are any; else :meth:`relative_error`."""
+        return self.relative_error(ranks)
+
     def errors_of(self, lost_energy: Tensor) -> Floats:
         """Convert lost energies of any shape to relative errors."""
         share = lost_energy / self._total if self._total else torch.zeros_like(lost_energy)

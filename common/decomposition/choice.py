@@ -290,6 +290,11 @@ class SelectedDecomposition(Decomposition):
         """The predicted error of the layer's output without sweeps, as a fraction of its standard deviation."""
         return float(self._to_output_errors(np.array([self._preferred.relative_error(ranks)]))[0])
 
+    def measured_error(self, ranks: Ranks) -> float:
+        """The error of the layer's output on the held-out patches, as a fraction of its standard deviation."""
+        ranks = self.check(ranks)
+        return self.held_out.error(self.best(ranks), ranks) ** 0.5
+
     def lost_energy(self, ranks: Ranks) -> float:
         """The square of :meth:`relative_error`, times the output's variance."""
         return self._total * self.relative_error(ranks) ** 2

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
-from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, Ranks, decompose, serving_method
+from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks, decompose, serving_method
 from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, factorable_layers
 from common.network.shapes import LayerShape
@@ -63,6 +65,7 @@ class Decompositions:
         self.sweeps = sweeps
         self._decompositions: dict[tuple[str, str], Decomposition] = {}
         self._cache: dict[Hashable, Any] = {}
+        self._points: Mapping[tuple[str, str], Sequence[tuple[float, float]]] = {}
 
     @cached_property
     def _layers(self) -> dict[str, FactorableLayer]:
@@ -92,7 +95,34 @@ class Decompositions:
         """Return decompositions of the same network with another number of sweeps; both share what is computed."""
         found = Decompositions(self._model, self.moments, sweeps)
         found._decompositions = {key: made.with_sweeps(sweeps) for key, made in self._decompositions.items()}
+        found._points = self._points
         return found
+
+    def corrected(self, points: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> Decompositions:
+        """Return the same decompositions for plans that correct the predicted errors of layers.
+
+        Args:
+            points: (layer, method) -> pairs (predicted error, measured error), both positive, see
+                :func:`common.planning.correction.measured_errors`. Other errors stay as predicted.
+        """
+        found = copy.copy(self)
+        found._points = {key: sorted(pairs) for key, pairs in points.items() if pairs}
+        return found
+
+    def correct(self, name: str, method: str, errors: Floats) -> Floats:
+        """Multiply predicted errors of a layer by the ratio of measured to predicted ones, which lies between points.
+
+        Logarithms of ratios are interpolated over those of errors. Where measured errors do not grow with predicted
+        ones, all get the geometric mean of the ratios.
+        """
+        if (name, method) not in self._points:
+            return errors
+        predicted, measured = np.log(self._points[name, method]).T
+        ratios = measured - predicted
+        if np.any(np.diff(measured) < 0):  # an error that grows with the rank is noise
+            ratios[:] = ratios.mean()
+        with np.errstate(divide="ignore"):
+            return errors * np.exp(np.interp(np.log(errors), predicted, ratios))
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value cached under ``key``; on first use, ``make`` computes it. For tables that plans share."""

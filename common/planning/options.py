@@ -58,7 +58,7 @@ def layer_options(
                 partial(_efficient_ranks, name, shape, decompositions, method, round_to, latencies),
             )
             plans += [decompositions.plan(name, method, tuple(map(int, row))) for row in ranks]
-            table.append(rows)
+            table.append(np.column_stack([rows[:, :-1], decompositions.correct(name, method, rows[:, -1])]))
     rows = np.concatenate(table)
     loss = divergence_of_errors(rows[:, -1] ** 2, (divergences or {}).get(name))
     front = _pareto_front(np.column_stack([rows[:, :-1], loss]))

@@ -65,7 +65,7 @@ def measure_divergences(
     Args:
         model: the dense network. Its training mode stays as it was.
         candidates: the candidates of its layers, by one method.
-        decompositions: the decompositions of its layers.
+        decompositions: the decompositions of its layers. With sweeps, improved factors are measured.
         inputs: ``(N, C, H, W)`` from the calibration split.
         shares: the levels to measure, by their share in ``LEVEL_SHARES``.
         divergence: measures how far outputs are from the dense ones, e.g. the Kullback-Leibler divergence in nats.
@@ -73,17 +73,17 @@ def measure_divergences(
     Returns:
         Layer -> points (squared relative error, mean divergence from the dense outputs).
     """
-    chosen = [
-        (name, choice)
+    plans = [
+        (name, choice.plan)
         for name, choices in candidates.items()
         for share in shares
         if (choice := choices[LEVEL_SHARES.index(share)]) and choice.error
     ]
-    plans = [(name, choice.plan) for name, choice in chosen]
     measured = _divergences(model, plans, decompositions, inputs, divergence)
     table: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for (name, choice), (_, value) in zip(chosen, measured, strict=True):
-        table[name].append((choice.error**2, value))
+    for (name, plan), value in measured:
+        error = decompositions.get(name, plan.method or "").measured_error(plan.ranks)
+        table[name].append((error**2, value))
     return {name: points for name, points in table.items() if points}
 
 

@@ -24,6 +24,7 @@ from common.network.inputs import to_network
 from common.network.shapes import trace_layers
 from common.network.state import distinct_tensors
 from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.correction import measured_errors
 from common.planning.decompositions import Decompositions
 from common.planning.options import Divergences
 from common.planning.planner import check_rule
@@ -46,6 +47,7 @@ class ShrinkSteps:
         measure: under a ``Budget``, measure how much each layer's error changes the network's output.
         align: under a ``Budget`` with its default ``round_to=1``, the ranks of wide layers are multiples of 16, which
             fill the blocks of channels that processors compute at once.
+        correct: under a ``Budget``, scale predicted errors to what improved factors lose on held-out patches.
         improve: sweeps of alternating least squares on the full second moment of each layer's patches.
         refit: fit each layer to the dense network's outputs on the inputs that it gets in the compressed network.
         recalibrate: recompute BatchNorm's statistics, if that lowers the divergence on held-out images.
@@ -54,6 +56,7 @@ class ShrinkSteps:
 
     measure: bool = True
     align: bool = True
+    correct: bool = True
     improve: int = 2
     refit: bool = True
     recalibrate: bool = True
@@ -247,30 +250,39 @@ class _Run:
         decompositions = Decompositions(self.model, moments)
         with self._timed("decompose"):  # an unreachable budget is refused before the long measurement
             plans = [self._plan(rule, decompositions, None) for rule in self.rules]
+        improved = decompositions.with_sweeps(self.settings.improve)
+        budgets = {index: rule for index, rule in enumerate(self.rules) if isinstance(rule, Budget)}
+        planned = dict.fromkeys(range(len(plans)), decompositions)
+        if self.settings.correct and self.settings.improve and budgets:
+            with self._timed("correct"):
+                for index, rule in budgets.items():
+                    points = measured_errors(self.model, self.x, plans[index], rule, decompositions, improved)
+                    planned[index] = decompositions.corrected(points)
         divergences = None
-        first = next((plan for plan, rule in zip(plans, self.rules, strict=True) if isinstance(rule, Budget)), None)
-        if self.settings.measure and first:
+        if self.settings.measure and budgets:
             with self._timed("measure"):
-                divergences = self._measured_divergences(decompositions, first)
+                first = next(iter(budgets))
+                divergences = self._measured_divergences(improved, self._plan(budgets[first], planned[first], None))
         shared = tuple(self.steps)
-        for rule in self.rules:
+        for index, plan in enumerate(plans):
             self.steps = list(shared)
-            yield self._shrunk(rule, decompositions, divergences)
+            with self._timed("plan"):
+                if index in budgets:
+                    plan = self._plan(budgets[index], planned[index], divergences)
+            yield self._shrunk(plan, decompositions, improved)
 
-    def _shrunk(self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None) -> Shrunk:
+    def _shrunk(self, plan: RankPlan, decompositions: Decompositions, improved: Decompositions) -> Shrunk:
         """Take the steps from the plan to the network."""
         settings = self.settings
-        with self._timed("plan"):
-            plan = self._plan(rule, decompositions, divergences if isinstance(rule, Budget) else None)
         with self._timed("compress") as step:
             small = compress(self.model, plan, decompositions=decompositions)
             step.append(small)
         if settings.improve:
             with self._timed("improve") as step:
-                improved = compress(self.model, plan, decompositions=decompositions.with_sweeps(settings.improve))
-                step.append(improved)
-            if self._divergence(improved) <= self._divergence(small):
-                small = improved
+                better = compress(self.model, plan, decompositions=improved)
+                step.append(better)
+            if self._divergence(better) <= self._divergence(small):
+                small = better
             else:
                 self.steps[-1] = replace(self.steps[-1], kept=False)
         if settings.refit:

@@ -44,7 +44,7 @@ def test_it_keeps_the_budget_and_reports_every_step(
     assert all(torch.equal(a, b) for a, b in zip(untouched, trained.parameters(), strict=True))
     assert shrunk.after.params <= 0.35 * shrunk.before.params
     assert [step.name for step in shrunk.steps] == [
-        *("calibrate", "decompose", "measure", "plan", "compress", "improve", "refit", "recalibrate")
+        *("calibrate", "decompose", "correct", "measure", "plan", "compress", "improve", "refit", "recalibrate")
     ]
     assert all(step.seconds >= 0 for step in shrunk.steps)
     text = str(shrunk)
@@ -62,8 +62,8 @@ def test_several_sizes_share_one_measurement(
     assert second.after.macs <= 0.3 * second.before.macs
     assert (second.plan.rule, third.plan.rule) == ("budget", "energy")
     names = [[step.name for step in found.steps] for found in (first, second, third)]
-    assert all(each[:4] == ["calibrate", "decompose", "measure", "plan"] for each in names)
-    assert first.steps[:3] == second.steps[:3] == third.steps[:3]
+    assert all(each[:5] == ["calibrate", "decompose", "correct", "measure", "plan"] for each in names)
+    assert first.steps[:4] == second.steps[:4] == third.steps[:4]
     assert all(each.count("compress") == 1 for each in names)
 
 
