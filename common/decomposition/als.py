@@ -203,14 +203,14 @@ def _pass_through(
     """
     half = _contract(factor, moment, grid)
     after = (grid[0] // factor.shape[3], grid[1] // factor.shape[4])
-    return _contract(factor, half.mT, grid), _contract(factor, target, grid), after
+    return _contract(factor, half.mT, grid), _contract(factor, target.mT, grid).mT, after
 
 
-def _contract(factor: Tensor, rows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Apply a factor to the patches in the last axis of ``rows``: ``(G, n, m)`` to ``(G, n, r * height * width)``."""
+def _contract(factor: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Apply a factor to the patches in the columns: ``(G, m, n)`` to ``(G, r * height * width, n)``."""
     kh, kw = factor.shape[3:]
-    split = rows.unflatten(2, (factor.shape[2], kh, grid[0] // kh, kw, grid[1] // kw))
-    return torch.einsum("gfcbe,gncbhew->gnfhw", factor, split).flatten(2)
+    split = columns.unflatten(1, (factor.shape[2], kh, grid[0] // kh, kw, grid[1] // kw))
+    return torch.einsum("gfcbe,gcbhewn->gfhwn", factor, split).flatten(1, 3)
 
 
 def _fit_inner(
