@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, balance, own_axes
+from common.decomposition.als import IMPROVING_SWEEPS
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
@@ -42,7 +43,7 @@ def compress(
     *,
     moments: Mapping[str, LayerMoments] | None = None,
     mode: str = "factorized",
-    sweeps: int = 2,
+    sweeps: int = IMPROVING_SWEEPS,
     decompositions: Decompositions | None = None,
 ) -> nn.Module:
     """Return a smaller copy of ``model`` in which the layers of ``plan`` are low-rank.

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from common.decomposition.chain import as_dense, by_group, compose, is_depthwise, kernel_of
 
+IMPROVING_SWEEPS = 2
+"""Sweeps that improve factors by default. With eight, layers lose 1 to 6% less, but the network hardly less."""
 SOLVER_STEPS = 4
 """Conjugate-gradient steps for a factor that others follow. The preconditioner makes a few steps enough."""
 SINGLE_PRECISION_SIZE = 1024
@@ -25,7 +27,7 @@ SUBSPACE_STEPS = 6
 
 
 def alternating_least_squares(
-    factors: Sequence[Tensor], groups: int, inputs: Tensor, cross: Tensor, sweeps: int = 2
+    factors: Sequence[Tensor], groups: int, inputs: Tensor, cross: Tensor, sweeps: int = IMPROVING_SWEEPS
 ) -> tuple[Tensor, ...]:
     """Lower ``E||y - W'p||^2`` over the factors of W', with p an input patch and y the target output.
 

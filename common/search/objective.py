@@ -16,6 +16,7 @@ from common.calibration import recalibrate_bn, refit
 from common.compression import compress
 from common.data import DataBundle
 from common.data.bundle import Loader
+from common.decomposition.als import IMPROVING_SWEEPS
 from common.deploy import fold_batchnorm, merge_factors
 from common.latency import RUNTIMES, Latency, layer_times, measure_latency
 from common.network import Profile, profile
@@ -31,8 +32,6 @@ Metrics = dict[str, dict[str, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 RUNGS = ("predicted", "part", "full")
 """The rungs of the ladder. Fine-tuning and the test follow after the last trial, for the best few."""
-IMPROVING_SWEEPS = 2
-"""Sweeps of alternating least squares that improve the factors of the best trials."""
 HELD_BYTES = 2**29
 """Batches up to this size are prepared once and kept in memory."""
 

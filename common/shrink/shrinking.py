@@ -16,6 +16,7 @@ from common.calibration.divergence import Divergence, divergence_for, outputs_on
 from common.calibration.moments import held_out_images
 from common.compression import compress
 from common.compression.compress import check_uncompressed
+from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
 from common.network import Profile, profile
 from common.network.attention import join_projections, separate_projections
@@ -57,7 +58,7 @@ class ShrinkSteps:
     measure: bool = True
     align: bool = True
     correct: bool = True
-    improve: int = 2
+    improve: int = IMPROVING_SWEEPS
     refit: bool = True
     recalibrate: bool = True
     seed: int = 0
