@@ -1,0 +1,33 @@
+"""How much the network's output changes when one layer alone is factored."""
+
+from __future__ import annotations
+
+import torch
+
+from common.calibration import calibrate
+from common.network.shapes import trace_layers
+from common.planning.decompositions import Decompositions
+from common.search.candidates import layer_candidates
+from common.search.sensitivity import measure_divergences
+from tests.networks import tiny_cnn, tiny_digits
+
+
+def test_divergences_are_measured_at_the_errors_of_the_factors_used() -> None:
+    """Each point has the error on held-out patches; improved factors have smaller ones and move the output less."""
+    model, data = tiny_cnn(width=24).eval(), tiny_digits(400)
+    plain = Decompositions(model, calibrate(model, data.calibration))
+    candidates = layer_candidates(trace_layers(model, data.example()), plain, "htd")
+    improved = plain.with_sweeps(2)
+    inputs = torch.cat([inputs for inputs, _ in data.calibration])
+    before, after = (measure_divergences(model, candidates, each, inputs) for each in (plain, improved))
+    assert set(before) == set(after)
+    expected = {
+        improved.get("conv", "htd").measured_error(each.plan.ranks)
+        for each in candidates["conv"]
+        if each and each.error
+    }
+    for (error, _), (least, divergence) in zip(sorted(before["conv"]), sorted(after["conv"]), strict=True):
+        assert least <= error
+        assert divergence >= 0
+        assert min(abs(least**0.5 - each) for each in expected) < 1e-6
+    assert sum(value for _, value in after["conv"]) < sum(value for _, value in before["conv"])
