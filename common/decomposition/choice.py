@@ -143,6 +143,7 @@ class SelectedDecomposition(Decomposition):
             like.held_out if isinstance(like, SelectedDecomposition) else HeldOut(weight, groups, moments)
         )
         self._best: dict[Ranks, Factored] = {}
+        self._of_weight: list[Decomposition] = []
 
     def with_sweeps(self, sweeps: int) -> SelectedDecomposition:
         """Return a copy with another number of sweeps; both share what is computed already."""
@@ -165,10 +166,12 @@ class SelectedDecomposition(Decomposition):
         """The variant that is best for the moments."""
         return self._kind(self.original, self.groups, self.moments, metric=self.metric)
 
-    @cached_property
+    @property
     def _weight_only(self) -> Decomposition:
-        """The variant that is best for the weight."""
-        return self._kind(self.original, self.groups)
+        """The variant that is best for the weight; made once for all copies with other numbers of sweeps."""
+        if not self._of_weight:
+            self._of_weight.append(self._kind(self.original, self.groups))
+        return self._of_weight[0]
 
     @cached_property
     def _swept(self) -> tuple[Decomposition, Decomposition]:

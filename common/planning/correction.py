@@ -18,11 +18,12 @@ COSTS = (1.0, 0.5)
 """Costs at which a method is measured in a layer, as fractions of what the plan gives the layer."""
 USUAL_RATIOS = (0.5, 1.25)
 """Where measured over predicted error lies between these at the first cost, it holds for the others as well."""
+CREDIBLE_RATIOS = (0.25, 1.5)
+"""A ratio outside these is brought to the nearer one."""
+NEAR_EXACT = 0.02
+"""Near smaller predicted errors, factors are almost exact; ratios measured there hold for no other ranks."""
 DENSE_SHARE = 0.5
 """What counts as planned for a layer that the plan leaves dense, as a fraction of its cost."""
-LEAST_ERROR = 1e-5
-"""A smaller error is only rounding."""
-
 Points = dict[tuple[str, str], list[tuple[float, float]]]
 """(layer, method) -> pairs (predicted relative error, measured relative error)."""
 
@@ -33,7 +34,7 @@ def measured_errors(
     plan: RankPlan,
     budget: Budget,
     decompositions: Decompositions,
-    improved: Decompositions,
+    sweeps: int,
 ) -> Points:
     """Measure what each method loses in each layer at about the planned cost; in doubt, at half of it as well.
 
@@ -46,12 +47,14 @@ def measured_errors(
         plan: a plan within the budget, by the predicted errors.
         budget: that of the plan.
         decompositions: of the network's layers, without sweeps, as plans use them.
-        improved: the same with sweeps. Where they have no held-out patches, the errors are those of the weight.
+        sweeps: improve the factors that are measured. The error is that on held-out patches; without any, it is the
+            error that the decomposition itself minimises.
 
     Returns:
         Points for :meth:`common.planning.decompositions.Decompositions.corrected`.
     """
     shapes = decompositions.cached(("shapes", x.shape), lambda: trace_layers(model, x))
+    improved = decompositions.with_sweeps(sweeps)  # its factors are needed here only
     methods = [each for each in decompositions_of(plan.method) if budget.latency is None or each in timed_methods()]
     cases = [
         (name, method)
@@ -64,13 +67,14 @@ def measured_errors(
         shape = shapes[name]
         step = aligned_step(shape) if budget.round_to is None else budget.round_to
         options = layer_options(name, shape, decompositions, [method], round_to=step)
-        for layer in _at_costs(options, _limits(shape, plan.layers[name], budget)):
-            predicted = decompositions.get(name, method).relative_error(layer.ranks)
-            if predicted > LEAST_ERROR:
-                measured = max(improved.get(name, method).measured_error(layer.ranks), LEAST_ERROR)
-                found.setdefault((name, method), []).append((predicted, measured))
-                if USUAL_RATIOS[0] <= measured / predicted <= USUAL_RATIOS[1]:
-                    break
+        for layer, predicted in _at_costs(options, _limits(shape, plan.layers[name], budget)):
+            if predicted < NEAR_EXACT:
+                continue
+            ratio = improved.get(name, method).measured_error(layer.ranks) / predicted
+            credible = min(max(ratio, CREDIBLE_RATIOS[0]), CREDIBLE_RATIOS[1])
+            found.setdefault((name, method), []).append((predicted, predicted * credible))
+            if USUAL_RATIOS[0] <= ratio <= USUAL_RATIOS[1]:
+                break
     return found
 
 
@@ -81,8 +85,11 @@ def _limits(shape: LayerShape, planned: LayerPlan, budget: Budget) -> np.ndarray
     return np.where(limited | ~limited.any(), given, np.inf)
 
 
-def _at_costs(options: Options, limits: np.ndarray) -> list[LayerPlan]:
-    """The factored options that lose least at ``COSTS``; the one with the fewest MACs where none is that small."""
+def _at_costs(options: Options, limits: np.ndarray) -> list[tuple[LayerPlan, float]]:
+    """The factored options that lose least at ``COSTS``, with their predicted errors.
+
+    Where none is that small, it is the one with the fewest MACs.
+    """
     factored = np.array([each.method is not None for each in options.plans])
     if not factored.any():
         return []
@@ -91,5 +98,5 @@ def _at_costs(options: Options, limits: np.ndarray) -> list[LayerPlan]:
     for share in COSTS:
         fits = (costs <= share * limits[:, None]).all(axis=0) & factored
         order = np.where(fits, options.loss, np.inf) if fits.any() else np.where(factored, options.macs, np.inf)
-        found.append(options.plans[int(np.argmin(order))])
-    return list(dict.fromkeys(found))
+        found.append(int(np.argmin(order)))
+    return [(options.plans[index], float(options.loss[index] ** 0.5)) for index in dict.fromkeys(found)]

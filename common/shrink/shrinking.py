@@ -25,6 +25,7 @@ from common.network.inputs import to_network
 from common.network.shapes import trace_layers
 from common.network.state import distinct_tensors
 from common.planning import Budget, RankPlan, plan_ranks
+from common.planning.allocation import UnreachableBudget
 from common.planning.correction import measured_errors
 from common.planning.decompositions import Decompositions
 from common.planning.options import Divergences
@@ -48,20 +49,21 @@ class ShrinkSteps:
         measure: under a ``Budget``, measure how much each layer's error changes the network's output.
         align: under a ``Budget`` with its default ``round_to=1``, the ranks of wide layers are multiples of 16, which
             fill the blocks of channels that processors compute at once.
-        correct: under a ``Budget``, scale predicted errors to what improved factors lose on held-out patches.
         improve: sweeps of alternating least squares on the full second moment of each layer's patches.
         refit: fit each layer to the dense network's outputs on the inputs that it gets in the compressed network.
         recalibrate: recompute BatchNorm's statistics, if that lowers the divergence on held-out images.
         seed: of all samples.
+        correct: under a ``Budget``, with ``improve``, scale predicted errors to what improved factors lose on held-out
+            patches.
     """
 
     measure: bool = True
     align: bool = True
-    correct: bool = True
     improve: int = IMPROVING_SWEEPS
     refit: bool = True
     recalibrate: bool = True
     seed: int = 0
+    correct: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,11 @@ def shrink(
 ) -> Shrunk:
     """Make a smaller network with the least loss that the suite can reach without training.
 
-    It calibrates, decomposes every layer once, measures how much each layer's error matters, plans the ranks,
-    compresses, improves the factors, refits them from the first layer to the last, and recalibrates BatchNorm where
-    that helps. Every eighth image is held out; it decides which steps are kept. All images stay in memory. The
-    projections of attention become layers first, see :func:`common.network.attention.separate_projections`.
+    It calibrates, decomposes every layer once, corrects the predicted errors, measures how much each layer's error
+    matters, plans the ranks, compresses, improves the factors, refits them from the first layer to the last, and
+    recalibrates BatchNorm where that helps. Every eighth image is held out; it decides which steps are kept. All
+    images stay in memory. The projections of attention become layers first, see
+    :func:`common.network.attention.separate_projections`.
 
     Args:
         model: the dense network. It stays unchanged.
@@ -170,6 +173,8 @@ def shrink_each(
     divergence: Divergence | None = None,
 ) -> Iterator[Shrunk]:
     """Shrink one network to several sizes; calibration, decomposition and measurement are done once for all.
+
+    Predicted errors are corrected for each budget, before the first network is made.
 
     Layers' divergences are measured with the methods that the first ``Budget`` plans, and serve the others as well. So
     the result for another budget may differ a little from that of :func:`shrink` by itself. Networks are made as they
@@ -251,28 +256,39 @@ class _Run:
         decompositions = Decompositions(self.model, moments)
         with self._timed("decompose"):  # an unreachable budget is refused before the long measurement
             plans = [self._plan(rule, decompositions, None) for rule in self.rules]
-        improved = decompositions.with_sweeps(self.settings.improve)
+        settings = self.settings
         budgets = {index: rule for index, rule in enumerate(self.rules) if isinstance(rule, Budget)}
-        planned = dict.fromkeys(range(len(plans)), decompositions)
-        if self.settings.correct and self.settings.improve and budgets:
+        planned = dict.fromkeys(budgets, decompositions)
+        correct = settings.correct and settings.improve > 0
+        if correct and budgets:
             with self._timed("correct"):
                 for index, rule in budgets.items():
-                    points = measured_errors(self.model, self.x, plans[index], rule, decompositions, improved)
+                    points = measured_errors(self.model, self.x, plans[index], rule, decompositions, settings.improve)
                     planned[index] = decompositions.corrected(points)
+                    plans[index] = self._replan(rule, planned[index], None, plans[index])
         divergences = None
-        if self.settings.measure and budgets:
+        if settings.measure and budgets:
             with self._timed("measure"):
-                first = next(iter(budgets))
-                divergences = self._measured_divergences(improved, self._plan(budgets[first], planned[first], None))
+                sweeps = settings.improve if correct else 0
+                divergences = self._measured_divergences(decompositions.with_sweeps(sweeps), plans[min(budgets)])
         shared = tuple(self.steps)
         for index, plan in enumerate(plans):
             self.steps = list(shared)
             with self._timed("plan"):
                 if index in budgets:
-                    plan = self._plan(budgets[index], planned[index], divergences)
-            yield self._shrunk(plan, decompositions, improved)
+                    plan = self._replan(budgets[index], planned[index], divergences, plan)
+            yield self._shrunk(plan, decompositions)
 
-    def _shrunk(self, plan: RankPlan, decompositions: Decompositions, improved: Decompositions) -> Shrunk:
+    def _replan(
+        self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None, before: RankPlan
+    ) -> RankPlan:
+        """Plan again by better losses; where these leave no plan within the budget, stay at the plan before."""
+        try:
+            return self._plan(rule, decompositions, divergences)
+        except UnreachableBudget:
+            return before
+
+    def _shrunk(self, plan: RankPlan, decompositions: Decompositions) -> Shrunk:
         """Take the steps from the plan to the network."""
         settings = self.settings
         with self._timed("compress") as step:
@@ -280,7 +296,7 @@ class _Run:
             step.append(small)
         if settings.improve:
             with self._timed("improve") as step:
-                better = compress(self.model, plan, decompositions=improved)
+                better = compress(self.model, plan, decompositions=decompositions.with_sweeps(settings.improve))
                 step.append(better)
             if self._divergence(better) <= self._divergence(small):
                 small = better
@@ -315,7 +331,14 @@ class _Run:
         count = min(most, max(least, MEASURED_PIXELS // max(1, self.x[0, 0].numel())))
         inputs = torch.cat(self.inputs)[:count]
         candidates = planned_candidates(trace_layers(self.model, self.x), decompositions, plan)
-        return measure_divergences(self.model, candidates, decompositions, inputs, divergence=self.divergence)
+        return measure_divergences(
+            self.model,
+            candidates,
+            decompositions,
+            inputs,
+            divergence=self.divergence,
+            measured_errors=decompositions.sweeps > 0,
+        )
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[list[nn.Module]]:

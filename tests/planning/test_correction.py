@@ -35,7 +35,7 @@ def decompositions(model: nn.Module) -> Decompositions:
 def test_points_are_the_errors_of_improved_factors(model: nn.Module, decompositions: Decompositions) -> None:
     plan = plan_ranks(model, X, "mixed", BUDGET, decompositions=decompositions)
     improved = decompositions.with_sweeps(2)
-    points = measured_errors(model, X, plan, BUDGET, decompositions, improved)
+    points = measured_errors(model, X, plan, BUDGET, decompositions, 2)
     assert {method for _, method in points} == {"svd", "spatial_svd", "tucker2", "htd", "cp"}
     corrected = decompositions.corrected(points)
     for (name, method), found in points.items():
@@ -70,9 +70,9 @@ def test_a_method_whose_factors_improve_more_is_chosen(model: nn.Module, decompo
 def test_without_data_the_errors_are_those_of_the_swept_weight(model: nn.Module) -> None:
     plain = Decompositions(model)
     plan = plan_ranks(model, X, "mixed", BUDGET, decompositions=plain)
-    points = measured_errors(model, X, plan, BUDGET, plain, plain.with_sweeps(2))
+    points = measured_errors(model, X, plan, BUDGET, plain, 2)
     found = np.concatenate([np.array(each) for each in points.values()])
-    assert np.all(found[:, 1] <= found[:, 0] * (1 + 1e-6))
+    assert np.all(found[:, 1] <= found[:, 0] * 1.03)  # errors of CP are interpolated
 
 
 def test_other_layers_and_dense_ones_are_not_touched(model: nn.Module, decompositions: Decompositions) -> None:

@@ -19,7 +19,12 @@ def test_divergences_are_measured_at_the_errors_of_the_factors_used() -> None:
     candidates = layer_candidates(trace_layers(model, data.example()), plain, "htd")
     improved = plain.with_sweeps(2)
     inputs = torch.cat([inputs for inputs, _ in data.calibration])
-    before, after = (measure_divergences(model, candidates, each, inputs) for each in (plain, improved))
+    before, after = (
+        measure_divergences(model, candidates, each, inputs, measured_errors=True) for each in (plain, improved)
+    )
+    predicted = measure_divergences(model, candidates, plain, inputs)
+    assert {error for error, _ in predicted["conv"]} <= {each.error**2 for each in candidates["conv"] if each}
+    assert sorted(value for _, value in predicted["conv"]) == sorted(value for _, value in before["conv"])
     assert set(before) == set(after)
     expected = {
         improved.get("conv", "htd").measured_error(each.plan.ranks)
