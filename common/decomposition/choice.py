@@ -29,6 +29,26 @@ RIDGES = (1e-3, 1e-1)
 """Ridges to try on the second moment of patches, relative to the mean variance. A higher one trusts the data less."""
 
 
+def rescaled(errors: Floats, predicted: Floats, measured: Floats) -> Floats:
+    """Multiply predicted errors by the ratio of measured to predicted ones, which is known at a few points.
+
+    Logarithms of ratios are interpolated over those of predicted errors. Where measured errors do not grow with
+    predicted ones, all get the geometric mean of the ratios.
+
+    Args:
+        errors: predicted errors, of any shape.
+        predicted: ``(K,)``, ascending and positive; without a point, the errors stay as they are.
+        measured: ``(K,)``, positive.
+    """
+    if not len(predicted):
+        return errors
+    logarithms = np.log(measured / predicted)
+    if np.any(np.diff(measured) < 0):  # an error that grows with the rank is noise
+        logarithms[:] = logarithms.mean()
+    with np.errstate(divide="ignore"):
+        return errors * np.exp(np.interp(np.log(errors), np.log(predicted), logarithms))
+
+
 class Factored(Protocol):
     """What gives the factors of a weight at some ranks, and the weight that they represent."""
 
@@ -244,27 +264,19 @@ class SelectedDecomposition(Decomposition):
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
-        """Predicted errors at both ``SHARES``, ascending, and the logarithms of measured over predicted ones."""
+        """Predicted errors at both ``SHARES``, ascending, and the measured ones."""
         predicted = np.array([self._preferred.relative_error(self.fraction(share)) for share in SHARES])
-        outputs = np.sqrt(self._measured[list(self._variants)].min(axis=0))
-        known = (outputs**2 > 2 * ROUNDING_ERROR) & (predicted**2 > ROUNDING_ERROR)
+        measured = np.sqrt(self._measured[list(self._variants)].min(axis=0))
+        known = (measured**2 > 2 * ROUNDING_ERROR) & (predicted**2 > ROUNDING_ERROR)
         order = np.argsort(predicted[known])
-        logarithms = np.log(outputs[known] / predicted[known])[order]
-        if np.any(np.diff(outputs[known][order]) < 0):  # an error that grows with the rank is noise
-            logarithms[:] = logarithms.mean()
-        return predicted[known][order], logarithms
+        return predicted[known][order], measured[known][order]
 
     def _to_output_errors(self, errors: Floats) -> Floats:
         """Rescale predicted errors of the preferred variant to errors of the layer's output on data.
 
-        Weight-only errors are those of the weight, and the metric of data-aware ones is only a model. Both are
-        multiplied by the ratios measured at both ``SHARES``; the logarithms of these are interpolated in between.
+        Weight-only errors are those of the weight, and the metric of data-aware ones is only a model.
         """
-        if not len(self._knots[0]):
-            return errors
-        predicted, logarithms = self._knots
-        with np.errstate(divide="ignore"):
-            return errors * np.exp(np.interp(np.log(errors), np.log(predicted), logarithms))
+        return rescaled(errors, *self._knots)
 
     @property
     def max_ranks(self) -> Ranks:

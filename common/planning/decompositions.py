@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks, decompose, serving_method
+from common.decomposition.choice import rescaled
 from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, factorable_layers
 from common.network.shapes import LayerShape
@@ -110,19 +111,11 @@ class Decompositions:
         return found
 
     def correct(self, name: str, method: str, errors: Floats) -> Floats:
-        """Multiply predicted errors of a layer by the ratio of measured to predicted ones, which lies between points.
-
-        Logarithms of ratios are interpolated over those of errors. Where measured errors do not grow with predicted
-        ones, all get the geometric mean of the ratios.
-        """
+        """Rescale predicted errors of a layer to measured ones, see :func:`common.decomposition.choice.rescaled`."""
         if (name, method) not in self._points:
             return errors
-        predicted, measured = np.log(self._points[name, method]).T
-        ratios = measured - predicted
-        if np.any(np.diff(measured) < 0):  # an error that grows with the rank is noise
-            ratios[:] = ratios.mean()
-        with np.errstate(divide="ignore"):
-            return errors * np.exp(np.interp(np.log(errors), predicted, ratios))
+        predicted, measured = np.array(self._points[name, method]).T
+        return rescaled(errors, predicted, measured)
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value cached under ``key``; on first use, ``make`` computes it. For tables that plans share."""

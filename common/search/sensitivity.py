@@ -57,7 +57,7 @@ def measure_divergences(
     inputs: Tensor,
     shares: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
     divergence: Divergence = kl_divergence,
-    measured_errors: bool = False,
+    at_measured_errors: bool = False,
 ) -> Divergences:
     """Measure the divergence of the network's output at several errors of each layer alone.
 
@@ -70,7 +70,7 @@ def measure_divergences(
         inputs: ``(N, C, H, W)`` from the calibration split.
         shares: the levels to measure, by their share in ``LEVEL_SHARES``.
         divergence: measures how far outputs are from the dense ones, e.g. the Kullback-Leibler divergence in nats.
-        measured_errors: give the factors' errors as measured on held-out patches, for plans by corrected errors, in
+        at_measured_errors: give the factors' errors as measured on held-out patches, for plans by corrected errors, in
             place of the candidates' predicted ones.
 
     Returns:
@@ -87,7 +87,7 @@ def measure_divergences(
     table: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for (name, choice), (_, value) in zip(chosen, measured, strict=True):
         error = choice.error
-        if measured_errors:
+        if at_measured_errors:
             error = decompositions.get(name, choice.plan.method or "").measured_error(choice.plan.ranks)
         table[name].append((error**2, value))
     return {name: points for name, points in table.items() if points}

@@ -337,7 +337,7 @@ class _Run:
             decompositions,
             inputs,
             divergence=self.divergence,
-            measured_errors=decompositions.sweeps > 0,
+            at_measured_errors=decompositions.sweeps > 0,
         )
 
     @contextmanager

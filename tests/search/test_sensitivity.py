@@ -20,7 +20,7 @@ def test_divergences_are_measured_at_the_errors_of_the_factors_used() -> None:
     improved = plain.with_sweeps(2)
     inputs = torch.cat([inputs for inputs, _ in data.calibration])
     before, after = (
-        measure_divergences(model, candidates, each, inputs, measured_errors=True) for each in (plain, improved)
+        measure_divergences(model, candidates, each, inputs, at_measured_errors=True) for each in (plain, improved)
     )
     predicted = measure_divergences(model, candidates, plain, inputs)
     assert {error for error, _ in predicted["conv"]} <= {each.error**2 for each in candidates["conv"] if each}
