@@ -13,6 +13,7 @@ For every method, each step adds to the one before:
     budget       measured divergence allocates the ranks over the network
     recalibrated BatchNorm's statistics are recomputed on the calibration split
     shrunk       :func:`common.shrink.shrink` at the same budget: improved factors, refit, guarded recalibration
+    not aligned  as before, with any ranks in place of multiples of 16 where layers are wide (with ``--not-aligned``)
 
 The score is the data set's deciding metric on the test split. The plans see only calibration images, and nothing
 is chosen by the score. Tables show the mean over the networks and, for more than one, their standard deviation. It
@@ -46,7 +47,7 @@ from common.reporting.figures.style import save_figure, styled
 from common.search.candidates import layer_candidates
 from common.search.objective import calibration_inputs
 from common.search.sensitivity import measure_divergences
-from common.shrink import shrink
+from common.shrink import ShrinkSteps, shrink
 from common.training import evaluate
 
 METHODS = (*DECOMPOSITIONS, "mixed")
@@ -97,8 +98,8 @@ class Network:
         """Measure the deciding metric on the test split, in %."""
         return 100 * evaluate(model, self.data.test)[self.data.metric]
 
-    def rows(self, criterion: str, kept: float, method: str) -> list[dict[str, object]]:
-        """Measure every step of one case: the score in %, and the shares actually kept."""
+    def rows(self, criterion: str, kept: float, method: str, unaligned: bool) -> list[dict[str, object]]:
+        """Measure every step of one case, the last one if ``unaligned``: the score in %, and the shares kept."""
         budget = Budget(params=kept) if criterion == "params" else Budget(macs=kept)
         plans: dict[str, tuple[RankPlan, Decompositions]] = {}
         if method != "mixed":
@@ -114,7 +115,11 @@ class Network:
         }
         networks["recalibrated"] = compress(self.model, allocated, decompositions=self.aware)
         recalibrate_bn(networks["recalibrated"], self.data.calibration)
-        networks["shrunk"] = shrink(self.model, list(self.data.calibration), budget, method).model
+        images = list(self.data.calibration)
+        networks["shrunk"] = shrink(self.model, images, budget, method).model
+        if unaligned:
+            steps = ShrinkSteps(align=False)
+            networks["not aligned"] = shrink(self.model, images, budget, method, steps=steps).model
         found: list[dict[str, object]] = []
         for step, small in networks.items():
             cost = profile(small, self.x)
@@ -135,7 +140,11 @@ class Network:
 
 
 def measure(
-    files: Sequence[Path], data: DataBundle, wanted: Sequence[tuple[str, float, str]], path: Path
+    files: Sequence[Path],
+    data: DataBundle,
+    wanted: Sequence[tuple[str, float, str]],
+    path: Path,
+    unaligned: bool = False,
 ) -> pd.DataFrame:
     """Measure every case that the CSV file at ``path`` does not hold yet; write the file after each.
 
@@ -144,6 +153,7 @@ def measure(
         data: the splits.
         wanted: for each case the criterion, the share to keep and the method.
         path: of the CSV file.
+        unaligned: shrink without aligned ranks as well.
     """
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     for file in files:
@@ -156,7 +166,7 @@ def measure(
             continue
         network = Network(file, data)
         for case in track(cases, f"measuring {file.stem}", unit="case"):
-            table = pd.concat([table, pd.DataFrame(network.rows(*case))], ignore_index=True)
+            table = pd.concat([table, pd.DataFrame(network.rows(*case, unaligned))], ignore_index=True)
             table.to_csv(path, index=False)
     return table
 
@@ -213,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kept", type=float, nargs="+", default=KEPT, help="shares to keep; default: %(default)s")
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA, help="default: both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    parser.add_argument("--not-aligned", action="store_true", help="shrink without aligned ranks as well")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args(arguments)
     data = load_data(
@@ -226,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "accuracy_before_finetuning"
     cases = list(itertools.product(options.criteria, options.kept, options.methods))
-    table = measure(options.weights, data, cases, path.with_suffix(".csv"))
+    table = measure(options.weights, data, cases, path.with_suffix(".csv"), options.not_aligned)
     show(table, data.metric)
     print(*draw(table, data.metric, path), sep="\n")
 
