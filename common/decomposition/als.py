@@ -27,7 +27,7 @@ SUBSPACE_STEPS = 6
 
 
 def alternating_least_squares(
-    factors: Sequence[Tensor], groups: int, inputs: Tensor, cross: Tensor, sweeps: int = IMPROVING_SWEEPS
+    factors: Sequence[Tensor], inputs: Tensor, cross: Tensor, sweeps: int = IMPROVING_SWEEPS
 ) -> tuple[Tensor, ...]:
     """Lower ``E||y - W'p||^2`` over the factors of W', with p an input patch and y the target output.
 
@@ -38,8 +38,8 @@ def alternating_least_squares(
     fitted. The error never rises from step to step, apart from rounding.
 
     Args:
-        factors: weights ``(o, c, kh, kw)``, from input to output; for a Linear ``(o, c)``. They are not changed.
-        groups: the number of groups of every factor.
+        factors: weights ``(o, c, kh, kw)``, from input to output, of G groups each; for a Linear ``(o, c)``. They are
+            not changed.
         inputs: ``(G, m, m)``, the second moment ``E[p p^T]`` of the patches, m = I/G * kh * kw.
         cross: ``(G, O/G, m)``, ``E[y p^T]``. For the outputs of a dense weight W it is ``W inputs``.
         sweeps: number of sweeps; 0 fits only the factors of the last step.
@@ -47,33 +47,7 @@ def alternating_least_squares(
     Returns:
         New factors with the shapes and dtypes of the old ones.
     """
-    blocks = [by_group(factor, groups).double() for factor in factors]
-    scale = inputs.double().diagonal(dim1=1, dim2=2).mean()
-    scale = torch.where(scale > 0, scale, 1.0)  # single precision cannot hold moments of any size
-    sizes = [_odd_size(block) for block in blocks]
-    blocks = [block / size for block, size in zip(blocks, sizes, strict=True)]
-    inputs, cross = inputs.double() / scale, cross.double() / scale / math.prod(sizes)
-    if len(blocks) == _fitted_together(blocks):
-        sweeps = 0  # one exact step is the optimum
-    for _ in range(sweeps):
-        _sweep(blocks, inputs, cross, inner=True)
-    if not sweeps:
-        _sweep(blocks, inputs, cross, inner=False)
-    return tuple(
-        (block * size).flatten(0, 1).reshape(factor.shape).to(factor.dtype)
-        for block, size, factor in zip(blocks, sizes, factors, strict=True)
-    )
-
-
-def _odd_size(block: Tensor) -> float:
-    """The power of two near a factor's greatest element, where the products of single precision could overflow.
-
-    Returns:
-        1 for the usual sizes.
-    """
-    greatest = float(block.abs().amax())
-    usual = greatest == 0 or 1e-3 <= greatest <= 1e3
-    return 1.0 if usual else 2.0 ** math.frexp(greatest)[1]
+    return next(ridge_candidates(factors, inputs, cross, torch.zeros_like(cross), (0.0,), sweeps))
 
 
 def ridge_candidates(
@@ -93,22 +67,52 @@ def ridge_candidates(
         inputs: ``(G, m, m)``.
         cross: ``(G, O/G, m)``.
         prior: the weight at which the ridge has no effect, ``(G, O/G, m)``.
-        ridges: relative to the mean variance of the inputs.
+        ridges: at least one, relative to the mean variance of the inputs.
         sweeps: number of sweeps with the first ridge.
 
     Yields:
         The factors for each ridge, in order.
     """
-    inputs, cross, prior = inputs.double(), cross.double(), prior.double()
-    mean = inputs.diagonal(dim1=1, dim2=2).mean()
-    eye = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-    for index, ridge in enumerate(ridges):
-        regularized = inputs + ridge * mean * eye
-        found = alternating_least_squares(
-            factors, len(inputs), regularized, cross + ridge * mean * prior, 0 if index else sweeps
+    blocks = [by_group(factor, len(inputs)).double() for factor in factors]
+    sizes = [_odd_size(block) for block in blocks]
+    blocks = [block / size for block, size in zip(blocks, sizes, strict=True)]
+    grid = kernel_of([block.flatten(0, 1) for block in blocks])
+    mean = inputs.diagonal(dim1=1, dim2=2).double().mean()
+    scale = torch.where(mean > 0, mean, 1.0)  # single precision cannot hold moments of any size
+    unit = mean / scale  # of the ridges; 0 if the inputs are 0
+    prior = prior.double() / math.prod(sizes)
+    target = cross.double() / scale / math.prod(sizes) + ridges[0] * unit * prior
+    moment = inputs.to(torch.float64, copy=True).div_(scale)
+    moment.diagonal(dim1=1, dim2=2).add_(ridges[0] * unit)
+
+    def restored(blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(
+            (block * size).flatten(0, 1).reshape(factor.shape).to(factor.dtype)
+            for block, size, factor in zip(blocks, sizes, factors, strict=True)
         )
-        factors = factors if index else found
-        yield found
+
+    inner = sweeps > 0 and len(blocks) > _fitted_together(blocks)  # else one exact step is the optimum
+    for _ in range(sweeps if inner else 1):
+        last = _sweep(blocks, moment, target, grid, inner)
+    yield restored(blocks)
+    if len(ridges) > 1:
+        del moment  # it is large
+        gram, prior = _ridge_at_last_step(blocks, prior, grid)
+        for ridge in ridges[1:]:
+            more, fitted = (ridge - ridges[0]) * unit, list(blocks)
+            _fit_last(fitted, _with_ridge(last[0], more * gram), last[1] + more * prior)
+            yield restored(fitted)
+
+
+def _odd_size(block: Tensor) -> float:
+    """The power of two near a factor's greatest element, where the products of single precision could overflow.
+
+    Returns:
+        1 for the usual sizes.
+    """
+    greatest = float(block.abs().amax())
+    usual = greatest == 0 or 1e-3 <= greatest <= 1e3
+    return 1.0 if usual else 2.0 ** math.frexp(greatest)[1]
 
 
 def _fitted_together(blocks: Sequence[Tensor]) -> int:
@@ -121,30 +125,72 @@ def _has_depthwise(blocks: Sequence[Tensor]) -> bool:
     return any(is_depthwise(after, before.shape[1]) for before, after in pairwise(blocks))
 
 
-def _sweep(blocks: list[Tensor], moment: Tensor, target: Tensor, inner: bool) -> None:
-    """Fit all factors once, in place; without ``inner``, only those of the last step."""
-    grid = kernel_of([block.flatten(0, 1) for block in blocks])
+def _sweep(
+    blocks: list[Tensor], moment: Tensor, target: Tensor, grid: tuple[int, int], inner: bool
+) -> tuple[Tensor, Tensor]:
+    """Fit all factors once, in place; without ``inner``, only those of the last step.
+
+    Returns:
+        The moment and the target of the last step.
+    """
     if _has_depthwise(blocks):
-        _sweep_ends(blocks, moment, target, grid, inner)
-        return
-    together = _fitted_together(blocks)
-    for index in range(len(blocks) - together):
         if inner:
-            blocks[index] = _fit_inner(blocks[index], blocks[index + 1 :], moment, target, grid)
-        moment, target, grid = _pass_through(blocks[index], moment, target, grid)
-    if together == 2:
+            following = [as_dense(blocks[1], blocks[0].shape[1]), *blocks[2:]]
+            blocks[0] = _fit_inner(blocks[0], following, moment, target, grid)
+        seen = _seen_by_last(blocks)
+        moment, target = seen @ moment @ seen.mT, target @ seen.mT
+    else:
+        for index in range(len(blocks) - _fitted_together(blocks)):
+            if inner:
+                blocks[index] = _fit_inner(blocks[index], blocks[index + 1 :], moment, target, grid)
+            moment, target, grid = _pass_through(blocks[index], moment, target, grid)
+    _fit_last(blocks, moment, target)
+    return moment, target
+
+
+def _fit_last(blocks: list[Tensor], moment: Tensor, target: Tensor) -> None:
+    """Fit the factors of the last step, in place, given the moment and the target of the patches that they see."""
+    if _fitted_together(blocks) == 2:
         blocks[-2:] = _reduced_rank_regression(blocks[-2], blocks[-1], moment, target)
     else:
         blocks[-1] = _solve(moment, target).reshape(blocks[-1].shape)
 
 
-def _sweep_ends(blocks: list[Tensor], moment: Tensor, target: Tensor, grid: tuple[int, int], inner: bool) -> None:
-    """Fit the first factor, if ``inner``, and the last one of a chain, in place; those between stay as they are."""
-    if inner:
-        following = [as_dense(blocks[1], blocks[0].shape[1]), *blocks[2:]]
-        blocks[0] = _fit_inner(blocks[0], following, moment, target, grid)
-    seen = compose(blocks[:-1]).flatten(2)  # from patches to the inputs of the last factor, (G, r, m)
-    blocks[-1] = _solve(seen @ moment @ seen.mT, target @ seen.mT).reshape(blocks[-1].shape)
+def _seen_by_last(blocks: Sequence[Tensor]) -> Tensor:
+    """The map ``(G, r, m)`` from patches to the inputs of the last factor, a 1x1 convolution."""
+    return compose(blocks[:-1]).flatten(2)
+
+
+def _ridge_at_last_step(blocks: Sequence[Tensor], prior: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What the identity and a prior become at the last step.
+
+    Args:
+        blocks: the factors.
+        prior: ``(G, O, m)``.
+        grid: height and width of the patches.
+
+    Returns:
+        The identity passed through the factors before the last step, ``(G, r, r)`` for the channels, since places stay
+        independent; and the prior, in the form of the last step's target.
+    """
+    if _has_depthwise(blocks):
+        seen = _seen_by_last(blocks)
+        return seen @ seen.mT, prior @ seen.mT
+    channels = blocks[0].shape[2]
+    gram = torch.eye(channels, dtype=prior.dtype, device=prior.device).expand(len(prior), -1, -1)
+    for factor in blocks[: len(blocks) - _fitted_together(blocks)]:
+        gram = torch.einsum("gfcbe,gcd,gjdbe->gfj", factor, gram, factor)
+        prior = _contract(factor, prior.mT, grid).mT
+        grid = grid[0] // factor.shape[3], grid[1] // factor.shape[4]
+    return gram, prior
+
+
+def _with_ridge(moment: Tensor, gram: Tensor) -> Tensor:
+    """Add ``gram``, ``(G, r, r)``, to a moment ``(G, r * places, r * places)`` at equal places."""
+    found = moment.clone()
+    by_place = (gram.shape[1], moment.shape[1] // gram.shape[1])
+    found.unflatten(2, by_place).unflatten(1, by_place).diagonal(dim1=2, dim2=4).add_(gram.unsqueeze(3))
+    return found
 
 
 def _solve(moment: Tensor, target: Tensor) -> Tensor:

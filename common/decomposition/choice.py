@@ -108,6 +108,13 @@ class HeldOut:
         return outputs_of((self._weight,), self._patches, self._groups)
 
     @cached_property
+    def cross(self) -> Tensor:
+        """The moment ``E[Wp p^T]`` of the dense layer's outputs and its patches, ``(G, O/G, m)``, in float64."""
+        assert self._moments.patch_covariance is not None
+        weight = self._weight.reshape(self._groups, -1, self._moments.patch_covariance.shape[-1])
+        return weight.double() @ self._moments.patch_covariance.double()
+
+    @cached_property
     def rough_metric(self) -> Metric:
         """The weight-only metric in single precision, which is enough to see whether data helps."""
         shape = (self._groups, -1, *self._weight.shape[1:], *[1] * (4 - self._weight.dim()))
@@ -254,11 +261,10 @@ class SelectedDecomposition(Decomposition):
         if self.moments.patch_covariance is None:
             yield from (self._swept[variant] for variant in self._variants)
             return
-        covariance = self.moments.patch_covariance.double()
-        weight = self.metric.weight.double().flatten(2)
+        covariance, weight = self.moments.patch_covariance, self.metric.weight.double().flatten(2)
         ridges = [max(ridge, self.moments.shrinkage) for ridge in RIDGES]
         for factors in ridge_candidates(
-            start.factors(ranks), covariance, weight @ covariance, weight, ridges, self.sweeps
+            start.factors(ranks), covariance, self.held_out.cross, weight, ridges, self.sweeps
         ):
             yield FixedFactors(factors, self.groups, self.original)
 

@@ -36,7 +36,7 @@ def error(weight: Tensor, factors: tuple[Tensor, ...], moment: Tensor) -> float:
 
 def fit(weight: Tensor, factors: tuple[Tensor, ...], moment: Tensor, sweeps: int) -> tuple[Tensor, ...]:
     groups = len(moment)
-    return alternating_least_squares(factors, groups, moment, by_group(weight, groups).flatten(2) @ moment, sweeps)
+    return alternating_least_squares(factors, moment, by_group(weight, groups).flatten(2) @ moment, sweeps)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -135,7 +135,7 @@ def test_the_solver_of_factors_holds_for_any_size_and_condition(method: str, pre
         rows = weight.double().flatten(1)[None]
         decomposition = DECOMPOSITIONS[method](weight)
         before = balance(decomposition.factors(decomposition.fraction(0.4)))
-        after = alternating_least_squares(before, 1, inputs, rows @ inputs)
+        after = alternating_least_squares(before, inputs, rows @ inputs)
 
         def error(factors: tuple[Tensor, ...]) -> float:
             lost = rows - compose([by_group(factor.double(), 1) for factor in factors]).flatten(2)
@@ -152,7 +152,7 @@ def test_the_solver_leaves_factors_finite_where_no_input_varies(precision: str) 
     for method in METHODS:
         decomposition = DECOMPOSITIONS[method](weight)
         factors = decomposition.factors(decomposition.fraction(0.4))
-        after = alternating_least_squares(factors, 1, torch.zeros(1, 72, 72), torch.zeros(1, 12, 72))
+        after = alternating_least_squares(factors, torch.zeros(1, 72, 72), torch.zeros(1, 12, 72))
         assert all(factor.isfinite().all() for factor in after), method
 
 
