@@ -3,6 +3,7 @@
 ``shrink_each`` makes small networks of several sizes, and measures the dense one only once.
 """
 
-from common.shrink.shrinking import ShrinkSteps, Shrunk, Step, shrink, shrink_each
+from common.shrink.result import Shrunk, Step
+from common.shrink.shrinking import ShrinkSteps, shrink, shrink_each
 
 __all__ = ["ShrinkSteps", "Shrunk", "Step", "shrink", "shrink_each"]

@@ -19,7 +19,7 @@ from common.reporting.intervals import share_interval
 from common.reporting.tables.table import percentage, shown, times
 from common.shrink.deployment import DIVERGENCE
 from common.shrink.loading import Examples
-from common.shrink.shrinking import Shrunk
+from common.shrink.result import Shrunk
 
 CAPTION = "A shorter bar is a smaller file, or a faster one; a longer bar in the last panel is a better network."
 WITHOUT_TARGETS = "A shorter bar is a smaller file, a faster one, or one whose outputs are nearer to the dense ones."

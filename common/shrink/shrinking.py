@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from common.calibration import calibrate, recalibrate_bn, refit
@@ -18,7 +17,7 @@ from common.compression import compress
 from common.compression.compress import check_uncompressed
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
-from common.network import Profile, profile
+from common.network import profile
 from common.network.attention import join_projections, separate_projections
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
@@ -33,6 +32,7 @@ from common.planning.planner import check_rule
 from common.planning.rules import Rule
 from common.search.candidates import planned_candidates
 from common.search.sensitivity import measure_divergences
+from common.shrink.result import Shrunk, Step
 from common.training import evaluate
 
 MEASURED_PIXELS = 256 * 32 * 32
@@ -64,67 +64,6 @@ class ShrinkSteps:
     recalibrate: bool = True
     seed: int = 0
     correct: bool = True
-
-
-@dataclass(frozen=True)
-class Step:
-    """The state of the network after one step.
-
-    Attributes:
-        name: of the step.
-        seconds: that it took.
-        divergence: from the dense network's outputs on held-out calibration images; None before there is a network.
-        metrics: metric -> value on the same images; empty without targets.
-        kept: whether its result was kept, because it lowered the divergence.
-    """
-
-    name: str
-    seconds: float
-    divergence: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    kept: bool = True
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """What :func:`shrink` made. ``print`` shows what each step cost and gained.
-
-    Attributes:
-        model: the smaller network, in the dense network's training mode.
-        plan: the plan that it follows.
-        steps: the steps, in order.
-        before, after: cost of the dense and of the smaller network.
-        metrics: metrics of the dense network on the held-out calibration images; empty without targets.
-    """
-
-    model: nn.Module
-    plan: RankPlan
-    steps: tuple[Step, ...]
-    before: Profile
-    after: Profile
-    metrics: dict[str, float]
-
-    @property
-    def divergence(self) -> float:
-        """That of the smaller network from the dense one's outputs, on the held-out calibration images."""
-        return [step.divergence for step in self.steps if step.kept and step.divergence is not None][-1]
-
-    def __str__(self) -> str:
-        names = list(self.metrics)
-        rows: list[list[object]] = [["dense", None, 0.0, *self.metrics.values()]]
-        for step in self.steps:
-            name = step.name if step.kept else f"{step.name} (undone: not better)"
-            rows.append([name, step.seconds, step.divergence, *(step.metrics.get(each) for each in names)])
-        table = tabulate(rows, ["step", "seconds", "divergence", *names], floatfmt=("", ".1f", ".4g", *[".4f"] * 9))
-        sizes = [
-            f"{title} {after:,} of {before:,} ({after / max(1, before):.1%})"
-            for title, before, after in (
-                ("parameters", self.before.params, self.after.params),
-                ("MACs", self.before.macs, self.after.macs),
-                ("bytes", self.before.size_bytes, self.after.size_bytes),
-            )
-        ]
-        return "\n".join([table, *sizes])
 
 
 def shrink(
