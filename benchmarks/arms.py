@@ -27,14 +27,18 @@ def difference_text(after: Sequence[Tensor], before: Sequence[Tensor], metric: M
         after: what ``metric.observe`` found of each image, for each network of one arm.
         before: the same of the other arm, for the same networks in the same order.
         metric: the metric to compare.
-        verdict: whether to add ``better``, ``worse`` or, where the interval holds 0, ``no difference``.
+        verdict: whether to add ``better``, ``worse`` or, where the interval holds 0, ``no difference``; of several
+            networks, for how many of them the sign is that of the mean.
     """
     first, second = ([Evaluation({}, {metric.observe: rows}) for rows in group] for group in (after, before))
     found = mean_difference(first, second, metric.name)
     text = f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    told = found.verdict if verdict else ""
     if len(after) > 1:
         single = [
             (metric.summarize(a) or 0.0) - (metric.summarize(b) or 0.0) for a, b in zip(after, before, strict=True)
         ]
         text += f" ± {100 * stdev(single):.2f}"
-    return f"{text} {found.verdict}".rstrip() if verdict else text
+        if told in ("better", "worse"):
+            told += f" in {sum(value * found.value > 0 for value in single)} of {len(single)}"
+    return f"{text} {told}".rstrip()

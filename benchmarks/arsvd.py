@@ -30,7 +30,10 @@ images, paired; the standard deviation over networks stands beside it. Where the
 difference from SVD says ``no difference``.
 
 For each dense network, ``--out`` holds one compressed JSON file with sizes, ranks and what was observed of each test
-image, and the networks. An arm in that file is not made again, so that an interrupted run continues.
+image, and the networks. An arm in that file is not made again, so that an interrupted run continues. The tables can be
+made from such files alone, against any arm:
+
+    python -m benchmarks.arsvd --results benchmarks/arsvd-unet-seed?.json.gz --kept 0.1 0.05 0.02 --reference tucker2
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from benchmarks.arms import difference_text, mean_text
-from benchmarks.arsvd_arms import CRITERIA, DENSE, SHRUNK, Build, Dense, Group, groups_of
+from benchmarks.arsvd_arms import CRITERIA, DENSE, SHRUNK, SIZED, Build, Dense, Group, groups_of
 from common.calibration import recalibrate_bn
 from common.compression import save_compressed
 from common.data import DATASETS, METRICS, DataBundle, load_data
@@ -65,7 +68,28 @@ STAGES = ("raw", "recalibrated", "trained")
 SHOWN = {"dice": "Dice", "iou": "IoU", "pixel_accuracy": "pixel accuracy"}
 
 
-class Results:
+class Observed:
+    """What is known of the arms of one dense network.
+
+    Args:
+        arms: arm -> its sizes, ranks and what was observed of each test image.
+    """
+
+    def __init__(self, arms: dict[str, Any]) -> None:
+        self.arms = arms
+
+    @classmethod
+    def read(cls, path: Path) -> Observed:
+        """Read a file of :class:`Results`."""
+        return cls(json.loads(gzip.decompress(path.read_bytes()))["arms"])
+
+    def rows(self, arm: str, stage: str) -> Tensor | None:
+        """What was observed of each test image; None if the arm does not have this stage."""
+        found = self.arms[arm]["observed"].get(stage)
+        return None if found is None else torch.tensor(found)
+
+
+class Results(Observed):
     """What is known of the arms of one dense network, kept in a file.
 
     Args:
@@ -85,7 +109,7 @@ class Results:
         how = dataclasses.asdict(training) if training else None
         settings = {"weights": dense.digest, "data": source, "training": how}
         self.settings = json.loads(json.dumps(settings))
-        self.arms: dict[str, Any] = {}
+        super().__init__({})
         if self.path.exists():
             held = json.loads(gzip.decompress(self.path.read_bytes()))
             if held["settings"] != self.settings:
@@ -129,11 +153,6 @@ class Results:
         rows: list[Any] = evaluate_images(network, self.data.test).rows[METRICS["dice"].observe].tolist()
         return rows
 
-    def rows(self, arm: str, stage: str) -> Tensor | None:
-        """What was observed of each test image; None if the arm does not have this stage."""
-        found = self.arms[arm]["observed"].get(stage)
-        return None if found is None else torch.tensor(found)
-
 
 class Tables:
     """The tables of one group of arms.
@@ -141,12 +160,12 @@ class Tables:
     Args:
         results: of each dense network.
         group: the group.
-        chosen: see :meth:`Group.named`.
+        chosen: see :meth:`Group.named`. Arms that a network lacks are left out.
     """
 
-    def __init__(self, results: Sequence[Results], group: Group, chosen: Sequence[str]) -> None:
+    def __init__(self, results: Sequence[Observed], group: Group, chosen: Sequence[str]) -> None:
         self.results, self.group = results, group
-        self.arms = [DENSE, *group.named(chosen)]
+        self.arms = [name for name in (DENSE, *group.named(chosen)) if all(name in each.arms for each in results)]
         self.stages = [stage for stage in STAGES if self.rows(DENSE, stage)]
 
     def rows(self, arm: str, stage: str) -> list[Tensor]:
@@ -224,7 +243,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     segmented = [name for name, dataset in DATASETS.items() if dataset.task == "segmentation"]
-    add("--weights", type=Path, nargs="+", required=True, help="dense networks, one for each seed")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--weights", type=Path, nargs="+", help="dense networks, one for each seed")
+    given.add_argument(
+        "--results", type=Path, nargs="+", help="files of an earlier run, one for each seed: only tables"
+    )
     add("--dataset", choices=segmented, default="coco", help="default: %(default)s")
     add("--data-root", help="folder of the data set")
     add("--unannotated", choices=("keep", "drop"), default="keep", help="images without annotation; default: keep")
@@ -236,6 +259,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--exponents", type=int, nargs="+", choices=(1, 2), default=[2, 1], help="of ARSVD; default: 2 1")
     add("--kept", type=float, nargs="*", default=[0.25, 0.1], help="shares to keep; default: 0.25 0.1")
     add("--arms", nargs="+", default=[], help="beginnings of arms' names, e.g. 'params 0.25'; default: all arms")
+    add("--reference", choices=SIZED, default="svd", help="of differences at equal sizes; default: %(default)s")
     add("--finetune-epochs", type=float, default=3.0, help="0 trains nothing; default: %(default)s")
     add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="default: %(default)s")
     add("--learning-rate", type=float, default=0.001, help="default: %(default)s")
@@ -254,13 +278,10 @@ def made(
     return results
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Make and test every network, and print and write the tables."""
-    options = parse(arguments)
-    groups = groups_of(options)
-    arms = {name: build for group in groups for name, build in group.named(options.arms).items()}
-    if unknown := [each for each in options.arms if not any(name.startswith(each) for name in arms)]:
-        raise SystemExit(f"--arms {unknown[0]!r}: no arm begins so; there are {', '.join(arms)}")
+def results_of(options: argparse.Namespace, arms: Mapping[str, Build]) -> Sequence[Observed]:
+    """Make what the files in ``--out`` do not hold yet, or read ``--results``."""
+    if options.results:
+        return [Observed.read(path) for path in options.results]
     what = (options.dataset, options.data_root, options.image_size)
     data = load_data(*what, batch_size=options.batch_size, limit=options.limit, unannotated=options.unannotated)
     training = None
@@ -274,10 +295,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)  # the calibration images are varied at random, and all arms have the same ones
     batches = list(data.calibration)
     options.out.mkdir(parents=True, exist_ok=True)
-    results = [made(Dense(path, batches), data, training, options.out, arms) for path in options.weights]
+    return [made(Dense(path, batches), data, training, options.out, arms) for path in options.weights]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make and test every network, and print and write the tables."""
+    options = parse(arguments)
+    groups = groups_of(options)
+    arms = {name: build for group in groups for name, build in group.named(options.arms).items()}
+    if unknown := [each for each in options.arms if not any(name.startswith(each) for name in arms)]:
+        raise SystemExit(f"--arms {unknown[0]!r}: no arm begins so; there are {', '.join(arms)}")
+    results = results_of(options, arms)
     tables = [Tables(results, group, options.arms) for group in groups if group.named(options.arms)]
     text = "\n\n".join([machine_line(), *map(str, tables)])
-    (options.out / "tables.md").write_text(f"{text}\n")
+    if options.weights:
+        (options.out / "tables.md").write_text(f"{text}\n")
     print(text)
 
 

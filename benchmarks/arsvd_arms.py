@@ -28,6 +28,8 @@ SWEEPS = 2
 """Of alternating least squares, for the factors of Tucker-2 and HTD: as many as ``compress`` makes by itself."""
 CRITERIA = {"params": "parameters", "macs": "MACs"}
 DENSE, SHRUNK = "dense", "shrink by mixed"
+SIZED = ("svd", "tucker2", "htd")
+"""Methods with ranks chosen under a budget, whose arms have their names."""
 
 
 class Dense:
@@ -172,9 +174,9 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
                 for of in ("weights", "outputs")
                 for p in options.exponents
             }
-            arms |= {
-                method: partial(Dense.within, budget=budget, method=method) for method in ("svd", "tucker2", "htd")
-            }
+            arms |= {method: partial(Dense.within, budget=budget, method=method) for method in SIZED}
             arms[SHRUNK] = partial(Dense.shrunk, budget=budget)
-            groups.append(Group(f"{criterion} {share:g}", f"At most {share:.0%} of the {title}", arms, "svd"))
+            groups.append(
+                Group(f"{criterion} {share:g}", f"At most {share:.0%} of the {title}", arms, options.reference)
+            )
     return groups

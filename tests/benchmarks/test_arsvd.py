@@ -124,6 +124,7 @@ def test_arms_are_compared_and_a_second_run_makes_nothing_again(
     assert [row[0] for row in sizes] == ["dense", "svd", "htd"]
     assert "±" in sizes[2][2]
     assert "±" in differences[2][5]
+    assert differences[2][5].endswith(("in 1 of 2", "in 2 of 2", "no difference"))
     assert list(held(tmp_path, 1)) == ["dense", "params 0.6: svd", "params 0.6: htd"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
     with pytest.raises(SystemExit, match="results of other weights, data or training"):
@@ -132,6 +133,25 @@ def test_arms_are_compared_and_a_second_run_makes_nothing_again(
     assert "trained" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--arms 'svd': no arm begins so"):
         run(weights, tmp_path, "--arms", "svd")
+
+
+def test_tables_are_made_from_files_alone_against_any_arm(
+    tmp_path: Path, weights: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(weights, tmp_path, "--arms", "params 0.6: svd", "params 0.6: htd", "--finetune-epochs", "0")
+    sizes, differences = tables(capsys.readouterr().out)
+    files = [str(tmp_path / "out" / f"s{seed}.json.gz") for seed in range(2)]
+    for path in weights:
+        path.unlink()
+    arsvd.main(["--results", *files, "--kept", "0.6"])
+    whole = tables(capsys.readouterr().out)
+    assert [row[0] for row in whole[2]] == ["dense"]  # of another budget, which the files do not hold
+    assert any(table == sizes for table in whole)
+    assert any(table == differences for table in whole)
+    arsvd.main(["--results", *files, "--kept", "0.6", "--arms", "params 0.6", "--reference", "htd"])
+    _, against = tables(capsys.readouterr().out)
+    assert against[2][3] == ""
+    assert float(against[1][3].split()[0]) == -float(differences[2][3].split()[0])
 
 
 def same_outputs(network: nn.Module, dense: Dense) -> bool:
