@@ -50,7 +50,9 @@ shapes = trace_layers(model, x[:1])
 known = [each for each in methods.split(",") if each in DECOMPOSITIONS]
 seen = {}
 handles = [
-    model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: seen.update({name: (i[0], o)}))
+    model.get_submodule(name).register_forward_hook(
+        lambda _, i, o, name=name: seen.update({name: (i[0].clone(), o.clone())})  # the next layer may work in place
+    )
     for name in shapes
 ]
 with torch.no_grad():

@@ -7,11 +7,13 @@ import io
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import decomposition_time, layer_errors
 from common.compression import save_compressed
@@ -60,3 +62,17 @@ def test_errors_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         _, cases, mean, greatest, worse = row.split()
         assert int(cases) >= 4  # at least the 3x3 convolutions
         assert (float(mean), float(greatest), int(worse)) == (1, 1, 0)
+
+
+def test_outputs_are_those_of_the_layer_though_the_next_one_works_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True)
+    )
+    monkeypatch.setattr("common.compression.load_compressed", lambda _: model)
+    options = Namespace(weights=Path("any"), dataset="phantoms", data_root=None, image_size=16, images=32)
+    vars(options).update(methods=["svd", "tucker2"], unannotated="keep", shares=[0.5, 1.0])
+    found = layer_errors.errors(Path(), options)
+    assert set(found.layer.astype(str)) == {"0", "2"}
+    assert (found[found.share == 1].error < 1e-6).all()
+    assert found[found.share == 0.5].error.between(1e-6, 1).all()

@@ -72,7 +72,7 @@ def test_every_link_of_the_site_resolves_and_nothing_comes_from_elsewhere(site: 
 
 def test_the_site_holds_guides_notebooks_and_api(site: Path) -> None:
     front = (site / "index.html").read_text()
-    assert "with the evidence: it logs every trial" in front
+    assert "The evidence comes with it: logs of every trial" in front
     for guide in (ROOT / "docs").glob("*.md"):
         assert f'href="{guide.stem}.html"' in front
     for notebook in (ROOT / "docs" / "runs").glob("*.ipynb"):
