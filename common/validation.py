@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -87,6 +88,16 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if value not in names:
         raise ValueError(_unknown(name, value, names))
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number of Python or NumPy; a truth value is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number of Python or NumPy; a truth value is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _unknown(name: str, value: object, allowed: Iterable[str]) -> str:

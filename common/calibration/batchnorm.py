@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
@@ -21,7 +22,8 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
 
     Args:
         model: the network, which is changed in place. Its training mode stays unchanged.
-        batches: input tensors, or pairs (inputs, targets), with at least two inputs a batch.
+        batches: input tensors, or pairs (inputs, targets). A batch of one input joins the next batch of its shape,
+            since BatchNorm may need two; a last one is left out, unless it is the only one.
         max_batches: limit on the number of batches; None uses all.
 
     Returns:
@@ -44,8 +46,8 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
                 norm.reset_running_stats()
                 norm.momentum = None  # average over all batches instead of a moving average
                 norm.train()
-            for batch in itertools.islice(batches, max_batches):
-                model(to_network(inputs_of(batch), model))
+            for inputs in _at_least_two(map(inputs_of, itertools.islice(batches, max_batches))):
+                model(to_network(inputs, model))
                 seen += 1
         broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
         if broken:
@@ -62,3 +64,18 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
     if not seen:
         raise ValueError("batches is empty: there is no batch to recalibrate on")
     return sum(reached)
+
+
+def _at_least_two(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """See the ``batches`` of :func:`recalibrate_bn`."""
+    single: Tensor | None = None
+    seen = False
+    for inputs in batches:
+        if single is not None and single.shape[1:] == inputs.shape[1:]:
+            inputs = torch.cat([single.to(inputs.device), inputs])
+        single = inputs if len(inputs) == 1 else None
+        if single is None:
+            seen = True
+            yield inputs
+    if single is not None and not seen:
+        yield single

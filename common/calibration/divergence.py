@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import kl_div
 
 from common.network.modes import evaluating
 from common.network.outputs import single_tensor
+from common.network.passes import explained
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Maps the outputs of the dense and of another network, ``(N, ...)`` each, to one value for each input, ``(N,)``."""
@@ -23,10 +25,12 @@ def kl_divergence(dense: Tensor, output: Tensor) -> Tensor:
         output: logits of the other network, in the same shape.
 
     Returns:
-        ``(N,)``, the mean over pixels if there are any.
+        ``(N,)``, the mean over pixels if there are any. A class that the dense network excludes, with a logit of minus
+        infinity, adds nothing.
     """
     given, wanted = _log_probabilities(output), _log_probabilities(dense)
-    return kl_div(given, wanted, reduction="none", log_target=True).sum(1).flatten(1).mean(1)
+    terms = kl_div(given, wanted, reduction="none", log_target=True)
+    return torch.where(wanted == -math.inf, 0.0, terms).sum(1).flatten(1).mean(1)
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
@@ -39,7 +43,7 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 def squared_error(dense: Tensor, output: Tensor) -> Tensor:
     """Squared error of the outputs, relative to the variance of the dense ones over all inputs and positions."""
     variance = (dense - dense.mean()).square().mean()
-    return (dense - output).flatten(1).square().mean(1) / torch.where(variance > 0, variance, 1.0)
+    return (dense - output).reshape(len(dense), -1).square().mean(1) / torch.where(variance > 0, variance, 1.0)
 
 
 def divergence_for(outputs: Tensor) -> Divergence:
@@ -51,8 +55,34 @@ def divergence_for(outputs: Tensor) -> Divergence:
     return kl_divergence if outputs.dim() == 2 and outputs.shape[1] > 1 else squared_error
 
 
+def mean_divergence(divergence: Divergence, dense: Tensor, output: Tensor) -> float:
+    """The mean over all inputs, at least 0; infinite where it is no number, as for outputs that are not finite."""
+    value = float(divergence(dense, output).mean())
+    return math.inf if math.isnan(value) else max(0.0, value)
+
+
 @torch.no_grad()
 def outputs_on(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """The network's outputs in evaluation mode on batches that are on its device, ``(N, ...)`` in float32."""
+    """The network's outputs in evaluation mode on batches that are on its device, ``(N, ...)`` in float32.
+
+    Raises:
+        ValueError: the network does not take a batch, or its outputs have no axis of inputs or differ in shape.
+    """
+    found: list[Tensor] = []
     with evaluating(model):
-        return torch.cat([single_tensor(model(batch), "the network").float() for batch in inputs])
+        for batch in inputs:
+            with explained(batch):
+                output = model(batch)
+            found.append(single_tensor(output, "the network").float())
+            if found[-1].shape[:1] != batch.shape[:1]:
+                raise ValueError(
+                    f"the network's output has shape {tuple(found[-1].shape)} for {len(batch)} inputs; its first axis "
+                    "must be that of the inputs"
+                )
+    shapes = {tuple(each.shape[1:]) for each in found}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the network's outputs have shapes {', '.join(map(str, sorted(shapes)))} for inputs of different sizes; "
+            "give inputs of one size"
+        )
+    return torch.cat(found)

@@ -16,7 +16,7 @@ from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 from common.network.layers import effective_layers, layer_input
-from common.network.modes import evaluating, hooked
+from common.network.modes import evaluating, hooked, ordinary_precision
 from common.network.passes import example_batch, explained
 
 WIDEST_PATCH = 5792
@@ -29,6 +29,7 @@ HELD_OUT = 512
 """Largest number of held-out patches of each layer, on which errors are measured."""
 
 
+@ordinary_precision()
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed: int = 0) -> dict[str, LayerMoments]:
     """Measure the moments of every factorable layer's input and output in one pass over ``batches``.
@@ -120,7 +121,7 @@ def _warn_of_too_few(found: Mapping[str, LayerMoments], images: int) -> None:
     warnings.warn(
         f"too few calibration patches for the layers {shown}{more}: they are decomposed by their weights alone. "
         f"Calibrate on more images than {images}",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -220,7 +221,8 @@ class _RunningSums:
     def _hold_out(self, inputs: Tensor, output: Tensor, images: Tensor, generator: torch.Generator) -> None:
         """Update the random sample of at most ``HELD_OUT`` patches with the patches of ``images``."""
         inputs = inputs[images.to(inputs.device)]
-        self._add("held out", output[images.to(output.device)].sum())  # only ``finite`` reads this sum
+        total = output[images.to(output.device)].sum(dtype=torch.float64)
+        self._add("held out", total)  # only ``finite`` reads it
         sampled = sample_positions(torch.arange(len(inputs)), output.shape[2:], HELD_OUT, generator)
         draws = torch.rand(len(sampled[0]), generator=generator)  # the sample keeps the smallest draws
         if len(self._draws) == HELD_OUT:

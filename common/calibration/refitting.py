@@ -17,7 +17,7 @@ from common.decomposition.chain import kernel_of, outputs_of, patches_after
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
 from common.network.lowrank import LowRank
-from common.network.modes import evaluating
+from common.network.modes import evaluating, ordinary_precision
 from common.network.state import distinct_tensors
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.progress import track
@@ -44,6 +44,7 @@ class Refitted:
     after: float
 
 
+@ordinary_precision()
 @torch.no_grad()
 def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0) -> dict[str, Refitted]:
     """Fit the layers of a compressed network to the outputs of the dense network, from the first layer to the last.

@@ -28,6 +28,7 @@ from common.network.kinds import (
 )
 from common.network.layers import effective_layers
 from common.network.lowrank import LowRank, stand_in
+from common.network.modes import ordinary_precision
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.weights import set_convolution_weight
 from common.planning.decompositions import Decompositions
@@ -37,6 +38,7 @@ from common.validation import check_choice
 MODES = ("factorized", "reconstruct")
 
 
+@ordinary_precision()
 def compress(
     model: nn.Module,
     plan: RankPlan,
@@ -77,14 +79,14 @@ def compress(
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     layers = planned_layers(model, plan)  # from the dense network: a copy separates weights that share memory
     small = independent_copy(model)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # new layers draw weights that the factors replace
         without_mean = _replace_layers(small, plan, layers, decompositions, mode)
     if without_mean:
         shown = ", ".join(without_mean[:3]) + (", ..." if len(without_mean) > 3 else "")
         warnings.warn(
             f"the plan was made without moments and gives no bias to {shown}, which therefore lose the mean of their "
             "outputs; give the same moments to plan_ranks",
-            stacklevel=2,
+            stacklevel=3,
         )
     if mode == "factorized":
         set_provenance(small, dataclasses.replace(provenance, plan=plan))

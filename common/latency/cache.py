@@ -27,7 +27,6 @@ from common.latency.table import Conditions, LatencyTable, WholeNetwork
 from common.latency.timing import time_operations
 from common.network.shapes import LayerShape, trace_layers
 from common.planning.methods import decompositions_of, timed_methods
-from common.validation import check_choice
 
 CACHE = "LOW_RANK_CNN_CACHE"
 """Environment variable that names the folder of the tables."""
@@ -39,6 +38,18 @@ MOST_BYTES = 2**26
 """Maximum size of a table's file. A file with a million operations has less."""
 MOST_ELEMENTS = 2**30
 """Maximum number of elements of an operation's weight, input or output in a file. Some operations are timed again."""
+
+
+def check_timed(runtime: str, method: str) -> None:
+    """Raise a ValueError unless operations can be timed in ``runtime``, and the layers that ``method`` makes."""
+    operation_runtime(runtime)
+    decompositions_of(method)
+    allowed = (*timed_methods(), "mixed")
+    if method not in allowed:
+        raise ValueError(
+            f"method={method!r}: the times of its layers are not tabulated; a budget of latency takes "
+            f"{', '.join(allowed)}"
+        )
 
 
 def measured_latencies(
@@ -69,8 +80,8 @@ def measured_latencies(
             the processor or not in single precision, in which operations are timed.
         RuntimeError: the runtime lacks something on this machine, such as its package.
     """
+    check_timed(runtime, method)
     clock = operation_runtime(runtime)
-    check_choice("method", method, (*timed_methods(), "mixed"))
     if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
     if x.device.type != "cpu":

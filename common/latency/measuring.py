@@ -115,7 +115,7 @@ def measure_latencies(
 ) -> list[Latency]:
     """:func:`measure_latency` of several networks that all take turns with one baseline, which is prepared once."""
     chosen = RUNTIMES[runtime]
-    _check_rounds(rounds)
+    check_rounds(rounds)
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
     x = chosen.accept(networks, x)
@@ -136,13 +136,14 @@ def measure_files(
         rounds: as in :func:`measure_latency`.
         round_s: as in :func:`measure_latency`.
     """
-    _check_rounds(rounds)
+    check_rounds(rounds)
     chosen = OnnxRuntime()
     passes = [chosen.file_pass(Path(file), x) for file in (*files, baseline)]
     return _in_turn(chosen, passes, x, True, (rounds, round_s))
 
 
-def _check_rounds(rounds: int) -> None:
+def check_rounds(rounds: int) -> None:
+    """Raise a ValueError if there are too few rounds for quartiles."""
     if rounds < 3:
         raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
 

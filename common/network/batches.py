@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from common.network.outputs import describe
@@ -47,3 +48,23 @@ def inputs_of(batch: object) -> Tensor:
         f"a batch must be a tensor of inputs or a pair (inputs, targets), but it is {describe(batch)}; "
         "give the DataLoader a collate_fn that returns either"
     )
+
+
+def joined(batches: Iterable[Tensor], least: int) -> list[Tensor]:
+    """Join consecutive batches of inputs of one shape until each has at least ``least`` inputs.
+
+    What is left over joins the batch before if that has the same shape, and stays a smaller batch otherwise.
+    """
+    groups: list[list[Tensor]] = []
+    for batch in batches:
+        if groups and batch.shape[1:] == groups[-1][0].shape[1:] and sum(map(len, groups[-1])) < least:
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    found: list[list[Tensor]] = []
+    for group in groups:
+        if found and group[0].shape[1:] == found[-1][0].shape[1:] and sum(map(len, group)) < least:
+            found[-1] += group
+        else:
+            found.append(group)
+    return [torch.cat(group) if len(group) > 1 else group[0] for group in found]

@@ -1,10 +1,11 @@
-"""Context managers that put a network in evaluation mode, or hold its hooks, and undo both at the end."""
+"""Context managers: a network in evaluation mode, ordinary precision, hooks that are removed at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -71,6 +72,19 @@ def _set_flags(modes: Mapping[nn.Module, bool]) -> None:
     for module, mode in modes.items():
         if module.training != mode:
             module.training = mode
+
+
+@contextmanager
+def ordinary_precision() -> Iterator[None]:
+    """Compute without ``torch.autocast`` inside the ``with`` block, or the decorated function.
+
+    Under it, moments would be products of bfloat16.
+    """
+    with ExitStack() as modes:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager

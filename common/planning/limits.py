@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.validation import is_number
+
 SIZES = ("params", "macs", "latency")
 """The sizes that a budget may limit."""
 SIZE_TOLERANCES = (1e-13, 1e-13, 1e-9)
@@ -34,7 +36,7 @@ class Limits:
         if not self.given:
             raise ValueError("a Budget needs params or macs or latency, the fraction of the dense network to keep")
         for name, value in self.given.items():
-            if not 0 < value <= 1:
+            if not (is_number(value) and 0 < value <= 1):
                 raise ValueError(f"Budget({name}={value!r}): it must be in (0, 1]")
 
     def __str__(self) -> str:

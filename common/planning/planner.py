@@ -77,8 +77,10 @@ def plan_ranks(
 
 def check_rule(rule: object, method: str) -> None:
     """Raise a ValueError unless ``rule`` is a rank rule that the method, whose name must be known, allows."""
-    only = method_named(method).only
+    named = method_named(method)
+    only = named.only
     if not isinstance(rule, Rule):
         raise ValueError(f"rule={rule!r}: it must be a rule, e.g. Energy(0.9) or Budget(params=0.5)")
     if only is not None and not isinstance(rule, only):
         raise ValueError(f"rule={rule!r} with method={method!r}: it must be {only.__name__}(...)")
+    rule.check_method(method, named.decompositions)

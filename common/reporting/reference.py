@@ -53,6 +53,8 @@ class ReferenceNetwork(BaseModel):
         if not isinstance(values, Mapping):
             return values
         metric = values.get("metric", "accuracy")
+        if not isinstance(metric, str):
+            raise ValueError(f"metric={metric!r}: it must be the name of a metric")
         if "value" not in values and metric not in values:
             raise ValueError(f"there is no key {metric!r}, which must hold the metric in [0, 1]")
         return {"value": values.get(metric), **values}

@@ -18,12 +18,10 @@ from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
-from common.training import evaluate_images, paired_difference, train
+from common.training import UNTUNED, evaluate_images, paired_difference, train
 from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
-UNTUNED = (FloatingPointError, MemoryError, RuntimeError)
-"""Raised where a loss is not finite or memory runs out; torch raises RuntimeErrors."""
 FINETUNED = "finetuned trial {}"
 """A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
 REFITTED = "refitted trial {}"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.calibration.divergence import Divergence, kl_divergence, outputs_on
+from common.calibration.divergence import Divergence, kl_divergence, mean_divergence, outputs_on
 from common.compression import compress
 from common.network.inputs import to_network
 from common.planning.decompositions import Decompositions
@@ -17,6 +17,8 @@ from common.planning.plan import LayerPlan, RankPlan
 from common.progress import track
 from common.search.candidates import LEVEL_SHARES, Candidate, Candidates
 
+UNUSABLE = 1e6
+"""Counts as the divergence of a network whose outputs are not finite."""
 REFERENCE_LEVEL = LEVEL_SHARES.index(0.1)
 
 
@@ -54,7 +56,7 @@ def measure_divergences(
     model: nn.Module,
     candidates: Candidates,
     decompositions: Decompositions,
-    inputs: Tensor,
+    inputs: Tensor | Sequence[Tensor],
     shares: Sequence[float] = (0.04, 0.1, 0.2, 0.45),
     divergence: Divergence = kl_divergence,
     at_measured_errors: bool = False,
@@ -67,7 +69,7 @@ def measure_divergences(
         model: the dense network. Its training mode stays as it was.
         candidates: the candidates of its layers, by one method.
         decompositions: the decompositions of its layers. With sweeps, improved factors are measured.
-        inputs: ``(N, C, H, W)`` from the calibration split.
+        inputs: ``(N, C, H, W)`` from the calibration split, or several such batches.
         shares: the levels to measure, by their share in ``LEVEL_SHARES``.
         divergence: measures how far outputs are from the dense ones, e.g. the Kullback-Leibler divergence in nats.
         at_measured_errors: give the factors' errors as measured on held-out patches, for plans by corrected errors, in
@@ -98,17 +100,17 @@ def _divergences(
     model: nn.Module,
     plans: Sequence[tuple[str, LayerPlan]],
     decompositions: Decompositions,
-    inputs: Tensor,
+    inputs: Tensor | Sequence[Tensor],
     divergence: Divergence = kl_divergence,
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan), the mean divergence of the outputs when only that layer is factored."""
-    batches = [to_network(inputs, model)]
+    batches = [to_network(batch, model) for batch in ([inputs] if isinstance(inputs, Tensor) else inputs)]
     dense = outputs_on(model, batches)
     found = []
     for name, plan in track(plans, "sensitivity", unit="layer"):
         small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
-        value = divergence(dense, outputs_on(small, batches)).mean()
-        found.append(((name, plan), max(0.0, value.item())))
+        value = mean_divergence(divergence, dense, outputs_on(small, batches))
+        found.append(((name, plan), min(value, UNUSABLE)))
     return found
 
 

@@ -38,6 +38,7 @@ from common.data.loading import NORMALIZATIONS, UNANNOTATED
 from common.files import check_writable
 from common.functions import names_function
 from common.latency import operation_runtimes
+from common.latency.measuring import check_rounds
 from common.models import NETWORK_SOURCES
 from common.planning import Budget
 from common.planning.methods import decompositions_of, method_names
@@ -137,6 +138,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     """
     budget = Budget(options.params, options.macs, options.latency, options.runtime)
     decompositions_of(options.method)
+    check_rounds(options.rounds)
     settings = finetuning(options)
     out = check_writable(options.out, "out")
     examples = load_examples(
@@ -146,6 +148,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         raise ValueError("finetune_epochs needs targets, and the data has none; leave --finetune-epochs out")
     dense = load_network(options.network, options.weights, examples, pretrained=options.pretrained, seed=options.seed)
     found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
+    weights = [save_compressed(found.model, out / "small.safetensors")]
     tuned: dict[str, nn.Module] = {}
     if settings and examples.data:
         # Networks learn from images that vary at random, where the data set has such changes.
@@ -154,7 +157,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         tuned, _ = finetuned(dense, found.model, varied, settings, checkpoints=out)
     large = {"dense": dense} | {title: tuned[title] for title in tuned if title == DENSE_TUNED}
     small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
-    weights = [save_compressed(network, out / f"{title}.safetensors") for title, network in (small | tuned).items()]
+    weights += [save_compressed(network, out / f"{title}.safetensors") for title, network in tuned.items()]
     files = deployed_files(large, ["float32"], out) + deployed_files(small, ["float32", "int8"], out)
     table = files_table(files, examples, options.rounds)
     title = report_title(options.network or Path(options.weights).name, options.dataset, budget, options.method)

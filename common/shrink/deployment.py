@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from common.calibration.divergence import divergence_for, outputs_on
+from common.calibration.divergence import divergence_for, mean_divergence, outputs_on
 from common.data import DataBundle
 from common.deploy import OnnxNetwork, export_onnx
 from common.deploy.precision import PRECISIONS
@@ -130,7 +130,7 @@ def _judge(files: Sequence[DeployedFile], examples: Examples) -> tuple[str, Judg
 
     def measure(network: nn.Module) -> float:
         found = outputs_on(network, [to_network(batch, network) for batch in inputs]).cpu()
-        return max(0.0, float(divergence(wanted, found).mean()))
+        return mean_divergence(divergence, wanted, found)
 
     return DIVERGENCE, measure
 

@@ -12,7 +12,7 @@ from common.data import DataBundle
 from common.network.copies import independent_copy
 from common.planning import plan_of
 from common.search.study.specification import network_digest
-from common.training import EpochLog, TrainingSettings, evaluate, train
+from common.training import UNTUNED, EpochLog, TrainingSettings, evaluate, train
 
 DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
 """Titles of the networks after fine-tuning."""
@@ -30,7 +30,8 @@ def finetuned(
 ) -> tuple[dict[str, nn.Module], list[EpochLog]]:
     """Fine-tune copies of the small network and, for comparison, of the dense one, with the dense one as teacher.
 
-    A copy that is worse on validation than the network that it began as is left out, and a line says so.
+    A copy that is worse on validation than the network that it began as, or whose training failed, is left out, and a
+    line says so.
 
     Args:
         dense: the dense network. It stays unchanged.
@@ -41,14 +42,19 @@ def finetuned(
             continues from there. Once the networks are saved, call :func:`remove_checkpoints`. None writes none.
 
     Returns:
-        ``dense-tuned`` and ``small-tuned``, and the history of the latter.
+        ``dense-tuned`` and ``small-tuned``, and the history of the latter, empty if its training failed.
     """
     better: dict[str, nn.Module] = {}
     history: list[EpochLog] = []
     for title, network in ((DENSE_TUNED, dense), (SMALL_TUNED, small)):
         tuned = independent_copy(network)
         checkpoint = checkpoints / f"{title}-{_digest(dense, network)}{CHECKPOINT}" if checkpoints else None
-        history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
+        try:
+            history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
+        except UNTUNED as error:
+            history = []
+            print(f"{title} is left out, fine-tuning failed: {type(error).__name__}: {error}")
+            continue
         before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
         if after < before:
             print(f"{title} is worse on validation than before, {after:.2%} after {before:.2%}: it is left out")

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration import calibrate, recalibrate_bn, refit
-from common.calibration.divergence import Divergence, divergence_for, outputs_on
+from common.calibration.divergence import Divergence, divergence_for, mean_divergence, outputs_on
 from common.calibration.moments import held_out_images
 from common.compression import compress
 from common.compression.compress import check_uncompressed
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
+from common.latency.cache import check_timed
 from common.network import profile
 from common.network.attention import join_projections, separate_projections
-from common.network.batches import Batches, inputs_of
+from common.network.batches import Batches, inputs_of, joined
 from common.network.inputs import to_network
+from common.network.layers import factorable_layers
+from common.network.modes import ordinary_precision
+from common.network.passes import example_batch
 from common.network.shapes import trace_layers
 from common.network.state import distinct_tensors
 from common.planning import Budget, RankPlan, plan_ranks
@@ -34,6 +38,7 @@ from common.search.candidates import planned_candidates
 from common.search.sensitivity import measure_divergences
 from common.shrink.result import Shrunk, Step
 from common.training import evaluate
+from common.validation import is_whole
 
 MEASURED_PIXELS = 256 * 32 * 32
 """Pixels of the images on which single layers' divergences are measured."""
@@ -64,6 +69,10 @@ class ShrinkSteps:
     recalibrate: bool = True
     seed: int = 0
     correct: bool = True
+
+    def __post_init__(self) -> None:
+        if not (is_whole(self.improve) and self.improve >= 0):
+            raise ValueError(f"improve={self.improve!r}: it must be a whole number of sweeps of at least 0")
 
 
 def shrink(
@@ -138,12 +147,26 @@ def shrink_each(
         raise ValueError("rules is empty: at least one is needed")
     for rule in rules:
         check_rule(rule, method)
+        if isinstance(rule, Budget) and rule.latency is not None:
+            check_timed(rule.runtime, method)
     check_uncompressed(model)
     if isinstance(batches, Tensor):
         raise ValueError(
             f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"
         )
-    return _Run(model, list(batches), rules, method, steps or ShrinkSteps(), divergence).results()
+    with ordinary_precision():
+        run = _Run(model, list(batches), rules, method, steps or ShrinkSteps(), divergence)
+    return _each_in_ordinary_precision(run.results())
+
+
+def _each_in_ordinary_precision(results: Iterator[Shrunk]) -> Iterator[Shrunk]:
+    """Make each result in ordinary precision; between them the caller's own modes hold."""
+    while True:
+        with ordinary_precision():
+            found = next(results, None)
+        if found is None:
+            return
+        yield found
 
 
 class _Run:
@@ -161,15 +184,19 @@ class _Run:
         if not batches:
             raise ValueError("batches is empty: there is no batch to calibrate on")
         model = separate_projections(model)
+        for rule in rules:
+            rule.check_layers(factorable_layers(model))
         self.model, self.method, self.settings = model, method, steps
         self.rules = [_aligned(rule) if steps.align else rule for rule in rules]
         self.batches = batches
-        self.inputs = [to_network(inputs_of(batch), model) for batch in batches]
+        self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
         self.x = self.inputs[0][:1]
         self.fitted, self.held_out, self.targets = self._split()
         self.dense_metrics = self._known_metrics()
         self.dense_outputs = outputs_on(model, self.held_out)
         self.divergence = divergence or divergence_for(self.dense_outputs)
+        if not self.divergence(self.dense_outputs, self.dense_outputs).isfinite().all():
+            raise ValueError("the dense network's outputs on the held-out calibration images are not finite")
         self.steps: list[Step] = []
 
     def _split(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -182,8 +209,9 @@ class _Run:
                 fitted.append(inputs[~flags.to(inputs.device)])
             if flags.any():
                 held_out.append(inputs[flags.to(inputs.device)])
-                if isinstance(batch, tuple | list) and len(batch) > 1 and len(batch[1]) == len(flags):
-                    targets.append(batch[1][flags.to(batch[1].device)])
+                given = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+                if isinstance(given, Tensor) and given.shape[:1] == flags.shape:
+                    targets.append(given[flags.to(given.device)])
         if not held_out:
             raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
         return fitted, held_out, targets if len(targets) == len(held_out) else []
@@ -243,7 +271,7 @@ class _Run:
                 self.steps[-1] = replace(self.steps[-1], kept=False)
         if settings.refit:
             self._if_better("refit", small, lambda: bool(refit(small, self.model, self.inputs, seed=settings.seed)))
-        if settings.recalibrate:
+        if settings.recalibrate and sum(map(len, self.fitted)) > 1:
             self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
         join_projections(small)
         costs = profile(self.model, self.x), profile(small, self.x)
@@ -268,7 +296,10 @@ class _Run:
         """How far the output moves when one layer alone errs, by the method that ``plan`` gives it."""
         least, most = MEASURED_IMAGES
         count = min(most, max(least, MEASURED_PIXELS // max(1, self.x[0, 0].numel())))
-        inputs = torch.cat(self.inputs)[:count]
+        inputs: list[Tensor] = []
+        for batch in joined(self.inputs, count):
+            if (left := count - sum(map(len, inputs))) > 0:
+                inputs.append(batch[:left])
         candidates = planned_candidates(trace_layers(self.model, self.x), decompositions, plan)
         return measure_divergences(
             self.model,
@@ -308,7 +339,7 @@ class _Run:
 
     def _divergence(self, small: nn.Module) -> float:
         """The mean divergence on the held-out images."""
-        return max(0.0, float(self.divergence(self.dense_outputs, outputs_on(small, self.held_out)).mean()))
+        return mean_divergence(self.divergence, self.dense_outputs, outputs_on(small, self.held_out))
 
     def _known_metrics(self) -> dict[str, float]:
         """The dense network's metrics; empty, as all metrics are then, if the targets are of no task of the suite."""

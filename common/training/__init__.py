@@ -2,9 +2,10 @@
 
 from common.training.comparison import mean_difference, paired_difference
 from common.training.evaluation import Evaluation, evaluate, evaluate_images
-from common.training.loop import EpochLog, TrainingSettings, train
+from common.training.loop import UNTUNED, EpochLog, TrainingSettings, train
 
 __all__ = [
+    "UNTUNED",
     "EpochLog",
     "Evaluation",
     "TrainingSettings",

@@ -226,7 +226,7 @@ def test_invalid_combinations_of_arguments_are_refused() -> None:
         plan_ranks(tiny_cnn(), X, "svd", Energy(), divergences={})
     with pytest.raises(ValueError, match=r"rule=VBMF\(.*\) with method='arsvd': it must be Entropy"):
         plan_ranks(tiny_cnn(), X, "arsvd", VBMF())
-    with pytest.raises(ValueError, match="round_to=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="round_to=0: it must be a whole number of at least 1"):
         plan_ranks(tiny_cnn(), X, "svd", Budget(params=0.5, round_to=0))
     with pytest.raises(ValueError, match="method='mixed' with Fixed ranks"):
         plan_ranks(tiny_cnn(), X, "mixed", Fixed(3))

@@ -113,6 +113,7 @@ def test_a_metric_stands_under_its_name(tmp_path: Path) -> None:
     [
         ("not json", "line 1: "),
         ("[1]", "line 1: "),
+        (json.dumps(DENSE | {"metric": ["accuracy"]}), "line 1: metric=['accuracy']: it must be the name of a metric"),
         (json.dumps(DENSE | {"params": 0}), "params=0: input should be greater than 0"),
         (json.dumps(DENSE | {"params": 10.5}), "params=10.5: "),
         (json.dumps(DENSE | {"accuracy": 1.5}), "value=1.5: input should be less than or equal to 1"),

@@ -99,6 +99,7 @@ SMALL = ("--dataset", "digits", "--image-size", "8", "--limit", "64", "--images"
         ((*SMALL, "--params", "0.5"), "give a network, or weights that name one"),
         ((*SMALL, "--params", "0.5", "--finetune-epochs", "-1"), "--learning-rate: epochs=-1.0: "),
         ((*SMALL, "--params", "0.5", "--finetune-epochs", "1", "--learning-rate", "0"), "learning_rate=0.0: "),
+        ((*SMALL, "--network", "nosuch", "--params", "0.5", "--rounds", "2"), "rounds=2: it must be at least 3"),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_is_written(
@@ -129,6 +130,20 @@ def test_the_command_fine_tunes_both_networks(
     assert not same_weights(small, tuned)
     assert plan_of(small) == plan_of(tuned)
     assert not (tmp_path / "dense.safetensors").exists()
+
+
+def test_the_small_network_outlives_a_training_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
+    monkeypatch.setattr(command, "shrink", lambda *given, **_: shrink(*given, steps=CHEAP))
+    arguments = [*SMALL, "--network", "my_module:build", "--params", "0.5", "--finetune-epochs", "2"]
+    assert command.main([*arguments, "--learning-rate", "1e30", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for title in ("dense-tuned", "small-tuned"):
+        assert f"{title} is left out, fine-tuning failed: FloatingPointError: the loss is " in shown
+    assert "\nsmall, int8 " in shown
+    assert plan_of(load_compressed(tmp_path / "small.safetensors", tiny_cnn(width=24)))
 
 
 def test_interrupted_fine_tuning_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from common.planning.decompositions import Decompositions
 from common.planning.latencies import Latencies
 from common.planning.options import Divergences
 from common.planning.plan import LayerPlan, RankPlan, Untouched
-from common.validation import Registry
+from common.validation import Registry, is_whole
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ class Rule(ABC):
     """A rank rule. Its subclasses are frozen dataclasses; the fields are the rule's settings."""
 
     name: ClassVar[str]
+
+    def check_method(self, method: str, decompositions: Sequence[str]) -> None:  # noqa: B027  # most allow all
+        """Raise a ValueError if the rule cannot plan by a method.
+
+        Args:
+            method: its name.
+            decompositions: its candidates for each layer.
+        """
+
+    def check_layers(self, names: Iterable[str]) -> None:  # noqa: B027  # most name none
+        """Raise a ValueError if the rule names a layer that is not among those that can be factored."""
 
     @abstractmethod
     def plan(self, network: Network) -> RankPlan:
@@ -107,9 +118,9 @@ class PerLayerRule(Rule):
 
 
 def check_round_to(round_to: int) -> None:
-    """Raise a ValueError unless ``round_to`` is at least 1."""
-    if round_to < 1:
-        raise ValueError(f"round_to={round_to!r}: it must be at least 1")
+    """Raise a ValueError unless ``round_to`` is a whole number of at least 1."""
+    if not (is_whole(round_to) and round_to >= 1):
+        raise ValueError(f"round_to={round_to!r}: it must be a whole number of at least 1")
 
 
 RULES: Registry[type[Rule]] = Registry("rule", lambda rule: rule.name)

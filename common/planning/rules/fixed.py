@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from common.network.shapes import dense_reason
 from common.planning.decompositions import Decompositions, layer_method
 from common.planning.plan import LayerPlan
 from common.planning.rules.base import RULES, Network, PerLayerRule
-from common.validation import check_choice
+from common.validation import check_choice, is_number, is_whole
 
 LayerRanks = int | float | str | Sequence[int]
 """Ranks of one layer: a number, a fraction, ``"full"`` or the method's ranks."""
@@ -33,6 +33,28 @@ class Fixed(PerLayerRule):
     name = "fixed"
     ranks: LayerRanks | Mapping[str, LayerRanks]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.ranks.values() if isinstance(self.ranks, Mapping) else [self.ranks]
+        for ranks in given:
+            if not _may_be_ranks(ranks):
+                raise ValueError(
+                    f"ranks={ranks!r}: it must be a whole number of at least 1, a fraction in (0, 1], 'full' or a "
+                    "method's ranks, or a map from layer names to these"
+                )
+
+    def check_method(self, method: str, decompositions: Sequence[str]) -> None:
+        """See :meth:`Rule.check_method`; only one decomposition's ranks can be given."""
+        if len(decompositions) != 1:
+            raise ValueError(
+                f"method={method!r} with Fixed ranks: its decompositions have different ranks; choose another rule"
+            )
+
+    def check_layers(self, names: Iterable[str]) -> None:
+        """See :meth:`Rule.check_layers`."""
+        for name in self.ranks if isinstance(self.ranks, Mapping) else ():
+            check_choice("layer name in ranks", name, names)
+
     @property
     def settings(self) -> dict[str, Any]:
         """The ranks, as plain values."""
@@ -47,14 +69,7 @@ class Fixed(PerLayerRule):
     def choose(self, network: Network) -> dict[str, LayerPlan]:
         """Give each layer its ranks; a layer that cannot be factored, or is not in the map, stays dense."""
         ranks, shapes, decompositions = self.ranks, network.shapes, network.decompositions
-        if len(network.methods) != 1:
-            raise ValueError(
-                f"method={network.method!r} with Fixed ranks: its decompositions have different ranks; "
-                "choose another rule"
-            )
-        if isinstance(ranks, Mapping):
-            for name in ranks:
-                check_choice("layer name in ranks", name, shapes)
+        self.check_layers(shapes)
         per_layer = ranks if isinstance(ranks, Mapping) else dict.fromkeys(shapes, ranks)
         layers: dict[str, LayerPlan] = {}
         eligible: dict[str, Decomposition] = {}
@@ -69,6 +84,15 @@ class Fixed(PerLayerRule):
             chosen = fixed_ranks(decomposition, per_layer[name], name, limit)
             layers[name] = decompositions.plan(name, decomposition.method, chosen)
         return {name: layers[name] for name in shapes}
+
+
+def _may_be_ranks(ranks: object) -> bool:
+    """Whether a layer with great enough ranks could have these."""
+    if isinstance(ranks, str):
+        return ranks == "full"
+    if isinstance(ranks, Sequence):
+        return True
+    return is_number(ranks) and (ranks >= 1 if is_whole(ranks) else 0 < ranks <= 1)  # type: ignore[operator]
 
 
 def _as_json(ranks: LayerRanks) -> LayerRanks:

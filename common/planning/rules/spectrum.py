@@ -13,6 +13,7 @@ from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions, layer_methods
 from common.planning.plan import LayerPlan
 from common.planning.rules.base import Network, PerLayerRule
+from common.validation import is_number
 
 THRESHOLD_TOLERANCE = 1e-12
 """Relative slack of a threshold; a sum that reaches it exactly on paper also reaches it in floating point."""
@@ -52,8 +53,8 @@ class SpectrumRule(PerLayerRule):
 
 
 def check_share(name: str, share: float) -> None:
-    """Raise a ValueError unless ``share`` is in [0, 1]."""
-    if not 0 <= share <= 1:
+    """Raise a ValueError unless ``share`` is a number in [0, 1]."""
+    if not (is_number(share) and 0 <= share <= 1):
         raise ValueError(f"{name}={share!r}: it must be in [0, 1]")
 
 
