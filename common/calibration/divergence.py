@@ -33,6 +33,20 @@ def kl_divergence(dense: Tensor, output: Tensor) -> Tensor:
     return torch.where(wanted == -math.inf, 0.0, terms).sum(1).flatten(1).mean(1)
 
 
+def mask_divergence(dense: Tensor, output: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of masks' probabilities from the dense ones, in nats.
+
+    Args:
+        dense: logits ``(N, K, ...)``; each channel is that of a mask of its own, which may overlap the others.
+        output: logits of the other network, in the same shape.
+
+    Returns:
+        ``(N,)``, the mean over masks and pixels.
+    """
+    each = (logits.flatten(0, 1).unsqueeze(1) for logits in (dense, output))
+    return kl_divergence(*each).reshape(len(dense), -1).mean(1)
+
+
 def _log_probabilities(logits: Tensor) -> Tensor:
     """Log-probabilities of the classes along axis 1; two classes for a single channel."""
     if logits.shape[1] == 1:

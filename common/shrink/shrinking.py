@@ -15,6 +15,7 @@ from common.calibration.divergence import Divergence, divergence_for, mean_diver
 from common.calibration.moments import held_out_images
 from common.compression import compress
 from common.compression.compress import check_uncompressed
+from common.data.tasks import task_of
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
 from common.latency.cache import check_timed
@@ -100,7 +101,7 @@ def shrink(
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
-            class scores and the relative squared error for any other output.
+            class scores and, where the targets are masks, for masks; the relative squared error for any other output.
 
     Returns:
         The network, its plan and a report.
@@ -194,7 +195,7 @@ class _Run:
         self.fitted, self.held_out, self.targets = self._split()
         self.dense_metrics = self._known_metrics()
         self.dense_outputs = outputs_on(model, self.held_out)
-        self.divergence = divergence or divergence_for(self.dense_outputs)
+        self.divergence = divergence or self._suited_divergence()
         if not self.divergence(self.dense_outputs, self.dense_outputs).isfinite().all():
             raise ValueError("the dense network's outputs on the held-out calibration images are not finite")
         self.steps: list[Step] = []
@@ -291,6 +292,11 @@ class _Run:
             divergences=divergences,
             latencies=latencies,
         )
+
+    def _suited_divergence(self) -> Divergence:
+        """The divergence of the task that the targets belong to; without them, one that suits the outputs' shape."""
+        task = task_of(self.targets[0]) if self.targets else None
+        return task.divergence if task else divergence_for(self.dense_outputs)
 
     def _measured_divergences(self, decompositions: Decompositions, plan: RankPlan) -> Divergences:
         """How far the output moves when one layer alone errs, by the method that ``plan`` gives it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration import recalibrate_bn
-from common.calibration.divergence import kl_divergence, mean_divergence, squared_error
+from common.calibration.divergence import kl_divergence, mask_divergence, mean_divergence, squared_error
 from common.network.batches import joined
 from common.planning import Budget, Entropy
 from common.planning.rules import Fixed
@@ -188,3 +188,24 @@ def test_a_rule_that_cannot_plan_is_refused_before_any_work(
 def test_settings_of_a_wrong_type_are_refused(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         make()
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_masks_are_compared_as_masks_where_targets_show_them(masks: int) -> None:
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, masks, 3, padding=1)), images(32)
+    targets = torch.rand(32, masks, 12, 12).round()
+    found = shrink(model.eval(), [(x, targets)], HALF, "svd")
+    unknown = shrink(model.eval(), [x], HALF, "svd")
+    asked = shrink(model.eval(), [x], HALF, "svd", divergence=mask_divergence)
+    assert found.divergence == asked.divergence != unknown.divergence
+    assert "dice" in found.metrics
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_the_divergence_of_masks_is_that_of_independent_outcomes(masks: int) -> None:
+    dense, output = torch.randn(2, 5, masks, 4, 4)
+    wanted, given = dense.sigmoid().double(), output.sigmoid().double()
+    terms = wanted * (wanted / given).log() + (1 - wanted) * ((1 - wanted) / (1 - given)).log()
+    torch.testing.assert_close(mask_divergence(dense, output), terms.flatten(1).mean(1).float())
+    assert mask_divergence(dense, dense).abs().max() < 1e-7

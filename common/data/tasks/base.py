@@ -85,6 +85,15 @@ class Task(ABC):
             The mean over the images, a scalar in nats.
         """
 
+    @abstractmethod
+    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
+        """How far a network's logits are from the dense network's, for each image ``(N,)``, without any targets.
+
+        Args:
+            dense: logits of the dense network.
+            output: logits of the other, of the same shape.
+        """
+
     def misfit(self, logits: Tensor, targets: Tensor) -> ValueError:
         """Return the error for logits and targets whose shapes do not fit each other."""
         shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"

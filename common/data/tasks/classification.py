@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from common.calibration.divergence import kl_divergence
 from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
 
 
@@ -74,6 +75,10 @@ class Classification(Task):
         student, teacher = (side / temperature for side in (logits, taught))
         divergence = kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
         return divergence * temperature**2
+
+    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
+        """See :func:`common.calibration.divergence.kl_divergence`."""
+        return kl_divergence(dense, output)
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from common.calibration.divergence import mask_divergence
 from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
 
 SMOOTH = 1.0
@@ -78,6 +79,10 @@ class Segmentation(Task):
         chances = teacher.sigmoid()
         cross, own = (binary_cross_entropy_with_logits(side, chances) for side in (student, teacher))
         return (cross - own) * temperature**2
+
+    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
+        """See :func:`common.calibration.divergence.mask_divergence`."""
+        return mask_divergence(dense, output)
 
 
 def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
