@@ -9,6 +9,7 @@ from torch import nn
 
 from common.calibration import calibrate
 from common.data import DataBundle
+from common.data.tasks import TASKS
 from common.network.counting import count_operations
 from common.network.shapes import dense_reason, trace_layers
 from common.planning import plan_ranks
@@ -89,17 +90,18 @@ def measure_sensitivities(
         torch.manual_seed(settings.seed)
         inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
     shapes = trace_layers(model, inputs[:1])
+    divergence = TASKS[data.task].divergence
     own = POLICIES[settings.policy].sensitivities(shapes, decompositions, settings.method)
     if own is not None:
         return own, {}
     if settings.budget and settings.table:
         first = plan_ranks(model, inputs[:1], settings.method, settings.budget, decompositions=decompositions)
         candidates = planned_candidates(shapes, decompositions, first)
-        table = measure_divergences(model, candidates, decompositions, inputs)
-        divergences = {name: [(error, divergence) for error, divergence in points] for name, points in table.items()}
+        table = measure_divergences(model, candidates, decompositions, inputs, divergence=divergence)
+        divergences = {name: list(points) for name, points in table.items()}
         return interpolated_sensitivities(candidates, divergences), divergences
     candidates = layer_candidates(shapes, decompositions, decompositions_of(settings.method)[0])
-    sensitivities = layer_sensitivities(model, candidates, decompositions, inputs)
+    sensitivities = layer_sensitivities(model, candidates, decompositions, inputs, divergence)
     return sensitivities, single_divergences(candidates, sensitivities)
 
 

@@ -31,23 +31,32 @@ def reference_candidate(choices: Sequence[Candidate | None]) -> Candidate | None
 
 
 def layer_sensitivities(
-    model: nn.Module, candidates: Candidates, decompositions: Decompositions, inputs: Tensor
+    model: nn.Module,
+    candidates: Candidates,
+    decompositions: Decompositions,
+    inputs: Tensor,
+    divergence: Divergence = kl_divergence,
 ) -> dict[str, float]:
     """Measure the sensitivity of every layer.
 
     Each layer in turn is cut to about a tenth of its parameters while the others stay dense. Its sensitivity is the
-    mean Kullback-Leibler divergence of the network's outputs from the dense ones, in nats for each image, or for each
-    pixel if there is an output for each. No target is needed. A layer without a candidate that errs gets 0.
+    mean divergence of the network's outputs from the dense ones, by default in nats for each image, or for each pixel
+    if there is an output for each. No target is needed. A layer without a candidate that errs gets 0.
 
     Args:
         model: the dense network. Its training mode stays as it was.
         candidates: the candidates of its layers.
         decompositions: the decompositions of its layers.
         inputs: ``(N, C, H, W)`` from the calibration split.
+        divergence: measures how far outputs are from the dense ones.
     """
     references = {name: reference_candidate(choices) for name, choices in candidates.items()}
     measured = _divergences(
-        model, [(name, choice.plan) for name, choice in references.items() if choice], decompositions, inputs
+        model,
+        [(name, choice.plan) for name, choice in references.items() if choice],
+        decompositions,
+        inputs,
+        divergence,
     )
     return dict.fromkeys(candidates, 0.0) | {name: value for (name, _), value in measured}
 
