@@ -104,7 +104,7 @@ def test_it_rounds_and_keeps_layers_dense_as_every_rule_does() -> None:
 def test_it_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match=r"power=2: it must be in \[0, 1\]"):
         Root(2)
-    with pytest.raises(ValueError, match=r"round_to=0: it must be at least 1"):
+    with pytest.raises(ValueError, match=r"round_to=0: it must be a whole number of at least 1"):
         Root(round_to=0)
     with pytest.raises(ValueError, match=r"rule=Root\(.*\) with method='arsvd': it must be Entropy"):
         plan_ranks(tiny_cnn(), X[:1], "arsvd", Root())
