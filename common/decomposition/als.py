@@ -26,30 +26,6 @@ SUBSPACE_STEPS = 6
 """Steps of the subspace iteration for more outputs; it starts at the present factor's columns."""
 
 
-def alternating_least_squares(
-    factors: Sequence[Tensor], inputs: Tensor, cross: Tensor, sweeps: int = IMPROVING_SWEEPS
-) -> tuple[Tensor, ...]:
-    """Lower ``E||y - W'p||^2`` over the factors of W', with p an input patch and y the target output.
-
-    Each sweep goes from the first factor to the last. A factor is the solution of a linear least-squares problem while
-    the others are fixed: exactly for the last, by preconditioned conjugate gradients for the others. If the last
-    factor is a 1x1 convolution, the last two are fitted together, by reduced-rank regression (Izenman 1975), whose
-    closed form is the optimum for both. In a chain with depthwise factors, only the first and the last factor are
-    fitted. The error never rises from step to step, apart from rounding.
-
-    Args:
-        factors: weights ``(o, c, kh, kw)``, from input to output, of G groups each; for a Linear ``(o, c)``. They are
-            not changed.
-        inputs: ``(G, m, m)``, the second moment ``E[p p^T]`` of the patches, m = I/G * kh * kw.
-        cross: ``(G, O/G, m)``, ``E[y p^T]``. For the outputs of a dense weight W it is ``W inputs``.
-        sweeps: number of sweeps; 0 fits only the factors of the last step.
-
-    Returns:
-        New factors with the shapes and dtypes of the old ones.
-    """
-    return next(ridge_candidates(factors, inputs, cross, torch.zeros_like(cross), (0.0,), sweeps))
-
-
 def ridge_candidates(
     factors: Sequence[Tensor],
     inputs: Tensor,
@@ -58,20 +34,28 @@ def ridge_candidates(
     ridges: Sequence[float],
     sweeps: int,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Fit factors with several ridges, which pull the product toward a prior; the caller chooses on held-out data.
+    """Lower ``E||y - W'p||^2`` over the factors of W', with p an input patch and y the target output.
 
-    All factors are fitted with the first ridge. The others only change the factors of the last step.
+    Each sweep goes from the first factor to the last. A factor is the solution of a linear least-squares problem while
+    the others are fixed: exactly for the last, by preconditioned conjugate gradients for the others. If the last
+    factor is a 1x1 convolution, the last two are fitted together, by reduced-rank regression (Izenman 1975), whose
+    closed form is the optimum for both. In a chain with depthwise factors, only the first and the last factor are
+    fitted. The error never rises from step to step, apart from rounding.
+
+    Each ridge pulls the product toward a prior; the caller chooses on held-out data. All factors are fitted with the
+    first ridge. The others only change the factors of the last step.
 
     Args:
-        factors: see :func:`alternating_least_squares`.
-        inputs: ``(G, m, m)``.
-        cross: ``(G, O/G, m)``.
+        factors: weights ``(o, c, kh, kw)``, from input to output, of G groups each; for a Linear ``(o, c)``. They are
+            not changed.
+        inputs: ``(G, m, m)``, the second moment ``E[p p^T]`` of the patches, m = I/G * kh * kw.
+        cross: ``(G, O/G, m)``, ``E[y p^T]``. For the outputs of a dense weight W it is ``W inputs``.
         prior: the weight at which the ridge has no effect, ``(G, O/G, m)``.
         ridges: at least one, relative to the mean variance of the inputs.
-        sweeps: number of sweeps with the first ridge.
+        sweeps: number of sweeps with the first ridge; 0 fits only the factors of the last step.
 
     Yields:
-        The factors for each ridge, in order.
+        New factors with the shapes and dtypes of the old ones, for each ridge in order.
     """
     blocks = [by_group(factor, len(inputs)).double() for factor in factors]
     sizes = [_odd_size(block) for block in blocks]

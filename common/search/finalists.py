@@ -18,7 +18,7 @@ from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
-from common.training import UNTUNED, evaluate_images, paired_difference, train
+from common.training import TRAINING_ERRORS, evaluate_images, paired_difference, train
 from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
@@ -121,7 +121,7 @@ class Finalists:
         description = f"refitting trial {record.trial}"
         try:
             network = self.objective.refitted(plan_of_record(record))
-        except (ValueError, *UNTUNED) as error:  # calibration data on which a layer's values are not finite
+        except (ValueError, *TRAINING_ERRORS) as error:  # calibration data on which a layer's values are not finite
             self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
             return {}
         after = record.replace(metrics={**record.metrics, "refitted": self.objective.evaluate(network)})
@@ -152,7 +152,7 @@ class Finalists:
                 network, self.data, self.settings.finetune, teacher=self.objective.model, description=description
             )
             tuned, metric = self.objective.evaluate(network), self.data.metric
-        except UNTUNED as error:  # the trial keeps what it reached without fine-tuning
+        except TRAINING_ERRORS as error:  # the trial keeps what it reached without fine-tuning
             self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
             return {}
         after = record.replace(metrics={**record.metrics, "finetuned": tuned})

@@ -12,7 +12,7 @@ from common.data import DataBundle
 from common.network.copies import independent_copy
 from common.planning import plan_of
 from common.search.study.specification import network_digest
-from common.training import UNTUNED, EpochLog, TrainingSettings, evaluate, train
+from common.training import TRAINING_ERRORS, EpochLog, TrainingSettings, evaluate, train
 
 DENSE_TUNED, SMALL_TUNED = "dense-tuned", "small-tuned"
 """Titles of the networks after fine-tuning."""
@@ -51,7 +51,7 @@ def finetuned(
         checkpoint = checkpoints / f"{title}-{_digest(dense, network)}{CHECKPOINT}" if checkpoints else None
         try:
             history = train(tuned, data, settings, teacher=dense, checkpoint=checkpoint, description=title)
-        except UNTUNED as error:
+        except TRAINING_ERRORS as error:
             history = []
             print(f"{title} is left out, fine-tuning failed: {type(error).__name__}: {error}")
             continue

@@ -2,10 +2,10 @@
 
 from common.training.comparison import mean_difference, paired_difference
 from common.training.evaluation import Evaluation, evaluate, evaluate_images
-from common.training.loop import UNTUNED, EpochLog, TrainingSettings, train
+from common.training.loop import TRAINING_ERRORS, EpochLog, TrainingSettings, train
 
 __all__ = [
-    "UNTUNED",
+    "TRAINING_ERRORS",
     "EpochLog",
     "Evaluation",
     "TrainingSettings",

@@ -36,7 +36,7 @@ from common.training.evaluation import evaluate
 from common.training.first_pass import check_network
 
 EpochLog = dict[str, float]
-UNTUNED = (FloatingPointError, MemoryError, RuntimeError)
+TRAINING_ERRORS = (FloatingPointError, MemoryError, RuntimeError)
 """Raised by a training whose loss is not finite or whose memory runs out; torch raises RuntimeErrors."""
 SAME_DATA = ("batch_size", "split_seed", "limit", "augment", "normalize", "unannotated")
 """Arguments of ``load_data`` that a continued training must share with its start, beside those that name the data."""

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.decomposition import DECOMPOSITIONS
-from common.decomposition.als import alternating_least_squares
+from common.decomposition.als import ridge_candidates
 from common.decomposition.chain import by_group, compose, kernel_of, outputs_of
 
+RIDGES = (1e-3, 1e-2, 1e-1)
 KERNELS = ((3, 3), (5, 3), (1, 3), (2, 2))
 
 
@@ -36,7 +37,8 @@ def error(weight: Tensor, factors: tuple[Tensor, ...], moment: Tensor) -> float:
 
 def fit(weight: Tensor, factors: tuple[Tensor, ...], moment: Tensor, sweeps: int) -> tuple[Tensor, ...]:
     groups = len(moment)
-    return alternating_least_squares(factors, moment, by_group(weight, groups).flatten(2) @ moment, sweeps)
+    prior = by_group(weight, groups).flatten(2)
+    return next(ridge_candidates(factors, moment, prior @ moment, prior, [0.0], sweeps))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -138,3 +140,22 @@ def test_factors_keep_their_dtype_and_a_linear_its_shape(dtype: torch.dtype) -> 
     fitted = fit(linear.double(), (linear[:3].clone(), linear[:, :3].clone()), moment, 1)
     assert [tuple(factor.shape) for factor in fitted] == [(3, 6), (8, 3)]
     assert {factor.dtype for factor in fitted} == {dtype}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("method", DECOMPOSITIONS)
+def test_a_later_ridge_gives_the_last_step_for_the_moment_with_that_ridge(
+    method: str, kernel: tuple[int, int], groups: int
+) -> None:
+    weight, moment = problem(8, 6, kernel, groups, 3)
+    decomposition = DECOMPOSITIONS[method](weight, groups)
+    dense = by_group(weight, groups).flatten(2)
+    cross, prior = dense @ moment, dense + 0.1
+    found = list(ridge_candidates(decomposition.factors(decomposition.fraction(0.5)), moment, cross, prior, RIDGES, 1))
+    mean = moment.diagonal(dim1=1, dim2=2).mean()
+    for ridge, factors in zip(RIDGES, found, strict=True):
+        raised = moment + ridge * mean * torch.eye(moment.shape[1], dtype=torch.float64)
+        wanted = next(ridge_candidates(found[0], raised, cross + ridge * mean * prior, prior, [0.0], 0))
+        products = [compose([by_group(factor, groups) for factor in each]) for each in (factors, wanted)]
+        torch.testing.assert_close(*products, rtol=1e-5, atol=1e-6)
