@@ -28,6 +28,7 @@ from common.network.lowrank import LowRank
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning import RankPlan, plan_of
+from common.planning.methods import method_for
 from common.planning.plan import LayerPlan
 
 SCHEMA_VERSION = "1"
@@ -93,7 +94,7 @@ def _joint_plan(model: nn.Module) -> RankPlan | None:
     methods, rules = {plan.method for plan in plans}, {plan.rule for plan in plans}
     return RankPlan(
         factored,
-        methods.pop() if len(methods) == 1 else "mixed",
+        method_for(methods),
         rules.pop() if len(rules) == 1 else "several",
         plans[0].settings if len(plans) == 1 else {},
     )

@@ -26,7 +26,7 @@ from common.latency.runtimes import RUNTIMES, operation_runtime
 from common.latency.table import Conditions, LatencyTable, WholeNetwork
 from common.latency.timing import time_operations
 from common.network.shapes import LayerShape, trace_layers
-from common.planning.methods import decompositions_of, timed_methods
+from common.planning.methods import decomposing_methods, decompositions_of, timed_methods
 
 CACHE = "LOW_RANK_CNN_CACHE"
 """Environment variable that names the folder of the tables."""
@@ -40,11 +40,13 @@ MOST_ELEMENTS = 2**30
 """Maximum number of elements of an operation's weight, input or output in a file. Some operations are timed again."""
 
 
-def check_timed(runtime: str, method: str) -> None:
-    """Raise a ValueError unless operations can be timed in ``runtime``, and the layers that ``method`` makes."""
+def check_timed(runtime: str, method: str, device: torch.device) -> None:
+    """Raise a ValueError unless operations can be timed in ``runtime`` on ``device``, and the layers of ``method``."""
     operation_runtime(runtime)
+    if device.type != "cpu":
+        raise ValueError(f"device={str(device)!r}: latency tables are measured on the processor; allowed: cpu")
     decompositions_of(method)
-    allowed = (*timed_methods(), "mixed")
+    allowed = [each for each in decomposing_methods() if {*decompositions_of(each)} & {*timed_methods()}]
     if method not in allowed:
         raise ValueError(
             f"method={method!r}: the times of its layers are not tabulated; a budget of latency takes "
@@ -80,12 +82,10 @@ def measured_latencies(
             the processor or not in single precision, in which operations are timed.
         RuntimeError: the runtime lacks something on this machine, such as its package.
     """
-    check_timed(runtime, method)
+    check_timed(runtime, method, x.device)
     clock = operation_runtime(runtime)
     if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
-    if x.device.type != "cpu":
-        raise ValueError(f"x is on {x.device}: latency tables are measured on the processor; allowed: cpu")
     clock.check(x.device)
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)

@@ -12,6 +12,7 @@ from common.network.copies import independent_copy
 from common.network.held import replace_module
 from common.network.shapes import LayerShape, dense_reason
 from common.planning.decompositions import layer_method
+from common.planning.methods import method_for
 from common.planning.plan import LayerPlan, RankPlan
 
 
@@ -46,6 +47,7 @@ def _small(shape: LayerShape, method: str, part: int) -> LayerPlan:
 def with_random_factors(model: nn.Module, plans: Mapping[str, LayerPlan]) -> nn.Module:
     """A copy of ``model`` with the planned layers, their factors random; it takes the time of the real network."""
     small = independent_copy(model)
-    for name, (layer, effective) in planned_layers(small, RankPlan(dict(plans), "mixed", "fixed")).items():
+    method = method_for(plan.method for plan in plans.values() if plan.method)
+    for name, (layer, effective) in planned_layers(small, RankPlan(dict(plans), method, "fixed")).items():
         replace_module(small, layer, factored_layer(layer, effective, plans[name]))
     return small.eval()

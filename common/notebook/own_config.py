@@ -9,12 +9,12 @@ from pydantic.dataclasses import dataclass
 
 from common.data import LoadOptions
 from common.data.loading import NORMALIZATIONS, UNANNOTATED
-from common.decomposition import DECOMPOSITIONS
 from common.files import check_writable
 from common.functions import names_function
 from common.models.sources import source_of
 from common.notebook.config import Count, ExperimentConfig, listed
 from common.planning import Budget
+from common.planning.methods import decomposing_methods
 from common.validation import check_choice
 
 
@@ -65,7 +65,7 @@ class OwnConfig(ExperimentConfig):
     @property
     def method_list(self) -> list[str]:
         """The names in ``methods``."""
-        known = (*DECOMPOSITIONS, "mixed")
+        known = decomposing_methods()
         return listed("methods", self.methods, str, ", ".join(known), lambda name: name in known)
 
     def load_options(self) -> LoadOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from common.environment import default_device
 from common.models import build_model, check_image_size, relatives
 from common.network import profile
 from common.network.provenance import get_provenance
-from common.network.shapes import trace_layers
+from common.network.shapes import LayerShape, trace_layers
 from common.notebook.colab import RunKeeper
 from common.notebook.config import CompareConfig, ExperimentConfig
 from common.notebook.live import LivePicture
 from common.planning import Budget, Entropy, Fixed, RankPlan, plan_ranks
 from common.planning.costs import plan_cost
 from common.planning.decompositions import Decompositions
+from common.planning.methods import decompositions_of
 from common.reporting import figures
 from common.search import SearchResult, search_ranks
 from common.search.policies.largest import largest_within
@@ -126,9 +127,21 @@ def _check_plans(config: ExperimentConfig, model: nn.Module, x: torch.Tensor) ->
         if share is None:
             continue
         for method in methods:
-            least = plan_cost(shapes, dense, plan_ranks(model, x, method, Fixed(1)))[index] / dense[index]
+            least = plan_cost(shapes, dense, _least_plan(model, x, shapes, method, index))[index] / dense[index]
             if share < least:
                 raise ValueError(f"{name}={share}: {method} keeps at least {least:.4f}, at rank 1")
+
+
+def _least_plan(
+    model: nn.Module, x: torch.Tensor, shapes: Mapping[str, LayerShape], method: str, cost: int
+) -> RankPlan:
+    """Return the plan with the least parameters (cost 0) or MACs (cost 1): rank 1, by each layer's smallest method."""
+    plans = [plan_ranks(model, x, each, Fixed(1)) for each in decompositions_of(method)]
+    layers = {
+        name: min((plan.layers[name] for plan in plans), key=lambda layer: shape.cost(layer)[cost])
+        for name, shape in shapes.items()
+    }
+    return RankPlan(layers, method, Fixed.name)
 
 
 def _dense_cost(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:

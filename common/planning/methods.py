@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from common.decomposition import DECOMPOSITIONS
@@ -30,6 +31,11 @@ class Method(NamedTuple):
 def method_names() -> tuple[str, ...]:
     """The names of all methods."""
     return (*DECOMPOSITIONS, "mixed", "arsvd")
+
+
+def decomposing_methods() -> tuple[str, ...]:
+    """The names of the methods that go with every rank rule: the decompositions, and ``mixed``."""
+    return tuple(name for name in method_names() if method_named(name).only is None)
 
 
 def method_named(name: str) -> Method:
@@ -76,5 +82,11 @@ def decompositions_of(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: ``name`` is no decomposition and not ``mixed``.
     """
-    check_choice("method", name, (*DECOMPOSITIONS, "mixed"))
+    check_choice("method", name, decomposing_methods())
     return method_named(name).decompositions
+
+
+def method_for(decompositions: Iterable[str]) -> str:
+    """The method of a plan whose layers have these decompositions: the only one, or ``mixed`` for none or several."""
+    found = set(decompositions)
+    return found.pop() if len(found) == 1 else "mixed"

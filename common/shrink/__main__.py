@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -41,7 +42,7 @@ from common.latency import operation_runtimes
 from common.latency.measuring import check_rounds
 from common.models import NETWORK_SOURCES
 from common.planning import Budget
-from common.planning.methods import decompositions_of, method_names
+from common.planning.methods import decomposing_methods, decompositions_of
 from common.reporting.command_line import exit_code
 from common.shrink.deployment import deployed_files, files_table
 from common.shrink.finetuning import DENSE_TUNED, finetuned, remove_checkpoints
@@ -98,7 +99,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the small network", "Give at least one share of the dense network to keep.")
-    add, methods = group.add_argument, ", ".join(name for name in method_names() if name != "arsvd")
+    add, methods = group.add_argument, ", ".join(decomposing_methods())
     add("--params", type=float, metavar="SHARE", help="share of the parameters to keep, in (0, 1]")
     add("--macs", type=float, metavar="SHARE", help="share of the multiply-accumulates to keep")
     add("--latency", type=float, metavar="SHARE", help="share of the time to keep; layers are timed here first")
@@ -146,7 +147,14 @@ def run(options: argparse.Namespace, command: str) -> int:
     )
     if settings and examples.data is None:
         raise ValueError("finetune_epochs needs targets, and the data has none; leave --finetune-epochs out")
-    dense = load_network(options.network, options.weights, examples, pretrained=options.pretrained, seed=options.seed)
+    dense = load_network(
+        options.network,
+        options.weights,
+        examples,
+        pretrained=options.pretrained,
+        seed=options.seed,
+        device=torch.device("cpu") if budget.latency is not None else None,  # where layers can be timed
+    )
     found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
     weights = [save_compressed(found.model, out / "small.safetensors")]
     tuned: dict[str, nn.Module] = {}

@@ -143,8 +143,9 @@ def load_network(
     pretrained: bool = False,
     trained: bool = True,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> nn.Module:
-    """Return the dense network that a user names, in evaluation mode on this machine's device.
+    """Return the dense network that a user names, in evaluation mode.
 
     Args:
         network: see :func:`common.models.find_network`; None if ``weights`` is a file of this suite, which names it.
@@ -153,6 +154,7 @@ def load_network(
         pretrained: whether to download published weights instead.
         trained: whether the network must have trained weights.
         seed: of weights that no file replaces.
+        device: where it shall be; None takes this machine's default.
 
     Raises:
         ValueError: the network is unknown, has no trained weights, or does not fit them or the data.
@@ -171,7 +173,7 @@ def load_network(
         dense = load_weights(dense, weights)
     if dense is None:
         raise ValueError("network=None: give a network, or weights that name one (see common.compression)")
-    dense = dense.to(default_device()).eval()
+    dense = dense.to(device or default_device()).eval()
     if examples.data is not None:
         check_normalization(dense, examples.data.normalization)
         check_network(dense, examples.data, training=False)

@@ -149,7 +149,7 @@ def shrink_each(
     for rule in rules:
         check_rule(rule, method)
         if isinstance(rule, Budget) and rule.latency is not None:
-            check_timed(rule.runtime, method)
+            check_timed(rule.runtime, method, next(model.parameters(), torch.empty(0)).device)
     check_uncompressed(model)
     if isinstance(batches, Tensor):
         raise ValueError(
@@ -335,13 +335,13 @@ class _Run:
         value = self._divergence(small)
         if not change():
             return
-        after = self._divergence(small)
+        after, metrics = self._divergence(small), self._metrics(small)
         kept = after < value
         if not kept:
             with torch.no_grad():
                 for key, tensor in distinct_tensors(small, copies=False).items():
                     tensor.copy_(before[key])
-        self.steps.append(Step(name, time.perf_counter() - start, after, self._metrics(small), kept))
+        self.steps.append(Step(name, time.perf_counter() - start, after, metrics, kept))
 
     def _divergence(self, small: nn.Module) -> float:
         """The mean divergence on the held-out images."""

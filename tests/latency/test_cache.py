@@ -331,5 +331,5 @@ def test_bad_arguments_are_named() -> None:
         layer_times(tiny_cnn(), X.to("meta"), "eager")
     with pytest.raises(ValueError, match="runtime='compile' is unknown"):
         layer_times(tiny_cnn(), X, "compile")
-    with pytest.raises(ValueError, match="x is on meta"):
+    with pytest.raises(ValueError, match="device='meta': latency tables"):
         measured_latencies(tiny_cnn(), X.to("meta"), "eager")

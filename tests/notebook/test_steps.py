@@ -74,12 +74,22 @@ def test_weights_of_another_scale_are_refused(tmp_path: Path) -> None:
         ({"image_size": 64, "svd_ranks": "16,5000"}, r"^svd_ranks='16,5000': ranks=5000 for .* number in 1\.\.4096"),
         ({"image_size": 64, "compare_at": 1e-5}, "^compare_at=1e-05: svd keeps at least 0.0008, at rank 1"),
         ({"image_size": 64, "budget_macs": 1e-4}, "^budget_macs=0.0001: htd keeps at least 0.00"),
+        ({"image_size": 64, "method": "mixed", "budget_macs": 1e-4}, "^budget_macs=0.0001: mixed keeps at least 0.00"),
     ],
 )
 def test_unsuitable_settings_are_refused_before_training(changes: Any, sentence: str) -> None:
     wrong = dataclasses.replace(config(None), **changes)
     with pytest.raises(ValueError, match=sentence):
         dense_network(wrong, "alexnet", load_data_of(wrong))
+
+
+def test_the_best_method_for_each_layer_may_be_searched_under_a_budget(tmp_path: Path) -> None:
+    mixed = dataclasses.replace(config(None), method="mixed", budget_params=0.3, dense_epochs=0.0)
+    dense = build_model("resnet18", 10)
+    given = dataclasses.replace(mixed, weights=str(save_compressed(dense, tmp_path / "dense.safetensors")))
+    model, _ = dense_network(given, "resnet18", load_data_of(given))
+    assert same_weights(model, dense)
+    assert given.search_settings().method == "mixed"
 
 
 @pytest.mark.filterwarnings("ignore:too few calibration patches")  # of 16 images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -102,6 +103,26 @@ def test_a_step_that_does_not_lower_the_divergence_is_undone(
     if not states[-1].kept:
         assert same_weights(without.model, shrunk.model)
     assert [step.name for step in without.steps][-1] == "refit"
+
+
+def test_an_undone_step_shows_what_it_made(
+    trained: nn.Module, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its divergence and its metrics are those of the network that was not kept."""
+
+    @torch.no_grad()
+    def ruin(small: nn.Module, *_: object, **__: object) -> dict[str, float]:
+        for parameter in small.parameters():
+            parameter.zero_()
+        return {"all": 0.0}
+
+    monkeypatch.setattr("common.shrink.shrinking.refit", ruin)
+    shrunk = shrink(trained, batches, Budget(params=0.35), "svd")
+    before, ruined = ({step.name: step for step in shrunk.steps}[name] for name in ("improve", "refit"))
+    assert not ruined.kept
+    assert (ruined.divergence or 0) > (before.divergence or 0)
+    assert ruined.metrics["loss"] == pytest.approx(math.log(10), rel=1e-3)  # of outputs that are all alike
+    assert before.metrics["loss"] < ruined.metrics["loss"]
 
 
 def test_steps_can_be_turned_off_and_any_rule_and_method_is_taken(

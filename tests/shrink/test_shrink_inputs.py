@@ -171,6 +171,13 @@ def test_a_rule_that_cannot_plan_is_refused_before_any_work(
         shrink(network(), [images(8)], rule, method)
 
 
+def test_a_network_whose_layers_cannot_be_timed_is_refused_before_any_work() -> None:
+    with pytest.raises(
+        ValueError, match=r"^device='meta': latency tables are measured on the processor; allowed: cpu"
+    ):
+        shrink(network().to("meta"), [images(8)], Budget(latency=0.5))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
