@@ -34,12 +34,12 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-import torch
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
+from benchmarks import arms
 from common.calibration import recalibrate_bn, refit
 from common.compression import compress, load_compressed, save_compressed
 from common.data import METRICS, DataBundle, load_data
@@ -48,6 +48,7 @@ from common.data.bundle import Loader
 from common.environment import default_device, machine_line
 from common.network import profile
 from common.network.batches import Batch
+from common.network.modes import random_state_kept
 from common.planning import VBMF, Budget, RankPlan, plan_ranks
 from common.planning.decompositions import Decompositions
 from common.reporting.figures.style import save_figure, styled
@@ -56,7 +57,7 @@ from common.search.finalists import best_first
 from common.search.policies import POLICIES
 from common.search.preparation import decompose_for_search
 from common.search.study.records import plan_of_record
-from common.training import Evaluation, TrainingSettings, evaluate, evaluate_images, mean_difference, train
+from common.training import Evaluation, TrainingSettings, evaluate, evaluate_images, train
 from common.trials import TrialRecord, read_log
 
 SAMPLERS = tuple(POLICIES)
@@ -223,8 +224,7 @@ class Comparison:
     def recalibrated(self, plan: RankPlan, seed: int) -> nn.Module:
         """The network of a plan with BatchNorm recalibrated, as a trial measures it."""
         small = compress(self.model, plan, decompositions=self.decompositions)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with random_state_kept(default_device(), seed):
             recalibrate_bn(small, self.data.calibration)
         return small
 
@@ -250,7 +250,7 @@ class Comparison:
 def compare(options: argparse.Namespace) -> tuple[list[Found], str]:
     """Run every search; return what each found, and the metric's name. The rule VBMF without a budget comes last."""
     data, reporting = load(options)
-    print(machine_line())
+    print(machine_line(default_device()))
     found, own = [], []
     for weights in options.weights:
         network = Comparison(options, weights, data, reporting)
@@ -287,8 +287,9 @@ def difference_text(group: Sequence[Found], alone: Mapping[str, Evaluation], met
     ]
     if not pairs:
         return ""
-    found = mean_difference([after for after, _ in pairs], [before for _, before in pairs], metric)
-    return f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}] {found.verdict}"
+    chosen = METRICS[metric]
+    after, before = ([each.rows[chosen.observe] for each in group] for group in zip(*pairs, strict=True))
+    return arms.difference_text(after, before, chosen, verdict=True)
 
 
 def summary(found: Sequence[Found], metric: str) -> str:

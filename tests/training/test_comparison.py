@@ -70,6 +70,30 @@ def test_seeds_are_averaged_by_their_dice_and_not_by_their_pixels() -> None:
     assert (found.value, found.low, found.high, found.verdict) == (-0.5, -0.5, -0.5, "worse")
 
 
+@pytest.mark.parametrize(("better", "worse", "verdict"), [(4, 0, 0), (5, 0, 0), (6, 0, 1), (7, 1, 0), (9, 1, 1)])
+def test_few_images_are_compared_by_the_exact_test(better: int, worse: int, verdict: int) -> None:
+    """McNemar's p is 0.125, 0.0625, 0.031, 0.070 and 0.021; the bootstrap alone would call all of them better."""
+    before = torch.ones(1000).bool()
+    before[:better] = False
+    after = torch.ones(1000).bool()
+    after[better : better + worse] = False
+    found = paired_difference(evaluation(after), evaluation(before), "accuracy")
+    assert found.verdict == ("better" if verdict else "no difference")
+    assert found.low <= found.value <= found.high
+    alone = mean_difference([evaluation(after)], [evaluation(before)], "accuracy")
+    assert (alone.verdict, alone.high) == ("better", found.high)
+    against = paired_difference(evaluation(before), evaluation(after), "accuracy")
+    assert against.verdict == ("worse" if verdict else "no difference")
+
+
+def test_the_images_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits = torch.arange(400) % 3 == 0
+    whole = mean_difference([evaluation(hits)], [evaluation(hits.roll(1))], "accuracy")
+    monkeypatch.setattr("common.training.comparison.DRAWN", 1200)
+    parts = mean_difference([evaluation(hits)], [evaluation(hits.roll(1))], "accuracy")
+    assert (parts.low, parts.high) == (whole.low, whole.high)
+
+
 def test_one_image_has_no_interval() -> None:
     found = paired_difference(evaluation(torch.tensor([True])), evaluation(torch.tensor([False])), "accuracy")
     assert (found.value, found.verdict) == (1, "")
