@@ -28,7 +28,7 @@ from common.network.kinds import (
 )
 from common.network.layers import effective_layers
 from common.network.lowrank import LowRank, stand_in
-from common.network.modes import ordinary_precision
+from common.network.modes import ordinary_precision, random_state_kept
 from common.network.provenance import Provenance, get_provenance, set_provenance
 from common.network.weights import set_convolution_weight
 from common.planning.decompositions import Decompositions
@@ -79,7 +79,8 @@ def compress(
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     layers = planned_layers(model, plan)  # from the dense network: a copy separates weights that share memory
     small = independent_copy(model)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # new layers draw weights that the factors replace
+    device = next(model.parameters(), torch.empty(0)).device
+    with torch.no_grad(), random_state_kept(device):  # new layers draw weights that the factors replace
         without_mean = _replace_layers(small, plan, layers, decompositions, mode)
     if without_mean:
         shown = ", ".join(without_mean[:3]) + (", ..." if len(without_mean) > 3 else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from common.network.copies import independent_copy
 from common.network.kinds import FactorableLayer
+from common.network.modes import ordinary_precision, random_state_kept
 from common.network.provenance import Provenance, set_provenance
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -48,6 +48,7 @@ def deployed_copy(model: nn.Module) -> nn.Module:
     return changed
 
 
+@ordinary_precision()
 def changed_copy(
     model: nn.Module,
     x: Tensor | None,
@@ -68,7 +69,7 @@ def changed_copy(
     shown = example(model, x)
     changes: list[Change] = []
     if shown is not None:
-        with _same_randomness(shown.x):
+        with random_state_kept(shown.x.device, 0):
             changes += find(_without_gradients(model), shown.x)
 
     def made(kept: Sequence[Change]) -> nn.Module:
@@ -166,19 +167,8 @@ def _images(model: nn.Module) -> Iterator[Tensor]:
 
 def run(model: nn.Module, x: Tensor, seed: int = 0) -> object:
     """Return the network's output for ``x``. Random numbers that it draws depend on ``seed`` alone."""
-    with _same_randomness(x, seed), torch.no_grad():
+    with random_state_kept(x.device, seed), torch.no_grad():
         return model(x)
-
-
-@contextmanager
-def _same_randomness(x: Tensor, seed: int = 0) -> Iterator[None]:
-    """Make random numbers inside the block depend on ``seed`` alone. Afterwards the generators are restored."""
-    cuda = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)
-        for device in cuda:
-            torch.cuda.default_generators[device.index].manual_seed(seed)
-        yield
 
 
 def same_outputs(found: object, expected: Example) -> bool:

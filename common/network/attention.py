@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from common.network.copies import Module, independent_copy
 from common.network.held import replace_module, unreplaceable_holders
 from common.network.lowrank import LowRank
+from common.network.modes import random_state_kept
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """The layers into which a joint projection is separated."""
@@ -117,17 +118,18 @@ class SeparateAttention(nn.MultiheadAttention):
         """Return the equal ``nn.MultiheadAttention``; its projections must be dense."""
         layers: list[Any] = [getattr(self, name) for name in PROJECTIONS]
         weight = layers[0].weight
-        whole = nn.MultiheadAttention(
-            self.embed_dim,
-            self.num_heads,
-            self.dropout,
-            layers[0].bias is not None,
-            kdim=self.kdim,
-            vdim=self.vdim,
-            batch_first=self.batch_first,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        with random_state_kept(weight.device):  # it draws weights
+            whole = nn.MultiheadAttention(
+                self.embed_dim,
+                self.num_heads,
+                self.dropout,
+                layers[0].bias is not None,
+                kdim=self.kdim,
+                vdim=self.vdim,
+                batch_first=self.batch_first,
+                device=weight.device,
+                dtype=weight.dtype,
+            )
         with torch.no_grad():
             for part, layer in zip(_weights(whole), layers, strict=True):
                 part.copy_(layer.weight)

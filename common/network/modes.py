@@ -1,9 +1,10 @@
-"""Context managers: a network in evaluation mode, ordinary precision, hooks that are removed at the end."""
+"""Context managers: evaluation mode, ordinary precision, the random state, hooks that are removed at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,14 +77,47 @@ def _set_flags(modes: Mapping[nn.Module, bool]) -> None:
 
 @contextmanager
 def ordinary_precision() -> Iterator[None]:
-    """Compute without ``torch.autocast`` inside the ``with`` block, or the decorated function.
+    """Compute without ``torch.autocast`` and TF32 inside the ``with`` block, or the decorated function.
 
-    Under it, moments would be products of bfloat16.
+    Under them, moments would be products of bfloat16, or of the 10 bits that convolutions on a GPU have by default.
     """
+    settings = _tf32_settings()
+    before = [getattr(where, name) for where, name, _ in settings]
     with ExitStack() as modes:
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
+        try:
+            for where, name, value in settings:
+                setattr(where, name, value)
+            yield
+        finally:
+            for (where, name, _), value in zip(settings, before, strict=True):
+                setattr(where, name, value)
+
+
+def _tf32_settings() -> list[tuple[Any, str, Any]]:
+    """PyTorch's switches of TF32 and their values without it. Versions before 2.9 have one switch for all of cuDNN."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(cudnn, "conv"):
+        return [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+
+
+@contextmanager
+def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Restore the random state of the CPU and of ``device`` after the ``with`` block; no other GPU is touched.
+
+    Args:
+        device: where random numbers may be drawn besides the CPU.
+        seed: the numbers inside the block depend on it alone; None goes on from the present state.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for gpu in gpus:
+                torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
         yield
 
 

@@ -21,6 +21,7 @@ from common.deploy import fold_batchnorm, merge_factors
 from common.latency import RUNTIMES, Latency, layer_times, measure_latency
 from common.network import Profile, profile
 from common.network.copies import independent_copy
+from common.network.modes import random_state_kept
 from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
@@ -119,8 +120,7 @@ class Objective:
         BatchNorm is recalibrated if that lowers the loss on validation.
         """
         small = compress(self.model, plan, decompositions=self._improved)
-        with torch.random.fork_rng():
-            torch.manual_seed(self._seed)
+        with random_state_kept(self.x.device, self._seed):
             refit(small, self.model, leading(self.data.calibration), seed=self._seed)
         recalibrated = independent_copy(small)
         self._recalibrate(recalibrated)
@@ -131,8 +131,7 @@ class Objective:
         return self.decompositions.with_sweeps(max(IMPROVING_SWEEPS, self.decompositions.sweeps))
 
     def _recalibrate(self, network: nn.Module, max_batches: int | None = None) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(self._seed)
+        with random_state_kept(self.x.device, self._seed):
             recalibrate_bn(network, self.data.calibration, max_batches=max_batches)
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:

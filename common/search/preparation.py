@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from common.calibration import calibrate
 from common.data import DataBundle
 from common.data.tasks import TASKS
 from common.network.counting import count_operations
+from common.network.modes import random_state_kept
 from common.network.shapes import dense_reason, trace_layers
 from common.planning import plan_ranks
 from common.planning.accounting import nothing_to_factor, untouched_modules
@@ -74,8 +74,7 @@ def decompose_for_search(
     """
     if not data_aware:
         return Decompositions(model, sweeps=sweeps)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with random_state_kept(next(model.parameters()).device, seed):
         return Decompositions(model, calibrate(model, data.calibration), sweeps)
 
 
@@ -86,9 +85,9 @@ def measure_sensitivities(
 
     If the policy has its own sensitivities, nothing is measured and there are no points.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        inputs = calibration_inputs(data, settings.sensitivity_images).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    with random_state_kept(device, settings.seed):
+        inputs = calibration_inputs(data, settings.sensitivity_images).to(device)
     shapes = trace_layers(model, inputs[:1])
     divergence = TASKS[data.task].divergence
     own = POLICIES[settings.policy].sensitivities(shapes, decompositions, settings.method)

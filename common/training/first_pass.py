@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.data import TASKS, DataBundle
 from common.network.inputs import to_network
-from common.network.modes import evaluating
+from common.network.modes import evaluating, random_state_kept
 from common.network.outputs import single_tensor, training_tensor
 
 
@@ -31,7 +31,7 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         ValueError: it returns anything else, or has fewer outputs than there are classes.
     """
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with random_state_kept(device):
         batch = next((batch for batch in data.validation if len(batch[0])), None)
         if batch is None:
             raise ValueError("the validation split gives no image")

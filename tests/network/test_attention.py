@@ -141,7 +141,9 @@ def test_shrink_factors_attention_and_its_file_is_loaded(kind: str, tmp_path: Pa
 
 def test_attention_that_stays_dense_is_joined_again() -> None:
     model = vision_transformer()
+    state = torch.get_rng_state()
     found = shrink(model, [X], Fixed({"encoder.layers.encoder_layer_1.mlp.0": 4}), "svd")
+    assert torch.equal(torch.get_rng_state(), state)
     kinds = [type(module) for module in found.model.modules() if isinstance(module, nn.MultiheadAttention)]
     assert kinds == [nn.MultiheadAttention] * 2
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.network import profile
-from common.network.modes import evaluating
+from common.network.modes import evaluating, ordinary_precision, random_state_kept
 from tests.networks import lived_in, tiny_cnn
 
 
@@ -180,3 +180,28 @@ def test_two_networks_that_share_a_module_are_both_evaluated() -> None:
         assert [layer.merged] == [True]
     assert not layer.merged
     assert modes(outer) == [False, True, True, False]
+
+
+def test_nothing_is_computed_in_low_precision() -> None:
+    """Neither under ``torch.autocast`` nor in TF32, which convolutions on a GPU take by default."""
+    cudnn: Any = torch.backends.cudnn
+    convolutions, products = cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    with torch.autocast("cpu", torch.bfloat16):
+        with ordinary_precision():
+            assert not torch.is_autocast_enabled("cpu")
+            assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
+        assert torch.is_autocast_enabled("cpu")
+    with pytest.raises(ZeroDivisionError), ordinary_precision():
+        raise ZeroDivisionError
+    assert (convolutions.fp32_precision, products.fp32_precision) == before
+    assert cudnn.allow_tf32 == (before[0] == "tf32")
+
+
+def test_the_random_state_is_kept() -> None:
+    state = torch.get_rng_state()
+    with random_state_kept(torch.device("cpu"), 3):
+        first = torch.rand(2)
+    with random_state_kept(torch.device("cpu"), 3):
+        assert torch.equal(torch.rand(2), first)
+    assert torch.equal(torch.get_rng_state(), state)
