@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="bfloat16 in all fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    print(f"{machine_line()}\n", flush=True)
+    print(f"{machine_line(default_device())}\n", flush=True)
     {"target": target, "workers": workers, "profile": profile}[options.what](options)
 
 

@@ -19,7 +19,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
-        "onnxruntime": _installed_version("onnxruntime"),
+        "onnxruntime": _installed_version("onnxruntime") or _installed_version("onnxruntime-gpu"),
         "openvino": _installed_version("openvino"),
         "system": platform.platform(),
         "processor": _processor(),
@@ -30,13 +30,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def machine_line() -> str:
-    """Return the conditions of a measurement.
+def machine_line(device: torch.device | str = "cpu") -> str:
+    """Return the conditions of a measurement on ``device``.
 
     For example ``AMD EPYC (AVX-512, VNNI), 2 threads, torch 2.13.0, ONNX Runtime 1.31.1, OpenVINO 2026.4.1``.
     """
     found = describe_environment()
-    where = found["accelerator"] or f"{found['processor']} ({found['instructions']})"
+    on_processor = torch.device(device).type == "cpu"
+    where = f"{found['processor']} ({found['instructions']})" if on_processor else found["accelerator"] or str(device)
     names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
     versions = [f"{name} {found[package]}" for package, name in names.items() if found[package]]
     return ", ".join([where, f"{found['threads']} threads", *versions])
@@ -96,7 +97,7 @@ def _installed_version(package: str) -> str | None:
     """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
-    except PackageNotFoundError:  # on a GPU the package is onnxruntime-gpu
+    except PackageNotFoundError:
         return None
 
 

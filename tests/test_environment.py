@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from common.environment import git_commit, has_int8_products, hide_passwords, instruction_set
+from common.environment import (
+    describe_environment,
+    git_commit,
+    has_int8_products,
+    hide_passwords,
+    instruction_set,
+    machine_line,
+)
+from common.latency import RUNTIMES
 
 
 @pytest.mark.parametrize(
@@ -59,3 +68,23 @@ def test_the_commit_is_that_of_a_repository_that_tracks_the_folder(tmp_path: Pat
     assert git_commit(installed) is None
     (tmp_path / "own.py").write_text("changed")
     assert git_commit(tmp_path) == f"{commit}+"
+
+
+def test_the_machine_is_the_one_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"processor": "P", "instructions": "AVX2", "accelerator": "G", "threads": 2, "torch": "1"}
+    monkeypatch.setattr(
+        "common.environment.describe_environment", lambda: {**found, "onnxruntime": None, "openvino": None}
+    )
+    assert machine_line() == "P (AVX2), 2 threads, torch 1"
+    assert machine_line("cuda") == "G, 2 threads, torch 1"
+
+
+def test_the_package_for_gpus_is_onnxruntime_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "onnxruntime":
+            raise PackageNotFoundError(package)
+        return "9.9"
+
+    monkeypatch.setattr("common.environment.version", version)
+    assert describe_environment()["onnxruntime"] == "9.9"
+    assert RUNTIMES["onnxruntime"].version == "9.9"

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from common.decomposition import Floats
 from common.deploy.sessions import INPUT, OUTPUT, check_provider, onnx_session, session_options
+from common.environment import describe_environment
 from common.latency.operations import Operation
 from common.latency.operators import chain_model, operations_inputs, operations_model
 from common.latency.runtimes.base import RUNTIMES, OperationRuntime, repeat
@@ -35,8 +35,8 @@ class OnnxSession(OnnxFile):
 
     @property
     def version(self) -> str:
-        """Version of the package ``onnxruntime``."""
-        return version("onnxruntime")
+        """Version of the package ``onnxruntime``, or ``onnxruntime-gpu``."""
+        return str(describe_environment()["onnxruntime"])
 
     def check(self, device: torch.device) -> None:
         """Do nothing if ONNX Runtime can use the device.
