@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -15,6 +16,7 @@ from common.data.batching import loader_part, makes_whole_batches
 from common.data.normalization import AS_GIVEN, Normalization
 from common.data.own import OwnLoader, seed_order
 from common.data.tasks import METRICS, TASKS, metrics_of
+from common.network.modes import random_state_kept
 from common.validation import check_choice
 
 Loader = DataLoader[Any] | OwnLoader
@@ -181,8 +183,11 @@ class DataBundle:
         return _count_images(self.test)
 
     def example(self) -> Tensor:
-        """Return one input, ``(1, 3, H, W)`` of images, from the calibration split."""
-        return next(iter(self.calibration))[0][:1]
+        """Return one input, ``(1, 3, H, W)`` of images, from the calibration split. The random state stays."""
+        if not makes_whole_batches(self.calibration):
+            return next(iter(self.calibration))[0][:1]
+        with random_state_kept(torch.device("cpu"), 0):  # it may be augmented
+            return self.calibration.dataset[[0]][0]
 
 
 def _count_images(loader: Loader) -> int:

@@ -101,6 +101,16 @@ def test_the_seed_of_training_does_not_move_an_image_between_the_splits() -> Non
         assert torch.equal(images_of(getattr(one, part)), images_of(getattr(other, part)))
 
 
+def test_an_example_reads_one_image_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data("digits", batch_size=16, limit=64, augment=True, workers=2)
+    monkeypatch.setattr(type(data.calibration), "__iter__", None)  # it would start two processes
+    state = torch.get_rng_state()
+    first, again = data.example(), data.example()
+    assert first.shape == (1, 3, data.image_size, data.image_size)
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_calibration_comes_in_whole_batches() -> None:
     data = load_data("digits", image_size=8, batch_size=53)  # 160 images: three batches and one image
     assert [len(targets) for _, targets in data.calibration] == [53, 53, 53]
