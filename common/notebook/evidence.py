@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,17 +101,18 @@ def predict_masks(networks: Mapping[Any, nn.Module], data: DataBundle, count: in
         ``image`` (grey, in [0, 1]), ``truth`` and then the masks of each network, each ``(N, H, W)``. N is 0 if no
         image has a true mask.
     """
-    pairs = [
+    every = (
         (image, mask[0])
         for inputs, masks in data.test
         for image, mask in zip(inputs, masks, strict=True)
         if mask[0].any()
-    ]
+    )
+    pairs = list(itertools.islice(every, count))
     if not pairs:
         nothing = np.zeros((0, data.image_size, data.image_size), dtype=np.float32)
         return dict.fromkeys(("image", "truth", *(_title(*pair) for pair in networks.items())), nothing)
-    inputs = torch.stack([image for image, _ in pairs[:count]])
-    found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs[:count]])}
+    inputs = torch.stack([image for image, _ in pairs])
+    found = {"image": data.normalization.undo(inputs).mean(1), "truth": torch.stack([m for _, m in pairs])}
     for name, network in networks.items():
         with evaluating(network):
             masks = network(to_network(inputs, network))[:, 0] > 0

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from common.calibration import calibrate
 from common.decomposition import SpatialSVD
 from common.planning import VBMF, plan_ranks
+from common.planning.decompositions import Decompositions
 from common.planning.rules.vbmf import least_outlier, vbmf_rank
 from tests.networks import tiny_cnn
 
@@ -84,3 +86,11 @@ def test_the_rule_plans_a_network(method: str) -> None:
     if method == "tucker2":
         assert plan.layers["conv"].ranks[1] == 3
     assert all(layer.method for layer in plan.layers.values())
+
+
+def test_the_weights_are_decomposed_once_beside_those_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_cnn()
+    kept = Decompositions(model, calibrate(model, [torch.randn(64, 3, 12, 12)]))
+    first = plan_ranks(model, torch.randn(1, 3, 12, 12), "svd", VBMF(), decompositions=kept)
+    monkeypatch.setattr("common.planning.decompositions.decompose", None)
+    assert plan_ranks(model, torch.randn(1, 3, 12, 12), "svd", VBMF(), decompositions=kept) == first

@@ -32,7 +32,9 @@ class VBMF(SpectrumRule):
     def choose(self, network: Network) -> dict[str, LayerPlan]:
         """Choose the ranks on the weights' spectra, even if the network's decompositions have moments."""
         moments = network.decompositions.moments
-        weight_only = Decompositions(network.model) if moments else network.decompositions
+        weight_only = network.decompositions
+        if moments:
+            weight_only = weight_only.cached("weights alone", lambda: Decompositions(network.model))
         return {
             name: replace(plan, shift=name in moments) if plan.method else plan
             for name, plan in self.select(network, weight_only).items()
