@@ -48,8 +48,8 @@ class Decomposition(ABC):
         groups: as in ``torch.nn.Conv2d``. Each group is factored separately, all at the same ranks.
         moments: the layer's moments. With them, the decomposition minimises the error of the layer's output, and
             errors are relative to the output's variance. Without them, it minimises the error of the weight.
-        sweeps: number of alternating improvements at the ranks asked for, by methods that have any (Tucker-2 and HTD;
-            the SVDs are already optimal). With moments, the output basis stays the measured one.
+        sweeps: number of alternating improvements at the ranks asked for, by methods that have any (all but SVD, which
+            is optimal already). With moments, the output basis stays the measured one.
         metric: the metric of this weight and these moments, if another decomposition has already built it.
 
     A subclass sets these class attributes:

@@ -52,7 +52,7 @@ class Decompositions:
         model: the dense network.
         moments: layer -> moments, from :func:`common.calibration.calibrate`. Errors are then those of the layers'
             outputs on data. A layer with too few patches is decomposed by its weight only.
-        sweeps: number of sweeps of the higher-order orthogonal iteration, for Tucker-2 and HTD at the ranks used.
+        sweeps: number of improving sweeps at the ranks used, see :class:`common.decomposition.base.Decomposition`.
 
     Raises:
         ValueError: ``moments`` names a layer that the network does not have.

@@ -36,9 +36,9 @@ def plan_ranks(
     Args:
         model: the dense network; it is not changed.
         x: one example input ``(N, C, H, W)``, which sets the layers' spatial sizes.
-        method: a decomposition (``svd``, ``spatial_svd``, ``tucker2``, ``htd``); ``mixed``, the best of them for each
-            layer; or ``arsvd``, which is ``svd`` with the rule ``Entropy``. If a method does not serve a layer,
-            another takes its place, see :func:`common.decomposition.serving_method`.
+        method: a decomposition (``svd``, ``spatial_svd``, ``tucker2``, ``htd``, ``cp``); ``mixed``, the best of them
+            for each layer; or ``arsvd``, which is ``svd`` with the rule ``Entropy``. If a method does not serve a
+            layer, another takes its place, see :func:`common.decomposition.serving_method`.
         rule: ``Fixed(ranks)``, ``Energy(threshold)``, ``Entropy(tau)``, ``VBMF()`` or ``Budget(params=, macs=)``. The
             default is ``Energy()``, or ``Entropy()`` for ``arsvd``.
         moments: layer -> moments, from :func:`common.calibration.calibrate`. Spectra and errors are then those of the

@@ -24,7 +24,7 @@ class Trials:
     """The trials of any number of runs.
 
     Attributes:
-        frame: one row for each trial, in the order of reading. Its columns are `columns.TEXTS`, `COUNTS` and
+        frame: one row for each trial, in the order of reading. Its columns are `frame_columns.TEXTS`, `COUNTS` and
             `NUMBERS`; ``params_kept``, ``macs_kept``, ``size_kept`` and ``metric_kept``, as shares of the dense
             network's; and the blocks ``label`` and ``group``, see `blocks`.
         reference: networks of another work, which pictures set beside the trials; None for none.

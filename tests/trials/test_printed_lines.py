@@ -35,7 +35,7 @@ def test_the_line_says_what_a_rule_was_asked_for() -> None:
 
     assert "ARSVD, tau=0.341 " in plan(tau=0.34082, exponent=1)
     assert "ARSVD, tau=0.5 exp=2 " in plan(tau=0.5, exponent=2)
-    assert "ARSVD, params=0.2 " in plan(params=0.2, macs=None, round_to=1, harms=False)
+    assert "ARSVD, params=0.2 " in plan(params=0.2, macs=None, round_to=1, measured=False)
     assert "HTD, adaptive " in trial_line(make_record(method="htd", method_name="htd", rule="adaptive policy"))
 
 

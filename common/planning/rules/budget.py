@@ -105,10 +105,10 @@ class Budget(Limits, Rule):
         latencies.check(network.model, network.x)
 
     def _settings(self, network: Network) -> dict[str, Any]:
-        """The rule's settings, and whether the predicted loss is a measured divergence (``harms``)."""
+        """The rule's settings, and whether the predicted loss is a measured divergence (``measured``)."""
         return {
             "params": self.params,
             "macs": self.macs,
             "round_to": self.round_to,
-            "harms": network.divergences is not None,
+            "measured": network.divergences is not None,
         }
