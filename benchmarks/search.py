@@ -176,6 +176,7 @@ class Comparison:
             trials=self.options.trials,
             climb=1.0,
             finetune_top=1,
+            finetune_dense=False,  # searches are compared with each other
             finetune=self.training,
             seed=seed,
         )

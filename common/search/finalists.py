@@ -18,7 +18,7 @@ from common.network.copies import independent_copy
 from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
-from common.training import TRAINING_ERRORS, evaluate_images, paired_difference, train
+from common.training import TRAINING_ERRORS, Evaluation, evaluate_images, paired_difference, train
 from common.trials import TrialRecord, TrialWriter
 from common.trials.best import choose_best, final_metric
 
@@ -26,6 +26,8 @@ FINETUNED = "finetuned trial {}"
 """A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
 REFITTED = "refitted trial {}"
 """The same of a refitted trial."""
+FINETUNED_DENSE = "finetuned dense"
+"""A study's attribute: the fine-tuned dense network's metrics on validation; empty if fine-tuning made it worse."""
 
 
 class Finalists:
@@ -161,6 +163,40 @@ class Finalists:
             return {}
         return self._keep(after, network, start, rung="finetuned", finetuning=history)
 
+    @property
+    def _dense_file(self) -> Path:
+        return self.writer.path.with_name(f"{self.writer.run}-dense-finetuned.safetensors")
+
+    def _finetune_dense(self) -> dict[str, float]:
+        """Fine-tune a copy of the dense network as the trials were, taught by itself; save it if it is better."""
+        network, metric, description = independent_copy(self.objective.model), self.data.metric, "fine-tuning dense"
+        try:
+            train(network, self.data, self.settings.finetune, teacher=self.objective.model, description=description)
+            tuned = self.objective.evaluate(network)
+        except TRAINING_ERRORS as error:
+            self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
+            return {}
+        if tuned[metric] < self.objective.dense_metrics[metric]:
+            self.writer.note(
+                f"{description} made it worse ({tuned[metric]:.2%}); trials are compared with it as it was"
+            )
+            return {}
+        save_compressed(network, self._dense_file)
+        return tuned
+
+    def _tuned_dense_on_test(self, chosen: Iterable[int]) -> Evaluation | None:
+        """What the dense network does on test after the fine-tuning that a chosen trial had; None if there is none."""
+        tuned = any("finetuned" in self.records[number].metrics for number in chosen)
+        if not tuned or not self.settings.finetune_dense:
+            return None
+        done = self._done.get(FINETUNED_DENSE)
+        if done is None or (done and not self._dense_file.exists()):
+            done = self._finetune_dense()
+            self.study.set_user_attr(FINETUNED_DENSE, done)
+        if not done:
+            return None
+        return evaluate_images(load_compressed(self._dense_file, self.objective.model), self.data.test)
+
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
         if self.settings.budget is None:
             return (final_metric(after) or 0.0) < (final_metric(before) or 0.0)
@@ -192,6 +228,7 @@ class Finalists:
             if number not in self.networks:
                 self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
         test, loader = evaluate_images(model, self.data.test), self.data.test
+        tuned = self._tuned_dense_on_test(chosen)
         images: int = loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
         for number in sorted(chosen):
             network, record = self.networks[number], self.records[number]
@@ -212,6 +249,9 @@ class Finalists:
                 latencies=times,
                 layer_times=layers,
                 test_difference=paired_difference(tested, test, self.data.metric),
+                tuned_difference=(
+                    paired_difference(tested, tuned, self.data.metric) if tuned and "finetuned" in metrics else None
+                ),
             )
             self._write(record.replace(metrics=metrics, latency=times[0], baseline=dense, details=details))
         self.networks = {number: self.networks[number] for number in sorted(chosen)}

@@ -41,6 +41,7 @@ class SearchSettings(PolicySettings):
         finetune_top: number of the best trials to fine-tune: by score, or under a budget by metric and loss.
         finetune: settings of this fine-tuning, at most 5 epochs.
         finetune_given: also refit, fine-tune and test the given plans, to compare the rules that made them.
+        finetune_dense: if a chosen trial was fine-tuned, fine-tune the dense network alike, to compare on test.
         sensitivity_images: number of images of the calibration split on which sensitivities are measured.
         latency_batch: number of inputs in a timed pass.
         runtimes: the runtimes in which the chosen networks are timed at the end. Trials are timed in ``eager``.
@@ -63,6 +64,7 @@ class SearchSettings(PolicySettings):
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune: TrainingSettings = TrainingSettings(epochs=1.0, learning_rate=0.02)
     finetune_given: bool = False
+    finetune_dense: bool = True
     sensitivity_images: Count = 128
     latency_batch: Count = 1
     runtimes: Annotated[tuple[str, ...], Field(min_length=1)] = ("eager",)

@@ -294,3 +294,19 @@ def test_the_summary_says_whether_the_difference_on_test_may_be_chance() -> None
     assert "trial 0 -0.20 points, -0.50 to +0.10: no difference" in note
     assert "trial 1 -2.00 points, -3.00 to -1.00: worse" in note
     assert not [note for note in summary(Trials.of([make_record()]), 0.9).notes if "bootstrap" in note]
+
+
+def test_the_summary_compares_what_was_finetuned_with_the_dense_network_after_the_same() -> None:
+    details = {"test_difference": {"value": 0.01, "low": 0.005, "high": 0.015, "images": 10_000}}
+    tuned = {"tuned_difference": {"value": -0.001, "low": -0.004, "high": 0.002, "images": 10_000}}
+    metrics = {"recalibrated": {"accuracy": 0.98}, "finetuned": {"accuracy": 0.99}}
+    for given, told in (
+        (details, "trial 0 +1.00 points, +0.50 to +1.50: better (fine-tuned, dense not)"),
+        (details | tuned, ": better (dense fine-tuned as well: -0.10 points, -0.40 to +0.20: no difference)"),
+    ):
+        (note,) = (
+            note
+            for note in summary(Trials.of([make_record(details=given, metrics=metrics)]), 0.9).notes
+            if "bootstrap" in note
+        )
+        assert told in note

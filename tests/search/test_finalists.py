@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from common.compression import load_compressed
 from common.planning import Budget, plan_ranks
 from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.finalists import Finalists, best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search
+from common.training import evaluate_images, train
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 from tests.search.studies import SETTINGS, search
@@ -50,6 +52,44 @@ def test_a_finetuning_that_diverges_or_lacks_memory_does_not_end_the_search(
     assert result.best
     assert "failed: FloatingPointError: the loss is nan" in result.log.read_text()
     assert "failed: RuntimeError: can't allocate memory" in result.log.read_text()
+
+
+def test_the_dense_network_gets_the_same_finetuning_once(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[str] = []
+
+    def spy(*given: Any, **named: Any) -> Any:
+        described.append(named["description"])
+        assert named["teacher"] is dense
+        return train(*given, **named)
+
+    monkeypatch.setattr("common.search.finalists.train", spy)
+    asked = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), trials=2, keep=0.1, finetune_top=1)
+
+    def run(folder: str, **changes: Any) -> SearchResult:
+        settings = dataclasses.replace(asked, **changes)
+        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path / folder, run="run", on_trial=lambda _: None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "time", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert not run("on").finished
+    result = run("on")
+    assert described.count("fine-tuning dense") == 1
+    file = result.log.with_name(f"{result.log.stem}-dense-finetuned.safetensors")
+    metrics = [evaluate_images(network, tiny_digits().test) for network in (load_compressed(file, dense), dense)]
+    assert metrics[0].metrics != metrics[1].metrics
+    tuned = [record for record in result.records if "finetuned" in record.metrics and record.details.weights]
+    assert tuned
+    for record in result.records:
+        difference = record.details.tuned_difference
+        assert (difference is not None) == (record in tuned)
+        if difference:
+            value = record.metrics["test"]["accuracy"] - metrics[0].metrics["accuracy"]
+            assert difference.value == pytest.approx(value)
+    alone = run("off", finetune_dense=False)
+    assert not alone.log.with_name(file.name).exists()
+    assert not any(record.details.tuned_difference for record in alone.records)
 
 
 def test_the_best_trial_is_refitted_and_keeps_that_after_a_stop(
@@ -179,7 +219,7 @@ def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under
 
     monkeypatch.setattr("common.search.finalists.train", tune)
     monkeypatch.setattr(Objective, "evaluate", evaluate_tuned)
-    settings = SearchSettings(method="svd", trials=2, budget=budget, finetune_top=1)
+    settings = SearchSettings(method="svd", trials=2, budget=budget, finetune_top=1, finetune_dense=False)
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
     assert any("finetuned" in record.metrics for record in result.records) == kept
     assert ("made it worse" in result.log.read_text()) != kept

@@ -17,7 +17,7 @@ from common.reporting.tables.splits import BRACKETS, interval_notes
 from common.reporting.tables.table import Table, change, count_unit, in_unit, percentage, shown, times
 from common.trials import TrialRecord
 from common.trials.best import CRITERIA, CRITERION_NAMES, final_metric, reductions
-from common.trials.record import Metrics
+from common.trials.record import Difference, Metrics
 
 COLUMNS = (
     *("Model", "Criterion", "Params Red.", "MACs Red.", "Validation", "Test", "Speedup", "Parameters", "MACs"),
@@ -197,10 +197,13 @@ def _difference_notes(trials: Trials, keep: float) -> list[str]:
     for label, rows in trials.blocks():
         found = {}
         for record in trials.best(rows, keep).values():
-            difference = record.details.test_difference
+            difference, tuned = record.details.test_difference, record.details.tuned_difference
             if difference and difference.verdict:
-                value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
-                text = f"trial {record.trial} {value:+.2f} points, {low:+.2f} to {high:+.2f}: {difference.verdict}"
+                text = f"trial {record.trial} {_difference_text(difference)}"
+                if tuned and tuned.verdict:
+                    text += f" (dense fine-tuned as well: {_difference_text(tuned)})"
+                elif "finetuned" in record.metrics:
+                    text += " (fine-tuned, dense not)"
                 found[record.run, record.trial] = text
         if found:
             against = (
@@ -208,6 +211,12 @@ def _difference_notes(trials: Trials, keep: float) -> list[str]:
             )
             notes.append(f"{label}: {against}: {'; '.join(found.values())}.")
     return notes
+
+
+def _difference_text(difference: Difference) -> str:
+    """A difference in points, its interval, and the verdict."""
+    value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
+    return f"{value:+.2f} points, {low:+.2f} to {high:+.2f}: {difference.verdict}"
 
 
 def _timing_notes(trials: Trials, keep: float) -> list[str]:
