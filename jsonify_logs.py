@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from common.files import replacing
+from common.files import LONGEST_NAME, replacing
 from common.reporting.command_line import add_log_arguments, be_printable, check_left, exit_code, folder, wanted_paths
 from common.reporting.facts import method_name
 from common.reporting.index import Index
 from common.reporting.runs import Log, SkippedLines, find_logs
-from common.trials import LONGEST, SCHEMA_VERSION, TrialRecord, iter_trials
+from common.trials import SCHEMA_VERSION, TrialRecord, iter_trials
 from common.validation import check_choice
 
 EXAMPLES = """\
@@ -103,7 +103,7 @@ def plan_outputs(logs: Sequence[Path], out: Path | None, kind: str, by_name: boo
         study = studies.get(log, "")
         owner = (study, log.parent if study in twice else None) if study else ("", log)
         name = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", study).strip(".")  # file names cannot hold these characters
-        name = name.encode(errors="ignore")[:LONGEST].decode(errors="ignore") or "study"
+        name = name.encode(errors="ignore")[:LONGEST_NAME].decode(errors="ignore") or "study"
         folder = out or first_folder.setdefault(owner, log.parent)
         target = folder / f"{name if study else log.stem}.{kind}"
         if owners.setdefault(target, owner) != owner:

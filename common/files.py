@@ -9,12 +9,15 @@ import shutil
 import stat
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+LONGEST_NAME = 200
+"""Maximum length of a name in bytes. File systems allow 255, and suffixes follow."""
 ABANDONED_S = 3600.0
 """What a dead process left half-written is removed after this many seconds: the process may run on another machine."""
 
@@ -55,6 +58,24 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether there is such a folder, as :func:`is_file`."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir() raises an OSError
+
+
+def check_name(parameter: str, name: str) -> None:
+    """Raise unless a file in a folder can have this name, with a suffix.
+
+    Raises:
+        ValueError: ``name`` is empty, too long, has control characters or names a place elsewhere.
+    """
+    if (
+        not name
+        or name != Path(name).name
+        or name in {".", ".."}
+        or any(unicodedata.category(character) == "Cc" for character in name)
+        or len(name.encode(errors="replace")) > LONGEST_NAME
+    ):
+        raise ValueError(
+            f"{parameter}={name!r} cannot name a file; use up to {LONGEST_NAME} letters, digits, '-' and '_'"
+        )
 
 
 def check_regular(path: str | Path, name: str) -> None:

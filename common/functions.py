@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def named_function(parameter: str, text: str) -> Callable[[], Any]:
             folder is under ``python -m`` and in a notebook.
 
     Raises:
-        ValueError: there is no such module, or it has no such function.
+        ValueError: there is no such module, or it has no such function, or the function needs arguments.
     """
     module_name, _, name = text.partition(":")
     if not module_name or not name or module_name.startswith("."):
@@ -42,4 +43,10 @@ def named_function(parameter: str, text: str) -> Callable[[], Any]:
         functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         known = ", ".join(functions) or "none"
         raise ValueError(f"{parameter}={text!r}: {module_name} has no function {name!r}; it has {known}")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(f"{parameter}={text!r}: it is called without arguments: {error}") from None
+    except ValueError:  # a function without a known signature
+        pass
     return function

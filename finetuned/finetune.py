@@ -34,7 +34,7 @@ from common.compression import (
 from common.data import DATASETS, DataBundle, load_data
 from common.decomposition import DECOMPOSITIONS
 from common.environment import default_device, describe_environment, git_commit
-from common.files import check_writable, replacing
+from common.files import check_name, check_writable, replacing
 from common.models import MODELS, build_model, check_image_size
 from common.network import profile
 from common.planning import Fixed, plan_ranks
@@ -190,6 +190,8 @@ def main(arguments: list[str] | None = None) -> Path:
         **{field.name: values[field.name] for field in dataclasses.fields(TrainingSettings) if field.name in values}
     )
     check_choice("model", options.model, MODELS)
+    if options.name is not None:
+        check_name("name", options.name)
     check_writable(options.out, "out")
     with distributed.first_process_first() if options.download else nullcontext():
         data = load_data(

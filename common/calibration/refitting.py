@@ -16,6 +16,7 @@ from common.decomposition.balancing import balance
 from common.decomposition.chain import kernel_of, outputs_of, patches_after
 from common.network.batches import Batches, inputs_of
 from common.network.inputs import to_network
+from common.network.layers import effective_layers
 from common.network.lowrank import LowRank
 from common.network.modes import evaluating, ordinary_precision
 from common.network.state import distinct_tensors
@@ -72,8 +73,10 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         Layer name -> errors before and after, in the order in which the layers run.
 
     Raises:
-        ValueError: ``batches`` is empty, or a layer's inputs or their squares are not finite.
+        ValueError: ``batches`` is empty, a layer's inputs or their squares are not finite, ``dense`` is compressed
+            itself, or ``model`` was not made from it.
     """
+    _check_pair(model, dense)
     inputs = [to_network(inputs_of(batch), dense) for batch in batches]
     if not inputs:
         raise ValueError("batches is empty: there is no batch to fit to")
@@ -91,6 +94,15 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
             for name, tensor in distinct_tensors(model, copies=False).items():
                 tensor.copy_(before[name])
         return _refit_layers(fitted, lambda name: paired_rows(model, fitted[name], recorded.calls[name], inputs))
+
+
+def _check_pair(model: nn.Module, dense: nn.Module) -> None:
+    """Raise a ValueError unless ``model`` can have been made from ``dense``."""
+    factored, other = ([n for n, each in net.named_modules() if isinstance(each, LowRank)] for net in (model, dense))
+    if other:
+        raise ValueError(f"dense is compressed itself: its layer {other[0]!r} is factored")
+    if missing := sorted({*factored} - {*effective_layers(dense)[0]}):
+        raise ValueError(f"dense has no layer {missing[0]!r}, which is factored in model; model was made from another")
 
 
 def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Iterator[Rows]]) -> dict[str, Refitted]:

@@ -12,8 +12,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from common.compression.compress import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
@@ -25,7 +23,7 @@ from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
 from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
-from common.network.provenance import Provenance, get_provenance, set_provenance
+from common.network.provenance import Provenance, get_provenance, set_provenance, unwrapped
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning import RankPlan, plan_of
 from common.planning.methods import method_for
@@ -55,7 +53,7 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     provenance = get_provenance(model) or Provenance()
     values, own = encoded_state(model)
     plan = _joint_plan(model)
@@ -73,14 +71,6 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         except safetensors.SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
     return path
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside parallel, averaging and compiling wrappers, unless a wrapper has a provenance."""
-    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
-    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # torch.compile stores it as _orig_mod
-    is_compressed_itself = get_provenance(model) is not None
-    return _unwrapped(inner) if isinstance(inner, nn.Module) and not is_compressed_itself else model
 
 
 def _joint_plan(model: nn.Module) -> RankPlan | None:
@@ -145,7 +135,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
     if model is not None:
         _require_same_builder(path, builder, model)
         same_names = any(key in tensors for key in model.state_dict())
-        model = independent_copy(model if same_names else _unwrapped(model))
+        model = independent_copy(model if same_names else unwrapped(model))
     elif name is None:
         raise ValueError(f"weights={str(path)!r} names no architecture; give the dense network as model=")
     elif arguments.get("weights") is not None:

@@ -12,6 +12,7 @@ from common.deploy.links import chains, is_plain
 from common.deploy.parity import changed_copy
 from common.network.kinds import AnyConvolution, TransposedConvolution
 from common.network.weights import convolution_weight, own_layout
+from common.validation import is_whole
 
 
 def align_ranks(model: nn.Module, multiple: int, x: Tensor | None = None) -> nn.Module:
@@ -79,10 +80,10 @@ def check_multiple(align: int) -> None:
     """Raise unless ranks can be padded to multiples of ``align``.
 
     Raises:
-        ValueError: ``align`` is below 1.
+        ValueError: ``align`` is no whole number of at least 1.
     """
-    if align < 1:
-        raise ValueError(f"align={align!r}: it must be at least 1")
+    if not (is_whole(align) and align >= 1):
+        raise ValueError(f"align={align!r}: it must be a whole number of at least 1")
 
 
 def _is_convolution(module: nn.Module) -> TypeGuard[AnyConvolution]:

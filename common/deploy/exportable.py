@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from common.deploy.parity import deployed_copy, example, run, same_outputs, tensors
 from common.network.outputs import single_tensor
+from common.network.provenance import unwrapped
 
 HELD = (torch.float16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types that ONNX Runtime can return, besides booleans."""
@@ -24,14 +25,17 @@ def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     that tensor.
 
     Args:
-        model: stays unchanged.
+        model: stays unchanged. Parallel, averaging and compiling wrappers around it are left out.
         x: example input. A single image ``(C, H, W)`` counts as a batch of one.
 
     Raises:
-        TypeError: ``x`` is not a tensor.
+        TypeError: ``model`` is no module, or ``x`` no tensor.
         ValueError: the network is not in float32 or has no weights yet; it does not take ``x``; it does not return
             exactly one tensor; or its outputs hold NaN or differ from pass to pass.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    model = unwrapped(model)
     _check_weights(model)
     _check_input(x)
     reference = deployed_copy(model).cpu()

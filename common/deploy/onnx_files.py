@@ -16,11 +16,12 @@ from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import merge_factors
 from common.deploy.parity import difference, run, tolerance
-from common.deploy.precision import check_precision, quantize, rounded_to_half, store_in_half
+from common.deploy.precision import check_precision, quantize, rounded_to_half, store_in_half, typical_inputs
 from common.deploy.sessions import INPUT, OUTPUT, onnx_session
 from common.files import replacing
 from common.network.batches import Batches
 from common.network.outputs import single_tensor
+from common.validation import is_whole
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -48,8 +49,9 @@ def export_onnx(
     """Write a network, dense or compressed, to one ONNX file, with its BatchNorms folded and its factors merged.
 
     The file is written only if ``onnx.checker`` accepts it and the outputs of ONNX Runtime in float32 equal those of
-    PyTorch, to 1e-4 of the largest, on ``x`` and on random inputs, for a dynamic batch also at another batch size. In
-    float16 they equal those of the network with rounded weights. In int8 they are compared on ``batches``.
+    PyTorch, to 1e-4 of the largest, on ``x`` and on random inputs, for a dynamic batch also at other batch sizes, one
+    among them. In float16 they equal those of the network with rounded weights. In int8 they are compared on
+    ``batches``.
 
     Args:
         model: in float32, with one input and one tensor as output. It stays unchanged.
@@ -67,7 +69,7 @@ def export_onnx(
         The path.
 
     Raises:
-        TypeError: ``x`` is not a tensor.
+        TypeError: ``model`` is no module, or ``x`` no tensor.
         ValueError: ``opset``, ``align``, ``path``, ``precision`` or ``batches`` is not allowed; the weights do not fit
             into one file or into float16; or a file cannot hold this kind of network or ``x`` (see
             :func:`common.deploy.exportable.exportable`).
@@ -78,6 +80,7 @@ def export_onnx(
     check_multiple(align)
     check_precision(precision, batches)
     reference, x = exportable(model, x)
+    typical = None if batches is None else typical_inputs(batches, x, 64 if dynamic_batch else len(x), dynamic_batch)
     _check_size(reference)
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
     if precision == "float16":
@@ -88,13 +91,13 @@ def export_onnx(
         if precision == "float16":
             store_in_half(partial)
         _check_parity(partial, expected)
-        if batches is not None:
-            quantize(partial, reference, batches, 64 if dynamic_batch else len(x), dynamic_batch)
+        if typical is not None:
+            quantize(partial, reference, typical)
     return path
 
 
 def _check_arguments(path: Path, opset: int) -> None:
-    if opset not in OPSETS:
+    if not is_whole(opset) or opset not in OPSETS:
         raise ValueError(f"opset={opset!r}: it must be in {OPSETS.start}..{OPSETS.stop - 1}")
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: it is a folder; name a file in it")
@@ -128,13 +131,26 @@ def _write(network: nn.Module, path: Path, x: Tensor, dynamic_batch: bool, opset
                 verbose=False,
             )
         assert program is not None
+        if dynamic_batch:
+            _check_any_batch(program)
         _clean(program.model)
         program.save(path, external_data=False)
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:
-        symbols = any(word in str(error) for word in ("SymInt", "Constraints violated", "static shape"))
+        symbols = any(word in str(error) for word in ("SymInt", "Constraints violated", "static shape", "batches of"))
         advice = "; dynamic_batch=False fixes the batch size, which may help" if dynamic_batch and symbols else ""
         raise RuntimeError(f"the network cannot be exported to ONNX: {cause(error)}{advice}") from error
+
+
+def _check_any_batch(program: torch.onnx.ONNXProgram) -> None:
+    """Raise a RuntimeError if the export holds for some sizes of the batch only; a forward may branch on the size."""
+    if program.exported_program is None:
+        return
+    for symbol, sizes in program.exported_program.range_constraints.items():
+        if str(symbol).startswith("s") and (sizes.lower > 1 or sizes.upper < LARGEST_FILE):  # others depend on values
+            raise RuntimeError(
+                f"its forward branches on the batch size; this branch is for batches of {sizes.lower} to {sizes.upper}"
+            )
 
 
 def _clean(model: onnx_ir.Model) -> None:
@@ -177,8 +193,10 @@ def _expected(reference: nn.Module, x: Tensor, dynamic_batch: bool) -> list[tupl
     Raises:
         ValueError: the network does not take random inputs or, for a dynamic batch, another batch size.
     """
-    expected = []
-    for inputs in (x, *_noise(x, [len(x), len(x) + 1] if dynamic_batch else [len(x)])):
+    expected, sizes = [], [len(x)]
+    if dynamic_batch:
+        sizes += sorted({1, len(x) + 1} - {len(x)})
+    for inputs in (x, *_noise(x, sizes)):
         try:
             expected.append((inputs, single_tensor(run(reference, inputs), "the network")))
         except Exception as error:  # the network may raise anything

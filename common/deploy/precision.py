@@ -44,6 +44,8 @@ def precision_of(path: str | Path) -> str:
         graph = onnx.load(path).graph
     except Exception as error:  # protobuf's own exceptions have no common class
         raise ValueError(f"{str(path)!r} is no ONNX file: {cause(error)}") from None
+    if not graph.output:
+        raise ValueError(f"{str(path)!r} is no ONNX file: it holds no network")
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return "int8"
     half = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
@@ -109,32 +111,54 @@ def store_in_half(path: Path) -> None:
     onnx.checker.check_model(path, full_check=True)
 
 
-def quantize(path: Path, reference: nn.Module, batches: Batches, size: int, dynamic_batch: bool) -> None:
+def typical_inputs(batches: Batches, x: Tensor, size: int, dynamic_batch: bool) -> list[Tensor]:
+    """Return the inputs of ``batches`` that show the ranges of activations, ``size`` at a time.
+
+    Args:
+        batches: inputs, or pairs of inputs and targets; at most the first 512 inputs are used.
+        x: the example input ``(N, C, H, W)``, which they must be like.
+        size: inputs that pass at once.
+        dynamic_batch: whether the file takes batches of other sizes too.
+
+    Raises:
+        ValueError: ``batches`` holds inputs of another shape or dtype than ``x``, or values that are not finite; or
+            fewer than ``size`` inputs although the file takes no others, or none.
+    """
+    found = [inputs_of(batch).detach().cpu() for batch in _first(batches)]
+    for batch in found:
+        if batch.shape[1:] != x.shape[1:] or batch.dtype != x.dtype:
+            wanted = ", ".join(map(str, x.shape[1:]))
+            raise ValueError(
+                f"batches holds inputs of shape {tuple(batch.shape)}, {batch.dtype}; the file takes (N, {wanted}), "
+                f"{x.dtype}"
+            )
+        if not batch.isfinite().all():
+            raise ValueError("batches holds values that are not finite")
+    parts = torch.cat(found)[:MOST_INPUTS].split(size) if found else ()
+    inputs = [part for part in parts if dynamic_batch or len(part) == size]
+    if not inputs:
+        raise ValueError(f"batches holds {sum(map(len, found))} inputs; int8 needs {1 if dynamic_batch else size}")
+    return inputs
+
+
+def quantize(path: Path, reference: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Quantize an ONNX file in place, by ONNX Runtime's static quantization in the QDQ format.
 
     Weights get a scale for each output channel. Activations get a scale and a zero point from their least and greatest
-    value on ``batches``. Where the processor has no instruction that multiplies and adds 8-bit integers, weights use 7
+    value on ``inputs``. Where the processor has no instruction that multiplies and adds 8-bit integers, weights use 7
     bits, since the 16-bit sums of other instructions would saturate.
 
     Args:
         path: a file in float32.
         reference: the network that it holds, on the CPU.
-        batches: inputs; at most the first 512 are used.
-        size: inputs that pass at once.
-        dynamic_batch: whether the file takes batches of other sizes too.
+        inputs: from :func:`typical_inputs`.
 
     Raises:
-        ValueError: ``batches`` holds fewer than ``size`` inputs although the file takes no others, or none.
         RuntimeError: ONNX Runtime cannot quantize the file, or its outputs are far from PyTorch's.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    found = [inputs_of(batch).detach().cpu() for batch in _first(batches)]
-    parts = torch.cat(found)[:MOST_INPUTS].split(size) if found else ()
-    inputs = [part for part in parts if dynamic_batch or len(part) == size]
-    if not inputs:
-        raise ValueError(f"batches holds {sum(map(len, found))} inputs; int8 needs {1 if dynamic_batch else size}")
     expected = [single_tensor(run(reference, part), "the network") for part in inputs]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from common.validation import is_whole
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -50,19 +52,22 @@ def onnx_session(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: ``threads`` is below 1, or ``device`` is ``cuda`` and this ONNX Runtime cannot use it.
+        ValueError: ``threads`` is below 1, this ONNX Runtime cannot use ``device``, or the file holds no network.
     """
     import onnxruntime
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads!r}: it must be at least 1")
+    if threads is not None and not (is_whole(threads) and threads >= 1):
+        raise ValueError(f"threads={threads!r}: it must be a whole number of at least 1")
     kind = torch.device(device).type if device is not None else "cuda" if _has_cuda() else "cpu"
     check_provider(kind)
     providers = ["CUDAExecutionProvider"] if kind == "cuda" else []
     providers.append("CPUExecutionProvider")
-    session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+    except Exception as error:  # ONNX Runtime's own exceptions have no common class
+        raise ValueError(f"path={str(path)!r}: ONNX Runtime cannot open it: {str(error).splitlines()[0]}") from error
     _sessions.add(session)
     return session
 
@@ -86,7 +91,10 @@ def check_provider(device: torch.device | str) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if torch.device(device).type == "cuda" and not _has_cuda():
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={kind!r}: ONNX Runtime runs networks on cpu or cuda here")
+    if kind == "cuda" and not _has_cuda():
         raise ValueError(
             "device='cuda': ONNX Runtime needs a GPU and the package onnxruntime-gpu for it; allowed here: cpu"
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.environment import describe_environment
-from common.files import read_bounded, replacing
+from common.files import check_writable, read_bounded, replacing
 from common.latency.measuring import measure_latencies
 from common.latency.network import NetworkLatencies, network_fingerprint
 from common.latency.operations import Operation
@@ -78,8 +78,9 @@ def measured_latencies(
         refresh: whether to measure again what this network and method need.
 
     Raises:
-        ValueError: ``method`` is unknown, ``runtime`` is unknown or cannot time operations, or the network is not on
-            the processor or not in single precision, in which operations are timed.
+        ValueError: ``folder`` cannot be written, ``method`` is unknown, ``runtime`` is unknown or cannot time
+            operations, or the network is not on the processor or not in single precision, in which operations are
+            timed.
         RuntimeError: the runtime lacks something on this machine, such as its package.
     """
     check_timed(runtime, method, x.device)
@@ -89,6 +90,7 @@ def measured_latencies(
     clock.check(x.device)
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
+    check_writable(path.parent, CACHE if folder is None else "folder")
     table = read_table(path, conditions)
     methods = tuple(each for each in decompositions_of(method) if each in timed_methods())
     shapes = trace_layers(model, x)

@@ -16,6 +16,9 @@ from torch.utils.benchmark import Timer
 from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.modes import evaluating
+from common.network.passes import example_batch
+from common.network.passes import run as forward
+from common.validation import is_whole
 
 MAX_SPREAD = 0.25
 """A speedup is reported if the middle half of the rounds' ratios spans at most this share of their median."""
@@ -118,7 +121,9 @@ def measure_latencies(
     check_rounds(rounds)
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
-    x = chosen.accept(networks, x)
+    x = chosen.accept(networks, example_batch(x, networks[0]))
+    for network in networks:
+        forward(network, x)  # what a network does not take is refused before any is prepared
     with evaluating(*networks), chosen.serving(networks):
         passes = [chosen.prepare(network, x) for network in networks]
         return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
@@ -144,8 +149,8 @@ def measure_files(
 
 def check_rounds(rounds: int) -> None:
     """Raise a ValueError if there are too few rounds for quartiles."""
-    if rounds < 3:
-        raise ValueError(f"rounds={rounds}: it must be at least 3, for quartiles")
+    if not (is_whole(rounds) and rounds >= 3):
+        raise ValueError(f"rounds={rounds!r}: it must be a whole number of at least 3, for quartiles")
 
 
 def _in_turn(

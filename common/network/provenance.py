@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 _KEY = "_low_rank_provenance"
 
@@ -40,3 +42,11 @@ def get_provenance(model: nn.Module) -> Provenance | None:
     """Return the provenance of ``model``; None if neither ``build_model`` nor ``compress`` made the network."""
     found = model.__dict__.get(_KEY)
     return found if isinstance(found, Provenance) else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside parallel, averaging and compiling wrappers, unless a wrapper has a provenance."""
+    parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
+    inner = getattr(model, "module" if parallel else "_orig_mod", None)  # torch.compile stores it as _orig_mod
+    is_compressed_itself = get_provenance(model) is not None
+    return unwrapped(inner) if isinstance(inner, nn.Module) and not is_compressed_itself else model

@@ -34,13 +34,15 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def moment(text: str) -> int:
-    """Return a date, or a date and a time, as the number YYYYMMDDhhmmss.
+    """Return a date, or a date and a time, as the number YYYYMMDDhhmmss in this machine's time.
 
     Raises:
         argparse.ArgumentTypeError: ``text`` is neither.
     """
     try:
-        return int(datetime.fromisoformat(text).strftime("%Y%m%d%H%M%S"))
+        found = datetime.fromisoformat(text)
+        local = found if found.tzinfo is None else found.astimezone()
+        return int(local.strftime("%Y%m%d%H%M%S"))
     except ValueError:
         allowed = "it must be a date, or a date and a time, e.g. 2026-11-20 or 2026-11-20T16:00"
         raise argparse.ArgumentTypeError(f"since={text} is not allowed; {allowed}") from None

@@ -99,6 +99,8 @@ def find_logs(paths: Iterable[str | Path], suffixes: Sequence[str] = (".log",)) 
             found += inside
         elif not path.exists():
             raise FileNotFoundError(f"There is no file or folder {path}; name a log or a folder of logs.")
+        elif not path.is_file():
+            raise ValueError(f"{path} is no file (a pipe or a device); name a log or a folder of logs.")
         elif path.suffix not in suffixes:
             raise ValueError(f"The file {path} is not a log; its name must match {wanted}.")
         else:

@@ -22,7 +22,7 @@ from common.network.provenance import get_provenance
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
 from common.search.preparation import Prepared, decompose_for_search, measure_sensitivities, nothing_to_search, prepare
-from common.search.session import RunningSearch, SearchResult
+from common.search.session import RunningSearch, SearchResult, finished_message
 from common.search.settings import SearchSettings
 from common.search.study.attempts import MAIN, claim, release, this_worker
 from common.search.study.specification import (
@@ -163,7 +163,15 @@ def _check_same(
     """Raise a ValueError if the study was begun with something else."""
     if (known := study.user_attrs.get(SPECIFICATION)) is None:
         return
-    if differences := StudySpecification.from_json(known).differences(settings, model, data, decompositions):
+    specification = StudySpecification.from_json(known)
+    if study.user_attrs.get(FINISHED) and set(settings.runtimes) != set(specification.settings.runtimes):
+        raise ValueError(
+            f"run={study.study_name!r} is finished and was timed in {', '.join(specification.settings.runtimes)}, not "
+            f"{', '.join(settings.runtimes)}; name another run, or time its networks by measure_latency"
+        )
+    if study.user_attrs.get(FINISHED) and settings.places > specification.settings.places:
+        raise ValueError(finished_message(study.study_name, specification.settings.places, settings.places))
+    if differences := specification.differences(settings, model, data, decompositions):
         raise ValueError(
             f"run={study.study_name!r} was begun differently: {', '.join(differences)}; make the same call or name "
             "another run"

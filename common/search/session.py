@@ -95,6 +95,14 @@ class SearchResult(Displayed):
         ]
 
 
+def finished_message(run: str, finished: int, asked: int) -> str:
+    """The error message for a finished run of which more trials are asked."""
+    return (
+        f"run={run!r} is finished with {finished} trials, and {asked} are asked for; the test split was read, so name "
+        "another run"
+    )
+
+
 class RunningSearch:
     """A search in the study's main process, which also fine-tunes and tests the finalists.
 
@@ -154,10 +162,8 @@ class RunningSearch:
         """
         attempts = Attempts(self.study, self.specification.settings.places)
         if attempts.finished < self.specification.settings.places:
-            raise ValueError(
-                f"run={self.writer.run!r} is finished with {attempts.finished} trials, and "
-                f"{self.specification.settings.places} are asked for; the test split was read, so name another run"
-            )
+            asked = self.specification.settings.places
+            raise ValueError(finished_message(self.writer.run, attempts.finished, asked))
         logged = {record.trial: record for record in read_log(self.writer.path)[0]}
         records = self._records(attempts) | logged
         finalists = self._finalists(records)

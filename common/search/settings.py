@@ -15,7 +15,7 @@ from common.training import TrainingSettings
 from common.validation import check_choice
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True))
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class SearchSettings(PolicySettings):
     """How to search for ranks. :class:`PolicySettings` holds the settings that only the policies read.
 

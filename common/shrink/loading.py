@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from common.data import DataBundle, LoadOptions, load_data
 from common.data.normalization import check_normalization
@@ -70,10 +71,14 @@ def load_examples(
             unsuitable.
         FileNotFoundError: there is no such data set.
     """
+    if images < 2:
+        raise ValueError(f"images={images}: it must be at least 2, of which one is held out")
     images = min(images, limit or images)
     data: DataBundle
     if names_function(dataset):
         found = named_function("dataset", dataset)()
+        if isinstance(found, list) and found and all(isinstance(each, DataLoader) for each in found):
+            found = tuple(found)
         if not isinstance(found, tuple | DataBundle):
             return Examples(_first(_checked(dataset, found), images))
         data = found if isinstance(found, DataBundle) else _bundle(dataset, found)

@@ -55,8 +55,9 @@ def _fill(network: nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> None
     Raises:
         ValueError: their names or shapes are not the network's.
     """
+    own = network.state_dict()
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
+        if all(name.startswith(prefix) for name in tensors) and own.keys().isdisjoint(tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     misfit = f"weights={str(path)!r} does not fit the network: it"
     try:

@@ -34,6 +34,7 @@ from common.training.averaging import averaged_model
 from common.training.distillation import Teacher
 from common.training.evaluation import evaluate
 from common.training.first_pass import check_network
+from common.validation import Seed
 
 EpochLog = dict[str, float]
 TRAINING_ERRORS = (FloatingPointError, MemoryError, RuntimeError)
@@ -44,7 +45,7 @@ EPOCH_STRIDE, RANK_STRIDE = 1_000_003, 7_919
 """Distance between the seeds of two epochs and of two processes; each draws independently of what came before."""
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True))
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class TrainingSettings:
     """How a network is trained.
 
@@ -70,22 +71,22 @@ class TrainingSettings:
         seed: of the order of the images and of dropout.
     """
 
-    epochs: Annotated[float, Field(gt=0)] = 2.0
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     schedule: Literal["one-cycle", "plateau"] = "one-cycle"
     plateau_patience: Annotated[int, Field(ge=1)] = 3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     features: tuple[str, ...] = ()
     patience: Annotated[int, Field(ge=1)] | None = None
     recalibrate: bool = True
     amp: Literal["auto", "on", "off"] = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from common.trials.best import CRITERIA, choose_best, final_metric, is_accepted, reductions
 from common.trials.log import (
-    LONGEST,
     TRIAL_MARK,
     Entry,
     Skipped,
@@ -34,7 +33,6 @@ from common.trials.record import (
 
 __all__ = [
     "CRITERIA",
-    "LONGEST",
     "SCHEMA_VERSION",
     "STAGES",
     "TRIAL_MARK",

@@ -11,19 +11,16 @@ import codecs
 import datetime
 import math
 import os
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
-from common.files import check_regular
+from common.files import check_name, check_regular
 from common.trials.record import STAGES, TrialRecord
 
 TRIAL_MARK = "TRIAL "
-LONGEST = 200
-"""Maximum length of a run's name in bytes. File systems allow 255, and the names of the run's files are longer."""
 MOST_BYTES = 2**24
 """Maximum length of a line. A record takes some kilobytes; a file of another program may be one endless line."""
 
@@ -39,14 +36,7 @@ def log_path(folder: str | Path, run: str, *, new: bool = True) -> Path:
     Raises:
         ValueError: ``run`` cannot name a file, or with ``new`` has a log already.
     """
-    if (
-        not run
-        or run != Path(run).name
-        or run in {".", ".."}
-        or any(unicodedata.category(character) == "Cc" for character in run)
-        or len(run.encode(errors="replace")) > LONGEST
-    ):
-        raise ValueError(f"run={run!r} cannot name a log file; use up to {LONGEST} letters, digits, '-' and '_'")
+    check_name("run", run)
     path = Path(folder) / f"{run}.log"
     if new and path.exists():
         raise ValueError(f"run={run!r} has a log in {folder} already; give the run another name")

@@ -176,6 +176,16 @@ def test_bad_data_is_refused_before_anything_changes() -> None:
     assert same_weights(small, copy)
 
 
+def test_networks_that_do_not_belong_together_are_refused() -> None:
+    dense, x = tiny_cnn(), torch.randn(16, 3, 12, 12)
+    small = compress(dense, plan_ranks(dense, x[:1], "svd", Fixed(2)))
+    with pytest.raises(ValueError, match=r"dense is compressed itself: its layer '[\w.]+' is factored"):
+        refit(dense, small, [x])
+    with pytest.raises(ValueError, match=r"dense has no layer '[\w.]+', which is factored in model"):
+        refit(small, nn.Sequential(nn.Conv2d(3, 4, 3)), [x])
+    assert refit(dense, dense, [x]) == {}
+
+
 @pytest.mark.parametrize("shape", [(6, 10), (6, 1, 4, 4), (6, 3, 4, 4)])
 def test_divergences_are_zero_for_equal_outputs_and_positive_for_others(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)

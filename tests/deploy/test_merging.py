@@ -165,5 +165,5 @@ def test_ranks_are_padded_with_zeros() -> None:
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(run(aligned, x), run(model, x), atol=1e-6, rtol=1e-6)
     assert same_weights(align_ranks(model, 1), model)
-    with pytest.raises(ValueError, match="align=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="align=0: it must be a whole number of at least 1"):
         align_ranks(model, 0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from common.compression import compress, load_compressed, save_compressed
 from common.deploy import export_onnx, fold_batchnorm, onnx_files, onnx_session
+from common.deploy.precision import precision_of
 from common.models import build_model
 from common.planning import Fixed, plan_ranks
 from tests.networks import lived_in, tiny_cnn
@@ -83,17 +84,68 @@ def test_outputs_that_differ_leave_no_file(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
+class OnlyOne(nn.Module):
+    """Does something else for a single input, as ``squeeze`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) if len(x) == 1 else 2 * self.body(x)
+
+
+class UpToThree(OnlyOne):
+    """Does something else for larger batches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) if len(x) <= 3 else -self.body(x)
+
+
+@pytest.mark.parametrize("network", [OnlyOne(), UpToThree()])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_network_that_branches_on_the_batch_size_gets_no_file_for_any_size(
+    network: nn.Module, size: int, tmp_path: Path
+) -> None:
+    x, path = torch.randn(size, 3, 8, 8), tmp_path / "branching.onnx"
+    with pytest.raises(RuntimeError, match=r"branches on the batch size|outputs differ from PyTorch's"):
+        export_onnx(network, path, x)
+    assert not path.exists()
+    session = onnx_session(export_onnx(network, path, x, dynamic_batch=False))
+    assert np.allclose(session.run(None, {"input": x.numpy()})[0], network(x).detach().numpy(), atol=1e-5)
+
+
+def test_wrappers_around_a_network_are_left_out(tmp_path: Path) -> None:
+    network, x = tiny_cnn(), torch.randn(2, 3, 8, 8)
+    path = export_onnx(nn.DataParallel(network), tmp_path / "parallel.onnx", x)
+    found = onnx_session(path).run(None, {"input": x.numpy()})[0]
+    assert np.allclose(found, network.eval()(x).detach().numpy(), atol=1e-5)
+
+
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"opset=9: it must be in 18\.\.23"):
-        export_onnx(tiny_cnn(), tmp_path / "tiny.onnx", x, opset=9)
-    with pytest.raises(ValueError, match="align=0: it must be at least 1"):
-        export_onnx(tiny_cnn(), tmp_path / "tiny.onnx", x, align=0)
+    for opset in (9, 20.0):
+        with pytest.raises(ValueError, match=rf"opset={opset}: it must be in 18\.\.23"):
+            export_onnx(tiny_cnn(), tmp_path / "tiny.onnx", x, opset=opset)  # type: ignore[arg-type]
+    for align in (0, 2.5, "8"):
+        with pytest.raises(ValueError, match=rf"align={align!r}: it must be a whole number of at least 1"):
+            export_onnx(tiny_cnn(), tmp_path / "tiny.onnx", x, align=align)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model is a NoneType; it must be a torch\.nn\.Module"):
+        export_onnx(None, tmp_path / "tiny.onnx", x)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"none\.onnx': there is no such file"):
         onnx_session(tmp_path / "none.onnx")
     path = export_onnx(nn.Linear(3, 2), tmp_path / "linear.onnx", torch.randn(2, 3))
-    with pytest.raises(ValueError, match="threads=0: it must be at least 1"):
-        onnx_session(path, threads=0)
+    for threads in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"threads={threads}: it must be a whole number of at least 1"):
+            onnx_session(path, threads=threads)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device='mps': ONNX Runtime runs networks on cpu or cuda here"):
+        onnx_session(path, device="mps")
+    for content in (b"", b"\x08\x07", b"print()"):
+        (tmp_path / "other.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match=r"other\.onnx': ONNX Runtime cannot open it: "):
+            onnx_session(tmp_path / "other.onnx")
+        with pytest.raises(ValueError, match=r"other\.onnx' is no ONNX file"):
+            precision_of(tmp_path / "other.onnx")
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError, match="device='cuda': ONNX Runtime needs a GPU and the package onnxruntime-gpu"

@@ -111,7 +111,7 @@ def test_only_the_first_inputs_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert next(given) is pytest.fail
 
 
-def test_bad_arguments_are_named(tmp_path: Path) -> None:
+def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = tiny_cnn(), tmp_path / "tiny.onnx"
     with pytest.raises(ValueError, match=r"precision='int4' is unknown.*; allowed: float32, float16, int8"):
         export_onnx(model, path, X[:1], precision="int4")
@@ -119,6 +119,19 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         export_onnx(model, path, X[:1], precision="int8")
     with pytest.raises(ValueError, match="precision='float32' takes no batches; only int8 does"):
         export_onnx(model, path, X[:1], batches=[X])
+    for wrong, said in (
+        (
+            torch.randn(4, 3, 9, 9),
+            r"shape \(4, 3, 9, 9\), torch\.float32; the file takes \(N, 3, 12, 12\), torch\.float32",
+        ),
+        (X[:4].double(), r"shape \(4, 3, 12, 12\), torch\.float64; the file takes"),
+        (X[0], r"shape \(3, 12, 12\), torch\.float32; the file takes"),
+        (X[:2] * torch.nan, "values that are not finite"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.onnx, "export", None)  # they are read before any work
+            with pytest.raises(ValueError, match=f"^batches holds .*{said}"):
+                export_onnx(model, path, X[:1], precision="int8", batches=[X[:4], wrong])
     with pytest.raises(ValueError, match="batches holds 0 inputs; int8 needs 1"):
         export_onnx(model, path, X[:1], precision="int8", batches=[])
     with pytest.raises(ValueError, match="batches holds 3 inputs; int8 needs 4"):
@@ -143,7 +156,7 @@ def test_files_and_networks_are_timed_in_int8(tmp_path: Path) -> None:
     assert all(latency.speedup is not None or latency.note for latency in found)
     timed = measure_latency(model, X[:2], baseline=model, runtime="onnxruntime_int8", rounds=3, round_s=0.001)
     assert timed.runtime == "ONNX Runtime int8"
-    with pytest.raises(ValueError, match="rounds=2: it must be at least 3"):
+    with pytest.raises(ValueError, match="rounds=2: it must be a whole number of at least 3"):
         measure_files([whole], X, baseline=whole, rounds=2)
     with pytest.raises(ValueError, match="device='cuda': int8 files run on the processor"):
         RUNTIMES["onnxruntime_int8"].check(torch.device("cuda"))

@@ -320,13 +320,20 @@ def test_the_same_modules_called_more_often_are_another_network() -> None:
     assert one != many == same
 
 
-def test_bad_arguments_are_named() -> None:
+def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"model is of torch\.float64: latency tables are measured in torch\.float32"):
         measured_latencies(tiny_cnn().double(), X.double(), "eager")
     with pytest.raises(ValueError, match="runtime='compile' is unknown; allowed: eager, channels_last, onnx"):
         time_operations([], "compile")
     with pytest.raises(ValueError, match="method='fastest' is unknown; allowed: svd"):
         measured_latencies(tiny_cnn(), X, "eager", "fastest")
+    (folder := tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^folder='.*file' must be a folder, but there is a file of that name"):
+        measured_latencies(tiny_cnn(), X, "eager", folder=folder)
+    with monkeypatch.context() as patch:
+        patch.setenv("LOW_RANK_CNN_CACHE", str(folder))
+        with pytest.raises(ValueError, match=r"^LOW_RANK_CNN_CACHE='.*file' must be a folder"):
+            measured_latencies(tiny_cnn(), X, "eager")
     with pytest.raises(ValueError, match="x is on meta"):
         layer_times(tiny_cnn(), X.to("meta"), "eager")
     with pytest.raises(ValueError, match="runtime='compile' is unknown"):

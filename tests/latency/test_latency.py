@@ -130,8 +130,14 @@ def test_the_peak_holds_what_a_pass_makes(runtime: str) -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="rounds=2: it must be at least 3"):
-        measure_latency(tiny_cnn(), X, rounds=2)
+    for rounds in (2, 3.5):
+        with pytest.raises(ValueError, match=rf"rounds={rounds}: it must be a whole number of at least 3"):
+            measure_latency(tiny_cnn(), X, rounds=rounds)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\); it must be \(N, C, H, W\) with at least one"):
+        measure_latency(tiny_cnn(), X[:0])
+    for wrong in (X[:, :2], X.double()):
+        with pytest.raises(ValueError, match=r"the network does not take x of shape \(\d+, [23], 8, 8\) and dtype"):
+            measure_latency(tiny_cnn(), wrong)
     with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
         measure_latency(tiny_cnn(), X, runtime="onnx")
 

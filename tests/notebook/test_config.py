@@ -47,7 +47,7 @@ def test_defaults_and_changes() -> None:
         ({"data_root": "/no/such/folder"}, "^data_root='/no/such/folder': there is no such folder$"),
         ({"weights": "none.safetensors"}, "^weights='none.safetensors': there is no such file$"),
         ({"weights": Path("w.safetensors")}, "^weights=.*: input should be a valid string$"),
-        ({"run": "a/b"}, "^run='a/b' cannot name a log file"),
+        ({"run": "a/b"}, "^run='a/b' cannot name a file"),
         ({"svd_ranks": "16,x"}, "^svd_ranks='16,x': it must be whole numbers >= 1, with commas between$"),
         ({"svd_ranks": "0"}, "^svd_ranks='0': it must be whole numbers"),
         (
@@ -59,7 +59,7 @@ def test_defaults_and_changes() -> None:
         ({"dense_epochs": float("inf")}, "^dense_epochs=inf: input should be a finite number$"),
         ({"runtimes": ","}, "^runtimes=',': it must be one or more of eager,"),
         ({"storage": "nonsense://me:secret@host"}, r"^storage=nonsense://me:\*\*\*@host cannot be opened: "),
-        ({"run": "/tmp/x"}, "^run='/tmp/x' cannot name a log file"),
+        ({"run": "/tmp/x"}, "^run='/tmp/x' cannot name a file"),
         ({"arsvd_taus": "0.5,1.5"}, r"^arsvd_taus='0.5,1.5': it must be numbers in \[0, 1\]"),
     ],
 )

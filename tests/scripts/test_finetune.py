@@ -65,6 +65,9 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
         (["--model", "resnet18", "--dataset", "mnist", "--data-root", "/nowhere"], "does not hold MNIST"),
         (["--model", "alexnet", "--dataset", "digits"], "image_size=32: alexnet needs at least 63 pixels"),
         ([*TINY, "--learning-rate", "-1"], "learning_rate=-1.0: input should be greater than 0"),
+        ([*TINY, "--epochs", "inf"], "epochs=inf: input should be a finite number"),
+        ([*TINY, "--seed", str(2**40)], f"seed={2**40}: input should be less than {2**32}"),
+        ([*TINY, "--name", "a/b"], "name='a/b' cannot name a file; use up to 200 letters"),
         ([*TINY, "--learning-rate", "1e9"], "learning_rate=1000000000.0 is too high"),
     ],
 )

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from common.reporting.command_line import moment
 from common.trials import TRIAL_MARK
 from tests.records import make_record
 from tests.scripts.running import ROOT, run, strict, write
@@ -74,6 +76,20 @@ def test_one_method_or_model_alone(workplace: Path) -> None:
     assert not list((workplace / "logs").glob("*.json"))
     assert run(workplace, "jsonify_logs.py", "--logs", "logs", "--model", "vgg16").returncode == 0
     assert [trial["model"] for trial in strict(workplace / "logs" / "mixed-run.json")["trials"]] == ["vgg16"]
+
+
+def test_since_may_name_a_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert moment("2026-11-30T12:00:00+02:00") == moment("2026-11-30T10:00:00Z") == moment("2026-11-30T10:00:00")
+
+
+@pytest.mark.parametrize("script", ["analyze_results.py", "jsonify_logs.py"])
+def test_a_pipe_is_no_log(script: str, workplace: Path) -> None:
+    os.mkfifo(workplace / "pipe.log")
+    refused = run(workplace, script, "pipe.log")
+    assert refused.returncode != 0
+    assert "pipe.log is no file (a pipe or a device)" in refused.stderr
 
 
 def test_since_selects_later_trials(workplace: Path) -> None:

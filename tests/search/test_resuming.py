@@ -12,7 +12,7 @@ from common.planning import Budget
 from common.planning.decompositions import Decompositions
 from common.search import SearchSettings, search_ranks
 from common.search.study.storage import open_study, opened_storage
-from common.training import evaluate, train
+from common.training import TrainingSettings, evaluate, train
 from common.trials import TrialRecord, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.search.studies import SETTINGS, search
@@ -143,6 +143,20 @@ def test_a_finished_run_takes_no_more_trials(dense: TinyCNN, tmp_path: Path) -> 
     more = dataclasses.replace(SETTINGS, trials=SETTINGS.trials + 1)
     with pytest.raises(ValueError, match=r"run='run' is finished with \d+ trials, and \d+ are asked for"):
         search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="run")
+    other = dataclasses.replace(SETTINGS, runtimes=("eager", "channels_last"))
+    with pytest.raises(ValueError, match=r"run='run' is finished and was timed in eager, not eager, channels_last"):
+        search_ranks(dense, tiny_digits(), other, logs=tmp_path, run="run")
+    again, _ = search(dense, tmp_path)  # a call that was refused has changed nothing
+    assert again.finished
+    assert len(again.records) == SETTINGS.trials
+
+
+@pytest.mark.parametrize("kind", [SearchSettings, TrainingSettings])
+def test_a_misspelt_setting_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"trails\s+Unexpected keyword argument"):
+        kind(trails=5)
+    with pytest.raises(ValueError, match=r"seed\s+Input should be less than 4294967296"):
+        kind(seed=2**70)
 
 
 def test_a_study_begun_by_an_earlier_version_continues(tmp_path: Path) -> None:

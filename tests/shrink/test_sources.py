@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from common.compression import save_compressed
 from common.data import DataBundle
+from common.functions import named_function
 from common.models import MODELS, NETWORK_SOURCES, NetworkSource, build_model, find_network
 from common.models.sources import source_of
 from common.network.batches import inputs_of
@@ -40,6 +41,9 @@ def pair():
 
 def inputs():
     return [torch.zeros(4, 3, 8, 8), torch.ones(4, 3, 8, 8)]
+
+def needs(path):
+    return path
 
 number = 7
 """
@@ -67,6 +71,7 @@ def test_a_function_of_the_users_is_called(own_module: str) -> None:
         ("no_such_module:build", r"^network='no_such_module:build': there is no module 'no_such_module' in /"),
         ("strangers_module:bild", r"has no function 'bild'; it has .*build"),
         ("strangers_module:number", r"has no function 'number'"),
+        ("strangers_module:needs", r"it is called without arguments: missing a required argument: 'path'"),
         ("strangers_module:", r"it must be module:function, e\.g\. my_module:build"),
         ("strangers_module:inputs", r"it returned a list, not a torch\.nn\.Module"),
     ],
@@ -161,6 +166,21 @@ def test_weights_of_safetensors_are_loaded(prefix: str, tmp_path: Path) -> None:
         load_weights(None, path)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_may_call_its_own_part_module(prefix: str, tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.module = tiny_cnn(seed=seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    path, state = tmp_path / "weights", Wrapped(5).state_dict()
+    safetensors.torch.save_file({f"{prefix}{name}": value for name, value in state.items()}, path)
+    assert same_weights(load_weights(Wrapped(0), path), Wrapped(5))
+
+
 def test_a_file_of_the_suite_names_its_architecture(tmp_path: Path) -> None:
     dense = build_model("resnet20", 10)
     path = save_compressed(dense, tmp_path / "dense.safetensors")
@@ -235,6 +255,18 @@ def test_loaders_of_the_users_are_taken_once(own_module: str, capsys: pytest.Cap
     assert examples.data is not None
     assert examples.data.num_classes == 10
     assert "every second image of validation is the test split" in capsys.readouterr().err
+
+
+def test_a_list_of_loaders_is_as_good_as_a_tuple(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = named_function("dataset", f"{own_module}:pair")()
+    monkeypatch.setattr("common.shrink.loading.named_function", lambda *_: lambda: list(pair))
+    assert count(load_examples("my_module:loaders", images=512)) == 20
+
+
+@pytest.mark.parametrize("images", [1, 0, -3])
+def test_too_few_images_are_refused(images: int, own_module: str) -> None:
+    with pytest.raises(ValueError, match=f"images={images}: it must be at least 2"):
+        load_examples(f"{own_module}:inputs", images=images)
 
 
 def test_a_loader_of_inputs_has_no_targets(own_module: str) -> None:

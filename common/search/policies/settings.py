@@ -8,14 +8,15 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from common.planning import Budget
+from common.validation import Seed
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True))
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class PolicySettings:
     """The part of ``SearchSettings`` that search policies read.
 
@@ -39,4 +40,4 @@ class PolicySettings:
     alpha: NotNegative = 1.0
     beta: NotNegative = 1.0
     temperature: Positive = 0.3
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0

@@ -76,6 +76,9 @@ class StudySpecification:
             values = {**values, "divergences": values["harms"]}
             del values["harms"]
         _check_policy(values)
+        if isinstance(values, dict) and isinstance(values.get("settings"), dict):  # without those of other versions
+            known = {field.name for field in dataclasses.fields(SearchSettings)}
+            values = {**values, "settings": {k: value for k, value in values["settings"].items() if k in known}}
         try:
             found = _ADAPTER.validate_python(values, strict=False)
         except ValidationError as error:
