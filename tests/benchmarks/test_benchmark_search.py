@@ -74,7 +74,8 @@ def test_the_comparison_of_samplers(small: str, tmp_path: Path, capsys: pytest.C
     assert shown.count("dense: ") == 2
     table = {line.split("|")[1].strip(): line.split("|") for line in shown.splitlines() if line.startswith("|")}
     assert re.fullmatch(
-        r" [-+]\d+\.\d\d \[[-+]\d+\.\d\d, [-+]\d+\.\d\d\] (better|worse|no difference) +", table["adaptive"][6]
+        r" [-+]\d+\.\d\d \[[-+]\d+\.\d\d, [-+]\d+\.\d\d\] ± \d+\.\d\d (better in . of .|worse in . of .|no difference) +",
+        table["adaptive"][6],
     )
     assert table["adaptive"][3].strip() == "4 of 4"
     assert "No budget: the size that the rule chooses" in shown
@@ -105,7 +106,7 @@ def test_the_table_says_what_is_no_difference_and_who_never_keeps_to_the_budget(
     }
     assert lines[0] == "10% of the MACs"
     assert rows["better"][:4] == ["9.00 ± 0.00", "2 of 10", "50.00 ± 0.00", "75.00 ± 0.00"]
-    assert re.fullmatch(r"\+25\.00 \[\+1\d\.\d\d, \+3\d\.\d\d\] better", rows["better"][4])
+    assert re.fullmatch(r"\+25\.00 \[\+1\d\.\d\d, \+3\d\.\d\d\] ± 0\.00 better in 2 of 2", rows["better"][4])
     assert rows["same"][4].startswith("+0.00 [-")
     assert rows["same"][4].endswith("no difference")
     assert rows["never"] == ["", "0 of 5", "", "", ""]

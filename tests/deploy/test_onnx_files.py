@@ -108,7 +108,7 @@ def test_a_network_that_branches_on_the_batch_size_gets_no_file_for_any_size(
     network: nn.Module, size: int, tmp_path: Path
 ) -> None:
     x, path = torch.randn(size, 3, 8, 8), tmp_path / "branching.onnx"
-    with pytest.raises(RuntimeError, match=r"branches on the batch size|outputs differ from PyTorch's"):
+    with pytest.raises(RuntimeError, match=r"outputs differ from PyTorch's by .* at batch size [1246];"):
         export_onnx(network, path, x)
     assert not path.exists()
     session = onnx_session(export_onnx(network, path, x, dynamic_batch=False))

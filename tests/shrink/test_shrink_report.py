@@ -99,7 +99,10 @@ SMALL = ("--dataset", "digits", "--image-size", "8", "--limit", "64", "--images"
         ((*SMALL, "--params", "0.5"), "give a network, or weights that name one"),
         ((*SMALL, "--params", "0.5", "--finetune-epochs", "-1"), "--learning-rate: epochs=-1.0: "),
         ((*SMALL, "--params", "0.5", "--finetune-epochs", "1", "--learning-rate", "0"), "learning_rate=0.0: "),
-        ((*SMALL, "--network", "nosuch", "--params", "0.5", "--rounds", "2"), "rounds=2: it must be a whole number of at least 3"),
+        (
+            (*SMALL, "--network", "nosuch", "--params", "0.5", "--rounds", "2"),
+            "rounds=2: it must be a whole number of at least 3",
+        ),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_is_written(
