@@ -13,7 +13,7 @@ budget and differ from the best only by chance, the one with the least loss. The
 partly luck. So the table has the trial's metric on the other half, which chose nothing. The trial is then refitted,
 fine-tuned on the whole training split and evaluated on the whole test split. The difference to the budget's own
 allocation (``budget`` alone) on test is paired by images and averaged over networks and seeds, with its 95% interval.
-Where the interval holds 0, the table says ``no difference``.
+Where the interval holds 0, the table says ``no difference``; of several networks, for how many the sign is the same.
 
 The plans of ``static`` are used as they are drawn; the table says how many kept to the budget. ``vbmf`` is also
 measured at the size that its own rule chooses.

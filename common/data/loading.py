@@ -18,6 +18,8 @@ SCALES = {"imagenet": IMAGENET, "centred": CENTRED, "unit": AS_GIVEN}
 NORMALIZATIONS = ("dataset", *SCALES)
 UNANNOTATED = ("keep", "drop")
 MAX_WORKERS = 8
+MOST_WORKERS = 64
+"""Limit on the processes of a loader, where four for each core are not more."""
 SMALLEST = {"image_size": 8, "batch_size": 2, "limit": 2, "workers": 0}
 
 
@@ -94,6 +96,9 @@ def load_data(
     for parameter, smallest in SMALLEST.items():
         if given[parameter] is not None and given[parameter] < smallest:
             raise ValueError(f"{parameter}={given[parameter]!r}: it must be at least {smallest}")
+    most = max(MOST_WORKERS, 4 * _cores())
+    if given["workers"] is not None and given["workers"] > most:
+        raise ValueError(f"workers={given['workers']!r}: it must be at most {most} on this machine")
     dataset = DATASETS[name]
     if dataset.layout and root is None:
         raise ValueError(f"data_root=None: {name} needs the folder that holds {dataset.layout}")

@@ -151,6 +151,7 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
         ({"name": "imagefolder"}, "data_root=None: imagefolder needs the folder"),
         ({"name": "coco"}, "data_root=None: coco needs the folder"),
         ({"name": "digits", "workers": -1}, "workers=-1: it must be at least 0"),
+        ({"name": "digits", "workers": 100_000}, r"workers=100000: it must be at most \d+ on this machine"),
         ({"name": "digits", "normalize": "imagnet"}, r"normalize='imagnet' is unknown \(did you mean 'imagenet'\?\)"),
         ({"name": "digits", "unannotated": "no"}, "unannotated='no' is unknown; allowed: keep, drop"),
     ],
