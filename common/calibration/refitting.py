@@ -101,8 +101,8 @@ def _check_pair(model: nn.Module, dense: nn.Module) -> None:
     factored, other = ([n for n, each in net.named_modules() if isinstance(each, LowRank)] for net in (model, dense))
     if other:
         raise ValueError(f"dense is compressed itself: its layer {other[0]!r} is factored")
-    if missing := sorted({*factored} - {*effective_layers(dense)[0]}):
-        raise ValueError(f"dense has no layer {missing[0]!r}, which is factored in model; model was made from another")
+    if factored and {*factored}.isdisjoint(effective_layers(dense)[0]):
+        raise ValueError(f"dense has no layer {factored[0]!r}, which model has factored; it was made from another")
 
 
 def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Iterator[Rows]]) -> dict[str, Refitted]:

@@ -184,10 +184,10 @@ class DataBundle:
 
     def example(self) -> Tensor:
         """Return one input, ``(1, 3, H, W)`` of images, from the calibration split. The random state stays."""
-        if not makes_whole_batches(self.calibration):
-            return next(iter(self.calibration))[0][:1]
         with random_state_kept(torch.device("cpu"), 0):  # it may be augmented
-            return self.calibration.dataset[[0]][0]
+            if makes_whole_batches(self.calibration):
+                return self.calibration.dataset[[0]][0]
+            return next(iter(self.calibration))[0][:1]
 
 
 def _count_images(loader: Loader) -> int:

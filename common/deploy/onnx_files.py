@@ -205,7 +205,11 @@ def _expected(reference: nn.Module, x: Tensor, sizes: Sequence[int]) -> list[tup
         try:
             expected.append((inputs, single_tensor(run(reference, inputs), "the network")))
         except Exception as error:  # the network may raise anything
-            advice = "; dynamic_batch=False fixes the batch size" if len(inputs) != len(x) else ""
+            advice = ""
+            if len(inputs) != len(x):
+                advice = (
+                    "; a file for batches of any size is tried on others; dynamic_batch=False fixes the batch size"
+                )
             raise ValueError(
                 f"the network takes x, but no random numbers of shape {tuple(inputs.shape)}: {cause(error)}{advice}"
             ) from error

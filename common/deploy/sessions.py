@@ -66,8 +66,11 @@ def onnx_session(
     providers.append("CPUExecutionProvider")
     try:
         session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=providers)
+    except MemoryError:
+        raise
     except Exception as error:  # ONNX Runtime's own exceptions have no common class
-        raise ValueError(f"path={str(path)!r}: ONNX Runtime cannot open it: {str(error).splitlines()[0]}") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"path={str(path)!r}: ONNX Runtime cannot open it: {first}") from error
     _sessions.add(session)
     return session
 

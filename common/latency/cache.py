@@ -90,18 +90,19 @@ def measured_latencies(
     clock.check(x.device)
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
-    check_writable(path.parent, CACHE if folder is None else "folder")
     table = read_table(path, conditions)
     methods = tuple(each for each in decompositions_of(method) if each in timed_methods())
     shapes = trace_layers(model, x)
     needed = needed_operations(shapes.values(), methods)
     missing = [operation for operation in needed if refresh or operation not in table.seconds]
+    name = network_fingerprint(model, x)
+    unknown = bool(missing) or name not in table.networks
+    if unknown:  # before any work
+        check_writable(path.parent, CACHE if folder is None else "folder")
     if missing:
         _time_missing(table, missing)
     if refresh:
         table.networks.clear()  # they were fitted to the former times
-    name = network_fingerprint(model, x)
-    unknown = bool(missing) or name not in table.networks
     if unknown:
         table.networks[name] = _time_whole(model, x, table, shapes)
         write_table(table, path)

@@ -16,7 +16,6 @@ from torch.utils.benchmark import Timer
 from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.modes import evaluating
-from common.network.passes import example_batch
 from common.network.passes import run as forward
 from common.validation import is_whole
 
@@ -121,7 +120,9 @@ def measure_latencies(
     check_rounds(rounds)
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
-    x = chosen.accept(networks, example_batch(x, networks[0]))
+    if not x.numel():
+        raise ValueError(f"x has shape {tuple(x.shape)}: it holds nothing to time a pass on")
+    x = chosen.accept(networks, x)
     for network in networks:
         forward(network, x)  # what a network does not take is refused before any is prepared
     with evaluating(*networks), chosen.serving(networks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -81,27 +80,33 @@ def ordinary_precision() -> Iterator[None]:
 
     Under them, moments would be products of bfloat16, or of the 10 bits that convolutions on a GPU have by default.
     """
-    settings = _tf32_settings()
-    before = [getattr(where, name) for where, name, _ in settings]
     with ExitStack() as modes:
+        modes.enter_context(_whole_float32())
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
-        try:
-            for where, name, value in settings:
-                setattr(where, name, value)
-            yield
-        finally:
-            for (where, name, _), value in zip(settings, before, strict=True):
-                setattr(where, name, value)
+        yield
 
 
-def _tf32_settings() -> list[tuple[Any, str, Any]]:
-    """PyTorch's switches of TF32 and their values without it. Versions before 2.9 have one switch for all of cuDNN."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if hasattr(cudnn, "conv"):
-        return [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-    return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Let single precision have all its bits in convolutions and products, unless the caller set single operations."""
+    cudnn = torch.backends.cudnn
+    try:
+        convolutions, products = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # they are set for each operation, and have no common value
+        convolutions, products = False, "highest"
+    try:
+        if convolutions:
+            cudnn.allow_tf32 = False
+        if products != "highest":
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if convolutions:
+            cudnn.allow_tf32 = True
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
 
 
 @contextmanager
@@ -117,7 +122,8 @@ def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator
         if seed is not None:
             torch.default_generator.manual_seed(seed)
             for gpu in gpus:
-                torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
+                index = torch.cuda.current_device() if gpu.index is None else gpu.index
+                torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 

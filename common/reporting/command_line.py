@@ -43,7 +43,7 @@ def moment(text: str) -> int:
         found = datetime.fromisoformat(text)
         local = found if found.tzinfo is None else found.astimezone()
         return int(local.strftime("%Y%m%d%H%M%S"))
-    except ValueError:
+    except (ValueError, OverflowError):
         allowed = "it must be a date, or a date and a time, e.g. 2026-11-20 or 2026-11-20T16:00"
         raise argparse.ArgumentTypeError(f"since={text} is not allowed; {allowed}") from None
 

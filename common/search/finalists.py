@@ -27,7 +27,8 @@ FINETUNED = "finetuned trial {}"
 REFITTED = "refitted trial {}"
 """The same of a refitted trial."""
 FINETUNED_DENSE = "finetuned dense"
-"""A study's attribute: the fine-tuned dense network's metrics on validation; empty if fine-tuning made it worse."""
+"""A study's attribute: what fine-tuning did to the dense network: ``better`` (its file is beside the log), ``worse``
+(trials are compared with it as it was) or ``failed``."""
 
 
 class Finalists:
@@ -167,34 +168,47 @@ class Finalists:
     def _dense_file(self) -> Path:
         return self.writer.path.with_name(f"{self.writer.run}-dense-finetuned.safetensors")
 
-    def _finetune_dense(self) -> dict[str, float]:
-        """Fine-tune a copy of the dense network as the trials were, taught by itself; save it if it is better."""
+    def _finetune_dense(self, trial: TrialRecord) -> str:
+        """Fine-tune a copy of the dense network as the trials were, taught by itself; save it if it is better.
+
+        Args:
+            trial: any; the rule that decided about its fine-tuning decides here.
+
+        Returns:
+            See ``FINETUNED_DENSE``.
+        """
         network, metric, description = independent_copy(self.objective.model), self.data.metric, "fine-tuning dense"
         try:
             train(network, self.data, self.settings.finetune, teacher=self.objective.model, description=description)
             tuned = self.objective.evaluate(network)
         except TRAINING_ERRORS as error:
             self.writer.note(f"{description} failed: {type(error).__name__}: {error}")
-            return {}
-        if tuned[metric] < self.objective.dense_metrics[metric]:
+            return "failed"
+        before = trial.replace(metrics={"recalibrated": self.objective.dense_metrics})
+        if self._worse(before.replace(metrics={**before.metrics, "finetuned": tuned}), before):
             self.writer.note(
                 f"{description} made it worse ({tuned[metric]:.2%}); trials are compared with it as it was"
             )
-            return {}
+            return "worse"
         save_compressed(network, self._dense_file)
-        return tuned
+        return "better"
 
-    def _tuned_dense_on_test(self, chosen: Iterable[int]) -> Evaluation | None:
-        """What the dense network does on test after the fine-tuning that a chosen trial had; None if there is none."""
-        tuned = any("finetuned" in self.records[number].metrics for number in chosen)
+    def _tuned_dense_on_test(self, chosen: Iterable[int], untuned: Evaluation) -> Evaluation | None:
+        """What the dense network does on test after the fine-tuning that a chosen trial had; None if there was none.
+
+        Args:
+            chosen: numbers of the chosen trials.
+            untuned: what the dense network does as it is.
+        """
+        tuned = [record for number in chosen if "finetuned" in (record := self.records[number]).metrics]
         if not tuned or not self.settings.finetune_dense:
             return None
         done = self._done.get(FINETUNED_DENSE)
-        if done is None or (done and not self._dense_file.exists()):
-            done = self._finetune_dense()
+        if done is None or (done == "better" and not self._dense_file.exists()):
+            done = self._finetune_dense(tuned[0])
             self.study.set_user_attr(FINETUNED_DENSE, done)
-        if not done:
-            return None
+        if done != "better":
+            return untuned if done == "worse" else None
         return evaluate_images(load_compressed(self._dense_file, self.objective.model), self.data.test)
 
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
@@ -228,7 +242,7 @@ class Finalists:
             if number not in self.networks:
                 self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
         test, loader = evaluate_images(model, self.data.test), self.data.test
-        tuned = self._tuned_dense_on_test(chosen)
+        tuned = self._tuned_dense_on_test(sorted(chosen), test)
         images: int = loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
         for number in sorted(chosen):
             network, record = self.networks[number], self.records[number]

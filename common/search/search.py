@@ -164,10 +164,10 @@ def _check_same(
     if (known := study.user_attrs.get(SPECIFICATION)) is None:
         return
     specification = StudySpecification.from_json(known)
-    if study.user_attrs.get(FINISHED) and set(settings.runtimes) != set(specification.settings.runtimes):
+    if study.user_attrs.get(FINISHED) and (untimed := set(settings.runtimes) - set(specification.settings.runtimes)):
         raise ValueError(
             f"run={study.study_name!r} is finished and was timed in {', '.join(specification.settings.runtimes)}, not "
-            f"{', '.join(settings.runtimes)}; name another run, or time its networks by measure_latency"
+            f"in {', '.join(sorted(untimed))}; name another run, or time its networks by measure_latency"
         )
     if study.user_attrs.get(FINISHED) and settings.places > specification.settings.places:
         raise ValueError(finished_message(study.study_name, specification.settings.places, settings.places))
@@ -198,7 +198,8 @@ def _prepare_study(
             model, data, settings.seed, specification.data_aware, specification.sweeps
         )
         prepared = prepare(model, data, dataclasses.replace(specification, settings=settings), decompositions)
-    if known is None or prepared.specification.settings != StudySpecification.from_json(known).settings:
+    changed = known is not None and prepared.specification.settings != StudySpecification.from_json(known).settings
+    if known is None or (changed and not study.user_attrs.get(FINISHED)):
         study.set_user_attr(SPECIFICATION, prepared.specification.to_json())
     return prepared
 

@@ -238,8 +238,8 @@ class Details(Part):
         layer_times: layers' times of a chosen network.
         files: ONNX files of a chosen network, with those of the dense one first.
         test_difference: a chosen network's difference from the dense one on test.
-        tuned_difference: a fine-tuned network's difference on test from the dense one after the same fine-tuning; None
-            if the dense one was not fine-tuned, or was better before.
+        tuned_difference: a fine-tuned network's difference on test from the dense one after the same fine-tuning. A
+            dense one that this makes worse stays as it was. None if it was not fine-tuned.
         command: command that started the run, in older logs.
     """
 

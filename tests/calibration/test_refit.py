@@ -181,7 +181,7 @@ def test_networks_that_do_not_belong_together_are_refused() -> None:
     small = compress(dense, plan_ranks(dense, x[:1], "svd", Fixed(2)))
     with pytest.raises(ValueError, match=r"dense is compressed itself: its layer '[\w.]+' is factored"):
         refit(dense, small, [x])
-    with pytest.raises(ValueError, match=r"dense has no layer '[\w.]+', which is factored in model"):
+    with pytest.raises(ValueError, match=r"dense has no layer '[\w.]+', which model has factored"):
         refit(small, nn.Sequential(nn.Conv2d(3, 4, 3)), [x])
     assert refit(dense, dense, [x]) == {}
 

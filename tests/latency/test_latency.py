@@ -133,7 +133,7 @@ def test_bad_arguments_are_named() -> None:
     for rounds in (2, 3.5):
         with pytest.raises(ValueError, match=rf"rounds={rounds}: it must be a whole number of at least 3"):
             measure_latency(tiny_cnn(), X, rounds=rounds)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\); it must be \(N, C, H, W\) with at least one"):
+    with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\): it holds nothing to time a pass on"):
         measure_latency(tiny_cnn(), X[:0])
     for wrong in (X[:, :2], X.double()):
         with pytest.raises(ValueError, match=r"the network does not take x of shape \(\d+, [23], 8, 8\) and dtype"):
@@ -179,6 +179,19 @@ def test_onnx_runtime_times_whole_numbers_and_single_images() -> None:
     pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     assert measure_latency(Scales(), pixels, runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 2
     assert measure_latency(tiny_cnn(), X[0], runtime="onnxruntime", rounds=3, round_s=0.001).batch_size == 1
+
+
+def test_any_input_that_the_network_takes_is_timed() -> None:
+    class Spectrogram(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.unsqueeze(1))
+
+    assert measure_latency(Spectrogram(), torch.randn(2, 16, 16), rounds=3, round_s=0.001).batch_size == 2
+    assert measure_latency(nn.Embedding(9, 4), torch.arange(5), rounds=3, round_s=0.001).median_s > 0
 
 
 def test_channels_last_takes_images() -> None:

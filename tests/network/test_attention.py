@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.calibration import refit
 from common.compression import compress, load_compressed, save_compressed
 from common.deploy import export_onnx, onnx_session
 from common.network import profile
@@ -137,6 +138,7 @@ def test_shrink_factors_attention_and_its_file_is_loaded(kind: str, tmp_path: Pa
     with torch.no_grad():
         assert torch.equal(loaded(X), found.model.eval()(X))
     assert all(isinstance(loaded.get_submodule(name), LowRank) for name in factored)
+    assert refit(found.model, model, [X])
 
 
 def test_attention_that_stays_dense_is_joined_again() -> None:

@@ -182,20 +182,26 @@ def test_two_networks_that_share_a_module_are_both_evaluated() -> None:
     assert modes(outer) == [False, True, True, False]
 
 
-def test_nothing_is_computed_in_low_precision() -> None:
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_nothing_is_computed_in_low_precision(products: str) -> None:
     """Neither under ``torch.autocast`` nor in TF32, which convolutions on a GPU take by default."""
-    cudnn: Any = torch.backends.cudnn
-    convolutions, products = cudnn.conv, torch.backends.cuda.matmul
-    before = convolutions.fp32_precision, products.fp32_precision
-    with torch.autocast("cpu", torch.bfloat16):
-        with ordinary_precision():
-            assert not torch.is_autocast_enabled("cpu")
-            assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
-        assert torch.is_autocast_enabled("cpu")
-    with pytest.raises(ZeroDivisionError), ordinary_precision():
-        raise ZeroDivisionError
-    assert (convolutions.fp32_precision, products.fp32_precision) == before
-    assert cudnn.allow_tf32 == (before[0] == "tf32")
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(products)
+        with torch.autocast("cpu", torch.bfloat16):
+            with ordinary_precision(), cudnn.flags(enabled=True, allow_tf32=cudnn.allow_tf32):  # as a forward may
+                assert not torch.is_autocast_enabled("cpu")
+                assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
+                with ordinary_precision():
+                    pass
+                assert not cudnn.allow_tf32
+            assert torch.is_autocast_enabled("cpu")
+        with pytest.raises(ZeroDivisionError), ordinary_precision():
+            raise ZeroDivisionError
+        assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (before[0], products)
+    finally:
+        torch.set_float32_matmul_precision(before[1])
 
 
 def test_the_random_state_is_kept() -> None:

@@ -155,7 +155,15 @@ def test_a_run_is_copied_while_it_runs_and_fetched_by_the_next_session(
 ) -> None:
     logs, drive = tmp_path / "logs", tmp_path / "drive"
     logs.mkdir()
-    for name in ("run.log", "run.journal", "run.journal.lock", "run-dense.safetensors", "runner.log", "run-b.log"):
+    for name in (
+        "run.log",
+        "run.journal",
+        "run.journal.lock",
+        "run-dense.safetensors",
+        "run-dense-finetuned.safetensors",
+        "runner.log",
+        "run-b.log",
+    ):
         (logs / name).write_text(name)
     (logs / "run-node-7.log").write_text('TRIAL {"details": {"study": "run"}}\n')
     (logs / "run-c.log").write_text('TRIAL {"details": {"study": "run-c"}}\n')
@@ -163,7 +171,7 @@ def test_a_run_is_copied_while_it_runs_and_fetched_by_the_next_session(
     monkeypatch.setattr("common.notebook.colab.time.monotonic", lambda: now)
     keeper = RunKeeper(logs, drive)
     keeper.keep("run")
-    kept = ["run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
+    kept = ["run-dense-finetuned.safetensors", "run-dense.safetensors", "run-node-7.log", "run.journal", "run.log"]
     assert sorted(path.name for path in drive.iterdir()) == kept
     (logs / "run.log").write_text("more and more")
     for now, text in ((59.0, "run.log"), (61.0, "more and more")):  # noqa: B007
@@ -174,7 +182,11 @@ def test_a_run_is_copied_while_it_runs_and_fetched_by_the_next_session(
     later = tmp_path / "later"
     later.mkdir()
     (later / "run.log").write_text("its own")
-    assert [path.name for path in fetch_run(later, "run", drive)] == ["run-node-7.log", "run.journal"]
+    assert [path.name for path in fetch_run(later, "run", drive)] == [
+        "run-dense-finetuned.safetensors",
+        "run-node-7.log",
+        "run.journal",
+    ]
     assert (later / "run.log").read_text() == "its own"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -79,9 +80,13 @@ def test_one_method_or_model_alone(workplace: Path) -> None:
 
 
 def test_since_may_name_a_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        assert moment("2026-11-30T12:00:00+02:00") == moment("2026-11-30T10:00:00Z") == moment("2026-11-30T05:00:00")
     time.tzset()
-    assert moment("2026-11-30T12:00:00+02:00") == moment("2026-11-30T10:00:00Z") == moment("2026-11-30T10:00:00")
+    with pytest.raises(argparse.ArgumentTypeError, match="it must be a date"):
+        moment("0001-01-01T00:00+05:00")
 
 
 @pytest.mark.parametrize("script", ["analyze_results.py", "jsonify_logs.py"])

@@ -90,8 +90,9 @@ def test_an_interrupted_finetuning_continues_with_the_remaining_finalists(
     first, _ = search(dense, tmp_path, "tuned")
     assert (first.remaining, first.networks) == (0, {})
     last, _ = search(dense, tmp_path, "tuned")
-    assert len(trained) == 3
-    assert trained[1] == trained[2] != trained[0]
+    trials = [description for description in trained if "trial" in description]
+    assert len(trials) == 3
+    assert trials[1] == trials[2] != trials[0]
     assert last.networks
     for number, network in last.networks.items():
         record = last.records[number]
@@ -144,7 +145,7 @@ def test_a_finished_run_takes_no_more_trials(dense: TinyCNN, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"run='run' is finished with \d+ trials, and \d+ are asked for"):
         search_ranks(dense, tiny_digits(), more, logs=tmp_path, run="run")
     other = dataclasses.replace(SETTINGS, runtimes=("eager", "channels_last"))
-    with pytest.raises(ValueError, match=r"run='run' is finished and was timed in eager, not eager, channels_last"):
+    with pytest.raises(ValueError, match=r"run='run' is finished and was timed in eager, not in channels_last"):
         search_ranks(dense, tiny_digits(), other, logs=tmp_path, run="run")
     again, _ = search(dense, tmp_path)  # a call that was refused has changed nothing
     assert again.finished

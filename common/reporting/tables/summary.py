@@ -200,7 +200,7 @@ def _difference_notes(trials: Trials, keep: float) -> list[str]:
             difference, tuned = record.details.test_difference, record.details.tuned_difference
             if difference and difference.verdict:
                 text = f"trial {record.trial} {_difference_text(difference)}"
-                if tuned and tuned.verdict:
+                if tuned:
                     text += f" (dense fine-tuned as well: {_difference_text(tuned)})"
                 elif "finetuned" in record.metrics:
                     text += " (fine-tuned, dense not)"

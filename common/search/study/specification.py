@@ -94,15 +94,15 @@ class StudySpecification:
     ) -> list[str]:
         """What does not match the study, as parts of an error message; empty if everything does.
 
-        More trials and other runtimes than before are allowed, as are another folder of the data and another number
-        of processes that read it.
+        More trials, other runtimes and another ``finetune_dense`` than before are allowed, as are another folder of
+        the data and another number of processes that read it.
         """
         ours, theirs = dataclasses.asdict(settings), dataclasses.asdict(self.settings)
         found = [
             f"settings.{name}={ours[name]!r} (it was {theirs[name]!r})"
             for name in ours
             if ours[name] != theirs[name]
-            and name != "runtimes"
+            and name not in ("runtimes", "finetune_dense")
             and not (name == "trials" and ours[name] > theirs[name])
         ]
         if network_digest(model) != self.network:
