@@ -123,9 +123,10 @@ def measure_latencies(
     if not x.numel():
         raise ValueError(f"x has shape {tuple(x.shape)}: it holds nothing to time a pass on")
     x = chosen.accept(networks, x)
-    for network in networks:
-        forward(network, x)  # what a network does not take is refused before any is prepared
     with evaluating(*networks), chosen.serving(networks):
+        with chosen.passing():
+            for network in networks:
+                forward(network, x)  # what a network does not take is refused before any is prepared
         passes = [chosen.prepare(network, x) for network in networks]
         return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
 
