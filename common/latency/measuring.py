@@ -16,7 +16,6 @@ from torch.utils.benchmark import Timer
 from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.modes import evaluating
-from common.network.passes import run as forward
 from common.validation import is_whole
 
 MAX_SPREAD = 0.25
@@ -124,9 +123,6 @@ def measure_latencies(
         raise ValueError(f"x has shape {tuple(x.shape)}: it holds nothing to time a pass on")
     x = chosen.accept(networks, x)
     with evaluating(*networks), chosen.serving(networks):
-        with chosen.passing():
-            for network in networks:
-                forward(network, x)  # what a network does not take is refused before any is prepared
         passes = [chosen.prepare(network, x) for network in networks]
         return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
 

@@ -135,9 +135,6 @@ def test_bad_arguments_are_named() -> None:
             measure_latency(tiny_cnn(), X, rounds=rounds)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\): it holds nothing to time a pass on"):
         measure_latency(tiny_cnn(), X[:0])
-    for wrong in (X[:, :2], X.double()):
-        with pytest.raises(ValueError, match=r"the network does not take x of shape \(\d+, [23], 8, 8\) and dtype"):
-            measure_latency(tiny_cnn(), wrong)
     with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
         measure_latency(tiny_cnn(), X, runtime="onnx")
 
