@@ -72,7 +72,7 @@ def check_files(small: Path, shown: str) -> None:
     """Check the files and the report of a stranger's network: smaller ones, of a known accuracy."""
     sizes = {name: (small / f"{name}.onnx").stat().st_size for name in ("dense", "small", "small-int8")}
     assert sizes["small"] < 0.7 * sizes["dense"]
-    assert sizes["small-int8"] < 0.5 * sizes["small"]
+    assert sizes["small-int8"] < 0.65 * sizes["small"]  # names and scales weigh in a network of 13,000 weights
     assert (small / "small.safetensors").stat().st_size < 0.7 * sizes["dense"]
     for precision in ("float32", "int8"):
         (accuracy,) = re.findall(rf"small, {precision} +([\d.]+)%", shown)
