@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.calibration.paired import DenseOutputs, PairedLayer, Rows, paired_layers, paired_rows
 from common.calibration.waiting import DiffersError, WaitingRows, can_wait
-from common.decomposition.als import ridge_candidates
+from common.decomposition.als import fits_in_one_step, ridge_candidates, ridge_candidates_of_rows
 from common.decomposition.balancing import balance
 from common.decomposition.chain import kernel_of, outputs_of, patches_after
 from common.network.batches import Batches, inputs_of
@@ -114,15 +114,17 @@ def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Itera
 
 
 class _Moments:
-    """Running second moments of features and targets by group.
+    """Second moments of features and targets by group; the rows themselves while they are fewer than features.
 
     Args:
         groups: the number of groups.
         centred: whether the means are subtracted, as they are for a layer with a bias.
+        keep_rows: whether rows are kept. It becomes false when there are as many as features.
     """
 
-    def __init__(self, groups: int, centred: bool) -> None:
-        self.groups, self.centred, self.rows = groups, centred, 0
+    def __init__(self, groups: int, centred: bool, keep_rows: bool) -> None:
+        self.groups, self.centred, self.keep_rows, self.rows = groups, centred, keep_rows, 0
+        self._kept: list[tuple[Tensor, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._shifts: tuple[Tensor, Tensor] | None = None
 
@@ -132,27 +134,47 @@ class _Moments:
         if self._shifts is None:  # products of nearly centred rows are more precise
             means = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
             self._shifts = means if self.centred else (torch.zeros_like(means[0]), torch.zeros_like(means[1]))
-        x, y = x - self._shifts[0], y - self._shifts[1]
-        products = {"inputs": x.mT @ x, "cross": y.mT @ x, "x": x.sum(1, keepdim=True), "y": y.sum(1, keepdim=True)}
-        for name, value in products.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.double()
         self.rows += x.shape[1]
+        self._kept.append((x - self._shifts[0], y - self._shifts[1]))
+        if not self.keep_rows or self.rows >= x.shape[2]:
+            self._sum_kept()
+
+    def _sum_kept(self) -> None:
+        """Replace the rows by sums of their products."""
+        self.keep_rows = False
+        for x, y in self._kept:
+            products = {
+                "inputs": x.mT @ x,
+                "cross": y.mT @ x,
+                "x": x.sum(1, keepdim=True),
+                "y": y.sum(1, keepdim=True),
+            }
+            for name, value in products.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value.double()
+        self._kept.clear()
 
     @property
     def finite(self) -> bool:
         """Whether single precision holds all products so far."""
-        return all(bool(total.isfinite().all()) for total in self._sums.values())
+        squares = [rows.square() for pair in self._kept for rows in pair]
+        return all(bool(products.isfinite().all()) for products in [*self._sums.values(), *squares])
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The moments ``(G, m, m)`` and ``(G, O, m)``, and the means ``(G, 1, m)`` and ``(G, 1, O)``."""
+        """Two matrices and the means ``(G, 1, m)`` and ``(G, 1, O)`` that are subtracted in them.
+
+        The matrices are the rows ``(G, N, m)`` and ``(G, N, O)`` if ``keep_rows`` is still true, otherwise the moments
+        ``(G, m, m)`` and ``(G, O, m)``.
+        """
         assert self._shifts is not None
-        inputs, cross, x_mean, y_mean = (
-            self._sums.pop(name).div_(self.rows) for name in ("inputs", "cross", "x", "y")
-        )
+        if self.keep_rows:
+            x, y = (torch.cat(rows, 1).double() for rows in zip(*self._kept, strict=True))
+            x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        else:
+            x, y, x_mean, y_mean = (self._sums.pop(name).div_(self.rows) for name in ("inputs", "cross", "x", "y"))
         if self.centred:
-            inputs -= x_mean.mT @ x_mean
-            cross -= y_mean.mT @ x_mean
-        return inputs, cross, x_mean + self._shifts[0], y_mean + self._shifts[1]
+            x -= x_mean if self.keep_rows else x_mean.mT @ x_mean
+            y -= y_mean if self.keep_rows else y_mean.mT @ x_mean
+        return x, y, x_mean + self._shifts[0], y_mean + self._shifts[1]
 
 
 def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitted:
@@ -162,7 +184,7 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
     fitted = weights[len(frozen) :]
     if len(fitted) == 1 and fitted[0][0].numel() > WIDEST_PATCH:
         return Refitted(float("nan"), float("nan"))
-    moments = _Moments(groups, bias is not None)
+    moments = _Moments(groups, bias is not None, fits_in_one_step(fitted, groups))
     held: list[tuple[Tensor, Tensor]] = []
     for patches, outputs, flags in rows:
         if not patches.isfinite().all():
@@ -196,10 +218,15 @@ def _candidates(
     layer: PairedLayer, fitted: Sequence[Tensor], moments: _Moments
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
     """Yield fitted factors and their bias, for each ridge."""
-    inputs, cross, input_mean, output_mean = moments.finish()
+    inputs, targets, input_mean, output_mean = moments.finish()
     whole = len(fitted) == len(layer.factors)
-    prior = (convolution_weight(layer.dense.layer) if whole else fitted[0]).detach().double().reshape(cross.shape)
-    for factors in ridge_candidates(fitted, inputs, cross, prior, RIDGES, SWEEPS):
+    prior = (convolution_weight(layer.dense.layer) if whole else fitted[0]).detach().double()
+    prior = prior.reshape(layer.groups, -1, input_mean.shape[2])
+    if moments.keep_rows:
+        found = ridge_candidates_of_rows(fitted, inputs, targets, prior, RIDGES)
+    else:
+        found = ridge_candidates(fitted, inputs, targets, prior, RIDGES, SWEEPS)
+    for factors in found:
         offset = None
         if moments.centred:
             patch = input_mean.reshape(1, -1, *kernel_of(fitted)).float()

@@ -88,6 +88,49 @@ def ridge_candidates(
             yield restored(fitted)
 
 
+def fits_in_one_step(factors: Sequence[Tensor], groups: int) -> bool:
+    """Whether the last step of a sweep fits all factors, see :func:`ridge_candidates`."""
+    blocks = [by_group(factor, groups) for factor in factors]
+    return len(blocks) == _fitted_together(blocks)
+
+
+def ridge_candidates_of_rows(
+    factors: Sequence[Tensor], rows: Tensor, outputs: Tensor, prior: Tensor, ridges: Sequence[float]
+) -> Iterator[tuple[Tensor, ...]]:
+    """What :func:`ridge_candidates` yields, from fewer patches than a patch has elements.
+
+    The least-squares solution differs from the prior only in the space of the patches, so matrices of N x N take the
+    place of those of m x m: the dual form of ridge regression (Saunders et al. 1998).
+
+    Args:
+        factors: as in :func:`ridge_candidates`; one step fits all of them.
+        rows: ``(G, N, m)``, the patches.
+        outputs: ``(G, N, O/G)``, the target outputs.
+        prior: the weight at which the ridge has no effect, ``(G, O/G, m)``.
+        ridges: relative to the mean variance of the inputs.
+
+    Yields:
+        New factors with the shapes and dtypes of the old ones, for each ridge in order.
+    """
+    blocks = [by_group(factor, len(rows)).double() for factor in factors]
+    rows, outputs, prior = rows.double(), outputs.double(), prior.double()
+    count, unit = rows.shape[1], rows.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    values, directions = torch.linalg.eigh(rows @ rows.mT / count)
+    lost = directions.mT @ (outputs - rows @ prior.mT) / count
+    cross = outputs.mT @ rows / count
+    for ridge in ridges:
+        weighted = directions @ (lost / (values.clamp(min=0) + ridge * unit).unsqueeze(2))
+        full = prior + weighted.mT @ rows
+        if len(blocks) == 1:
+            fitted = [full.reshape(blocks[0].shape)]
+        else:
+            fitted = _of_reduced_rank(blocks[0], blocks[1], full, cross + ridge * unit * prior)
+        yield tuple(
+            block.flatten(0, 1).reshape(factor.shape).to(factor.dtype)
+            for block, factor in zip(fitted, factors, strict=True)
+        )
+
+
 def _odd_size(block: Tensor) -> float:
     """The power of two near a factor's greatest element, where the products of single precision could overflow.
 
@@ -201,10 +244,13 @@ def _reduced_rank_regression(inner: Tensor, outer: Tensor, moment: Tensor, targe
     Returns:
         Both factors, in the same shapes; the outer one has orthonormal columns.
     """
-    full = _solve(moment, target)  # the best weight of full rank, (G, O, q)
+    return _of_reduced_rank(inner, outer, _solve(moment, target), target)
+
+
+def _of_reduced_rank(inner: Tensor, outer: Tensor, full: Tensor, target: Tensor) -> list[Tensor]:
+    """The same, given the best weight of full rank, ``(G, O, q)``."""
     explained = full @ target.mT  # the covariance of its outputs
-    rank = inner.shape[1]
-    basis = _leading(explained, rank, outer.flatten(2))
+    basis = _leading(explained, inner.shape[1], outer.flatten(2))
     return [(basis.mT @ full).reshape(inner.shape), basis.reshape(outer.shape)]
 
 

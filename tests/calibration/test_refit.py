@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from common.calibration import calibrate, refit
+from common.calibration import calibrate, refit, refitting
 from common.calibration.divergence import divergence_for, kl_divergence, outputs_on, squared_error
 from common.calibration.moments import held_out_images
 from common.compression import compress
+from common.decomposition.als import ridge_candidates_of_rows
 from common.network.lowrank import LowRank
 from common.planning import Fixed, plan_ranks
 from tests.networks import lived_in, same_weights, tiny_cnn
@@ -157,6 +159,23 @@ def test_it_repeats_and_leaves_modes_hooks_and_the_dense_network_alone() -> None
     assert results[0][1] == results[1][1]
     assert same_weights(dense, untouched)
     assert not any(module._forward_hooks for module in dense.modules())
+
+
+@pytest.mark.parametrize("kind", ["residual", "varied"])
+def test_few_images_are_fitted_as_by_their_moments(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In layers with few places, rows are fewer than a patch has elements; their second moments fit the same."""
+    dense, x = network(kind), images(24)
+    by_rows, by_moments = compressed(dense, "svd"), compressed(dense, "svd")
+    few = mock.Mock(wraps=ridge_candidates_of_rows)
+    monkeypatch.setattr(refitting, "ridge_candidates_of_rows", few)
+    refit(by_rows, dense, [x[:12], x[12:]])
+    calls = few.call_count
+    assert calls
+    monkeypatch.setattr(refitting, "fits_in_one_step", lambda *_: False)
+    refit(by_moments, dense, [x[:12], x[12:]])
+    assert few.call_count == calls
+    with torch.no_grad():
+        torch.testing.assert_close(by_rows(images(50, 1)), by_moments(images(50, 1)), rtol=1e-3, atol=1e-4)
 
 
 def test_bad_data_is_refused_before_anything_changes() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.decomposition import DECOMPOSITIONS
-from common.decomposition.als import ridge_candidates
+from common.decomposition.als import fits_in_one_step, ridge_candidates, ridge_candidates_of_rows
 from common.decomposition.chain import by_group, compose, kernel_of, outputs_of
 
 RIDGES = (1e-3, 1e-2, 1e-1)
@@ -159,3 +159,45 @@ def test_a_later_ridge_gives_the_last_step_for_the_moment_with_that_ridge(
         wanted = next(ridge_candidates(found[0], raised, cross + ridge * mean * prior, prior, [0.0], 0))
         products = [compose([by_group(factor, groups) for factor in each]) for each in (factors, wanted)]
         torch.testing.assert_close(*products, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.sampled_from(KERNELS),
+    groups=st.sampled_from([1, 2]),
+    rows=st.integers(1, 40),
+    rank=st.integers(0, 4),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    seed=st.integers(0, 1000),
+)
+def test_rows_give_what_their_moments_give(
+    kernel: tuple[int, int], groups: int, rows: int, rank: int, scale: float, seed: int
+) -> None:
+    weight, _ = problem(8, 6, kernel, groups, seed)
+    decomposition = DECOMPOSITIONS["svd"](weight, groups)
+    factors = decomposition.factors((rank,)) if rank else (weight,)
+    prior = by_group(weight, groups).flatten(2)
+    generator = torch.Generator().manual_seed(seed)
+    x = scale * torch.randn(groups, rows, prior.shape[2], generator=generator, dtype=torch.float64)
+    y = x @ prior.mT + 0.1 * scale * torch.randn(
+        groups, rows, prior.shape[1], generator=generator, dtype=torch.float64
+    )
+    assert fits_in_one_step(factors, groups)
+    wanted = ridge_candidates(factors, x.mT @ x / rows, y.mT @ x / rows, prior, RIDGES, 2)
+    for found, expected in zip(ridge_candidates_of_rows(factors, x, y, prior, RIDGES), wanted, strict=True):
+        assert [each.shape for each in found] == [each.shape for each in factors]
+        products = [compose([by_group(factor, groups) for factor in each]) for each in (found, expected)]
+        torch.testing.assert_close(*products, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_zeros_leave_the_prior() -> None:
+    weight, _ = problem(8, 6, (3, 3), 1, 0)
+    prior = weight.flatten(1)[None]
+    ((found,),) = ridge_candidates_of_rows((weight,), torch.zeros(1, 5, 54), torch.ones(1, 5, 8), prior, [1e-3])
+    torch.testing.assert_close(found, weight)
+
+
+@pytest.mark.parametrize("method", [name for name in DECOMPOSITIONS if name != "svd"])
+def test_one_step_fits_no_chain_of_more_factors(method: str) -> None:
+    decomposition = DECOMPOSITIONS[method](problem(8, 6, (3, 3), 1, 0)[0])
+    assert not fits_in_one_step(decomposition.factors(decomposition.fraction(0.5)), 1)
