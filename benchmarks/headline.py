@@ -16,12 +16,14 @@ fewest parameters is rebuilt at exactly these ranks. Then for every dense networ
     its ranks, our way   Tucker-2 fitted to data, refit and recalibrated (``shrink``); then trained as ours. A
                          convolution of kernel size 1 becomes two layers in place of three, so it is slightly smaller
     tucker2, htd, mixed  by ``shrink``, with at most its parameters and at most its MACs; then trained
+    htd, searched        the same, with the ranks that a search by the adaptive policy chose on validation
     mixed, half          by ``shrink``, with at most half of its parameters and MACs; then trained
     mixed, quarter       the same with a quarter
 
 Our training has the dense network as its teacher, see ``--epochs`` and ``--learning-rate``. The score is the deciding
-metric on the test split, which chooses nothing. A difference is the mean over the seeds. Its 95% interval is a
-bootstrap over the images, paired; the standard deviation over seeds stands beside it.
+metric on the test split, which chooses nothing. A second table has the differences from the dense networks and from
+the other work's, each the mean over the seeds. Its 95% interval is a bootstrap over the images, paired; the standard
+deviation over seeds and a verdict stand beside it.
 
 At the end, all networks of the first seed are timed in turn at ``--timed-size`` pixels, one image at a time. Networks
 and scores go into ``--out``. What is there is not made again, so that an interrupted run continues.
@@ -52,6 +54,7 @@ from common.network import profile
 from common.network.kinds import Convolution
 from common.planning import Budget, Fixed
 from common.reporting.reference import Reference, ReferenceNetwork
+from common.search import SearchSettings, search_ranks
 from common.shrink import shrink
 from common.training import TrainingSettings, evaluate_images, train
 
@@ -67,6 +70,8 @@ ITS_WAY = TrainingSettings(
 )
 """How tdcnn trains."""
 BASELINES = ("dense", "dense, trained")
+"""The arms of dense networks; every run has them."""
+REFERENCES = (*BASELINES, "its ranks, its way", "its ranks, our way")
 """The arms with which the others are compared."""
 
 
@@ -81,6 +86,8 @@ class Dense:
         reference: the network of the other work.
         ours: how we train.
         its_way: how the other work trains.
+        trials: of a search.
+        logs: folder of a search's log.
     """
 
     name: str
@@ -89,6 +96,8 @@ class Dense:
     reference: ReferenceNetwork
     ours: TrainingSettings
     its_way: TrainingSettings
+    trials: int
+    logs: Path
 
     def rebuilt(self) -> nn.Module:
         """Return the other work's network: TensorLy's ``partial_tucker`` at its ranks.
@@ -128,6 +137,12 @@ class Dense:
         """Return our network with at most ``share`` of the rebuilt network's parameters and MACs."""
         return shrink(self.model, list(self.data.calibration), self.within(share), method).model
 
+    def searched(self, method: str) -> nn.Module:
+        """Return what a search by the adaptive policy chose within the rebuilt network's parameters and MACs."""
+        settings = SearchSettings(method=method, trials=self.trials, budget=self.within(1.0), finetune_top=0)
+        found = search_ranks(self.model, self.data, settings, logs=self.logs, run=f"{self.name}-{method}")
+        return found.networks[found.best["metric"].trial]
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -154,6 +169,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "tucker2": Arm(lambda dense: dense.shrunk("tucker2"), lambda dense: dense.ours),
     "htd": Arm(lambda dense: dense.shrunk("htd"), lambda dense: dense.ours),
+    "htd, searched": Arm(lambda dense: dense.searched("htd"), lambda dense: dense.ours),
     "mixed": Arm(lambda dense: dense.shrunk("mixed"), lambda dense: dense.ours),
     "mixed, half": Arm(lambda dense: dense.shrunk("mixed", 0.5), lambda dense: dense.ours),
     "mixed, quarter": Arm(lambda dense: dense.shrunk("mixed", 0.25), lambda dense: dense.ours),
@@ -215,9 +231,9 @@ class Results:
         return rows.get("trained", rows["untrained"])
 
     def difference(self, seeds: Sequence[str], arm: str, other: str) -> str:
-        """The mean difference over the seeds between two arms, in points, with its interval and deviation."""
+        """The mean difference over the seeds between two arms, in points, with interval, deviation and verdict."""
         after, before = ([self.last(seed, name) for seed in seeds] for name in (arm, other))
-        return difference_text(after, before, self.metric)
+        return difference_text(after, before, self.metric, verdict=True)
 
 
 def accuracy_table(results: Results, networks: Sequence[Dense], arms: Sequence[str]) -> str:
@@ -231,18 +247,18 @@ def accuracy_table(results: Results, networks: Sequence[Dense], arms: Sequence[s
         for cost in ("params", "macs"):
             line.append(mean_text([100 * (getattr(each, cost) / getattr(whole, cost) - 1) for each in costs]))
         line += [mean_text(results.scores(seeds, arm, stage)) for stage in ("untrained", "trained")]
-        line += [results.difference(seeds, arm, other) if arm != other else "" for other in BASELINES]
         lines.append(line)
     test = f"test {results.data.metric}"
-    heads = [
-        "",
-        "parameters",
-        "MACs",
-        f"{test}, untrained",
-        "trained",
-        *(f"points from {other}" for other in BASELINES),
+    return tabulate(lines, ["", "parameters", "MACs", f"{test}, untrained", "trained"], "pipe", disable_numparse=True)
+
+
+def difference_table(results: Results, seeds: Sequence[str], arms: Sequence[str]) -> str:
+    """The differences between the arms and those of `REFERENCES` on test, in points, each after its training."""
+    references = [arm for arm in REFERENCES if arm in arms]
+    lines = [
+        [arm, *(results.difference(seeds, arm, other) if arm != other else "" for other in references)] for arm in arms
     ]
-    return tabulate(lines, heads, "pipe", disable_numparse=True)
+    return tabulate(lines, ["", *(f"points from {other}" for other in references)], "pipe", disable_numparse=True)
 
 
 def timing_table(networks: Mapping[str, nn.Module], size: int, runtimes: Sequence[str], rounds: int) -> str:
@@ -280,6 +296,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=1.0, help="of our training; default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="of our training; default: %(default)s")
     parser.add_argument("--its-epochs", type=float, default=3.0, help="of its training; default: %(default)s")
+    parser.add_argument("--trials", type=int, default=100, help="of the search; default: %(default)s")
     parser.add_argument("--timed-size", type=int, default=224, help="pixels of the timed input; default: %(default)s")
     parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=["eager", "onnxruntime"])
     parser.add_argument("--rounds", type=int, default=15, help="timings of each network; default: %(default)s")
@@ -300,12 +317,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its_way = replace(ITS_WAY, epochs=options.its_epochs)
     results = Results(options.out, data)
     arms = [arm for arm in ARMS if arm in (*BASELINES, *options.arms)]
-    networks = [Dense(path.stem, load_compressed(path), data, reference, ours, its_way) for path in options.weights]
+    networks = [
+        Dense(path.stem, load_compressed(path), data, reference, ours, its_way, options.trials, options.out / "logs")
+        for path in options.weights
+    ]
     for dense in networks:
         for arm in arms:
             results.make(dense, arm)
     print(f"{machine_line()}\n\nThe reference states {reference.value:.2%} for its network.\n")
-    print(accuracy_table(results, networks, arms), end="\n\n", flush=True)
+    print(accuracy_table(results, networks, arms), end="\n\n")
+    print(difference_table(results, [dense.name for dense in networks], arms), end="\n\n", flush=True)
     if options.runtimes:
         timed = {arm: results.network(networks[0], arm) for arm in arms}
         print(timing_table(timed, options.timed_size, options.runtimes, options.rounds))

@@ -37,7 +37,8 @@ def reference(tmp_path: Path) -> Path:
 def run(tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     arguments = ["--weights", str(tmp_path / "seed0.safetensors"), str(tmp_path / "seed1.safetensors")]
     arguments += ["--model", "resnet20", "--dataset", "digits", "--image-size", "8", "--limit", "32", "--rounds", "3"]
-    arguments += ["--arms", "its ranks, its way", "tucker2", "--epochs", "0.5", "--its-epochs", "0.5"]
+    arguments += ["--arms", "its ranks, its way", "tucker2", "htd, searched"]
+    arguments += ["--trials", "2", "--epochs", "0.5", "--its-epochs", "0.5"]
     arguments += ["--batch-size", "16", "--timed-size", "8", "--runtimes", "eager", "--reference", str(reference)]
     headline.main([*arguments, "--out", str(tmp_path / "out")])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -51,19 +52,22 @@ def test_two_seeds_are_compared_and_a_second_run_makes_nothing_again(
         torch.manual_seed(seed)
         save_compressed(build_model("resnet20", 10), tmp_path / f"seed{seed}.safetensors")
     rows = run(tmp_path, reference, capsys)
-    arms = ["dense", "dense, trained", "its ranks, its way", "tucker2"]
-    assert [row[0] for row in rows if row[0] in arms] == [*arms, *arms]  # scores, then times
-    scores = {row[0]: row for row in rows[: len(rows) // 2]}
+    arms = ["dense", "dense, trained", "its ranks, its way", "tucker2", "htd, searched"]
+    assert [row[0] for row in rows if row[0] in arms] == 3 * arms  # scores, differences, times
+    scores, differences = ({row[0]: row for row in rows[start:][: len(arms) + 2]} for start in (0, len(arms) + 2))
     exact = Reference.read(reference).of("resnet20", "digits").compressed[0].params
     dense = profile(build_model("resnet20", 10), X).params
     assert scores["its ranks, its way"][1] == f"{100 * (exact / dense - 1):.2f}% ± 0.00"
     assert float(scores["tucker2"][1].split("%")[0]) <= 100 * (exact / dense - 1)
-    assert scores["dense"][4:] == ["", "", scores["dense"][6]]
-    assert "±" in scores["tucker2"][5]
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert len(made) == 16  # a network and its scores, for each of four arms and two seeds
-    assert run(tmp_path, reference, capsys)[: len(rows) // 2] == rows[: len(rows) // 2]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == made
+    assert float(scores["htd, searched"][1].split("%")[0]) <= 100 * (exact / dense - 1)
+    assert scores["dense"][4] == differences["dense"][1] == ""
+    assert differences[""][1:] == [f"points from {arm}" for arm in arms[:3]]
+    assert all("±" in cell for cell in differences["tucker2"][1:])
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert sum(path.parent.name == "out" for path in made) == 20  # a network and its scores: five arms, two seeds
+    untimed = 2 * (len(arms) + 2)
+    assert run(tmp_path, reference, capsys)[:untimed] == rows[:untimed]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == made
 
 
 def test_a_network_of_another_size_is_refused(
