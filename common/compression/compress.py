@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,6 +93,45 @@ def compress(
     if mode == "factorized":
         set_provenance(small, dataclasses.replace(provenance, plan=plan))
     return small
+
+
+class SingleLayers:
+    """A copy of a dense network in which one layer at a time is factored, as :func:`compress` does it.
+
+    Args:
+        model: the dense network. It stays unchanged and shares no weights with the copy.
+        decompositions: of its layers.
+
+    Raises:
+        ValueError: the network is compressed already.
+    """
+
+    def __init__(self, model: nn.Module, decompositions: Decompositions) -> None:
+        check_uncompressed(model)
+        self._model, self._decompositions = model, decompositions
+        self._copy = independent_copy(model)
+        self._device = next(model.parameters(), torch.empty(0)).device
+
+    @contextmanager
+    def factored(self, name: str, plan: LayerPlan) -> Iterator[nn.Module]:
+        """Factor one layer of the copy. Afterwards the copy is dense again.
+
+        Args:
+            name: of the layer.
+            plan: of this layer.
+
+        Raises:
+            ValueError: the network has no such layer, or it cannot have these ranks.
+        """
+        single = RankPlan({name: plan}, "", "")
+        layers = planned_layers(self._model, single)
+        layer = self._copy.get_submodule(name)
+        try:
+            with torch.no_grad(), ordinary_precision(), random_state_kept(self._device):
+                _replace_layers(self._copy, single, layers, self._decompositions, "factorized")
+            yield self._copy
+        finally:
+            replace_module(self._copy, self._copy.get_submodule(name), layer)
 
 
 def check_uncompressed(model: nn.Module) -> Provenance:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration.divergence import Divergence, kl_divergence, mean_divergence, outputs_on
-from common.compression import compress
+from common.compression import SingleLayers
 from common.network.inputs import to_network
 from common.planning.decompositions import Decompositions
 from common.planning.options import Divergences
-from common.planning.plan import LayerPlan, RankPlan
+from common.planning.plan import LayerPlan
 from common.progress import track
 from common.search.candidates import LEVEL_SHARES, Candidate, Candidates
 
@@ -114,11 +114,11 @@ def _divergences(
 ) -> list[tuple[tuple[str, LayerPlan], float]]:
     """For each (layer, plan), the mean divergence of the outputs when only that layer is factored."""
     batches = [to_network(batch, model) for batch in ([inputs] if isinstance(inputs, Tensor) else inputs)]
-    dense = outputs_on(model, batches)
+    dense, layers = outputs_on(model, batches), SingleLayers(model, decompositions)
     found = []
     for name, plan in track(plans, "sensitivity", unit="layer"):
-        small = compress(model, RankPlan({name: plan}, "", ""), decompositions=decompositions)
-        value = mean_divergence(divergence, dense, outputs_on(small, batches))
+        with layers.factored(name, plan) as small:
+            value = mean_divergence(divergence, dense, outputs_on(small, batches))
         found.append(((name, plan), min(value, UNUSABLE)))
     return found
 

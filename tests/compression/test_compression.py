@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from common.calibration import calibrate, recalibrate_bn
-from common.compression import compress, load_compressed, save_compressed
+from common.compression import SingleLayers, compress, load_compressed, save_compressed
 from common.decomposition import DECOMPOSITIONS
 from common.models import build_model
 from common.network import profile
@@ -81,6 +82,56 @@ def test_modes_devices_and_gradients_are_kept(device: str) -> None:
     assert all(module.training for module in small.modules())
     assert not any(parameter.requires_grad for parameter in small.get_submodule("conv").parameters())
     assert all(parameter.requires_grad for parameter in small.get_submodule("head").parameters())
+
+
+class Held(nn.Module):
+    """Layers in a plain list, one that runs twice, and one with a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.steps = [self.shared, nn.ReLU(), self.shared]
+        self.head.register_forward_hook(lambda _, __, output: 2 * output)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for step in self.steps:
+            x = step(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [tiny_cnn, Held])
+def test_one_layer_at_a_time_is_factored_as_compress_does_it(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    before = copy.deepcopy(model)
+    decompositions = Decompositions(model, calibrate(model, [torch.randn(100, 3, 12, 12)]))
+    single = SingleLayers(model, decompositions)
+    plan = plan_ranks(model, X, "svd", Fixed(0.3, only_if_smaller=False), decompositions=decompositions)
+    assert len(plan.factored) >= 2
+    with torch.no_grad():
+        dense = model(X)
+        for name in 2 * list(plan.factored):
+            wanted = compress(model, RankPlan({name: plan.layers[name]}, "svd", ""), decompositions=decompositions)
+            with single.factored(name, plan.layers[name]) as small:
+                assert torch.equal(small(X), wanted(X))
+                assert not torch.allclose(small(X), dense, rtol=1e-3)
+            assert torch.equal(small(X), dense)
+    assert same_weights(small, before)
+    assert same_weights(model, before)
+
+
+def test_a_layer_that_cannot_be_factored_alone_stays() -> None:
+    model = tiny_cnn()
+    single = SingleLayers(model, Decompositions(model))
+    with pytest.raises(ValueError, match=r"rank=99 .* must be in"), single.factored("conv", LayerPlan("svd", (99,))):
+        pass
+    with single.factored("conv", LayerPlan("svd", (1,))) as small:
+        pass
+    assert same_weights(small, model)
+    with pytest.raises(ValueError, match="compressed already"):
+        SingleLayers(compress(model, RankPlan({"conv": LayerPlan("svd", (1,))}, "svd", "")), Decompositions(model))
 
 
 def test_only_the_last_factor_has_a_bias() -> None:
