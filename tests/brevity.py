@@ -1,8 +1,9 @@
-"""Short timings, brief exports and a narrower VGG16, in the process of the tests and in those that they start."""
+"""Short timings, brief exports and narrower classifiers, in the process of the tests and in those that they start."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from common.latency import cache, measuring
 from common.torchvision_compat import torchvision
 
 ROUND_S = 0.001
-VGG16_FEATURES = 512
+FEATURES = 512
 
 
 def time_briefly() -> None:
@@ -31,15 +32,22 @@ def export_briefly() -> None:
     registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
-def narrow_vgg16() -> None:
-    """Build VGG16 with Linear layers of 512 features in place of 4,096, which take most of a brief run's time."""
-    vgg = torchvision.models.vgg
+def narrow_classifiers() -> None:
+    """Build AlexNet and VGG16 with Linear layers of 512 features in place of 4,096, which take most of a brief run."""
+    for file, name in (("alexnet", "AlexNet"), ("vgg", "VGG")):
+        module = importlib.import_module(f"{torchvision.__name__}.models.{file}")
+        setattr(module, name, _narrow(getattr(module, name)))
 
-    class Narrow(vgg.VGG):  # type: ignore[misc, name-defined]  # a class that this module only knows when it runs
+
+def _narrow(network: Any) -> type[nn.Module]:
+    """A class of networks whose hidden Linear layers have `FEATURES` features."""
+
+    class Narrow(network):  # type: ignore[misc]  # a class that this module only knows when it runs
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            for position, (inputs, outputs) in {0: (25_088, VGG16_FEATURES), 3: (VGG16_FEATURES,) * 2}.items():
-                self.classifier[position] = nn.Linear(inputs, outputs)
-            self.classifier[6] = nn.Linear(VGG16_FEATURES, self.classifier[6].out_features)
+            places = [place for place, layer in enumerate(self.classifier) if isinstance(layer, nn.Linear)]
+            sizes = [self.classifier[places[0]].in_features, FEATURES, FEATURES, self.classifier[-1].out_features]
+            for place, inputs, outputs in zip(places, sizes, sizes[1:], strict=False):
+                self.classifier[place] = nn.Linear(inputs, outputs)
 
-    vgg.VGG = Narrow
+    return Narrow

@@ -97,11 +97,11 @@ def test_parameter_files_hold_parameters(path: Path, tmp_path: Path, monkeypatch
 
 @pytest.fixture
 def brief_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that are brief before a notebook, which stays as it is, begins: timings, and VGG16's Linear layers."""
+    """Kernels with brief timings and narrower classifiers before a notebook, which stays as it is, begins."""
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "brief.py").write_text(
-        "from tests.brevity import narrow_vgg16, time_briefly\n\ntime_briefly()\nnarrow_vgg16()\n"
+        "from tests.brevity import narrow_classifiers, time_briefly\n\ntime_briefly()\nnarrow_classifiers()\n"
     )
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
@@ -158,10 +158,10 @@ def test_resnet18_from_data_to_tables(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("brief_kernels")
 @pytest.mark.parametrize(
-    ("name", "params", "data_aware"), [("alexnet", 57_044_810, False), ("vgg16", 27_828_042, True)]
+    ("name", "params", "data_aware"), [("alexnet", 7_456_586, False), ("vgg16", 27_828_042, True)]
 )
 def test_the_other_classifiers(name: str, params: int, data_aware: bool, tmp_path: Path) -> None:
-    """AlexNet whole, by its weights alone; VGG16 with Linear layers of 512 features, with data."""
+    """AlexNet by its weights alone, VGG16 with data; both with Linear layers of 512 features."""
     changes = {"trials": 2, "dense_epochs": 1.0, "limit": 64, "compare_at": None, "data_aware": data_aware}
     notebook = execute(name, tmp_path, **{**TINY, **changes}, run=name)
     assert pictures(notebook) == 7
