@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from common.network.batches import Batches, inputs_of
-from common.network.inputs import to_network
+from common.network.batches import Batches, check_batches, inputs_of
+from common.network.inputs import for_one_pass, to_network
 from common.network.modes import evaluating
+from common.network.passes import explained
+from common.validation import is_whole
 
 
 @torch.no_grad()
@@ -31,9 +33,13 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
         statistics. After an error, all layers do.
 
     Raises:
-        ValueError: there are no batches, or a batch holds no inputs.
+        ValueError: there are no batches, ``batches`` is one tensor, a batch holds no inputs or does not fit the
+            network, or ``max_batches`` is out of range.
         FloatingPointError: the inputs of a BatchNorm are not finite.
     """
+    check_batches(batches)
+    if max_batches is not None and not (is_whole(max_batches) and max_batches >= 1):
+        raise ValueError(f"max_batches={max_batches!r}: it must be a whole number of at least 1, or None")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
@@ -47,7 +53,9 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
                 norm.momentum = None  # average over all batches instead of a moving average
                 norm.train()
             for inputs in _at_least_two(map(inputs_of, itertools.islice(batches, max_batches))):
-                model(to_network(inputs, model))
+                inputs = to_network(inputs, model)
+                with explained(inputs):
+                    model(for_one_pass(inputs))
                 seen += 1
         broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
         if broken:
@@ -71,6 +79,8 @@ def _at_least_two(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     single: Tensor | None = None
     seen = False
     for inputs in batches:
+        if not len(inputs):
+            raise ValueError(f"batches: a batch of shape {tuple(inputs.shape)} holds no inputs")
         if single is not None and single.shape[1:] == inputs.shape[1:]:
             inputs = torch.cat([single.to(inputs.device), inputs])
         single = inputs if len(inputs) == 1 else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
+from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
 from common.network.outputs import single_tensor
 from common.network.passes import explained
@@ -86,7 +87,7 @@ def outputs_on(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     with evaluating(model):
         for batch in inputs:
             with explained(batch):
-                output = model(batch)
+                output = model(for_one_pass(batch))
             found.append(single_tensor(output, "the network").float())
             if found[-1].shape[:1] != batch.shape[:1]:
                 raise ValueError(

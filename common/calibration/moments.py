@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from common.calibration.patches import as_images, inputs_by_kernel, output_patches, repeated_inputs, sample_positions
 from common.decomposition.moments import FEWEST_HELD_OUT, LayerMoments
 from common.network.batches import Batches, inputs_of
-from common.network.inputs import to_network
+from common.network.inputs import for_one_pass, to_network
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 from common.network.layers import effective_layers, layer_input
 from common.network.modes import evaluating, hooked, ordinary_precision
 from common.network.passes import example_batch, explained
+from common.validation import is_whole
 
 WIDEST_PATCH = 5792
 """The most elements of a patch whose covariance is measured: 134 MB in float32."""
@@ -58,8 +59,8 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
     Raises:
         ValueError: ``batches`` is empty, a batch or ``positions`` is invalid, or a layer's data are not finite.
     """
-    if positions < 1:
-        raise ValueError(f"positions={positions}: it must be at least 1")
+    if not (is_whole(positions) and positions >= 1):
+        raise ValueError(f"positions={positions!r}: it must be a whole number of at least 1")
     layers = effective_layers(model)[0]
     modules = dict(model.named_modules())
     sums = {name: _RunningSums(effective.layer, positions) for name, effective in layers.items()}
@@ -81,7 +82,7 @@ def calibrate(model: nn.Module, batches: Batches, *, positions: int = 4096, seed
             inputs = to_network(example_batch(inputs_of(batch), model), model)
             is_held_out = held_out_images(seen, len(inputs))
             with explained(inputs):
-                model(inputs)
+                model(for_one_pass(inputs))
             seen += len(inputs)
     if not seen:
         raise ValueError("batches is empty: there is no batch to calibrate on")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.calibration.moments import held_out_images
 from common.calibration.patches import Positions, as_images, output_patches, sample_positions
 from common.network.effective import EffectiveLayer
+from common.network.inputs import for_one_pass
 from common.network.kinds import FactorableLayer, group_count
 from common.network.layers import effective_layers, layer_input
 from common.network.lowrank import LowRank
@@ -132,7 +133,7 @@ class DenseOutputs:
             if not batch:
                 handles += [module.register_forward_hook(self._remember) for module in modules.values()]
             with hooked(handles), explained(x):
-                dense(x)
+                dense(for_one_pass(x))
             seen += len(x)
 
     def _remember(self, _: nn.Module, __: object, output: object) -> None:
@@ -165,6 +166,8 @@ class DenseOutputs:
         limit = max(1, int(share * self._rows))
         positions = sample_positions(torch.arange(len(output)), output.shape[2:], limit, generator)
         places = tuple(index.to(output.device) for index in positions)
+        if len(output) == 1 < len(flags):  # the network calls the layer image by image
+            flags = flags[[len(self.calls.get(name, {}).get(batch, ())) % len(flags)]]
         repeats, rest = divmod(len(output), len(flags))
         of_rows = flags.repeat_interleave(repeats) if not rest else held_out_images(0, len(output))
         call = Call(positions, output.movedim(1, -1)[places].float(), of_rows[positions[0]])
@@ -199,7 +202,7 @@ def paired_rows(
             partial(_take_patches, layer, expected, found), with_kwargs=True
         )
         with hooked([handle]), contextlib.suppress(_ReachedError):
-            model(x)
+            model(for_one_pass(x))
         for patches, call in zip(found, expected, strict=False):
             yield Rows(patches, call.outputs, call.held_out.to(patches.device))
 

@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from common.network.kinds import Convolution, FactorableLayer, TransposedConvolution, setting
+from common.network.kinds import Convolution, FactorableLayer, TransposedConvolution, kernel_size, setting
 from common.network.weights import planar
 
 Positions = tuple[Tensor, ...]
@@ -19,7 +19,8 @@ Positions = tuple[Tensor, ...]
 def as_images(layer: nn.Module, tensor: Tensor) -> Tensor:
     """Return a layer's input or output as ``(N, C, ...)``; a Linear gets ``(N, C, positions, 1)``."""
     if not isinstance(layer, nn.Linear):
-        return tensor
+        single = isinstance(layer, FactorableLayer) and tensor.dim() == len(kernel_size(layer)) + 1
+        return tensor[None] if single else tensor
     rows = tensor if tensor.dim() > 1 else tensor.unsqueeze(0)
     return rows.reshape(len(rows), math.prod(rows.shape[1:-1]), rows.shape[-1]).movedim(2, 1).unsqueeze(3)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common.network.inputs import for_one_pass
 from common.network.modes import hooked
 
 
@@ -95,7 +96,7 @@ class PausedPass:
         try:
             if not self._given_up:
                 with torch.no_grad(), hooked(self._hooks()):
-                    model(x)
+                    model(for_one_pass(x))
         except _GivenUp:
             pass
         except BaseException as error:  # advance() raises it

@@ -19,7 +19,7 @@ from common.network.inputs import to_network
 from common.network.layers import effective_layers
 from common.network.lowrank import LowRank
 from common.network.modes import evaluating, ordinary_precision
-from common.network.state import distinct_tensors
+from common.network.state import Kept
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.progress import track
 
@@ -39,6 +39,7 @@ class Refitted:
         before: mean squared error of the layer's output in the compressed network against the dense network's output,
             on held-out images, relative to the variance of the latter.
         after: the same with the new factors; equal to ``before`` if the old ones stay because the new are not better.
+            Both are NaN if the layer could not be fitted.
     """
 
     before: float
@@ -88,11 +89,10 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         first = next((i for i, name in enumerate(names) if isinstance(layers[name].module, LowRank)), len(names))
         fitted = {name: layers[name] for name in names[first:]}
         if fitted and can_wait(recorded, fitted, inputs):
-            before = {name: tensor.clone() for name, tensor in distinct_tensors(model, copies=False).items()}
+            before = Kept(model)
             with suppress(DiffersError), WaitingRows(model, fitted, recorded, inputs) as waiting:
                 return _refit_layers(fitted, waiting.rows)
-            for name, tensor in distinct_tensors(model, copies=False).items():
-                tensor.copy_(before[name])
+            before.restore()
         return _refit_layers(fitted, lambda name: paired_rows(model, fitted[name], recorded.calls[name], inputs))
 
 
@@ -101,8 +101,18 @@ def _check_pair(model: nn.Module, dense: nn.Module) -> None:
     factored, other = ([n for n, each in net.named_modules() if isinstance(each, LowRank)] for net in (model, dense))
     if other:
         raise ValueError(f"dense is compressed itself: its layer {other[0]!r} is factored")
-    if factored and {*factored}.isdisjoint(effective_layers(dense)[0]):
+    known = effective_layers(dense)[0]
+    if factored and known.keys().isdisjoint(factored):
         raise ValueError(f"dense has no layer {factored[0]!r}, which model has factored; it was made from another")
+    for name in factored:
+        layer = model.get_submodule(name)
+        if (
+            isinstance(layer, LowRank)
+            and name in known
+            and layer.weight_shape != tuple(known[name].layer.weight.shape)
+        ):
+            shapes = f"{tuple(known[name].layer.weight.shape)} in dense and {layer.weight_shape} in model"
+            raise ValueError(f"layer {name!r} has a weight of shape {shapes}; model was made from another network")
 
 
 def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Iterator[Rows]]) -> dict[str, Refitted]:
@@ -196,6 +206,8 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
     if not moments.finite:
         raise ValueError(f"layer {name!r}: the squares of its inputs on the calibration data are not finite")
     unseen, target = (torch.cat(rows) for rows in zip(*held, strict=True))
+    if not len(unseen):
+        return Refitted(float("nan"), float("nan"))
 
     def error(factors: Sequence[Tensor], offset: Tensor | None) -> float:
         lost = target - outputs_of(factors, unseen, groups)
@@ -203,7 +215,7 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
 
     before = best = error(fitted, None if bias is None else bias.detach().float())
     new = None
-    if moments.rows and len(unseen):
+    if moments.rows:
         for candidate in _candidates(layer, fitted, moments):
             found = error(*candidate)
             if found < best:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
 from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
+from common.network.modes import random_state_kept
 from common.network.provenance import Provenance, get_provenance, set_provenance, unwrapped
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning import RankPlan, plan_of
@@ -49,12 +51,13 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: the network has state that only pickle could write.
+        ValueError: the network has state that only pickle could write, or its own ``state_dict`` leaves out factors.
         OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     model = unwrapped(model)
     provenance = get_provenance(model) or Provenance()
+    _check_factors_in_state(model)
     values, own = encoded_state(model)
     plan = _joint_plan(model)
     metadata = {
@@ -73,11 +76,24 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     return path
 
 
+def _check_factors_in_state(model: nn.Module) -> None:
+    """Raise a ValueError if the network's own ``state_dict`` leaves out weights of a factored layer."""
+    held = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LowRank) and any(id(parameter) not in held for parameter in layer.parameters()):
+            raise ValueError(
+                f"the state_dict of {type(model).__name__} leaves out weights of the factored layer {name!r}, so its "
+                "file would lack them; let state_dict return all weights, or plan this layer dense"
+            )
+
+
 def _joint_plan(model: nn.Module) -> RankPlan | None:
     """Return the plan of a network, or the joint plan of the compressed networks inside a user's module."""
-    if (whole := plan_of(model)) is not None:
-        return whole
     factored = {name: layer.planned for name, layer in model.named_modules() if isinstance(layer, LowRank)}
+    if (whole := plan_of(model)) is not None:
+        replaced = whole.factored.keys() - factored.keys()  # by the user, such as a head for other classes
+        layers = {name: layer for name, layer in whole.layers.items() if name not in replaced}
+        return replace(whole, layers=layers) if replaced else whole
     if not factored:
         return None
     plans = [plan for module in model.modules() if (plan := plan_of(module))]
@@ -107,6 +123,13 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
             architecture, or is larger than the memory.
     """
     path = Path(path)
+    device = torch.device("cpu") if model is None else next(model.parameters(), torch.empty(0)).device
+    with random_state_kept(device):  # new layers draw weights that those of the file replace
+        return _load(path, model)
+
+
+def _load(path: Path, model: nn.Module | None) -> nn.Module:
+    """See :func:`load_compressed`."""
     if not path.is_file():
         raise FileNotFoundError(f"weights={str(path)!r}: there is no such file")
     try:
@@ -206,7 +229,7 @@ def _fill_network(
         if own[name].dtype != tensor.dtype:
             own[name].data = own[name].data.to(tensor.dtype)
     state: OrderedDict[str, Any] = OrderedDict({**tensors, **values})
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined] # some modules need their version
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined] # some need versions
     model.load_state_dict(state, strict=False)  # the file holds a shared tensor under one name only
 
 

@@ -76,6 +76,10 @@ def compress(
     check_choice("mode", mode, MODES)
     if sweeps < 0:
         raise ValueError(f"sweeps={sweeps}: it must be at least 0")
+    if not isinstance(plan, RankPlan):
+        raise ValueError(
+            f"plan={plan!r}: it must be a RankPlan; plan_ranks(model, x, method, rule) makes one of a rule"
+        )
     provenance = check_uncompressed(model)
     decompositions = decompositions or Decompositions(model, moments, sweeps)
     layers = planned_layers(model, plan)  # from the dense network: a copy separates weights that share memory

@@ -131,6 +131,9 @@ class DataBundle:
             ValueError: a loader gives no batch, can be read only once or gives unsuitable batches; or ``test`` is
                 missing and ``validation`` changes from pass to pass.
         """
+        if unknown := sorted(options.keys() - BundleOptions.__annotations__.keys()):
+            known = ", ".join(BundleOptions.__annotations__)
+            raise TypeError(f"{unknown[0]!r} is no parameter of from_loaders; besides its own it takes {known}")
         if task is not None:
             TASKS.check(task)
         count = None if classes is None else len(classes)

@@ -12,6 +12,7 @@ from common.deploy.links import is_plain, links
 from common.deploy.observing import is_altered
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
+from common.network.inputs import for_one_pass
 from common.network.kinds import FactorableLayer
 from common.network.modes import hooked
 from common.network.weights import convolution_weight, set_convolution_weight
@@ -67,7 +68,7 @@ def _norms_of_rows(model: nn.Module, x: Tensor) -> set[nn.Module]:
 
     handles = [norm.register_forward_pre_hook(note) for norm in model.modules() if isinstance(norm, _BatchNorm)]
     with hooked(handles), torch.no_grad():
-        model(x)
+        model(for_one_pass(x))
     return {norm for norm, met in dimensions.items() if met == {2}}
 
 

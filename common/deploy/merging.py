@@ -15,6 +15,7 @@ from common.deploy.cutting import last_pieces
 from common.deploy.links import chains, is_plain
 from common.deploy.parity import changed_copy
 from common.network.held import replace_module
+from common.network.inputs import for_one_pass
 from common.network.kinds import (
     CONVOLUTIONS,
     TRANSPOSED_CONVOLUTIONS,
@@ -86,7 +87,7 @@ def _calls(layers: Sequence[FactorableLayer], model: nn.Module, x: Tensor) -> Ma
         calls[layer].append((inputs.numel() // before, output.numel() // after))
 
     with hooked(layer.register_forward_hook(note, with_kwargs=True) for layer in layers), torch.no_grad():
-        model(x)
+        model(for_one_pass(x))
     return calls
 
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from common.deploy.parity import tensors
+from common.network.inputs import for_one_pass
 from common.network.modes import hooked
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -46,7 +47,7 @@ def confirmed(model: nn.Module, found: Sequence[Link], x: Tensor) -> list[Link]:
     watch = _Watch(found)
     try:
         with hooked(watch.hooks(model)), watch:
-            output = model(x)
+            output = model(for_one_pass(x))
     except Exception:  # a forward may raise anything, e.g. in its second pass; then nothing is confirmed
         return []
     watch.end(model, output)

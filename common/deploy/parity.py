@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.network.copies import independent_copy
+from common.network.inputs import for_one_pass
 from common.network.kinds import FactorableLayer
 from common.network.modes import ordinary_precision, random_state_kept
 from common.network.provenance import Provenance, set_provenance
@@ -168,7 +169,7 @@ def _images(model: nn.Module) -> Iterator[Tensor]:
 def run(model: nn.Module, x: Tensor, seed: int = 0) -> object:
     """Return the network's output for ``x``. Random numbers that it draws depend on ``seed`` alone."""
     with random_state_kept(x.device, seed), torch.no_grad():
-        return model(x)
+        return model(for_one_pass(x))
 
 
 def same_outputs(found: object, expected: Example) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.benchmark import Timer
 
 from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
+from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
 from common.validation import is_whole
 
@@ -121,7 +122,7 @@ def measure_latencies(
     networks = [*models] if baseline is None else [*models, baseline]
     if not x.numel():
         raise ValueError(f"x has shape {tuple(x.shape)}: it holds nothing to time a pass on")
-    x = chosen.accept(networks, x)
+    x = for_one_pass(chosen.accept(networks, x))
     with evaluating(*networks), chosen.serving(networks):
         passes = [chosen.prepare(network, x) for network in networks]
         return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))

@@ -50,6 +50,14 @@ def inputs_of(batch: object) -> Tensor:
     )
 
 
+def check_batches(batches: object) -> None:
+    """Raise a ValueError if ``batches`` is one tensor, whose items would be single inputs."""
+    if isinstance(batches, Tensor):
+        raise ValueError(
+            f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"
+        )
+
+
 def joined(batches: Iterable[Tensor], least: int) -> list[Tensor]:
     """Join consecutive batches of inputs of one shape until each has at least ``least`` inputs.
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from common.network.closures import rebind_functions
+
 Module = TypeVar("Module", bound=nn.Module)
 Copied = TypeVar("Copied")
 
@@ -19,8 +21,9 @@ def independent_copy(model: Module) -> Module:
     """Return a deep copy that shares no tensor with ``model``; every module keeps its training mode.
 
     A tensor with a gradient history (an output stored on a module, a weight that a hook computes) becomes a constant
-    in the copy, as in an evaluation. A ``torch.fx.GraphModule`` keeps its modes, hooks and attributes. Both networks
-    share a read-only configuration that cannot be copied.
+    in the copy, as in an evaluation. Hooks that refer to the network refer to the copy in the copy. A
+    ``torch.fx.GraphModule`` keeps its modes, hooks and attributes. Both networks share a read-only configuration that
+    cannot be copied.
 
     Args:
         model: the network to copy. It stays unchanged.
@@ -31,7 +34,8 @@ def independent_copy(model: Module) -> Module:
     shared: dict[int, Any] = {}
     while True:
         try:
-            copied = _deep_copy(model, dict(shared))
+            made = dict(shared)
+            copied = _deep_copy(model, made)
             break
         except Exception as error:  # copying an object of an unknown class can raise anything
             uncopyable = _uncopyable_value(model, shared)
@@ -44,6 +48,7 @@ def independent_copy(model: Module) -> Module:
                     "class a __deepcopy__"
                 ) from error
             shared[id(value)] = value
+    rebind_functions(model, copied, made)
     originals = dict(model.named_modules())
     for name, module in copied.named_modules():
         if name in originals and module.training != originals[name].training:  # its __deepcopy__ builds a new module
@@ -66,11 +71,14 @@ class _WithoutHistory(TorchFunctionMode):
 
 
 def _deep_copy(value: Copied, memo: dict[int, Any]) -> Copied:
-    """Copy ``value``; objects whose ``id`` is in ``memo`` are replaced by the entry of ``memo``."""
+    """Copy ``value``; ``memo`` gives the copies of known objects by ``id``, and gets those of the others."""
     graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
     if not graphs:
         with suppress(RuntimeError):  # fails if a tensor has a gradient history; otherwise it is the faster way
-            return copy.deepcopy(value, dict(memo))
+            made = dict(memo)
+            copied = copy.deepcopy(value, made)
+            memo.update(made)
+            return copied
     with _WithoutHistory():
         for key, graph in graphs.items():
             memo[key] = type(graph).__new__(type(graph))

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
 from common.network.passes import explained
 
@@ -75,7 +76,7 @@ def count_operations(model: nn.Module, x: Tensor) -> Operations:
         recorder,
         explained(x),
     ):
-        model(x.detach())
+        model(for_one_pass(x))
     root = type(model).__name__
     counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     flops_of_module: dict[int, int] = {}
@@ -128,7 +129,7 @@ def _unfused_operations(model: nn.Module) -> Iterator[None]:
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

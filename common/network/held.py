@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.network.closures import hooks_of
+
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has: its registry of children, its hooks, its training mode."""
 REPLACEABLE = (list, dict, tuple)
@@ -49,6 +51,7 @@ def _contents(value: Any, holder: str, registered: set[nn.Module]) -> Iterator[t
     if isinstance(value, nn.Module):
         kind = "" if value in registered else f"a {type(value).__name__} that is not registered in the network"
         yield from ((child, kind) for child in value._modules.values())
+        yield from ((hook, kind) for _, _, hook in hooks_of(value))
         yield from ((held, kind) for name, held in vars(value).items() if name not in OF_EVERY_MODULE)
     elif not holder and type(value) is dict:
         yield from ((held, "") for held in value.values())

@@ -1,4 +1,4 @@
-"""Move batches to a network's device and memory format."""
+"""Give batches to a network: on its device, in its memory format, as its own copy."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
     if inputs.dim() != 4 or device.type != "cpu" or provenance is None or provenance.builder is None:
         return inputs.to(device)
     return inputs.to(device, memory_format=torch.channels_last)
+
+
+def for_one_pass(inputs: Tensor) -> Tensor:
+    """A copy of the inputs for one pass, because a network may change its input in place (``x.sub_(mean)``)."""
+    return inputs.detach().clone()

@@ -58,6 +58,9 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
         others = [] if reason else [other for other in owners[_memory_key(layer.weight)] if other != name]
         if others:
             reason = f"it shares its weight with {', '.join(others)}"
+        elif not reason and layer.bias is not None and owners[_memory_key(layer.bias)] != [name]:
+            sharing = [other for other in owners[_memory_key(layer.bias)] if other != name]
+            reason = f"it shares its bias with {', '.join(sharing)}"
         elif layer in holders and not reason:
             reason = f"{holders[layer]} also refers to it, and nothing can replace it there"
         found = None if reason else _effective(layer)

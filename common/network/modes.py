@@ -79,8 +79,12 @@ def ordinary_precision() -> Iterator[None]:
     """Compute without ``torch.autocast`` and TF32 inside the ``with`` block, or the decorated function.
 
     Under them, moments would be products of bfloat16, or of the 10 bits that convolutions on a GPU have by default.
+    ``torch.inference_mode`` is off as well, because no network that is made in it can be trained or recalibrated.
     """
     with ExitStack() as modes:
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.no_grad())
         modes.enter_context(_whole_float32())
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(device):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
 
 
@@ -36,7 +37,7 @@ def run(model: nn.Module, x: Tensor) -> object:
         ValueError: the network does not accept ``x``. The message says why.
     """
     with evaluating(model), torch.no_grad(), explained(x):
-        return model(x)
+        return model(for_one_pass(x))
 
 
 @contextmanager

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from common.decomposition import DECOMPOSITIONS, Floats, Ranks, own_axes
 from common.network.effective import EffectiveLayer
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 from common.network.layers import effective_layers, factorable_layers, layer_input
-from common.network.modes import hooked
+from common.network.modes import evaluating, hooked
 from common.network.passes import example_batch, run
 
 Size = tuple[int, ...]
@@ -55,6 +58,8 @@ class LayerShape:
         reason: why the layer must stay dense at any rank; empty if it need not.
         unused: number of parameters of the layer that its factors do not have, such as the gains of a standardized
             weight.
+        read_elsewhere: whether the network also reads the weight without calling the layer. A factored layer then
+            forms the product of its factors in each pass, whose MACs no cost counts.
     """
 
     channels: tuple[int, int]
@@ -66,6 +71,7 @@ class LayerShape:
     linear: bool = False
     reason: str = ""
     unused: int = 0
+    read_elsewhere: bool = False
 
     @property
     def dense_cost(self) -> tuple[int, int]:
@@ -139,9 +145,12 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     layers = factorable_layers(model)
     served, reasons = effective_layers(model)
     calls: dict[str, list[tuple[Size, Size]]] = {}
+    settings = {name: _settings(layer) for name, layer in layers.items()}
 
     def record(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         found = calls.setdefault(name, [])
+        if _settings(layers[name]) != settings[name]:
+            reasons.setdefault(name, "the network changes its stride, padding or dilation from call to call")
         if name not in served and not isinstance(layer_input(given, named), Tensor):
             return  # a custom class may have any input and output
         if len(given) + len(named) > 1:
@@ -161,13 +170,51 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         )
         for name, module in layers.items()
     ]
-    with hooked(handles):
+    reads = _ReadsElsewhere(layers)
+    with hooked([*handles, *reads.handles()]), reads:
         run(model, x)
-    return {
-        name: _layer_shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""))
-        for name, layer in layers.items()
-        if name in calls
-    }
+    with evaluating(model):  # a parametrized weight may change whenever it is read in training
+        return {
+            name: _layer_shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""), name in reads.found)
+            for name, layer in layers.items()
+            if name in calls
+        }
+
+
+class _ReadsElsewhere(TorchDispatchMode):
+    """Find layers whose weight an operator reads while the layer itself does not run.
+
+    Args:
+        layers: the layers, by name.
+    """
+
+    def __init__(self, layers: Mapping[str, FactorableLayer]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._layers = layers
+        weights = {name: vars(layer)["_parameters"].get("weight") for name, layer in layers.items()}
+        self._names = {id(weight): name for name, weight in weights.items() if weight is not None}
+        self._running: list[str] = []
+
+    def handles(self) -> list[RemovableHandle]:
+        """Hooks on all layers that note which of them run."""
+        found: list[RemovableHandle] = []
+        for name, layer in self._layers.items():
+            found.append(layer.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)))
+            found.append(layer.register_forward_hook(lambda *_, name=name: self._running.remove(name)))
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            name = self._names.get(id(leaf))
+            if name is not None and name not in self._running:
+                self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _settings(layer: nn.Module) -> tuple[Any, ...]:
+    """What a convolution computes besides its weight and bias."""
+    return tuple(getattr(layer, name, None) for name in ("stride", "padding", "dilation", "groups", "output_padding"))
 
 
 def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: int) -> tuple[Size, Size]:
@@ -184,7 +231,11 @@ def _call_sizes(layer: FactorableLayer, inputs: Tensor, output: Tensor, batch: i
 
 
 def _layer_shape(
-    layer: FactorableLayer, effective: EffectiveLayer | None, calls: tuple[tuple[Size, Size], ...], reason: str
+    layer: FactorableLayer,
+    effective: EffectiveLayer | None,
+    calls: tuple[tuple[Size, Size], ...],
+    reason: str,
+    read: bool,
 ) -> LayerShape:
     """Return the layer's shape according to its weight; its attributes may differ."""
     plain = layer if effective is None else effective.layer
@@ -203,6 +254,7 @@ def _layer_shape(
         linear=isinstance(plain, nn.Linear),
         reason=reason,
         unused=unused,
+        read_elsewhere=read,
     )
 
 

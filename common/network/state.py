@@ -49,6 +49,26 @@ def distinct_tensors(model: nn.Module, copies: bool = True) -> dict[str, Tensor]
     return found
 
 
+class Kept:
+    """The values of a network's parameters and buffers, to undo changes of them.
+
+    All count, whether or not the network's own ``state_dict`` holds them.
+
+    Args:
+        model: the network; its tensors are copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors if _is_plain_tensor(tensor)]
+
+    def restore(self) -> None:
+        """Write the values back."""
+        with torch.no_grad():
+            for tensor, value in self._values:
+                tensor.copy_(value)
+
+
 def other_entries(model: nn.Module) -> set[str]:
     """Return the names of the entries of ``model.state_dict()`` that are not plain tensors."""
     return {name for name, value in model.state_dict().items() if not _is_plain_tensor(value)}

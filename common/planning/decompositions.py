@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from common.decomposition import DECOMPOSITIONS, Decomposition, Floats, LayerMoments, Ranks, decompose, serving_method
 from common.decomposition.choice import rescaled
@@ -55,13 +55,16 @@ class Decompositions:
         sweeps: number of improving sweeps at the ranks used, see :class:`common.decomposition.base.Decomposition`.
 
     Raises:
-        ValueError: ``moments`` names a layer that the network does not have.
+        ValueError: ``moments`` names a layer that the network does not have, or that has other channels.
     """
 
     def __init__(self, model: nn.Module, moments: Mapping[str, LayerMoments] | None = None, sweeps: int = 0) -> None:
         self._model = model
         for name in moments or ():
             check_choice("layer of the moments", name, factorable_layers(model))
+        for name, found in (moments or {}).items():
+            if name in self._layers:
+                _check_widths(name, convolution_weight(self._layers[name]), found)
         self.moments = {name: found for name, found in (moments or {}).items() if not found.too_few}
         self.sweeps = sweeps
         self._decompositions: dict[tuple[str, str], Decomposition] = {}
@@ -130,3 +133,14 @@ class Decompositions:
     def spectra(self) -> dict[str, list[float]]:
         """Layer -> singular values along the output channels, descending."""
         return {name: self.get(name, "svd").spectrum.tolist() for name in self._layers}
+
+
+def _check_widths(name: str, weight: Tensor, moments: LayerMoments) -> None:
+    """Raise a ValueError unless the moments are of a layer with a weight of this shape, ``(O, I/G, ...)``."""
+    groups, inputs, *kernel = moments.patch_mean.shape
+    held = (groups * moments.output_covariance.shape[1], inputs, *kernel)
+    if (*held[:2], math.prod(kernel)) != (*weight.shape[:2], math.prod(weight.shape[2:])):
+        raise ValueError(
+            f"moments of layer {name!r} are those of a weight of shape {held}, but its weight has shape "
+            f"{tuple(weight.shape)}; they were measured on another network"
+        )

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration import calibrate, recalibrate_bn, refit
-from common.calibration.divergence import Divergence, divergence_for, mean_divergence, outputs_on
+from common.calibration.divergence import Divergence, divergence_for, mean_divergence, outputs_on, squared_error
 from common.calibration.moments import held_out_images
 from common.compression import compress
 from common.compression.compress import check_uncompressed
-from common.data.tasks import task_of
+from common.data.tasks import Task, task_of
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
 from common.latency.cache import check_timed
 from common.network import profile
 from common.network.attention import join_projections, separate_projections
-from common.network.batches import Batches, inputs_of, joined
+from common.network.batches import Batches, check_batches, inputs_of, joined
 from common.network.inputs import to_network
 from common.network.layers import factorable_layers
 from common.network.modes import ordinary_precision
 from common.network.passes import example_batch
 from common.network.shapes import trace_layers
-from common.network.state import distinct_tensors
+from common.network.state import Kept
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.allocation import UnreachableBudget
 from common.planning.correction import measured_errors
@@ -96,12 +96,14 @@ def shrink(
     Args:
         model: the dense network. It stays unchanged.
         batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
-            be images that the network was trained on, or like them. Targets of a known task add metrics to the report.
+            be images that the network was trained on, or like them. Targets of a known task (class numbers, masks in
+            [0, 1]) add metrics to the report.
         rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
-            class scores and, where the targets are masks, for masks; the relative squared error for any other output.
+            class scores and, where the targets are masks, for masks; the relative squared error for any other output,
+            and where the targets are numbers to predict, such as depths or boxes.
 
     Returns:
         The network, its plan and a report.
@@ -143,6 +145,8 @@ def shrink_each(
     Raises:
         ValueError: as :func:`shrink` does, before the first network is made; or ``rules`` is empty.
     """
+    if isinstance(rules, Rule):
+        raise ValueError(f"rules={rules!r} is one rule; it must be a list: [rules]")
     rules = list(rules)
     if not rules:
         raise ValueError("rules is empty: at least one is needed")
@@ -151,10 +155,9 @@ def shrink_each(
         if isinstance(rule, Budget) and rule.latency is not None:
             check_timed(rule.runtime, method, next(model.parameters(), torch.empty(0)).device)
     check_uncompressed(model)
-    if isinstance(batches, Tensor):
-        raise ValueError(
-            f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"
-        )
+    check_batches(batches)
+    if not isinstance(steps, ShrinkSteps | None):
+        raise ValueError(f"steps={steps!r}: it must be a ShrinkSteps, or None for all steps")
     with ordinary_precision():
         run = _Run(model, list(batches), rules, method, steps or ShrinkSteps(), divergence)
     return _each_in_ordinary_precision(run.results())
@@ -193,6 +196,7 @@ class _Run:
         self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
         self.x = self.inputs[0][:1]
         self.fitted, self.held_out, self.targets = self._split()
+        self.task = self._task()
         self.dense_metrics = self._known_metrics()
         self.dense_outputs = outputs_on(model, self.held_out)
         self.divergence = divergence or self._suited_divergence()
@@ -293,10 +297,22 @@ class _Run:
             latencies=latencies,
         )
 
-    def _suited_divergence(self) -> Divergence:
-        """The divergence of the task that the targets belong to; without them, one that suits the outputs' shape."""
+    def _task(self) -> Task | None:
+        """The task of the targets; None if they are none of the suite's, such as numbers to predict."""
         task = task_of(self.targets[0]) if self.targets else None
-        return task.divergence if task else divergence_for(self.dense_outputs)
+        try:
+            if task:
+                self.targets = [task.checked_targets(each, len(each), None, "batches") for each in self.targets]
+        except ValueError:
+            return None
+        return task
+
+    def _suited_divergence(self) -> Divergence:
+        """That of the task; without one, the squared error for numbers to predict, else what the outputs suggest."""
+        if self.task:
+            return self.task.divergence
+        predicted = any(targets.is_floating_point() and not _are_shares(targets) for targets in self.targets)
+        return squared_error if predicted else divergence_for(self.dense_outputs)
 
     def _measured_divergences(self, decompositions: Decompositions, plan: RankPlan) -> Divergences:
         """How far the output moves when one layer alone errs, by the method that ``plan`` gives it."""
@@ -331,16 +347,14 @@ class _Run:
     def _if_better(self, name: str, small: nn.Module, change: Callable[[], bool]) -> None:
         """Change ``small`` in place; undo it unless its divergence falls. A change that does nothing is no step."""
         start = time.perf_counter()
-        before = {key: tensor.detach().clone() for key, tensor in distinct_tensors(small, copies=False).items()}
+        before = Kept(small)
         value = self._divergence(small)
         if not change():
             return
         after, metrics = self._divergence(small), self._metrics(small)
         kept = after < value
         if not kept:
-            with torch.no_grad():
-                for key, tensor in distinct_tensors(small, copies=False).items():
-                    tensor.copy_(before[key])
+            before.restore()
         self.steps.append(Step(name, time.perf_counter() - start, after, metrics, kept))
 
     def _divergence(self, small: nn.Module) -> float:
@@ -348,16 +362,22 @@ class _Run:
         return mean_divergence(self.divergence, self.dense_outputs, outputs_on(small, self.held_out))
 
     def _known_metrics(self) -> dict[str, float]:
-        """The dense network's metrics; empty, as all metrics are then, if the targets are of no task of the suite."""
+        """The dense network's metrics; empty, as all metrics are then, if they do not suit the targets."""
         try:
             return self._metrics(self.model)
         except ValueError:
-            self.targets = []
+            self.task = None
             return {}
 
     def _metrics(self, network: nn.Module) -> dict[str, float]:
-        """The metrics on the held-out images; empty without targets."""
-        return evaluate(network, zip(self.held_out, self.targets, strict=True)) if self.targets else {}
+        """The metrics on the held-out images; empty without targets of a task."""
+        return evaluate(network, zip(self.held_out, self.targets, strict=True)) if self.task else {}
+
+
+def _are_shares(targets: Tensor) -> bool:
+    """Whether targets ``(N, K)`` are probabilities of classes, as those of smoothed or mixed labels are."""
+    sums = targets.sum(1) if targets.dim() == 2 else None
+    return sums is not None and bool((targets >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
 
 
 def _aligned(rule: Rule) -> Rule:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.data.tasks import TASKS, Task, metrics_of, task_of
 from common.network.batches import pair_of
-from common.network.inputs import to_network
+from common.network.inputs import for_one_pass, to_network
 from common.network.modes import evaluating
 from common.network.outputs import single_tensor
 
@@ -67,7 +67,7 @@ def evaluate_images(model: nn.Module, batches: Batches) -> Evaluation:
             inputs, targets = pair_of(batch)
             if not len(inputs):
                 continue
-            logits = single_tensor(model(to_network(inputs, model)), "the network").float()
+            logits = single_tensor(model(for_one_pass(to_network(inputs, model))), "the network").float()
             targets = targets.to(device)
             task = task or task_of(targets) or next(iter(TASKS.values()))
             loss += float(task.loss(logits, targets)) * len(targets)

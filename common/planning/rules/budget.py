@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from common.planning.limits import Limits
 from common.planning.options import aligned_step, dense_layer_seconds, layer_options
 from common.planning.plan import RankPlan
 from common.planning.rules.base import RULES, Network, Rule, check_round_to
+
+READ = "its weight is also used without calling it, which takes the product of its factors in each pass"
+"""Why a layer stays dense although it could be factored."""
 
 
 @RULES.add
@@ -49,6 +52,7 @@ class Budget(Limits, Rule):
         Raises:
             ValueError: the budget cannot be met, or it limits the latency and no times were measured in its runtime.
         """
+        network = self._without_read(network)
         if not network.shapes:
             raise ValueError(f"{self} cannot be met: {nothing_to_factor(network.model, network.untouched)}")
         self._check_latencies(network)
@@ -85,6 +89,16 @@ class Budget(Limits, Rule):
             settings |= {"latency": self.latency, **latencies.conditions, "dense_s": latencies.dense_seconds}
             settings["predicted_s"] = latencies.network_seconds(layers)
         return RankPlan(layers, network.method, self.name, settings, network.untouched)
+
+    def _without_read(self, network: Network) -> Network:
+        """Under a budget of MACs or latency, keep layers dense whose weight the network also reads."""
+        if self.macs is None and self.latency is None:
+            return network
+        shapes = {
+            name: replace(shape, reason=shape.reason or READ) if shape.read_elsewhere else shape
+            for name, shape in network.shapes.items()
+        }
+        return replace(network, shapes=shapes)
 
     def _check_latencies(self, network: Network) -> None:
         """Raise a ValueError unless the network has the latencies that the budget needs."""
