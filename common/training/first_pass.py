@@ -28,8 +28,11 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         training: also pass the images in training mode, where auxiliary heads may return more.
 
     Raises:
-        ValueError: it returns anything else, or has fewer outputs than there are classes.
+        ValueError: it returns anything else, has fewer outputs than there are classes, or is to be trained and has no
+            parameter with a gradient.
     """
+    if training and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the network has no parameter to train: requires_grad is off for all; call requires_grad_()")
     device = next(model.parameters()).device
     with random_state_kept(device):
         batch = next((batch for batch in data.validation if len(batch[0])), None)

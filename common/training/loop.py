@@ -121,15 +121,12 @@ def train(
 
     Raises:
         ValueError: the checkpoint belongs to other settings, data or another network, the training split gives no
-            batch, all parameters are frozen, or the network or its teacher does not return one tensor that fits the
-            targets.
+            batch, or the network or its teacher cannot be trained on it, see :func:`check_network`.
         FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
     settings = settings or TrainingSettings()
     if not len(data.train):
         raise ValueError("the training split gives no batch; use a smaller batch_size or a larger limit")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("the network has no parameter to train: requires_grad is off for all; call requires_grad_()")
     check_network(model, data)
     run = _Run(model, teacher, settings, data)
     path = Path(checkpoint) if checkpoint else None

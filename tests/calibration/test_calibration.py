@@ -99,7 +99,7 @@ def test_inputs_that_are_not_finite_are_refused_and_change_nothing(value: float)
 
 def test_bad_calibration_arguments_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(ValueError, match=r"^positions=0: it must be at least 1$"):
+    with pytest.raises(ValueError, match=r"^positions=0: it must be a whole number of at least 1$"):
         calibrate(model, [torch.randn(2, 3, 5, 5)], positions=0)
     with pytest.raises(ValueError, match=r"^layer '0': its inputs or outputs on the calibration data are not finite$"):
         calibrate(model, [torch.full((2, 3, 5, 5), torch.nan)])
