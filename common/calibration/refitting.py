@@ -19,7 +19,7 @@ from common.network.inputs import to_network
 from common.network.layers import effective_layers
 from common.network.lowrank import LowRank
 from common.network.modes import evaluating, ordinary_precision
-from common.network.state import Kept
+from common.network.state import Snapshot
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.progress import track
 
@@ -89,7 +89,7 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         first = next((i for i, name in enumerate(names) if isinstance(layers[name].module, LowRank)), len(names))
         fitted = {name: layers[name] for name in names[first:]}
         if fitted and can_wait(recorded, fitted, inputs):
-            before = Kept(model)
+            before = Snapshot(model)
             with suppress(DiffersError), WaitingRows(model, fitted, recorded, inputs) as waiting:
                 return _refit_layers(fitted, waiting.rows)
             before.restore()

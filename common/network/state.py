@@ -49,7 +49,7 @@ def distinct_tensors(model: nn.Module, copies: bool = True) -> dict[str, Tensor]
     return found
 
 
-class Kept:
+class Snapshot:
     """The values of a network's parameters and buffers, to undo changes of them.
 
     All count, whether or not the network's own ``state_dict`` holds them.

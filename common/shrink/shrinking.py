@@ -27,7 +27,7 @@ from common.network.layers import factorable_layers
 from common.network.modes import ordinary_precision
 from common.network.passes import example_batch
 from common.network.shapes import trace_layers
-from common.network.state import Kept
+from common.network.state import Snapshot
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.allocation import UnreachableBudget
 from common.planning.correction import measured_errors
@@ -347,7 +347,7 @@ class _Run:
     def _if_better(self, name: str, small: nn.Module, change: Callable[[], bool]) -> None:
         """Change ``small`` in place; undo it unless its divergence falls. A change that does nothing is no step."""
         start = time.perf_counter()
-        before = Kept(small)
+        before = Snapshot(small)
         value = self._divergence(small)
         if not change():
             return

@@ -19,7 +19,7 @@ from common.deploy import fold_batchnorm
 from common.latency import measure_latency
 from common.network import profile
 from common.network.copies import independent_copy
-from common.network.state import Kept
+from common.network.state import Snapshot
 from common.planning import Budget, Energy, Fixed, LayerPlan, RankPlan, plan_ranks
 from common.shrink import shrink, shrink_each
 from common.training import TrainingSettings, evaluate, train
@@ -85,7 +85,7 @@ class Forgetful(nn.Module):
 
 def test_changes_are_undone_whatever_the_state_dict_holds() -> None:
     model = Forgetful().eval()
-    before, kept = copy.deepcopy(model), Kept(model)
+    before, kept = copy.deepcopy(model), Snapshot(model)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.add_(1)

@@ -15,7 +15,7 @@ from common.planning.options import aligned_step, dense_layer_seconds, layer_opt
 from common.planning.plan import RankPlan
 from common.planning.rules.base import RULES, Network, Rule, check_round_to
 
-READ = "its weight is also used without calling it, which takes the product of its factors in each pass"
+READ_ELSEWHERE = "its weight is also used without calling it, which takes the product of its factors in each pass"
 """Why a layer stays dense although it could be factored."""
 
 
@@ -95,7 +95,7 @@ class Budget(Limits, Rule):
         if self.macs is None and self.latency is None:
             return network
         shapes = {
-            name: replace(shape, reason=shape.reason or READ) if shape.read_elsewhere else shape
+            name: replace(shape, reason=shape.reason or READ_ELSEWHERE) if shape.read_elsewhere else shape
             for name, shape in network.shapes.items()
         }
         return replace(network, shapes=shapes)
