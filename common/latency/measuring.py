@@ -17,6 +17,7 @@ from common.display import Display, Displayed, duration
 from common.latency.runtimes import RUNTIMES, OnnxRuntime, Runtime
 from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
+from common.network.passes import check_input
 from common.validation import is_whole
 
 MAX_SPREAD = 0.25
@@ -99,7 +100,8 @@ def measure_latency(
         round_s: least seconds of one timing, which averages as many passes as fit.
 
     Raises:
-        ValueError: ``runtime`` is unknown or does not take the networks, ``x`` or its device; ``rounds`` is below 3.
+        ValueError: ``runtime`` is unknown or does not take the networks, ``x`` or its device; a network does not take
+            ``x``; ``rounds`` is below 3.
         RuntimeError: the runtime lacks something on this machine, such as a compiler, or a network cannot be prepared
             for it.
     """
@@ -118,14 +120,19 @@ def measure_latencies(
     """:func:`measure_latency` of several networks that all take turns with one baseline, which is prepared once."""
     chosen = RUNTIMES[runtime]
     check_rounds(rounds)
+    if not isinstance(x, Tensor) or not x.numel():
+        given = f"has shape {tuple(x.shape)}: it holds" if isinstance(x, Tensor) else f"is a {type(x).__name__}: it has"
+        raise ValueError(f"x {given} nothing to time a pass on; it must be a batch (N, C, H, W)")
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
-    if not x.numel():
-        raise ValueError(f"x has shape {tuple(x.shape)}: it holds nothing to time a pass on")
     x = for_one_pass(chosen.accept(networks, x))
     with evaluating(*networks), chosen.serving(networks):
-        passes = [chosen.prepare(network, x) for network in networks]
-        return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
+        try:
+            passes = [chosen.prepare(network, x) for network in networks]
+            return _in_turn(chosen, passes, x, baseline is not None, (rounds, round_s))
+        except Exception:
+            check_input(networks, x)
+            raise
 
 
 def measure_files(

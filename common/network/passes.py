@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,6 +38,16 @@ def run(model: nn.Module, x: Tensor) -> object:
     """
     with evaluating(model), torch.no_grad(), explained(x):
         return model(for_one_pass(x))
+
+
+def check_input(networks: Iterable[nn.Module], x: Tensor) -> None:
+    """Run each network once on ``x``, to find the one that does not take it.
+
+    Raises:
+        ValueError: a network does not accept ``x``. The message says why.
+    """
+    for network in networks:
+        run(network, x)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from common.data import TASKS, DataBundle
-from common.network.inputs import to_network
+from common.network.inputs import for_one_pass, to_network
 from common.network.modes import evaluating, random_state_kept
 from common.network.outputs import single_tensor, training_tensor
+from common.network.passes import explained
 
 
 def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) -> None:
@@ -28,8 +29,8 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         training: also pass the images in training mode, where auxiliary heads may return more.
 
     Raises:
-        ValueError: it returns anything else, has fewer outputs than there are classes, or is to be trained and has no
-            parameter with a gradient.
+        ValueError: it does not take the images, returns anything else, has fewer outputs than there are classes, or is
+            to be trained and has no parameter with a gradient.
     """
     if training and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the network has no parameter to train: requires_grad is off for all; call requires_grad_()")
@@ -41,11 +42,17 @@ def check_network(model: nn.Module, data: DataBundle, *, training: bool = True) 
         inputs, targets = (torch.cat([tensor[:2], tensor[:1]])[:2] for tensor in batch)  # one image counts twice
         inputs = to_network(inputs, model)
         with torch.no_grad(), evaluating(model):
-            _check_logits(single_tensor(model(inputs), "the network"), targets, data)
+            _check_logits(single_tensor(_output(model, inputs), "the network"), targets, data)
             if training:
                 model.train()
                 with _other_buffers(model):
-                    _check_logits(training_tensor(model(inputs), "the network"), targets, data)
+                    _check_logits(training_tensor(_output(model, inputs), "the network"), targets, data)
+
+
+def _output(model: nn.Module, inputs: Tensor) -> object:
+    """The network's output for the data's images, or an error of one sentence."""
+    with explained(inputs):
+        return model(for_one_pass(inputs))
 
 
 @contextmanager

@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -120,8 +121,8 @@ def train(
         :func:`common.training.evaluate` on validation, and ``seconds``.
 
     Raises:
-        ValueError: the checkpoint belongs to other settings, data or another network, the training split gives no
-            batch, or the network or its teacher cannot be trained on it, see :func:`check_network`.
+        ValueError: the checkpoint is damaged or belongs to other settings, data or another network, the training split
+            gives no batch, or the network or its teacher cannot be trained on it, see :func:`check_network`.
         FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
     settings = settings or TrainingSettings()
@@ -300,9 +301,9 @@ class _Run:
         """Continue from a checkpoint.
 
         Raises:
-            ValueError: it was written under other settings.
+            ValueError: it is damaged, or was written under other settings.
         """
-        values = torch.load(path, map_location=self.device, weights_only=True)
+        values = _read_checkpoint(path, self.device)
         if values["conditions"] != self.conditions:
             changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
             raise ValueError(f"{path} was written under other settings ({changed}); delete it to start again")
@@ -312,6 +313,22 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(values["average"])
         self.step, self.history, self.best_weights = values["step"], values["history"], values["best_weights"]
+
+
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read what :meth:`_Run.save` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or another program wrote it.
+        OSError: it cannot be read.
+    """
+    try:
+        values = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of a training; delete it to start again") from error
+    if not (isinstance(values, dict) and values.keys() >= {"conditions", "model", "optimizer", "schedule", "step"}):
+        raise ValueError(f"{path} is no checkpoint of a training; give another path, or delete it to start again")
+    return values
 
 
 def _described(model: nn.Module) -> dict[str, str]:

@@ -135,8 +135,19 @@ def test_bad_arguments_are_named() -> None:
             measure_latency(tiny_cnn(), X, rounds=rounds)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\): it holds nothing to time a pass on"):
         measure_latency(tiny_cnn(), X[:0])
+    with pytest.raises(ValueError, match=r"x is a str: it has nothing to time a pass on"):
+        measure_latency(tiny_cnn(), "photo.png")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
         measure_latency(tiny_cnn(), X, runtime="onnx")
+
+
+@pytest.mark.parametrize("runtime", ["eager", "channels_last", "onnxruntime"])
+def test_a_network_that_does_not_take_x_is_told_in_one_sentence(runtime: str) -> None:
+    wide = torch.randn(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"the network does not take x of shape \(1, 4, 8, 8\).*but got 4 channels"):
+        measure_latency(tiny_cnn(), wide, runtime=runtime)
+    with pytest.raises(ValueError, match=r"the network does not take x of shape \(1, 3, 8, 8\)"):
+        measure_latency(tiny_cnn(), X[:1], baseline=nn.Conv2d(4, 8, 3), runtime=runtime)
 
 
 class Named(nn.Module):

@@ -123,6 +123,22 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         train(build_model("resnet20", 10), augmented, settings, checkpoint=path)
 
 
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    for content in (b"", b"no checkpoint", b"PK\x03\x04 cut"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"training\.pt is damaged or no checkpoint of a training; delete it"):
+            train(tiny_cnn(), tiny_digits(), TrainingSettings(epochs=1), checkpoint=path)
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"training\.pt is no checkpoint of a training"):
+        train(tiny_cnn(), tiny_digits(), TrainingSettings(epochs=1), checkpoint=path)
+
+
+def test_images_of_another_dtype_are_told_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"the network does not take x of shape .* and dtype float32: RuntimeError"):
+        train(tiny_cnn().double(), tiny_digits(), TrainingSettings(epochs=1))
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     settings, path = TrainingSettings(epochs=1.0, amp="off"), tmp_path / "run.checkpoint"
     train(tiny_cnn(), tiny_digits(), settings, checkpoint=path)
