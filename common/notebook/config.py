@@ -161,9 +161,11 @@ class ExperimentConfig(NotebookConfig):
     trials: Count = 30
     keep: Share = 0.99
     size_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    refit: bool = True  # improve and refit the best trials before fine-tuning, kept where it helps
     finetune_top: Annotated[int, Field(ge=0)] = 3
     finetune_epochs: Annotated[float, Field(gt=0, le=5)] = 1.0
     finetune_learning_rate: Positive = 0.02
+    finetune_dense: bool = True  # train the dense network as long as a chosen trial, to compare on test
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     distill_features: str = ""
     latency_batch: Count = 1
@@ -217,9 +219,11 @@ class ExperimentConfig(NotebookConfig):
             trials=self.trials,
             size_weight=self.size_weight,
             keep=self.keep,
+            refit=self.refit,
             finetune_top=self.finetune_top,
             finetune=self.training_settings(self.finetune_epochs, self.finetune_learning_rate),
             finetune_given=self.compare_at is not None,
+            finetune_dense=self.finetune_dense,
             latency_batch=self.latency_batch,
             runtimes=self.runtime_list,
             seed=self.seed,
