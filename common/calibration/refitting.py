@@ -160,14 +160,18 @@ class _Moments:
                 "y": y.sum(1, keepdim=True),
             }
             for name, value in products.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value.double()
+                if name in self._sums:
+                    self._sums[name] += value
+                else:
+                    self._sums[name] = value.double()
         self._kept.clear()
 
     @property
     def finite(self) -> bool:
-        """Whether single precision holds all products so far."""
+        """Whether single precision holds all products so far. The squares bound the other products of inputs."""
         squares = [rows.square() for pair in self._kept for rows in pair]
-        return all(bool(products.isfinite().all()) for products in [*self._sums.values(), *squares])
+        sums = [value.diagonal(dim1=1, dim2=2) if name == "inputs" else value for name, value in self._sums.items()]
+        return all(map(_all_finite, [*sums, *squares]))
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Two matrices and the means ``(G, 1, m)`` and ``(G, 1, O)`` that are subtracted in them.
@@ -187,6 +191,11 @@ class _Moments:
         return x, y, x_mean + self._shifts[0], y_mean + self._shifts[1]
 
 
+def _all_finite(values: Tensor) -> bool:
+    """Whether no element is infinite or NaN. A finite sum shows that at once."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitted:
     """Fit one layer; keep the new factors if the error on held-out rows falls."""
     weights, groups, bias = layer.weights, layer.groups, layer.factors[-1].bias
@@ -197,7 +206,7 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
     moments = _Moments(groups, bias is not None, fits_in_one_step(fitted, groups))
     held: list[tuple[Tensor, Tensor]] = []
     for patches, outputs, flags in rows:
-        if not patches.isfinite().all():
+        if not _all_finite(patches):
             raise ValueError(f"layer {name!r}: its inputs on the calibration data are not finite")
         features = patches_after(frozen, patches, groups)
         held.append((features[flags], outputs[flags]))

@@ -121,8 +121,8 @@ def measure_latencies(
     chosen = RUNTIMES[runtime]
     check_rounds(rounds)
     if not isinstance(x, Tensor) or not x.numel():
-        given = f"has shape {tuple(x.shape)}: it holds" if isinstance(x, Tensor) else f"is a {type(x).__name__}: it has"
-        raise ValueError(f"x {given} nothing to time a pass on; it must be a batch (N, C, H, W)")
+        given = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+        raise ValueError(f"x {given}: it holds nothing to time a pass on; it must be a batch (N, C, H, W)")
     chosen.check(x.device)
     networks = [*models] if baseline is None else [*models, baseline]
     x = for_one_pass(chosen.accept(networks, x))

@@ -135,7 +135,7 @@ def test_bad_arguments_are_named() -> None:
             measure_latency(tiny_cnn(), X, rounds=rounds)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x has shape \(0, 3, 8, 8\): it holds nothing to time a pass on"):
         measure_latency(tiny_cnn(), X[:0])
-    with pytest.raises(ValueError, match=r"x is a str: it has nothing to time a pass on"):
+    with pytest.raises(ValueError, match=r"x is a str: it holds nothing to time a pass on"):
         measure_latency(tiny_cnn(), "photo.png")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"runtime='onnx' is unknown.*; allowed: eager, channels_last, compile, "):
         measure_latency(tiny_cnn(), X, runtime="onnx")
