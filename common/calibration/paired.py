@@ -78,11 +78,13 @@ class Call(NamedTuple):
         positions: the image and the place on each of its axes, for each position.
         outputs: ``(N, O)``, float32.
         held_out: ``(N,)``, whether the row's image is held out.
+        images: the number of images in the call.
     """
 
     positions: Positions
     outputs: Tensor
     held_out: Tensor
+    images: int
 
 
 class Rows(NamedTuple):
@@ -134,7 +136,18 @@ class DenseOutputs:
                 handles += [module.register_forward_hook(self._remember) for module in modules.values()]
             with hooked(handles), explained(x):
                 dense(for_one_pass(x))
+            self._hold_out_single_images(batch, flags)
             seen += len(x)
+
+    def _hold_out_single_images(self, batch: int, flags: Tensor) -> None:
+        """Set which rows are held out where the network calls a layer image by image, as often for each."""
+        for calls in (calls for by_batch in self.calls.values() if (calls := by_batch.get(batch))):
+            if len(flags) > 1 and all(call.images == 1 for call in calls) and len(calls) % len(flags) == 0:
+                of_calls = flags.repeat_interleave(len(calls) // len(flags))
+                calls[:] = [
+                    call._replace(held_out=flag.expand(len(call.outputs)))
+                    for call, flag in zip(calls, of_calls, strict=True)
+                ]
 
     def _remember(self, _: nn.Module, __: object, output: object) -> None:
         """Remember a module's output without keeping it, as a forward hook."""
@@ -166,11 +179,9 @@ class DenseOutputs:
         limit = max(1, int(share * self._rows))
         positions = sample_positions(torch.arange(len(output)), output.shape[2:], limit, generator)
         places = tuple(index.to(output.device) for index in positions)
-        if len(output) == 1 < len(flags):  # the network calls the layer image by image
-            flags = flags[[len(self.calls.get(name, {}).get(batch, ())) % len(flags)]]
         repeats, rest = divmod(len(output), len(flags))
         of_rows = flags.repeat_interleave(repeats) if not rest else held_out_images(0, len(output))
-        call = Call(positions, output.movedim(1, -1)[places].float(), of_rows[positions[0]])
+        call = Call(positions, output.movedim(1, -1)[places].float(), of_rows[positions[0]], len(output))
         self.calls.setdefault(name, {}).setdefault(batch, []).append(call)
 
     @cached_property
@@ -184,6 +195,10 @@ class _ReachedError(Exception):
     """The layer has run; the rest of the pass is not needed."""
 
 
+class OtherRouteError(Exception):
+    """The compressed network calls a layer less often than the dense one, or with another number of images."""
+
+
 def paired_rows(
     model: nn.Module, layer: PairedLayer, calls: Mapping[int, Sequence[Call]], inputs: Sequence[Tensor]
 ) -> Iterator[Rows]:
@@ -194,6 +209,9 @@ def paired_rows(
         layer: one of its layers.
         calls: batch -> the dense network's calls of this layer.
         inputs: the batches.
+
+    Raises:
+        OtherRouteError: the layer does not get the same images as in the dense network.
     """
     for batch, x in enumerate(inputs):
         expected = calls.get(batch, ())
@@ -203,7 +221,9 @@ def paired_rows(
         )
         with hooked([handle]), contextlib.suppress(_ReachedError):
             model(for_one_pass(x))
-        for patches, call in zip(found, expected, strict=False):
+        if len(found) < len(expected):
+            raise OtherRouteError
+        for patches, call in zip(found, expected, strict=True):
             yield Rows(patches, call.outputs, call.held_out.to(patches.device))
 
 
@@ -217,7 +237,10 @@ def _take_patches(
 ) -> None:
     """Cut the patches out of the layer's input, as a forward pre-hook; end the pass after the last expected call."""
     if len(found) < len(expected):
-        found.append(patches_at(layer, layer_images(layer, given, named), expected[len(found)]))
+        images = layer_images(layer, given, named)
+        if len(images) != expected[len(found)].images:
+            raise OtherRouteError
+        found.append(patches_at(layer, images, expected[len(found)]))
     if len(found) == len(expected):
         raise _ReachedError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.calibration.paired import DenseOutputs, PairedLayer, Rows, paired_layers, paired_rows
+from common.calibration.paired import DenseOutputs, OtherRouteError, PairedLayer, Rows, paired_layers, paired_rows
 from common.calibration.waiting import DiffersError, WaitingRows, can_wait
 from common.decomposition.als import fits_in_one_step, ridge_candidates, ridge_candidates_of_rows
 from common.decomposition.balancing import balance
@@ -39,11 +39,15 @@ class Refitted:
         before: mean squared error of the layer's output in the compressed network against the dense network's output,
             on held-out images, relative to the variance of the latter.
         after: the same with the new factors; equal to ``before`` if the old ones stay because the new are not better.
-            Both are NaN if the layer could not be fitted.
+            Both are NaN if the layer could not be fitted, for example because the compressed network does not pass
+            it the same images.
     """
 
     before: float
     after: float
+
+
+NOT_FITTED = Refitted(float("nan"), float("nan"))
 
 
 @ordinary_precision()
@@ -117,10 +121,13 @@ def _check_pair(model: nn.Module, dense: nn.Module) -> None:
 
 def _refit_layers(layers: Mapping[str, PairedLayer], rows: Callable[[str], Iterator[Rows]]) -> dict[str, Refitted]:
     """Fit each layer in turn to the rows that ``rows`` gives for its name."""
-    return {
-        name: _refit_layer(name, layer, rows(name))
-        for name, layer in track(layers.items(), "refitting", unit="layer", total=len(layers))
-    }
+    found: dict[str, Refitted] = {}
+    for name, layer in track(layers.items(), "refitting", unit="layer", total=len(layers)):
+        try:
+            found[name] = _refit_layer(name, layer, rows(name))
+        except OtherRouteError:
+            found[name] = NOT_FITTED
+    return found
 
 
 class _Moments:
@@ -202,7 +209,7 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
     frozen = weights[:-1] if layer.patch_size > WIDEST_PATCH else []
     fitted = weights[len(frozen) :]
     if len(fitted) == 1 and fitted[0][0].numel() > WIDEST_PATCH:
-        return Refitted(float("nan"), float("nan"))
+        return NOT_FITTED
     moments = _Moments(groups, bias is not None, fits_in_one_step(fitted, groups))
     held: list[tuple[Tensor, Tensor]] = []
     for patches, outputs, flags in rows:
@@ -214,9 +221,9 @@ def _refit_layer(name: str, layer: PairedLayer, rows: Iterable[Rows]) -> Refitte
             moments.add(features[~flags], outputs[~flags])
     if not moments.finite:
         raise ValueError(f"layer {name!r}: the squares of its inputs on the calibration data are not finite")
+    if not any(len(features) for features, _ in held):
+        return NOT_FITTED
     unseen, target = (torch.cat(rows) for rows in zip(*held, strict=True))
-    if not len(unseen):
-        return Refitted(float("nan"), float("nan"))
 
     def error(factors: Sequence[Tensor], offset: Tensor | None) -> float:
         lost = target - outputs_of(factors, unseen, groups)

@@ -8,7 +8,15 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from common.calibration.paired import DenseOutputs, PairedLayer, Rows, layer_images, paired_rows, patches_at
+from common.calibration.paired import (
+    DenseOutputs,
+    OtherRouteError,
+    PairedLayer,
+    Rows,
+    layer_images,
+    paired_rows,
+    patches_at,
+)
 from common.calibration.pausing import PausedPass, Waiting
 
 MOST_HELD = 2**30
@@ -82,6 +90,8 @@ class WaitingRows:
         if rest:
             raise DiffersError
         parts = images.split([len(x) * repeats for x in self._inputs])
+        if any(len(part) != calls[batch][0].images for batch, part in enumerate(parts)):
+            raise DiffersError
         rows = [
             Rows(patches_at(layer, part, call), call.outputs, call.held_out)
             for part, (call,) in zip(parts, (calls[batch] for batch in range(len(parts))), strict=True)
@@ -107,7 +117,10 @@ class WaitingRows:
     def _compare(self, rows: Sequence[Rows]) -> None:
         """Raise a DiffersError unless new passes give the last layer the same patches."""
         name = self._last
-        new = list(paired_rows(self._model, self._layers[name], self._recorded.calls[name], self._inputs))
+        try:
+            new = list(paired_rows(self._model, self._layers[name], self._recorded.calls[name], self._inputs))
+        except OtherRouteError as error:
+            raise DiffersError from error
         for ours, theirs in zip(rows, new, strict=True):
             if not (ours.patches - theirs.patches).norm() <= TOLERANCE * theirs.patches.norm():
                 raise DiffersError

@@ -60,6 +60,8 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
     _check_factors_in_state(model)
     values, own = encoded_state(model)
     plan = _joint_plan(model)
+    if not _gives_shapes_of(provenance, model):  # the user replaced a head, for example
+        provenance = replace(provenance, builder=None, arguments={})
     metadata = {
         "schema": SCHEMA_VERSION,
         "builder": json.dumps({"name": provenance.builder, "arguments": dict(provenance.arguments)}),
@@ -78,22 +80,41 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
 def _check_factors_in_state(model: nn.Module) -> None:
     """Raise a ValueError if the network's own ``state_dict`` leaves out weights of a factored layer."""
-    held = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    state = model.state_dict(keep_vars=True)
+    held = {id(tensor) for tensor in state.values()}
     for name, layer in model.named_modules():
-        if isinstance(layer, LowRank) and any(id(parameter) not in held for parameter in layer.parameters()):
+        parameters = layer.named_parameters(name) if isinstance(layer, LowRank) else ()
+        if any(key not in state and id(parameter) not in held for key, parameter in parameters):
             raise ValueError(
                 f"the state_dict of {type(model).__name__} leaves out weights of the factored layer {name!r}, so its "
                 "file would lack them; let state_dict return all weights, or plan this layer dense"
             )
 
 
+def _gives_shapes_of(provenance: Provenance, model: nn.Module) -> bool:
+    """Whether the architecture that is on record has the shapes of the network's tensors, as far as it has them."""
+    if provenance.builder is None:
+        return True
+    try:
+        with torch.device("meta"):
+            built = build_model(provenance.builder, **provenance.arguments).state_dict()
+    except NotImplementedError:  # the user's own architecture looks at its weights
+        return True
+    own = model.state_dict()
+    return all(
+        tensor.shape == built[name].shape for name, tensor in own.items() if isinstance(built.get(name), Tensor)
+    )
+
+
 def _joint_plan(model: nn.Module) -> RankPlan | None:
     """Return the plan of a network, or the joint plan of the compressed networks inside a user's module."""
     factored = {name: layer.planned for name, layer in model.named_modules() if isinstance(layer, LowRank)}
     if (whole := plan_of(model)) is not None:
-        replaced = whole.factored.keys() - factored.keys()  # by the user, such as a head for other classes
-        layers = {name: layer for name, layer in whole.layers.items() if name not in replaced}
-        return replace(whole, layers=layers) if replaced else whole
+        if whole.factored.keys() == factored.keys():
+            return whole
+        # The user replaced layers, by a head for other classes for example, or moved them.
+        dense = {name: layer for name, layer in whole.layers.items() if name not in whole.factored}
+        return replace(whole, layers=dense | factored)
     if not factored:
         return None
     plans = [plan for module in model.modules() if (plan := plan_of(module))]
@@ -157,6 +178,8 @@ def _load(path: Path, model: nn.Module | None) -> nn.Module:
         raise ValueError(f"weights={str(path)!r} does not describe a network: {error!r}") from None
     if model is not None:
         _require_same_builder(path, builder, model)
+        if name is None and (known := get_provenance(model)):
+            name, arguments = known.builder, dict(known.arguments)
         same_names = any(key in tensors for key in model.state_dict())
         model = independent_copy(model if same_names else unwrapped(model))
     elif name is None:

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from common.network.closures import rebind_functions
+from common.network.modes import hooked
+from common.network.passes import run
 
 Module = TypeVar("Module", bound=nn.Module)
 Copied = TypeVar("Copied")
@@ -34,8 +36,8 @@ def independent_copy(model: Module) -> Module:
     shared: dict[int, Any] = {}
     while True:
         try:
-            made = dict(shared)
-            copied = _deep_copy(model, made)
+            memo = dict(shared)
+            copied = _deep_copy(model, memo)
             break
         except Exception as error:  # copying an object of an unknown class can raise anything
             uncopyable = _uncopyable_value(model, shared)
@@ -48,12 +50,35 @@ def independent_copy(model: Module) -> Module:
                     "class a __deepcopy__"
                 ) from error
             shared[id(value)] = value
-    rebind_functions(model, copied, made)
+    rebind_functions(model, copied, memo)
     originals = dict(model.named_modules())
     for name, module in copied.named_modules():
         if name in originals and module.training != originals[name].training:  # its __deepcopy__ builds a new module
             module.training = originals[name].training
     return copied
+
+
+def check_copy(model: nn.Module, x: Tensor) -> None:
+    """Raise unless a copy of the network runs on its own.
+
+    Args:
+        model: the network. It stays unchanged.
+        x: example input ``(N, C, ...)``.
+
+    Raises:
+        ValueError: the network cannot be copied, or its copy runs modules of the network itself.
+    """
+    copied = independent_copy(model)
+    own, ran = set(copied.modules()), list[str]()
+    others = [(name, module) for name, module in model.named_modules() if module not in own]
+    with hooked([m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in others]):
+        run(copied, x)
+    if ran:
+        which = f"module {ran[0]!r}" if ran[0] else "the module"
+        raise ValueError(
+            f"a copy of the network runs {which} of the network itself, because an object that the copy shares refers "
+            "to it; give the network as an argument to what uses it"
+        )
 
 
 class _WithoutHistory(TorchFunctionMode):
@@ -75,16 +100,18 @@ def _deep_copy(value: Copied, memo: dict[int, Any]) -> Copied:
     graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
     if not graphs:
         with suppress(RuntimeError):  # fails if a tensor has a gradient history; otherwise it is the faster way
-            made = dict(memo)
-            copied = copy.deepcopy(value, made)
-            memo.update(made)
+            tried = dict(memo)  # of its own, because a copy that fails leaves halves behind
+            copied = copy.deepcopy(value, tried)
+            memo.update({key: made for key, made in tried.items() if key != id(tried)})
             return copied
     with _WithoutHistory():
         for key, graph in graphs.items():
             memo[key] = type(graph).__new__(type(graph))
         for key, graph in graphs.items():
             _fill_graph_module(memo[key], graph, memo)
-        return copy.deepcopy(value, memo)
+        copied = copy.deepcopy(value, memo)
+    memo.pop(id(memo), None)  # deepcopy's list of originals
+    return copied
 
 
 def _graph_modules(value: object, seen: set[int]) -> Iterator[fx.GraphModule]:

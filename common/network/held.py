@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.network.closures import hooks_of
+from common.network.closures import MOST_ITEMS, global_variables, hooks_of
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has: its registry of children, its hooks, its training mode."""
 REPLACEABLE = (list, dict, tuple)
 """Container types in which a module can be replaced. Subclasses do not count."""
 _LEAF_TYPES = (str, bytes, int, float, complex, torch.Tensor, type, types.ModuleType, types.CodeType, types.FrameType)
+_NAMED = (nn.Module, types.FunctionType, types.MethodType)
+"""Kinds of global variables to visit; others may lead to whole data sets."""
 _MAX_OBJECTS = 200_000
 """Limit on the number of objects to visit. The attributes of a typical network lead to a few thousand."""
 
@@ -29,20 +31,30 @@ def unreplaceable_holders(model: nn.Module) -> dict[nn.Module, str]:
     in them. A reference from any other object cannot: named tuples, deques, sets, keys of dicts, partial functions,
     closures, bound methods, weak references, objects of other classes, unregistered modules.
 
+    A layer whose weight itself is held anywhere but in the layer cannot be replaced either.
+
     Returns:
         Module -> description of the object that holds it, such as ``a deque``.
     """
     registered = set(model.modules())
+    owners = {id(held): module for module in registered for held in module._parameters.values()}
     found: dict[nn.Module, str] = {}
+    replaceable: set[int] = set()  # what was visited as a thing that can be changed in place
     seen: set[int] = set()
     pending: list[tuple[Any, str]] = [(module, "") for module in registered]
-    while pending and len(seen) < _MAX_OBJECTS:
-        value, holder = pending.pop()
+    later: list[tuple[Any, str]] = []
+    while (pending or later) and len(seen) < _MAX_OBJECTS:
+        value, holder = (pending or later).pop()
         if isinstance(value, nn.Module) and holder:
             found.setdefault(value, holder)
-        if not isinstance(value, _LEAF_TYPES) and id(value) not in seen:
-            seen.add(id(value))
-            pending += _contents(value, holder, registered)
+        if isinstance(value, nn.Parameter) and id(value) in owners:
+            found.setdefault(owners[id(value)], f"{holder or 'an attribute or container'} with its weight")
+        known = isinstance(value, _LEAF_TYPES) or id(value) in (seen if holder else replaceable)
+        if known or (id(value) in replaceable and type(value) is not tuple):
+            continue
+        (seen if holder else replaceable).add(id(value))
+        for held, kind in _contents(value, holder, registered):
+            (later if kind else pending).append((held, kind))
     return found
 
 
@@ -51,7 +63,7 @@ def _contents(value: Any, holder: str, registered: set[nn.Module]) -> Iterator[t
     if isinstance(value, nn.Module):
         kind = "" if value in registered else f"a {type(value).__name__} that is not registered in the network"
         yield from ((child, kind) for child in value._modules.values())
-        yield from ((hook, kind) for _, _, hook in hooks_of(value))
+        yield from ((hook, kind) for hook in hooks_of(value))
         yield from ((held, kind) for name, held in vars(value).items() if name not in OF_EVERY_MODULE)
     elif not holder and type(value) is dict:
         yield from ((held, "") for held in value.values())
@@ -64,10 +76,14 @@ def _contents(value: Any, holder: str, registered: set[nn.Module]) -> Iterator[t
 
 
 def _referents(value: Any) -> Iterable[Any]:
-    """Return the objects that ``value`` refers to; for a function, its closure and defaults but not its globals."""
+    """Return the objects that ``value`` refers to; for a function, also the global variables that it names."""
     if isinstance(value, types.FunctionType):
-        return [*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__]
-    return [value()] if isinstance(value, weakref.ref) else gc.get_referents(value)
+        variables = [held for _, held in global_variables(value) if isinstance(held, _NAMED)]
+        return [*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, *variables]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    is_data = isinstance(value, (list, tuple, dict, set)) and len(value) > MOST_ITEMS
+    return [] if is_data else gc.get_referents(value)
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -60,13 +60,20 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors if _is_plain_tensor(tensor)]
+        plain = [tensor.detach() for tensor in tensors if _is_plain_tensor(tensor)]
+        self._values = [(distinct, distinct.clone()) for distinct in map(_distinct_elements, plain)]
 
     def restore(self) -> None:
         """Write the values back."""
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)
+
+
+def _distinct_elements(tensor: Tensor) -> Tensor:
+    """The tensor with one element of each axis along which it is expanded."""
+    strides = zip(tensor.stride(), tensor.shape, strict=True)
+    return tensor[tuple(slice(0, 1) if not stride and size else slice(None) for stride, size in strides)]
 
 
 def other_entries(model: nn.Module) -> set[str]:

@@ -18,6 +18,7 @@ from common.data import DataBundle
 from common.data.normalization import check_normalization
 from common.files import check_writable
 from common.latency import RUNTIMES
+from common.network.copies import check_copy
 from common.network.provenance import get_provenance
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
@@ -136,6 +137,7 @@ def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSetting
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
+    check_copy(model, data.example().to(next(model.parameters()).device))
 
 
 def _empty_result(logs: str | Path, run: str, policy: str) -> SearchResult:

@@ -22,6 +22,7 @@ from common.latency.cache import check_timed
 from common.network import profile
 from common.network.attention import join_projections, separate_projections
 from common.network.batches import Batches, check_batches, inputs_of, joined
+from common.network.copies import check_copy
 from common.network.inputs import to_network
 from common.network.layers import factorable_layers
 from common.network.modes import ordinary_precision
@@ -195,6 +196,7 @@ class _Run:
         self.batches = batches
         self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
         self.x = self.inputs[0][:1]
+        check_copy(model, self.x)
         self.fitted, self.held_out, self.targets = self._split()
         self.task = self._task()
         self.dense_metrics = self._known_metrics()

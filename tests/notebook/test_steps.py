@@ -124,8 +124,9 @@ def test_a_run_continues_with_its_dense_network(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["refit", "finetune_dense"])
 def test_steps_after_the_search_can_be_left_out(name: str) -> None:
+    without: dict[str, Any] = {name: False}
     assert getattr(config(None).search_settings(), name)
-    assert not getattr(dataclasses.replace(config(None), **{name: False}).search_settings(), name)
+    assert not getattr(dataclasses.replace(config(None), **without).search_settings(), name)
 
 
 def test_settings_of_the_distillation_reach_the_training() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from common.latency.runtimes.base import RUNTIMES, Runtime
+from common.latency.runtimes.base import RUNTIMES, Runtime, repeated_call
 
 
 class Compile(Runtime):
@@ -59,9 +58,7 @@ class Compile(Runtime):
         """A call of the compiled network, made once already."""
         with warnings.catch_warnings(), self.passing():
             warnings.simplefilter("ignore")  # the compiler warns about itself
-            run = partial(torch.compile(model, dynamic=False, options={"freezing": True}), x)
-            run()
-        return run
+            return repeated_call(torch.compile(model, dynamic=False, options={"freezing": True}), x)
 
 
 RUNTIMES.add(Compile())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from common.decomposition import Floats
 from common.latency.operations import Operation
-from common.latency.runtimes.base import RUNTIMES, OperationRuntime, repeat
+from common.latency.runtimes.base import RUNTIMES, OperationRuntime, repeat, repeated_call
 from common.network.kinds import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 
@@ -30,9 +29,7 @@ class Eager(OperationRuntime):
     def prepare(self, model: nn.Module, x: Tensor) -> Callable[[], object]:
         """A call of the network, made once already: what PyTorch makes once is made then."""
         with self.passing():
-            network, x = self.arrange(model, x)
-            network(x)
-        return partial(network, x)
+            return repeated_call(*self.arrange(model, x))
 
     def operation_seconds(self, operations: Sequence[Operation], batch: int, runs: int) -> Floats:
         """Seconds of the modules' calls, by the process's clock."""

@@ -19,6 +19,7 @@ from common.latency.operations import Operation
 from common.latency.operators import operations_inputs, operations_model
 from common.latency.runtimes.base import RUNTIMES, WARM_UP, OperationRuntime, repeat
 from common.latency.runtimes.onnx_file import OnnxFile
+from common.network.inputs import for_one_pass
 
 OPERATORS = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 """What OpenVINO calls the operators of :func:`operations_model` while it runs them."""
@@ -59,7 +60,9 @@ class OpenVino(OnnxFile, OperationRuntime):
         # The input is shared with the request, so it is not copied in each run.
         request.set_input_tensor(_shared(values.numpy()))
         request.infer()
-        _check_parity(torch.from_numpy(request.get_output_tensor(0).data.copy()), next(tensors(model(x))))
+        _check_parity(
+            torch.from_numpy(request.get_output_tensor(0).data.copy()), next(tensors(model(for_one_pass(x))))
+        )
 
         def run() -> object:
             request.infer()
