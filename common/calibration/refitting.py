@@ -14,11 +14,12 @@ from common.calibration.waiting import DiffersError, WaitingRows, can_wait
 from common.decomposition.als import fits_in_one_step, ridge_candidates, ridge_candidates_of_rows
 from common.decomposition.balancing import balance
 from common.decomposition.chain import kernel_of, outputs_of, patches_after
-from common.network.batches import Batches, inputs_of
+from common.network.batches import Batches, check_batches, inputs_of
 from common.network.inputs import to_network
 from common.network.layers import effective_layers
 from common.network.lowrank import LowRank
 from common.network.modes import evaluating, ordinary_precision
+from common.network.passes import example_batch
 from common.network.state import Snapshot
 from common.network.weights import convolution_weight, set_convolution_weight
 from common.progress import track
@@ -78,11 +79,12 @@ def refit(model: nn.Module, dense: nn.Module, batches: Batches, *, seed: int = 0
         Layer name -> errors before and after, in the order in which the layers run.
 
     Raises:
-        ValueError: ``batches`` is empty, a layer's inputs or their squares are not finite, ``dense`` is compressed
-            itself, or ``model`` was not made from it.
+        ValueError: ``batches`` is empty or one tensor, a layer's inputs or their squares are not finite, ``dense`` is
+            compressed itself, or ``model`` was not made from it.
     """
     _check_pair(model, dense)
-    inputs = [to_network(inputs_of(batch), dense) for batch in batches]
+    check_batches(batches)
+    inputs = [to_network(example_batch(inputs_of(batch), dense), dense) for batch in batches]
     if not inputs:
         raise ValueError("batches is empty: there is no batch to fit to")
     with evaluating(model, dense):

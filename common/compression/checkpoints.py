@@ -24,7 +24,7 @@ from common.network.effective import EffectiveLayer
 from common.network.held import replace_module
 from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
-from common.network.modes import random_state_kept
+from common.network.modes import ordinary_precision, random_state_kept
 from common.network.provenance import Provenance, get_provenance, set_provenance, unwrapped
 from common.network.state import decoded, distinct_tensors, encoded_state, other_entries
 from common.planning import RankPlan, plan_of
@@ -145,7 +145,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
     """
     path = Path(path)
     device = torch.device("cpu") if model is None else next(model.parameters(), torch.empty(0)).device
-    with random_state_kept(device):  # new layers draw weights that those of the file replace
+    with ordinary_precision(), random_state_kept(device):  # new layers draw weights that those of the file replace
         return _load(path, model)
 
 

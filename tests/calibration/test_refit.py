@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from unittest import mock
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from common.calibration import calibrate, refit, refitting
 from common.calibration.divergence import divergence_for, kl_divergence, outputs_on, squared_error
 from common.calibration.moments import held_out_images
+from common.calibration.paired import DenseOutputs, paired_layers
 from common.compression import compress
 from common.decomposition.als import ridge_candidates_of_rows
 from common.network.lowrank import LowRank
@@ -218,3 +221,60 @@ def test_divergences_are_zero_for_equal_outputs_and_positive_for_others(shape: t
     others = other.softmax(1) if shape[1] > 1 else torch.cat([1 - other.sigmoid(), other.sigmoid()], 1)
     expected = (probabilities * (probabilities / others).log()).sum(1).reshape(6, -1).mean(1)
     torch.testing.assert_close(kl_divergence(dense, other), expected, atol=1e-5, rtol=1e-4)
+
+
+class Routes(nn.Module):
+    """Runs a layer on all images or on none, or an expert on some of them, as the features of the stem say."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.stem, self.expert = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+        self.head, self.each, self.threshold = nn.Linear(24, 10), each, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        means = x.mean((1, 2, 3))
+        if self.each:
+            chosen = means > self.threshold
+            x = torch.where(chosen[:, None, None, None], 0, x)
+            if chosen.any():
+                x[chosen] = x[chosen] + self.expert(x[chosen])
+        elif means.mean() > self.threshold:
+            x = x + self.expert(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_layer_that_gets_other_images_stays_as_it_is(each: bool) -> None:
+    torch.manual_seed(0)
+    model, batch = Routes(each).eval(), images(64)
+    means = torch.relu(model.stem(batch)).mean((1, 2, 3)).detach()
+    model.threshold = float(means.median()) if each else float(means.mean()) - 1e-6
+    small = compress(model, plan_ranks(model, batch[:1], "svd", Fixed(1)))
+    assert isinstance(small, Routes)
+    small.threshold = model.threshold + (0.0 if each else 1.0)
+    weight = copy.deepcopy(small.expert.state_dict())
+    found = refit(small, model, [batch])
+    assert math.isnan(found["expert"].before)
+    assert math.isnan(found["expert"].after)
+    assert all(torch.equal(value, weight[name]) for name, value in small.expert.state_dict().items())
+    assert found["stem"].after < found["stem"].before
+
+
+class TwiceEach(nn.Module):
+    """Takes its images one by one, each twice through one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layer(self.layer(image[None])) for image in x])
+
+
+def test_rows_of_one_image_are_held_out_together() -> None:
+    model, batch = TwiceEach(), images(16)
+    recorded = DenseOutputs(paired_layers(model, model))
+    recorded.record(model, [batch])
+    flags = [bool(call.held_out.unique()) for call in recorded.calls["layer"][0]]
+    assert flags == held_out_images(0, 16).repeat_interleave(2).tolist()

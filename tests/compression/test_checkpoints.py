@@ -335,3 +335,45 @@ def test_files_of_earlier_versions_of_the_suite_load(dense: nn.Module, tmp_path:
     assert "layer1.0.conv1.3.weight" in safetensors.torch.load_file(path)
     with torch.no_grad():
         assert torch.equal(load_compressed(path)(X), small(X))
+
+
+class Clones(nn.Sequential):
+    """Its state holds copies."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor.detach().clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+def plain_layers(kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
+    torch.manual_seed(0)
+    return kind(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 32 * 32, 10)).eval()
+
+
+def test_a_state_of_copies_is_saved(tmp_path: Path) -> None:
+    model = plain_layers(Clones)
+    small = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
+    loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), model)
+    assert same_weights(loaded, small)
+
+
+def test_a_factored_layer_may_be_moved(tmp_path: Path) -> None:
+    model = plain_layers()
+    small = compress(model, plan_ranks(model, X, "svd", Fixed(2)))
+    assert isinstance(small, nn.Sequential)
+    for network in (model, small):
+        network[3] = nn.Sequential(nn.Dropout(0.1), network[3])
+    loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), model)
+    assert torch.equal(loaded(X), small.eval()(X))
+
+
+def test_a_suites_network_with_another_head_asks_for_its_network(tmp_path: Path) -> None:
+    model = build_model("resnet20", 10)
+    small = compress(model, plan_ranks(model, X, "svd", Fixed(4))).eval()
+    small.set_submodule("fc", nn.Linear(64, 5))
+    path = save_compressed(small, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match="names no architecture; give the dense network as model="):
+        load_compressed(path)
+    loaded = load_compressed(path, build_model("resnet20", 5))
+    assert torch.equal(loaded(X), small(X))
+    again = load_compressed(save_compressed(loaded, tmp_path / "again.safetensors"))
+    assert torch.equal(again(X), small(X))

@@ -268,13 +268,15 @@ def test_loading_keeps_the_random_state(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_inference_mode_makes_networks_that_can_be_trained() -> None:
+def test_inference_mode_makes_networks_that_can_be_trained(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 32, 3)).eval(), images()
     with torch.inference_mode():
         small = shrink(model, [x], Budget(params=0.5)).model
         held = copy.deepcopy(model)
-    assert recalibrate_bn(small, [x]) == 1
-    small.train()(x).sum().backward()
+        loaded = load_compressed(save_compressed(small, tmp_path / "small.safetensors"), model)
+    for network in (small, loaded):
+        assert recalibrate_bn(network, [x]) == 1
+        network.train()(x).sum().backward()
     profile(held, x)
     assert all(parameter.requires_grad for parameter in held.parameters())
 
@@ -316,6 +318,7 @@ LOADER = DataLoader(TensorDataset(images(32), torch.arange(32) % 5), 16)
 CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: calibrate(MODEL, [images()], positions=1.5), ValueError, "positions=1.5"),  # type: ignore[arg-type]
     (lambda: recalibrate_bn(MODEL, images()), ValueError, "batches is one tensor of shape"),
+    (lambda: refit(MODEL, copy.deepcopy(MODEL), images()), ValueError, "batches is one tensor of shape"),
     (lambda: recalibrate_bn(MODEL, [images()[:0]]), ValueError, "holds no inputs"),
     (lambda: recalibrate_bn(MODEL, [torch.zeros(4, 5, 10, 10)]), ValueError, "does not take x of shape"),
     (lambda: recalibrate_bn(MODEL, [images()], max_batches=-1), ValueError, "max_batches=-1"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.latency import Latency, measure_latencies, measure_latency
 from common.latency import measuring as latency
@@ -212,3 +212,24 @@ def test_onnx_runtime_and_openvino_are_loaded_when_they_are_needed() -> None:
         "import sys, common.latency; sys.exit(bool({'onnx', 'onnx_ir', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+class ChangesItsInput(nn.Module):
+    """Normalizes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.greatest = nn.Conv2d(3, 8, 3), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.greatest = max(self.greatest, float(x.abs().max()))
+        found: Tensor = self.layer(x.sub_(0.5).div_(0.25))
+        return found
+
+
+def test_every_timed_pass_gets_the_input_as_it_was_given() -> None:
+    model, x = ChangesItsInput(), torch.rand(1, 3, 8, 8)
+    before = x.clone()
+    measure_latency(model, x, rounds=3, round_s=0.001)
+    assert torch.equal(x, before)
+    assert model.greatest <= 1

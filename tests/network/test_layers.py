@@ -278,3 +278,21 @@ def test_layers_whose_attributes_are_read_can_be_factored() -> None:
 def test_a_lazy_layer_is_initialised_before_it_is_inspected() -> None:
     model = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
     assert set(plan_ranks(model, X, "svd", Fixed(2)).factored) == {"0", "2"}
+
+
+class TiedByAList(nn.Module):
+    """Reads a layer's weight from a list, in which nothing can replace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(64, 32), nn.Linear(64, 32)
+        self.tied = [self.encoder.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x) @ self.tied[0])
+
+
+def test_a_layer_whose_weight_is_held_elsewhere_stays_dense() -> None:
+    plan = plan_ranks(TiedByAList(), torch.rand(2, 64), "svd", Fixed(2))
+    assert "with its weight" in plan.skipped["encoder"]
+    assert "head" in plan.factored

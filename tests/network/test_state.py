@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from common.compression import compress, load_compressed, save_compressed
 from common.network import profile
-from common.network.state import decoded, encoded_state
+from common.network.state import Snapshot, decoded, encoded_state
 from common.planning import Fixed, plan_ranks
+from tests.networks import same_weights
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -116,3 +118,16 @@ def test_invalid_state_is_refused_with_a_message(state: str, tmp_path: Path) -> 
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, held | {"state": state})
     with pytest.raises(ValueError, match=r"^weights='.*model\.safetensors' does not describe a network"):
         load_compressed(path, WithExtraState())
+
+
+def test_values_of_expanded_buffers_are_written_back() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.register_buffer("mean", torch.tensor([0.5]).view(1, 1, 1, 1).expand(1, 3, 1, 1), persistent=False)
+    before, kept = copy.deepcopy(model), Snapshot(model)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model[1].buffers(), model.get_buffer("mean")[:, :1]):
+            tensor.fill_(7)
+    assert not same_weights(model, before)
+    kept.restore()
+    assert same_weights(model, before)
+    assert torch.equal(model.get_buffer("mean"), before.get_buffer("mean"))
