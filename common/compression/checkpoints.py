@@ -98,7 +98,7 @@ def _gives_shapes_of(provenance: Provenance, model: nn.Module) -> bool:
     try:
         with torch.device("meta"):
             built = build_model(provenance.builder, **provenance.arguments).state_dict()
-    except NotImplementedError:  # the user's own architecture looks at its weights
+    except Exception:  # a user's own architecture may look at its weights, or be unknown here
         return True
     own = model.state_dict()
     return all(

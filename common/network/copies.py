@@ -70,7 +70,11 @@ def check_copy(model: nn.Module, x: Tensor) -> None:
     """
     copied = independent_copy(model)
     own, ran = set(copied.modules()), list[str]()
-    others = [(name, module) for name, module in model.named_modules() if module not in own]
+    others = [
+        (name, module)
+        for name, module in model.named_modules()
+        if module not in own and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    ]
     with hooked([m.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, m in others]):
         run(copied, x)
     if ran:
@@ -79,6 +83,17 @@ def check_copy(model: nn.Module, x: Tensor) -> None:
             f"a copy of the network runs {which} of the network itself, because an object that the copy shares refers "
             "to it; give the network as an argument to what uses it"
         )
+
+
+def shared_by_copies(model: nn.Module) -> set[nn.Module]:
+    """The modules of a network that its copies share, because a ``__deepcopy__`` returns the module itself."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule | torch.jit.ScriptModule):
+            with suppress(Exception):  # copying an object of an unknown class can raise anything
+                if copy.deepcopy(module) is module:
+                    found.update(module.modules())
+    return found
 
 
 class _WithoutHistory(TorchFunctionMode):

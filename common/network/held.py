@@ -17,7 +17,10 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has: its registry of children, its hooks, its training mode."""
 REPLACEABLE = (list, dict, tuple)
 """Container types in which a module can be replaced. Subclasses do not count."""
-_LEAF_TYPES = (str, bytes, int, float, complex, torch.Tensor, type, types.ModuleType, types.CodeType, types.FrameType)
+_LEAF_TYPES = (
+    *(str, bytes, int, float, complex, type, types.ModuleType, types.CodeType, types.FrameType),
+    *(torch.Tensor, torch.optim.Optimizer),
+)
 _NAMED = (nn.Module, types.FunctionType, types.MethodType)
 """Kinds of global variables to visit; others may lead to whole data sets."""
 _MAX_OBJECTS = 200_000
@@ -31,31 +34,33 @@ def unreplaceable_holders(model: nn.Module) -> dict[nn.Module, str]:
     in them. A reference from any other object cannot: named tuples, deques, sets, keys of dicts, partial functions,
     closures, bound methods, weak references, objects of other classes, unregistered modules.
 
-    A layer whose weight itself is held anywhere but in the layer cannot be replaced either.
-
     Returns:
         Module -> description of the object that holds it, such as ``a deque``.
     """
+    return {held: holder for held, holder in _held(model) if isinstance(held, nn.Module) and holder}
+
+
+def held_parameters(model: nn.Module) -> set[int]:
+    """The ``id`` of each parameter that an object other than its module and an optimizer refers to."""
+    return {id(held) for held, _ in _held(model) if isinstance(held, nn.Parameter)}
+
+
+def _held(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Yield what the network holds outside the registry, and the object that holds it; empty if it can be replaced."""
     registered = set(model.modules())
-    owners = {id(held): module for module in registered for held in module._parameters.values()}
-    found: dict[nn.Module, str] = {}
     replaceable: set[int] = set()  # what was visited as a thing that can be changed in place
     seen: set[int] = set()
     pending: list[tuple[Any, str]] = [(module, "") for module in registered]
     later: list[tuple[Any, str]] = []
-    while (pending or later) and len(seen) < _MAX_OBJECTS:
+    while (pending or later) and len(seen) + len(replaceable) < _MAX_OBJECTS:
         value, holder = (pending or later).pop()
-        if isinstance(value, nn.Module) and holder:
-            found.setdefault(value, holder)
-        if isinstance(value, nn.Parameter) and id(value) in owners:
-            found.setdefault(owners[id(value)], f"{holder or 'an attribute or container'} with its weight")
+        yield value, holder
         known = isinstance(value, _LEAF_TYPES) or id(value) in (seen if holder else replaceable)
         if known or (id(value) in replaceable and type(value) is not tuple):
             continue
         (seen if holder else replaceable).add(id(value))
         for held, kind in _contents(value, holder, registered):
             (later if kind else pending).append((held, kind))
-    return found
 
 
 def _contents(value: Any, holder: str, registered: set[nn.Module]) -> Iterator[tuple[Any, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.network.copies import shared_by_copies
 from common.network.effective import EffectiveLayer, effective_layer
 from common.network.held import unreplaceable_holders
 from common.network.kinds import LAYER_TYPES, FactorableLayer, TransposedConvolution
@@ -50,7 +51,7 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(_memory_key(parameter), []).append(name)
-    holders = unreplaceable_holders(model)
+    holders, shared = unreplaceable_holders(model), shared_by_copies(model)
     served: dict[str, EffectiveLayer] = {}
     reasons: dict[str, str] = {}
     for name, layer in factorable_layers(model).items():
@@ -63,6 +64,8 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
             reason = f"it shares its bias with {', '.join(sharing)}"
         elif layer in holders and not reason:
             reason = f"{holders[layer]} also refers to it, and nothing can replace it there"
+        elif layer in shared and not reason:
+            reason = "a __deepcopy__ lets all copies of the network share it"
         found = None if reason else _effective(layer)
         if found is None:
             reasons[name] = reason or f"its class {type(layer).__name__} does more than a plain layer"

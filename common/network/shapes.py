@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from common.decomposition import DECOMPOSITIONS, Floats, Ranks, own_axes
 from common.network.effective import EffectiveLayer
+from common.network.held import held_parameters
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 from common.network.layers import effective_layers, factorable_layers, layer_input
 from common.network.modes import evaluating, hooked
@@ -173,6 +174,10 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
     reads = _ReadsElsewhere(layers)
     with hooked([*handles, *reads.handles()]), reads:
         run(model, x)
+    held = held_parameters(model) if reads.found else set()
+    for name in reads.found:
+        if id(vars(layers[name])["_parameters"]["weight"]) in held:
+            reasons.setdefault(name, "the network reads its weight, which something else than the layer holds")
     with evaluating(model):  # a parametrized weight may change whenever it is read in training
         return {
             name: _layer_shape(layer, served.get(name), tuple(calls[name]), reasons.get(name, ""), name in reads.found)

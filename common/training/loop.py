@@ -324,6 +324,8 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         values = torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint of a training; delete it to start again") from error
     if not (isinstance(values, dict) and values.keys() >= {"conditions", "model", "optimizer", "schedule", "step"}):

@@ -377,3 +377,15 @@ def test_a_suites_network_with_another_head_asks_for_its_network(tmp_path: Path)
     assert torch.equal(loaded(X), small(X))
     again = load_compressed(save_compressed(loaded, tmp_path / "again.safetensors"))
     assert torch.equal(again(X), small(X))
+
+
+def test_saving_does_not_depend_on_building_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = compress(model := build_model("resnet20", 10), plan_ranks(model, X, "svd", Fixed(4)))
+
+    def build(*_: object, **__: object) -> nn.Module:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.compression.checkpoints.build_model", build)
+        path = save_compressed(small, tmp_path / "small.safetensors")
+    assert same_weights(load_compressed(path), small)
