@@ -18,6 +18,7 @@ MOST_ITEMS = 1000
 MOST_OBJECTS = 50_000
 """Limit on the number of objects to visit."""
 _IN_PLACE = (list, deque, dict, OrderedDict, defaultdict)
+_ATOMS = (bool, int, float, str, type(None), Tensor, type, types.ModuleType)
 _REFERRING = (types.FunctionType, types.CellType, types.MethodType, functools.partial, weakref.ref)
 _OWN_WAYS = ("__new__", "__copy__", "__reduce__", "__reduce_ex__", "__getattribute__", "__del__")
 """A class that defines one of these may not want a second instance, or may free what both would hold."""
@@ -60,7 +61,9 @@ class _Scope(dict[str, Any]):
 
     def __init__(self, outer: dict[str, Any]) -> None:
         kept = (type, types.ModuleType, types.FunctionType)  # some statements do not ask __missing__
-        super().__init__({name: held for name, held in outer.items() if name[:2] == "__" or isinstance(held, kept)})
+        super().__init__(
+            {name: held for name, held in outer.items() if name[:2] == "__" or issubclass(type(held), kept)}
+        )
         self.setdefault("__builtins__", builtins)
         self._outer = outer
 
@@ -104,7 +107,12 @@ class _Rebinding:
 
     def run(self) -> None:
         """Replace the functions."""
-        places = [place for value in self._copies.values() for place in _places(value)]
+        places = [
+            (holder, key)
+            for value in self._copies.values()
+            for holder, key in _places(value)
+            if self._is_followed(holder[key])
+        ]
         self._find_leading([Link(holder[key]) for holder, key in places])
         for holder, key in places:
             if Link(holder[key]).key in self._leading:
@@ -125,7 +133,7 @@ class _Rebinding:
         referrers: dict[tuple[int, bool], list[tuple[int, bool]]] = {}
         variables: list[tuple[dict[str, Any], str, Link]] = []
         leading: list[tuple[int, bool]] = []
-        pending = [root for root in roots if self._is_followed(root.held)]
+        pending = list(roots)
         while pending and len(self._visited) < MOST_OBJECTS:
             link = pending.pop()
             if link.key in self._visited:
@@ -152,9 +160,11 @@ class _Rebinding:
                 self._scopes[id(scope)][name] = link.held  # replaced at the end
 
     def _is_followed(self, value: Any) -> bool:
-        if type(value) in weakref.ProxyTypes or isinstance(value, _REFERRING):
+        if type(value) in weakref.ProxyTypes:  # first, because a dead one raises at any question
+            return behind(value) is not None
+        if isinstance(value, _REFERRING):
             return True
-        if isinstance(value, Tensor | type | types.ModuleType):
+        if isinstance(value, _ATOMS):
             return False
         if id(value) in self._in_copy and not isinstance(value, tuple | set):
             return False  # what it holds is a place of its own
@@ -183,7 +193,7 @@ class _Rebinding:
             vars(found).update({name: self._replacement(held) for name, held in vars(value).items()})
             return found
         if type(value) in weakref.ProxyTypes:
-            return weakref.proxy(self._replacement(_behind(value)))
+            return weakref.proxy(self._replacement(behind(value)))
         if isinstance(value, weakref.WeakMethod):
             return weakref.WeakMethod(self._method(value()))
         if isinstance(value, weakref.ref):
@@ -231,8 +241,8 @@ class _Rebinding:
 
 def is_container(value: Any) -> bool:
     """Whether functions and modules are looked for among the items of ``value``."""
-    named = isinstance(value, tuple) and hasattr(type(value), "_make")
-    return named or type(value) in (*_IN_PLACE, tuple, set)
+    kind = type(value)
+    return kind in _IN_PLACE or kind in (tuple, set) or (issubclass(kind, tuple) and hasattr(kind, "_make"))
 
 
 def _is_plain(value: Any) -> bool:
@@ -259,7 +269,7 @@ def _links(link: Link) -> Iterator[Link]:
     """Yield the references of an object."""
     value = link.held
     if type(value) in weakref.ProxyTypes:
-        yield Link(_behind(value))
+        yield Link(behind(value))
     elif isinstance(value, types.FunctionType):
         yield from map(Link, value.__closure__ or ())
         yield from map(Link, (value.__defaults__, value.__kwdefaults__, *vars(value).values()))
@@ -282,7 +292,7 @@ def _links(link: Link) -> Iterator[Link]:
         yield from map(Link, vars(value).values())
 
 
-def _behind(proxy: Any) -> Any:
+def behind(proxy: Any) -> Any:
     """The module behind a ``weakref.proxy``; None if it is gone or no module."""
     try:
         return proxy.named_modules.__self__

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.network.closures import MOST_ITEMS, global_variables, hooks_of
+from common.network.closures import MOST_ITEMS, behind, global_variables, hooks_of
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has: its registry of children, its hooks, its training mode."""
@@ -54,6 +54,8 @@ def _held(model: nn.Module) -> Iterator[tuple[Any, str]]:
     later: list[tuple[Any, str]] = []
     while (pending or later) and len(seen) + len(replaceable) < _MAX_OBJECTS:
         value, holder = (pending or later).pop()
+        if type(value) in weakref.ProxyTypes:  # a dead one raises at any question
+            value = behind(value)
         yield value, holder
         known = isinstance(value, _LEAF_TYPES) or id(value) in (seen if holder else replaceable)
         if known or (id(value) in replaceable and type(value) is not tuple):
@@ -83,7 +85,7 @@ def _contents(value: Any, holder: str, registered: set[nn.Module]) -> Iterator[t
 def _referents(value: Any) -> Iterable[Any]:
     """Return the objects that ``value`` refers to; for a function, also the global variables that it names."""
     if isinstance(value, types.FunctionType):
-        variables = [held for _, held in global_variables(value) if isinstance(held, _NAMED)]
+        variables = [held for _, held in global_variables(value) if issubclass(type(held), _NAMED)]
         return [*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, *variables]
     if isinstance(value, weakref.ref):
         return [value()]

@@ -134,6 +134,17 @@ def test_weak_methods_and_attributes_of_partial_functions_survive() -> None:
     torch.testing.assert_close(independent_copy(net)(x), net(x))
 
 
+def test_references_to_what_is_gone_do_no_harm() -> None:
+    net, gone = Net().eval(), nn.Linear(2, 2)
+    proxy, known = weakref.proxy(gone), weakref.ref(gone)
+    del gone
+    gc.collect()
+    set_forward(net, lambda x: net.whole(x) if known() is None else proxy(x))
+    x = torch.randn(2, 3, 10, 10)
+    check_copy(net, x)
+    assert {"conv", "mid"} <= set(plan_ranks(net, x, "svd", Fixed(1)).factored)
+
+
 class SharedByAll(nn.Sequential):
     """Frozen, and shared by all copies on purpose."""
 
