@@ -161,7 +161,10 @@ class _Rebinding:
 
     def _is_followed(self, value: Any) -> bool:
         if type(value) in weakref.ProxyTypes:  # first, because a dead one raises at any question
-            return behind(value) is not None
+            return id(behind(value)) in self._copies
+        if isinstance(value, weakref.ref):  # a copy of anything else would have no owner
+            target = value()
+            return id(getattr(target, "__self__", target)) in self._copies
         if isinstance(value, _REFERRING):
             return True
         if isinstance(value, _ATOMS):

@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -143,6 +144,21 @@ def test_references_to_what_is_gone_do_no_harm() -> None:
     x = torch.randn(2, 3, 10, 10)
     check_copy(net, x)
     assert {"conv", "mid"} <= set(plan_ranks(net, x, "svd", Fixed(1)).factored)
+
+
+def test_a_weak_reference_to_something_outside_stays_alive() -> None:
+    class Holder:
+        def __init__(self, net: Net) -> None:
+            self.net = net
+
+    net = Net().eval()
+    holder = Holder(net)
+    known = weakref.ref(holder)
+    set_forward(net, lambda x: known().net.whole(x))  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 10, 10)
+    torch.testing.assert_close(independent_copy(net)(x), net(x))
+    with pytest.raises(ValueError, match="runs module 'conv' of the network itself"):
+        check_copy(net, x)
 
 
 class SharedByAll(nn.Sequential):
