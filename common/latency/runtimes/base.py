@@ -148,9 +148,14 @@ def repeated_call(network: Callable[[Tensor], object], x: Tensor) -> Callable[[]
 
     A network that changes its input gets a copy in each call, and the time of copying counts.
     """
-    given = for_one_pass(x)
+
+    def copied() -> Tensor:
+        with torch.inference_mode(False):  # not every device can copy within it
+            return for_one_pass(x)
+
+    given = copied()
     network(given)
-    return partial(network, x) if torch.equal(given, x) else lambda: network(for_one_pass(x))
+    return partial(network, x) if torch.equal(given, x) else lambda: network(copied())
 
 
 def repeat(run: Callable[[], object], runs: int) -> None:
