@@ -71,7 +71,7 @@ class _Scope(dict[str, Any]):
         return self._outer[name]
 
 
-class Link(NamedTuple):
+class _Link(NamedTuple):
     """A reference to an object.
 
     Attributes:
@@ -86,7 +86,7 @@ class Link(NamedTuple):
     @property
     def key(self) -> tuple[int, bool]:
         """What tells it from other links; only containers are searched in two ways."""
-        return id(self.held), self.narrow and is_container(self.held)
+        return id(self.held), self.narrow and _is_container(self.held)
 
 
 class _Rebinding:
@@ -113,9 +113,9 @@ class _Rebinding:
             for holder, key in _places(value)
             if self._is_followed(holder[key])
         ]
-        self._find_leading([Link(holder[key]) for holder, key in places])
+        self._find_leading([_Link(holder[key]) for holder, key in places])
         for holder, key in places:
-            if Link(holder[key]).key in self._leading:
+            if _Link(holder[key]).key in self._leading:
                 holder[key] = self._replacement(holder[key])
         for scope in self._scopes.values():
             for name, held in list(scope.items()):
@@ -124,14 +124,14 @@ class _Rebinding:
             old, new = self._unfilled.pop()
             new.cell_contents = self._replacement(old.cell_contents)
 
-    def _is_part(self, link: Link) -> bool:
+    def _is_part(self, link: _Link) -> bool:
         """Whether this reference must become one to the object's copy."""
         return id(link.held) in self._copies and (not link.narrow or isinstance(link.held, nn.Module | Tensor))
 
-    def _find_leading(self, roots: list[Link]) -> None:
+    def _find_leading(self, roots: list[_Link]) -> None:
         """Find the objects from which references lead to the network; give their global variables a scope."""
         referrers: dict[tuple[int, bool], list[tuple[int, bool]]] = {}
-        variables: list[tuple[dict[str, Any], str, Link]] = []
+        variables: list[tuple[dict[str, Any], str, _Link]] = []
         leading: list[tuple[int, bool]] = []
         pending = list(roots)
         while pending and len(self._visited) < MOST_OBJECTS:
@@ -141,7 +141,7 @@ class _Rebinding:
             self._visited[link.key] = link.held
             if isinstance(link.held, types.FunctionType):
                 scope = link.held.__globals__
-                variables += [(scope, name, Link(held, True)) for name, held in global_variables(link.held)]
+                variables += [(scope, name, _Link(held, True)) for name, held in global_variables(link.held)]
             for to in _links(link):
                 if self._is_part(to):
                     leading.append(link.key)
@@ -171,11 +171,11 @@ class _Rebinding:
             return False
         if id(value) in self._in_copy and not isinstance(value, tuple | set):
             return False  # what it holds is a place of its own
-        return 0 < len(value) <= MOST_ITEMS if is_container(value) else _is_plain(value)
+        return 0 < len(value) <= MOST_ITEMS if _is_container(value) else _is_plain(value)
 
     def _replacement(self, value: Any, narrow: bool = False) -> Any:
         """What stands for this object in the copy; the object itself if it does not lead to the network."""
-        link = Link(value, narrow)
+        link = _Link(value, narrow)
         if self._is_part(link) or (id(value) in self._copies and link.key in self._leading):
             return self._copies[id(value)]
         if link.key not in self._leading:
@@ -184,7 +184,7 @@ class _Rebinding:
             self._replaced[link.key] = self._replaced_object(link)
         return self._replaced[link.key]
 
-    def _replaced_object(self, link: Link) -> Any:
+    def _replaced_object(self, link: _Link) -> Any:
         value = link.held
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -204,13 +204,13 @@ class _Rebinding:
         if isinstance(value, tuple | set):
             make: Any = getattr(type(value), "_make", type(value))  # of a named tuple
             return make([self._replacement(held, link.narrow) for held in value])
-        if is_container(value):
+        if _is_container(value):
             found = copy.copy(value)
         else:
             found = object.__new__(type(value))
             vars(found).update(vars(value))
         self._replaced[link.key] = found  # what follows may lead back here
-        narrow = link.narrow and is_container(value)
+        narrow = link.narrow and _is_container(value)
         for holder, key in list(_places(found)):
             holder[key] = self._replacement(holder[key], narrow)
         return found
@@ -222,7 +222,7 @@ class _Rebinding:
         cells = tuple(map(self._cell, value.__closure__ or ()))
         names = self._scopes.get(id(value.__globals__), value.__globals__)
         found = types.FunctionType(value.__code__, names, value.__name__, None, cells or None)
-        self._replaced[Link(value).key] = found  # what follows may lead back here
+        self._replaced[_Link(value).key] = found  # what follows may lead back here
         for attribute in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(value, attribute):
                 setattr(found, attribute, getattr(value, attribute))
@@ -232,7 +232,7 @@ class _Rebinding:
         return found
 
     def _cell(self, cell: types.CellType) -> types.CellType:
-        key = Link(cell).key
+        key = _Link(cell).key
         if key not in self._leading:
             return cell
         if key not in self._replaced:
@@ -242,7 +242,7 @@ class _Rebinding:
         return found
 
 
-def is_container(value: Any) -> bool:
+def _is_container(value: Any) -> bool:
     """Whether functions and modules are looked for among the items of ``value``."""
     kind = type(value)
     return kind in _IN_PLACE or kind in (tuple, set) or (issubclass(kind, tuple) and hasattr(kind, "_make"))
@@ -268,31 +268,31 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from ((vars(value), key) for key in list(vars(value)))
 
 
-def _links(link: Link) -> Iterator[Link]:
+def _links(link: _Link) -> Iterator[_Link]:
     """Yield the references of an object."""
     value = link.held
     if type(value) in weakref.ProxyTypes:
-        yield Link(behind(value))
+        yield _Link(behind(value))
     elif isinstance(value, types.FunctionType):
-        yield from map(Link, value.__closure__ or ())
-        yield from map(Link, (value.__defaults__, value.__kwdefaults__, *vars(value).values()))
-        yield from (Link(held, True) for _, held in global_variables(value))
+        yield from map(_Link, value.__closure__ or ())
+        yield from map(_Link, (value.__defaults__, value.__kwdefaults__, *vars(value).values()))
+        yield from (_Link(held, True) for _, held in global_variables(value))
     elif isinstance(value, types.CellType):
         try:
-            yield Link(value.cell_contents)
+            yield _Link(value.cell_contents)
         except ValueError:  # the variable has no value yet
             return
     elif isinstance(value, types.MethodType):
-        yield from (Link(value.__func__), Link(value.__self__))
+        yield from (_Link(value.__func__), _Link(value.__self__))
     elif isinstance(value, functools.partial):
-        yield from map(Link, (value.func, *value.args, *value.keywords.values(), *vars(value).values()))
+        yield from map(_Link, (value.func, *value.args, *value.keywords.values(), *vars(value).values()))
     elif isinstance(value, weakref.ref):
         known = value()
-        yield from _links(Link(known)) if isinstance(known, types.MethodType) else (Link(known),)
-    elif is_container(value):
-        yield from (Link(held, link.narrow) for held in (value.values() if isinstance(value, dict) else value))
+        yield from _links(_Link(known)) if isinstance(known, types.MethodType) else (_Link(known),)
+    elif _is_container(value):
+        yield from (_Link(held, link.narrow) for held in (value.values() if isinstance(value, dict) else value))
     else:
-        yield from map(Link, vars(value).values())
+        yield from map(_Link, vars(value).values())
 
 
 def behind(proxy: Any) -> Any:
