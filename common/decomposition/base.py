@@ -240,6 +240,10 @@ class Decomposition(ABC):
         """The fraction ``share`` of the maximum in every mode, at least 1."""
         return self.fit(tuple(max(1, round(share * max_rank)) for max_rank in self.max_ranks))
 
+    def near(self, share: float) -> Ranks:
+        """Ranks near :meth:`fraction` whose errors the table is made of; all are, unless it interpolates."""
+        return self.fraction(share)
+
     def fit(self, ranks: Ranks) -> Ranks:
         """Lower the ranks that exceed the bound set by the ranks of the other modes."""
         return ranks

@@ -18,7 +18,7 @@ from common.decomposition.metric import Metric
 from common.decomposition.moments import LayerMoments
 
 SHARES = (0.25, 0.75)
-"""The fractions of the ranks at which data-aware and weight-only factors are compared."""
+"""About the fractions of the ranks at which data-aware and weight-only factors are compared."""
 CLEAR_RATIO = 1.25
 """A variant is clearly better if its squared error is smaller by more than this factor at both ``SHARES``."""
 ROUNDING_ERROR = 1e-10
@@ -210,7 +210,7 @@ class SelectedDecomposition(Decomposition):
     def _measured(self) -> Floats:
         """Squared errors ``(2, 2)`` of the data-aware and the weight-only variant, at both ``SHARES``."""
         rough = self._kind(self.original, self.groups, metric=self.held_out.rough_metric)
-        ranks = [self.fraction(share) for share in SHARES]
+        ranks = [self.near(share) for share in SHARES]
         errors = [[self.held_out.error(variant, r) for r in ranks] for variant in (self._data_aware, rough)]
         return np.array(errors) + ROUNDING_ERROR
 
@@ -271,7 +271,7 @@ class SelectedDecomposition(Decomposition):
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
         """Predicted errors at both ``SHARES``, ascending, and the measured ones."""
-        predicted = np.array([self._preferred.relative_error(self.fraction(share)) for share in SHARES])
+        predicted = np.array([self._preferred.relative_error(self.near(share)) for share in SHARES])
         measured = np.sqrt(self._measured[list(self._variants)].min(axis=0))
         known = (measured**2 > 2 * ROUNDING_ERROR) & (predicted**2 > ROUNDING_ERROR)
         order = np.argsort(predicted[known])
@@ -292,6 +292,10 @@ class SelectedDecomposition(Decomposition):
     def fraction(self, share: float) -> Ranks:
         """See :meth:`Decomposition.fraction`."""
         return self._data_aware.fraction(share)
+
+    def near(self, share: float) -> Ranks:
+        """See :meth:`Decomposition.near`."""
+        return self._data_aware.near(share)
 
     def fit(self, ranks: Ranks) -> Ranks:
         """See :meth:`Decomposition.fit`."""

@@ -99,6 +99,11 @@ class CP(Decomposition):
         """The fraction ``share`` of the greatest rank at which the factors are smaller; the maximum if it is 1."""
         return self.max_ranks if share == 1 else (max(1, round(share * self._knots[-1])),)
 
+    def near(self, share: float) -> Ranks:
+        """The knot nearest to the fraction ``share``; any other rank would have to be decomposed first."""
+        (rank,) = self.fraction(share)
+        return (min(self._knots, key=lambda knot: abs(knot - rank)),)
+
     @cached_property
     def _scale(self) -> float:
         """The largest element of the weight in the coordinates of the metric; 1 for a zero weight."""
@@ -292,5 +297,9 @@ def _gram(*factors: Tensor) -> Tensor:
 
 def _solved(target: Tensor, gram: Tensor, ridge: float) -> Tensor:
     """Return ``target @ inverse(gram + ridge)`` for ``(G, n, R)`` and ``(G, R, R)``."""
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge * eye, target.mT).mT
+    matrix = gram.clone()
+    matrix.diagonal(dim1=1, dim2=2).add_(ridge)
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):  # rounding made it indefinite
+        return torch.linalg.solve(matrix, target.mT).mT
+    return torch.cholesky_solve(target.mT, root).mT

@@ -168,7 +168,7 @@ def test_weight_only_errors_are_rescaled_to_errors_of_the_output(method: str) ->
     found = selected("3x3", method, moments)
     plain, changes = variants(found)[1], []
     for share in SHARES:
-        ranks = found.fraction(share)
+        ranks = found.near(share)
         measured = math.sqrt(found.held_out.error(found, ranks))
         assert found.relative_error(ranks) == pytest.approx(measured, rel=1e-3)
         changes.append(abs(math.log(plain.relative_error(ranks) / measured)))

@@ -12,7 +12,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from common.decomposition import DECOMPOSITIONS
-from common.decomposition.cp import CP
+from common.decomposition.cp import CP, _solved
 from common.network.shapes import LayerShape
 
 
@@ -61,6 +61,28 @@ def test_predicted_errors_are_those_of_the_factors_and_fall_from_knot_to_knot(
         assert errors[ranks[:, 0] == rank] == pytest.approx(error, abs=1e-6)
         assert relative_error(weight, decomposition.reconstruct((rank,))) == pytest.approx(error, abs=1e-5)
     assert relative_error(weight, decomposition.reconstruct(decomposition.max_ranks)) < 1e-6
+
+
+def test_comparing_variants_decomposes_at_no_rank_besides_the_knots() -> None:
+    weight = torch.randn(12, 10, 3, 3, generator=torch.Generator().manual_seed(0))
+    decomposition = CP(weight)
+    assert decomposition.near(0.0) == (decomposition._knots[0],)
+    assert decomposition.near(1.0) == (decomposition._knots[-1],)
+    for share in (0.25, 0.75):
+        (rank,), (wanted,) = decomposition.near(share), decomposition.fraction(share)
+        assert abs(rank - wanted) == min(abs(knot - wanted) for knot in decomposition._knots)
+
+
+@pytest.mark.parametrize("definite", [True, False])
+def test_a_gram_matrix_that_rounding_made_indefinite_is_solved_as_well(definite: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([3.0, 2.0, 1.0 if definite else -1.0])
+    basis = torch.linalg.qr(torch.randn(1, 3, 3, generator=generator)).Q
+    gram, target = (basis * values) @ basis.mT, torch.randn(1, 5, 3, generator=generator)
+    given = gram.clone()
+    found = _solved(target, gram, 0.5)
+    torch.testing.assert_close(found @ (gram + 0.5 * torch.eye(3)), target, rtol=1e-4, atol=1e-4)
+    assert torch.equal(gram, given)
 
 
 def test_its_components_do_not_diverge() -> None:
