@@ -11,6 +11,8 @@ from common.decomposition.moments import RIDGE, LayerMoments
 
 LARGE = 2**20
 """From this many elements of one group's weight, eigenvectors are computed in single precision."""
+WIDE = 2048
+"""With data, this holds from so many input and output channels only: variances span many orders of magnitude."""
 SINGLE_RANGE = 1e-6, 1e6
 """The greatest element of a weight whose squares single precision holds, with room for sums and small directions."""
 
@@ -128,6 +130,8 @@ class DataMetric(Metric):
         # Roots of covariances span many orders: only a layer without them can do with less than double precision.
         single = moments.input_covariance is None and fits_single_precision(moments.output_covariance)
         super().__init__(weight, None if single else torch.float64)
+        if min(weight.shape[1:3]) < WIDE:
+            self._dtype = self._solver_dtype = torch.float64
         self._moments = moments
 
     @cached_property

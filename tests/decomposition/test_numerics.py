@@ -74,7 +74,8 @@ def make_moments(weight: Tensor, kind: str) -> LayerMoments:
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """``single``: the solvers for large weights, which work in single precision, serve small ones too."""
     if request.param == "single":
-        monkeypatch.setattr(metric, "LARGE", 1)
+        for bound in ("LARGE", "WIDE"):
+            monkeypatch.setattr(metric, bound, 1)
         monkeypatch.setattr(subspace, "EXACT_ROWS", 2)
         monkeypatch.setattr(als, "SINGLE_PRECISION_SIZE", 1)
     return request.param

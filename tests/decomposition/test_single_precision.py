@@ -36,7 +36,8 @@ def pair(
     """The same weight, decomposed in single and in double precision."""
     found = []
     for limit in (1, 2**60):
-        monkeypatch.setattr(metric, "LARGE", limit)
+        for bound in ("LARGE", "WIDE"):
+            monkeypatch.setattr(metric, bound, limit)
         found.append(DECOMPOSITIONS[method](weight, 1, moments))
         found[-1].error_table()  # computes the bases
     return found[0], found[1]
