@@ -40,10 +40,10 @@ from common.planning import RankPlan
 from common.planning.decompositions import Decompositions, layer_method
 
 weights, dataset, root, images, size, methods, unannotated, *shares = sys.argv[1:]
-torch.manual_seed(0)
 options = {"image_size": int(size)} if size != "0" else {}
 data = load_data(dataset, root or None, batch_size=int(images), unannotated=unannotated, **options)
 model = load_compressed(weights).eval()
+torch.manual_seed(0)  # the same images in both checkouts, whatever loading drew
 decompositions = Decompositions(model, calibrate(model, [next(iter(data.calibration))[0]]), sweeps=2)
 x = next(iter(data.test))[0][:64]
 shapes = trace_layers(model, x[:1])
