@@ -53,7 +53,7 @@ from common.training import TrainingSettings
 from common.validation import sentence
 
 INCOMPLETE = 1
-"""Exit code when the network was made and a file of it could not be written; the report says why."""
+"""Exit code when the network was made, but a file of it could not be written or its fine-tuning failed."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,11 +158,13 @@ def run(options: argparse.Namespace, command: str) -> int:
     found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
     weights = [save_compressed(found.model, out / "small.safetensors")]
     tuned: dict[str, nn.Module] = {}
+    complete = True
     if settings and examples.data:
         # Networks learn from images that vary at random, where the data set has such changes.
         named = names_function(options.dataset)
         varied = examples.data if named else load_data(options.dataset, options.data_root, **_loading(options))
-        tuned, _ = finetuned(dense, found.model, varied, settings, checkpoints=out)
+        tuned, history = finetuned(dense, found.model, varied, settings, checkpoints=out)
+        complete = bool(history)
     large = {"dense": dense} | {title: tuned[title] for title in tuned if title == DENSE_TUNED}
     small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
     weights += [save_compressed(network, out / f"{title}.safetensors") for title, network in tuned.items()]
@@ -174,7 +176,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     made = [*weights, *(file.path for file in files if file.path.exists()), *report.write(out)]
     print(f"\nwrote {', '.join(map(str, made))}")
     remove_checkpoints(out)
-    return 0 if table["Latency (ms)"].notna().all() else INCOMPLETE
+    return 0 if complete and table["Latency (ms)"].notna().all() else INCOMPLETE
 
 
 def _loading(options: argparse.Namespace) -> dict[str, Any]:
