@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from common.compression import (
     save_compressed,
 )
 from common.data import DATASETS, DataBundle, load_data
+from common.data.normalization import check_normalization
 from common.decomposition import DECOMPOSITIONS
 from common.environment import default_device, describe_environment, git_commit
 from common.files import check_name, check_writable, replacing
@@ -140,6 +142,12 @@ def _ranks(text: str) -> float | int:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a fraction such as 0.25") from None
 
 
+def _digest(file: Path) -> str:
+    """A short digest of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+
+
 def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
     """Build the network that the options describe, on this machine's device."""
     torch.manual_seed(options.seed)
@@ -148,6 +156,7 @@ def build(options: argparse.Namespace, data: DataBundle) -> nn.Module:
         return model
     if options.dense is not None:
         model = load_compressed(options.dense, model)
+        check_normalization(model, data.normalization)
     plan = plan_ranks(model, data.example().to(default_device()), options.method, Fixed(options.ranks))
     print(plan, flush=True)
     return compress(model, plan)
@@ -213,7 +222,8 @@ def main(arguments: list[str] | None = None) -> Path:
     model = build(options, data)
     factorized = f"-{options.method}-{options.ranks}" if options.method else ""
     stem = options.out / (options.name or f"{options.model}-{options.dataset}{factorized}")
-    checkpoint = options.out / f"{stem.name}.checkpoint"
+    start = f"-{_digest(options.dense)}" if options.dense else ""  # another start is another training
+    checkpoint = options.out / f"{stem.name}{start}.checkpoint"
 
     def show(entry: EpochLog) -> None:
         if distributed.rank() == 0:

@@ -8,12 +8,12 @@ from typing import Any, TypedDict, Unpack
 
 from common.data.batching import Splits, make_loader
 from common.data.bundle import DataBundle
-from common.data.normalization import AS_GIVEN, CENTRED, IMAGENET
+from common.data.normalization import CENTRED, IMAGENET, UNIT
 from common.data.registry import DATASETS, DataSet, ReadSettings
 from common.data.tasks import TASKS
 from common.validation import check_choice
 
-SCALES = {"imagenet": IMAGENET, "centred": CENTRED, "unit": AS_GIVEN}
+SCALES = {"imagenet": IMAGENET, "centred": CENTRED, "unit": UNIT}
 """Name -> how pixels in [0, 1] become inputs, instead of by the data set's own mean and deviation."""
 NORMALIZATIONS = ("dataset", *SCALES)
 UNANNOTATED = ("keep", "drop")

@@ -69,6 +69,8 @@ def _run_length_mask(encoding: dict[str, Any], height: int, width: int) -> Mask:
         raise ValueError(f"its size is {encoding.get('size')}, the image's [{height}, {width}]")
     if isinstance(counts, str):
         counts = _decompress(counts)
+    if isinstance(counts, list):  # some programs write whole numbers as 100.0
+        counts = [int(c) if isinstance(c, float) and c.is_integer() else c for c in counts]
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError("its counts must be whole numbers >= 0")
     if sum(counts) != height * width:
@@ -107,9 +109,9 @@ def resize_mask(mask: Mask, size: int) -> Mask:
     """Resize a mask ``(H, W)`` to ``(size, size)`` so that its area stays and no region disappears.
 
     The new mask consists of the pixels that the region covers most. Their number is the region's area in new pixels,
-    at least one; ties with the last of them are included. For a large region, this equals the usual threshold of half
-    coverage. A thin structure stays in one piece; a threshold of half coverage would lose it, and sampling the nearest
-    pixel would keep it only by chance.
+    at least one. Ties with the last of them are included, so a region that covers many pixels alike grows. For a large
+    region, this equals the usual threshold of half coverage. A thin structure stays in one piece; a threshold of half
+    coverage would lose it, and sampling the nearest pixel would keep it only by chance.
     """
     if not mask.any():
         return np.zeros((size, size), dtype=bool)

@@ -45,6 +45,9 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRED = Normalization((0.5,), (0.5,))
 """The scale [-1, 1], for data sets with unknown statistics."""
 
+UNIT = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""The scale [0, 1] of the pixels themselves."""
+
 AS_GIVEN = Normalization((0.0,), (1.0,))
 """The scale of inputs that stay as they are, because it is unknown."""
 

@@ -17,9 +17,9 @@ def to_network(inputs: Tensor, network: nn.Module) -> Tensor:
 
     Args:
         inputs: ``(N, C, H, W)``. Inputs of any other shape keep their memory format.
-        network: the network that receives the inputs. It must have parameters.
+        network: the network that receives the inputs. One without parameters is on the CPU.
     """
-    device = next(network.parameters()).device
+    device = next(network.parameters(), torch.empty(0)).device
     provenance = get_provenance(network)
     if inputs.dim() != 4 or device.type != "cpu" or provenance is None or provenance.builder is None:
         return inputs.to(device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap
 from torch import Tensor, from_numpy
 
 from common.data.tasks import METRICS
@@ -49,7 +50,7 @@ def mean_difference(after: Sequence[Evaluation], before: Sequence[Evaluation], m
 
     The metric is averaged over the networks of a group. The images are drawn as for :func:`paired_difference`, the
     same ones for all networks. The interval is that for these networks: that others, of other seeds, might differ
-    more, is not in it.
+    more, is not in it. Draws in which the metric is not defined, such as the Dice of masks without any, are left out.
 
     Args:
         after: the networks of one group.
@@ -74,16 +75,20 @@ def mean_difference(after: Sequence[Evaluation], before: Sequence[Evaluation], m
     if count < 2:
         return Difference(value=value, images=count)
     generator = np.random.default_rng(0)
-    found = bootstrap(
-        (images,),
-        difference,
-        n_resamples=RESAMPLES,
-        batch=max(1, DRAWN // count),
-        vectorized=False,
-        method="percentile",
-        rng=generator,
-    ).confidence_interval
-    return Difference(value=value, low=float(found.low), high=float(found.high), images=count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # about draws in which the metric is not defined
+        drawn = bootstrap(
+            (images,),
+            difference,
+            n_resamples=RESAMPLES,
+            batch=max(1, DRAWN // count),
+            vectorized=False,
+            method="percentile",
+            rng=generator,
+        ).bootstrap_distribution
+    defined = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan, math.nan)
+    return Difference(value=value, low=float(low), high=float(high), images=count)
 
 
 def _mcnemar(after: Tensor, before: Tensor) -> float:

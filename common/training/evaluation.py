@@ -58,7 +58,7 @@ def evaluate_images(model: nn.Module, batches: Batches) -> Evaluation:
 
     :func:`common.training.paired_difference` compares two such measurements.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     observed: dict[Callable[[Tensor, Tensor], Tensor], list[Tensor]] = defaultdict(list)
     task: Task | None = None
     loss, images = 0.0, 0

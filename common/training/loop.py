@@ -307,7 +307,10 @@ class _Run:
         if values["conditions"] != self.conditions:
             changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
             raise ValueError(f"{path} was written under other settings ({changed}); delete it to start again")
-        self.model.load_state_dict(values["model"])
+        try:
+            self.model.load_state_dict(values["model"])
+        except RuntimeError:
+            raise ValueError(f"{path} was written for another network; delete it to start again") from None
         self.optimizer.load_state_dict(values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])
         if self.average is not None:

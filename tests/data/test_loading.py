@@ -12,8 +12,10 @@ from common.data import load_data
 from common.data.bundle import Loader
 from common.data.digits import load_digits
 from common.data.image_tensors import ImageTensors
-from common.data.normalization import Normalization
+from common.data.loading import SCALES
+from common.data.normalization import Normalization, check_normalization, remember_normalization
 from common.data.splits import split_indices, subset
+from common.models import build_model
 
 MNIST_ROOT = Path(__file__).parents[3] / "shared" / "data"
 PARTS = ("train", "calibration", "validation", "test")
@@ -232,3 +234,14 @@ def test_defaults_are_stored_as_their_values() -> None:
         "metric": "accuracy",
     }
     assert dict(load_data(**source).source) == source
+
+
+def test_the_scale_of_the_pixels_themselves_is_remembered_like_any_other() -> None:
+    network = build_model("resnet20", 10)
+    scales = {name: load_data("digits", image_size=8, limit=16, normalize=name).normalization for name in SCALES}
+    for name, scale in scales.items():
+        remember_normalization(network, scale)
+        check_normalization(network, scale)
+        for other in scales.keys() - {name}:
+            with pytest.raises(ValueError, match="the network was trained on pixels normalised by"):
+                check_normalization(network, scales[other])

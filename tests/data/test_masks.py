@@ -130,3 +130,10 @@ def test_union() -> None:
     one, other = block(2, 2, slice(1), slice(None)), block(2, 2, slice(None), slice(1))
     assert union([one, other], 2).tolist() == [[True, True], [True, False]]
     assert union([], 2).tolist() == [[False, False], [False, False]]
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    exact = region_mask({"size": [3, 2], "counts": [2, 2, 2]}, 3, 2)
+    assert (region_mask({"size": [3, 2], "counts": [2.0, 2.0, 2.0]}, 3, 2) == exact).all()
+    with pytest.raises(ValueError, match="whole numbers"):
+        region_mask({"size": [3, 2], "counts": [2.5, 1.5, 2.0]}, 3, 2)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from common.compression import load_compressed
+from common.compression import load_compressed, save_compressed
+from common.data.normalization import IMAGENET, remember_normalization
+from common.models import build_model
 from common.training import train
 from finetuned import finetune
 from tests.forked import run_forked
@@ -49,6 +52,30 @@ def test_a_factorized_network_from_a_dense_one_and_from_scratch(tmp_path: Path) 
         small = load_compressed(tmp_path / "resnet18-digits-svd-4.safetensors")
         factors = small.get_submodule("layer1.0.conv1")
         assert [tuple(parameter.shape) for parameter in factors.parameters()] == [(4, 64, 3, 3), (64, 4, 1, 1)]
+
+
+def test_the_dense_weights_decide_about_scale_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("a", "b", "imagenet")}
+    for seed, (name, file) in enumerate(files.items()):
+        torch.manual_seed(seed)
+        network = build_model("resnet18", 10)
+        if name == "imagenet":
+            remember_normalization(network, IMAGENET)
+        save_compressed(network, file)
+    command = [*TINY, "--epochs", "0.5", "--out", str(tmp_path), "--method", "svd", "--ranks", "4", "--dense"]
+    with pytest.raises(ValueError, match="the network was trained on pixels normalised by"):
+        finetune.main([*command, str(files["imagenet"])])
+    checkpoints: list[Path] = []
+
+    def killed(*_: object, checkpoint: Path, **__: object) -> None:
+        checkpoints.append(checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "train", killed)
+    for name in ("a", "a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main([*command, str(files[name])])
+    assert checkpoints[0] == checkpoints[1] != checkpoints[2]
 
 
 @pytest.mark.parametrize(

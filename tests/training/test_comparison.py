@@ -102,3 +102,15 @@ def test_one_image_has_no_interval() -> None:
 def test_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="after has 2 images, before has 3"):
         paired_difference(evaluation(torch.ones(2).bool()), evaluation(torch.ones(3).bool()), "accuracy")
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_in_which_the_metric_is_undefined_are_left_out() -> None:
+    counts = torch.zeros(50, 1, 4)  # overlap, found, true and all pixels: four images of fifty have a mask
+    counts[:4, :, :3] = torch.tensor([[[80.0, 100, 100]], [[60, 90, 100]], [[70, 80, 90]], [[50, 60, 70]]])
+    observe = METRICS["dice_present"].observe
+    worse = counts.clone()
+    worse[:, :, 0] /= 2
+    found = mean_difference([Evaluation({}, {observe: counts})], [Evaluation({}, {observe: worse})], "dice_present")
+    assert found.low <= found.value <= found.high
+    assert found.low > 0

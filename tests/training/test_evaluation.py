@@ -120,3 +120,7 @@ def test_plain_loaders_serve_and_other_batches_are_named() -> None:
 def test_a_network_must_return_one_tensor() -> None:
     with pytest.raises(ValueError, match="the network must return one tensor, but it returns a tuple"):
         evaluate(Returning(lambda x, _: (x, x), fixed()), [(torch.eye(6), torch.arange(6))])
+
+
+def test_a_network_without_parameters_is_measured_on_the_processor() -> None:
+    assert evaluate(nn.Flatten(), [(torch.eye(3), torch.arange(3))])["accuracy"] == 1.0

@@ -340,3 +340,10 @@ def test_a_class_without_an_output_is_named_when_it_occurs() -> None:
     data = DataBundle.from_loaders(DataLoader(late, batch_size=16), plain, plain)
     with pytest.raises(ValueError, match=r"a target is 10, but the network has 10 outputs; .* in 0\.\.9"):
         train(tiny_cnn(), data, TrainingSettings(epochs=1.0, amp="off"))
+
+
+def test_a_checkpoint_of_an_own_network_of_another_width_is_refused(tmp_path: Path) -> None:
+    settings, path = TrainingSettings(epochs=1.0, amp="off"), tmp_path / "run.checkpoint"
+    train(tiny_cnn(width=8), tiny_digits(), settings, checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.checkpoint was written for another network; delete it"):
+        train(tiny_cnn(width=12), tiny_digits(), settings, checkpoint=path)
