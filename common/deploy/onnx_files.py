@@ -86,7 +86,7 @@ def export_onnx(
     _check_size(reference)
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
     if precision == "float16":
-        reference = network = rounded_to_half(network)
+        reference = network = rounded_to_half(network, x)
     sizes = [len(x), *({1, len(x) + 1} - {len(x)} if dynamic_batch else ())]
     expected = [(x, single_tensor(run(reference, x), "the network")), *_expected(reference, x, sizes)]
     with replacing(path) as partial:

@@ -160,3 +160,27 @@ def test_files_and_networks_are_timed_in_int8(tmp_path: Path) -> None:
         measure_files([whole], X, baseline=whole, rounds=2)
     with pytest.raises(ValueError, match="device='cuda': int8 files run on the processor"):
         RUNTIMES["onnxruntime_int8"].check(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_of_transposed_convolutions_with_groups(groups: int, bias: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2, groups=groups, bias=bias)).eval(), X
+    path = export_onnx(model, tmp_path / "small.onnx", x, precision="int8", batches=[x])
+    assert error(path, model, x) < 0.05
+
+
+@pytest.mark.parametrize(("scale", "refused"), [(1e-3, False), (1e-9, True)])
+def test_float16_is_refused_where_the_weights_vanish_in_it(scale: float, refused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 2, 3, bias=False)).eval()
+    with torch.no_grad():
+        for layer, factor in zip(model, (scale, 1 / scale), strict=True):
+            layer.get_parameter("weight").mul_(min(factor, 1e4))
+    if not refused:
+        assert error(export_onnx(model, tmp_path / "half.onnx", X, precision="float16"), model, X) < 0.05
+        return
+    with pytest.raises(ValueError, match="precision='float16': the outputs on x differ by 100% of their norm"):
+        export_onnx(model, tmp_path / "half.onnx", X, precision="float16")
+    assert not list(tmp_path.iterdir())
