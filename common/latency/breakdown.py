@@ -11,6 +11,7 @@ from common.latency.pieces import needed_operations
 from common.latency.runtimes import operation_runtime
 from common.latency.table import LatencyTable
 from common.latency.timing import time_operations
+from common.network.passes import example_batch
 from common.network.shapes import trace_layers
 from common.planning.plan import LayerPlan, RankPlan
 
@@ -23,7 +24,7 @@ def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None
 
     Args:
         model: dense or compressed, on the processor.
-        x: the batch that passes at once.
+        x: the batch that passes at once; a single image ``(C, H, W)`` is a batch of one.
         runtime: name of one that can time operations, see :class:`common.latency.OperationRuntime`.
         plan: with which the network was made; the factors of a layer then count as that layer.
 
@@ -35,6 +36,7 @@ def layer_times(model: nn.Module, x: Tensor, runtime: str, plan: RankPlan | None
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: layers are timed one by one on the processor; allowed: cpu")
     chosen.check(x.device)
+    x = example_batch(x, model)
     if chosen.merges_factors:
         model = merge_factors(fold_batchnorm(model, x), x)
     shapes = trace_layers(model, x)

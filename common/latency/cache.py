@@ -25,6 +25,7 @@ from common.latency.references import reference_plans, with_random_factors
 from common.latency.runtimes import RUNTIMES, operation_runtime
 from common.latency.table import Conditions, LatencyTable, WholeNetwork
 from common.latency.timing import time_operations
+from common.network.passes import example_batch
 from common.network.shapes import LayerShape, trace_layers
 from common.planning.methods import decomposing_methods, decompositions_of, timed_methods
 
@@ -70,7 +71,7 @@ def measured_latencies(
 
     Args:
         model: the dense network, on the processor.
-        x: the batch that passes at once, ``(N, C, H, W)``.
+        x: the batch that passes at once, ``(N, C, H, W)``; a single image ``(C, H, W)`` is a batch of one.
         runtime: name of one that can time operations, see :class:`common.latency.OperationRuntime`.
         method: a decomposition, or ``mixed`` for all.
         folder: of the tables; None takes the one that ``LOW_RANK_CNN_CACHE`` names, else ``low-rank-cnn`` in
@@ -88,6 +89,7 @@ def measured_latencies(
     if others := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(f"model is of {min(map(str, others))}: latency tables are measured in torch.float32")
     clock.check(x.device)
+    x = example_batch(x, model)
     conditions = current_conditions(runtime, len(x))
     path = table_path(conditions, folder)
     table = read_table(path, conditions)

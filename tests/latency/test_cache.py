@@ -340,3 +340,12 @@ def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         layer_times(tiny_cnn(), X, "compile")
     with pytest.raises(ValueError, match="device='meta': latency tables"):
         measured_latencies(tiny_cnn(), X.to("meta"), "eager")
+
+
+def test_a_single_image_is_a_batch_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTimer(monkeypatch)
+    model = tiny_cnn()
+    found = measured_latencies(model, X[0], "eager", "svd", folder=tmp_path)
+    assert found.table.conditions.batch == 1
+    assert found.fingerprint == measured_latencies(model, X[:1], "eager", "svd", folder=tmp_path).fingerprint
+    assert layer_times(model, X[0], "eager") == layer_times(model, X[:1], "eager")
