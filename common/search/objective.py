@@ -93,7 +93,7 @@ class Objective:
         self.size_weight, self._seed = 0.0 if space.budget else settings.size_weight, settings.seed
         self._time_trials = settings.budget is None or settings.objective == "pareto"
         self.x = data.example().to(next(model.parameters()).device)
-        self.timed = self.x.expand(settings.latency_batch, -1, -1, -1).contiguous()
+        self.timed = self.x.expand(settings.latency_batch, *self.x.shape[1:]).contiguous()
         self.dense_cost = profile(model, self.x)
         self._validation: Batches = held(data.validation)
         self._parts = {

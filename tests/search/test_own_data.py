@@ -92,3 +92,19 @@ def test_a_network_of_fewer_classes_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="outputs for 5 classes and the data 'custom' has 10"):
         search_ranks(model, shuffled(), SETTINGS, logs=tmp_path / "logs", run="own")
     assert not list((tmp_path / "logs").iterdir())
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (2, 8, 8, 8)])
+def test_signals_and_volumes_are_searched_too(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind = {2: nn.Conv1d, 4: nn.Conv3d}[len(shape)]
+    network = nn.Sequential(
+        kind(shape[0], 8, 3, padding=1), nn.ReLU(), kind(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
+    ).eval()
+    x = torch.randn(48, *shape)
+    network(x[:1])
+    targets = (x.flatten(1).mean(1) > 0).long()
+    data = DataBundle.from_loaders(*(DataLoader(TensorDataset(x, targets), batch_size=16) for _ in range(3)))
+    found = search_ranks(network, data, SETTINGS, logs=tmp_path, run="own", on_trial=lambda _: None)
+    assert found.finished
+    assert all(record.status == "ok" for record in found.records)
