@@ -26,6 +26,8 @@ FINETUNED = "finetuned trial {}"
 """A study's attribute: the new fields of a fine-tuned trial's record; empty if fine-tuning made it worse."""
 REFITTED = "refitted trial {}"
 """The same of a refitted trial."""
+ENDINGS = {REFITTED: "-refitted", FINETUNED: ""}
+"""Attribute -> ending of the file of the network. Each stage has its own, so that none is done twice after a stop."""
 FINETUNED_DENSE = "finetuned dense"
 """A study's attribute: what fine-tuning did to the dense network: ``better`` (its file is beside the log), ``worse``
 (trials are compared with it as it was) or ``failed``."""
@@ -63,8 +65,8 @@ class Finalists:
         self.records[record.trial] = record
         self._write_record(record)
 
-    def _file(self, number: int) -> Path:
-        return self.writer.path.with_name(f"{self.writer.run}-trial{number}.safetensors")
+    def _file(self, number: int, stage: str = "") -> Path:
+        return self.writer.path.with_name(f"{self.writer.run}-trial{number}{stage}.safetensors")
 
     def finetune_best(self, given: int) -> None:
         """Fine-tune the best trials with the dense network as their teacher, and log them again.
@@ -95,11 +97,16 @@ class Finalists:
         others = [record for record in measured if record.trial < given and record not in best]
         for record in [*best, *(others if self.settings.finetune_given else [])]:
             done: dict[str, Any] | None = self._done.get(attribute.format(record.trial))
-            if done is None or (done and not self._file(record.trial).exists()):
+            file = self._file(record.trial, ENDINGS[attribute])
+            if done is None or (done and not file.exists()):
                 done = work(record)
+                if done:
+                    save_compressed(self.networks[record.trial], file)
                 self.study.set_user_attr(attribute.format(record.trial), done)
+                if done:  # last, because a copy that a callback makes must hold the file and the attribute
+                    self._write(record.replace(**done))
             elif done:
-                self.networks[record.trial] = load_compressed(self._file(record.trial), self.objective.model)
+                self.networks[record.trial] = load_compressed(file, self.objective.model)
             if done:
                 self.records[record.trial] = record.replace(**done)
 
@@ -134,16 +141,13 @@ class Finalists:
         return self._keep(after, network, start)
 
     def _keep(self, record: TrialRecord, network: nn.Module, start: float, **details: Any) -> dict[str, Any]:
-        """Save a network that became better, and write its record; return the record's new fields."""
+        """Take a network that became better; return the new fields of its record."""
         self.networks[record.trial] = network
-        save_compressed(network, self._file(record.trial))
-        done: dict[str, Any] = {
+        return {
             "metrics": record.metrics,
             "seconds": record.seconds + time.perf_counter() - start,
             "details": {**record.details.to_json(), **details},
         }
-        self._write(record.replace(**done))
-        return done
 
     def _finetune(self, record: TrialRecord) -> dict[str, Any]:
         start = time.perf_counter()
@@ -269,6 +273,8 @@ class Finalists:
             )
             self._write(record.replace(metrics=metrics, latency=times[0], baseline=dense, details=details))
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
+        for number in self.records:
+            self._file(number, ENDINGS[REFITTED]).unlink(missing_ok=True)
         return self.best()
 
     def best(self) -> dict[str, TrialRecord]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from common.compression import load_compressed
+from common.compression import load_compressed, save_compressed
 from common.planning import Budget, plan_ranks
 from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.finalists import Finalists, best_first
@@ -223,3 +224,33 @@ def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under
     result = search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
     assert any("finetuned" in record.metrics for record in result.records) == kept
     assert ("made it worse" in result.log.read_text()) != kept
+
+
+def test_a_stop_between_a_finalists_file_and_its_record_repeats_no_training_on_top(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, method="svd", budget=Budget(macs=0.25), trials=3, keep=0.1, finetune_top=1, seed=1
+    )
+
+    def run(folder: str) -> SearchResult:
+        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path / folder, run="b", on_trial=lambda _: None)
+
+    whole = run("whole")
+    tuned = next(record for record in whole.records if "finetuned" in record.metrics and "refitted" in record.metrics)
+
+    def saved_and_killed(network: nn.Module, file: Path) -> Path:
+        path = save_compressed(network, file)
+        if file.name == f"b-trial{tuned.trial}.safetensors":
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.search.finalists.save_compressed", saved_and_killed)
+        assert not run("stopped").finished
+    again = run("stopped")
+    assert again.finished
+    record = again.records[tuned.trial]
+    assert record.metrics["finetuned"] == tuned.metrics["finetuned"]
+    assert same_weights(again.networks[tuned.trial], whole.networks[tuned.trial])
+    assert not list((tmp_path / "stopped").glob("*-refitted.safetensors"))
