@@ -16,7 +16,7 @@ from common.reporting.command_line import add_log_arguments, be_printable, check
 from common.reporting.frame import Trials, is_accepted
 from common.reporting.html.report import SECTIONS, report_page
 from common.reporting.reference import Reference
-from common.reporting.runs import Log, check_keep, find_logs
+from common.reporting.runs import Log, check_keep, find_logs, opened_logs
 from common.reporting.tables import all_tables
 from common.reporting.tables.table import TABLE_FORMATS, Table, csv_text
 from common.reporting.tables.trials import trials_frame
@@ -99,7 +99,7 @@ def read(options: argparse.Namespace) -> tuple[Trials, list[Log]]:
     """
     reference = Reference.read(options.reference) if options.reference else None
     paths = wanted_paths(options)
-    logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
+    logs = opened_logs(find_logs(paths, (".log", ".json")))
     trials = Trials.read(logs, by_name=options.by_name)
     if trials.frame.empty:
         skipped = "".join(f"{line}\n" for log in logs for line in log.sentences())

@@ -105,14 +105,18 @@ class Trials:
         return chosen
 
     def reference_for(self, rows: pd.DataFrame) -> Reference | None:
-        """The reference's networks of the model and data set of a block, with a dense one; None if there are none."""
+        """The reference's networks of the model and data set of a block; None if there are none.
+
+        A dense one is among them, if the file or the log has one.
+        """
         if self.reference is None:
             return None
         row = rows.iloc[0]
         found = self.reference.of(str(row["model"]), str(row["dataset"]), str(row["metric"]))
         if not found.compressed:
             return None
-        return found.with_dense(int(row["dense_params"]), float(row["dense"]))
+        params, dense = float(row["dense_params"]), float(row["dense"])
+        return found.with_dense(int(params), dense) if params > 0 and 0 <= dense <= 1 else found
 
     def path(self, row: int) -> Path:
         """The file from which a row was read; the working folder if there is none."""

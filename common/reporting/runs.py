@@ -131,9 +131,17 @@ def _logs_named_in(path: Path) -> list[str]:
 
 @dataclass
 class Log:
-    """A file of trials. `entries` reads it once, and fills ``skipped`` and ``notes``."""
+    """A file of trials. `entries` reads it once, and fills ``skipped`` and ``notes``.
+
+    Attributes:
+        path: of the file.
+        elsewhere: runs that a JSON file holds although their own logs are read as well; their trials come from these.
+        skipped: the lines that are no trials.
+        notes: sentences on what else was left out.
+    """
 
     path: Path
+    elsewhere: frozenset[str] = frozenset()
     skipped: SkippedLines = field(default_factory=SkippedLines)
     notes: list[str] = field(default_factory=list)
 
@@ -162,8 +170,16 @@ class Log:
             except ValueError as error:
                 self.notes.append(f"{self.path.name}, trials[{position}]: {error}")
             else:
-                yield Entry(record, time_number(str(values.get("time")).encode()), 0, 0)
+                if record.run not in self.elsewhere:
+                    yield Entry(record, time_number(str(values.get("time")).encode()), 0, 0)
 
     def sentences(self) -> list[str]:
         """What was skipped during reading, in one sentence for each reason."""
         return [*self.notes, *map(skipped_sentence, self.skipped.by_reason())]
+
+
+def opened_logs(paths: Sequence[Path]) -> list[Log]:
+    """The logs at ``paths``. No trial comes from both a log and a JSON file that was made from it and from others."""
+    present = {path.name for path in paths if path.suffix == ".log"}
+    named = {path: {*_logs_named_in(path)} & present if path.suffix == ".json" else set() for path in paths}
+    return [Log(path, frozenset(Path(name).stem for name in named[path])) for path in paths]

@@ -129,3 +129,15 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, line: str, said: st
     with pytest.raises(ValueError, match=r"reference=.*peer\.jsonl") as caught:
         Reference.read(path)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("baseline", [{"metrics": {}}, {"params": 0}])
+def test_a_run_without_dense_figures_stands_beside_a_file_without_them(
+    tmp_path: Path, baseline: dict[str, Any]
+) -> None:
+    reference = Reference.read(write(tmp_path / "peer.jsonl", SMALL))
+    trials = Trials.of([make_record(baseline=baseline)]).beside(reference)
+    found = trials.reference_for(trials.frame)
+    assert found
+    assert found.dense is None
+    assert figures.pareto(trials).axes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting.frame import Trials
-from common.reporting.runs import NAMED_LINES, NAMED_REASONS, Log, SkippedLines, find_logs
+from common.reporting.runs import NAMED_LINES, NAMED_REASONS, SkippedLines, find_logs, opened_logs
 from common.reporting.workers import Versions
 from common.trials import TRIAL_MARK, Skipped, TrialWriter
 from tests.records import make_record
@@ -19,7 +19,7 @@ def write(folder: Path, run: str, trials: int) -> Path:
 
 
 def read(*paths: Path) -> tuple[Trials, list[str]]:
-    logs = [Log(path) for path in find_logs(paths, (".log", ".json"))]
+    logs = opened_logs(find_logs(paths, (".log", ".json")))
     trials = Trials.read(logs)
     return trials, [line for log in logs for line in log.sentences()]
 
@@ -145,3 +145,16 @@ def test_workers_are_recognised_by_name_only_on_request() -> None:
     alone, together = Versions(), Versions(by_name=True)
     assert [alone.place(*pair) for pair in records] == [0, 1]
     assert [together.place(*pair) for pair in records] == [0, 0]
+
+
+def test_a_json_of_several_logs_adds_only_the_trials_whose_log_is_missing(tmp_path: Path) -> None:
+    main, worker = write(tmp_path, "s", 3), write(tmp_path, "s-w2", 2)
+    lines = [make_record(run=run, trial=n).to_line() for run, count in (("s", 3), ("s-w2", 2)) for n in range(count)]
+    opening = '{"schema": 1, "run": "s", "logs": ["s.log", "s-w2.log"], "skipped": [], "trials": ['
+    (tmp_path / "s.json").write_text(f"{opening}\n{','.join(lines)}\n]}}\n")
+    assert len(read(tmp_path)[0].frame) == 5
+    worker.unlink()
+    trials, _ = read(tmp_path)
+    assert trials.frame.groupby("run").size().to_dict() == {"s": 3, "s-w2": 2}
+    main.unlink()
+    assert len(read(tmp_path)[0].frame) == 5
