@@ -146,7 +146,7 @@ def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Pat
 def _files_of(folder: Path, run: str) -> list[Path]:
     """Return the run's log, journal, checkpoint and networks, and its workers' logs."""
     passing = (".lock", ".partial", ".part")
-    own = re.compile(rf"{re.escape(run)}(-dense(-finetuned)?|-trial\d+)?\.[^.]+")
+    own = re.compile(rf"{re.escape(run)}(-dense(-finetuned)?|-trial\d+(-refitted)?)?\.[^.]+")
     found = [p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing]
     return sorted([*found, *(p for p in folder.glob(f"{glob.escape(run)}-*.log") if _is_workers(p, run))])
 

@@ -16,7 +16,7 @@ from common.data import DATASETS, LoadOptions
 from common.data.loading import UNANNOTATED
 from common.deploy.precision import PRECISIONS
 from common.display import Display, Displayed
-from common.environment import default_device
+from common.environment import default_device, hide_passwords
 from common.files import check_writable, is_file, is_folder
 from common.functions import names_function
 from common.latency import RUNTIMES
@@ -60,6 +60,7 @@ class NotebookConfig(Displayed):
 
     task: ClassVar[str] = ""
     takes_functions: ClassVar[bool] = False
+    given_in_notebooks: ClassVar[tuple[str, ...]] = ("compare_at",)  # None by default here, another value there
 
     dataset: str
     data_root: str | None = None
@@ -237,12 +238,15 @@ class ExperimentConfig(NotebookConfig):
         return MODELS[model].pick(values, defaults)
 
     def command(self, notebook: str) -> str:
-        """Return the command that runs a notebook with these parameters. Parameters that are None are left out."""
-        optional = {f.name: getattr(self, f.name) for f in fields(self)}
-        values = {name: v for name, v in optional.items() if v is not None or name == "compare_at"}
-        given = [text for name, value in values.items() for text in ("-p", name, str(value))]
-        return shlex.join(
-            ["papermill", f"notebooks/{notebook}.ipynb", f"results/{self.run or notebook}.ipynb", *given]
+        """Return the command that runs a notebook with these parameters, without passwords.
+
+        Parameters that are None are left out, unless the notebooks' own value is another.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = [(name, str(v)) for name, v in values.items() if v is not None or name in self.given_in_notebooks]
+        options = [text for name, value in kept for text in ("-p", name, value)]
+        return hide_passwords(
+            shlex.join(["papermill", f"notebooks/{notebook}.ipynb", f"results/{self.run or notebook}.ipynb", *options])
         )
 
     @property

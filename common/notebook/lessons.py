@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,9 +102,10 @@ def equal_sizes(records: Sequence[TrialRecord], budget: float | None) -> Display
             name = f"{method_title(record)}, searched"
             chosen[name] = max(chosen.get(name, record), record, key=_standing)
     rows = [[name, *_row(record)] for name, record in sorted(chosen.items(), key=lambda pair: pair[1].trial)]
-    first = next(iter(chosen.values()))
+    first = max(chosen.values(), key=lambda record: "test" in record.metrics)  # its baseline was tested with it
     dense, images, metric = first.baseline, first.baseline.images, first.metric
-    test = _tested(dense.metric(metric, "test"), images.get("test", 0))
+    reached = dense.metric(metric, "test")
+    test = "-" if math.isnan(reached) else _tested(reached, images.get("test", 0))
     total = ["dense", "", count(dense.params), count(dense.macs), f"{dense.metric(metric):.2%}", "", "", "", test, ""]
     headings = (
         "method",

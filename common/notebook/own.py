@@ -44,6 +44,7 @@ def load(config: OwnConfig) -> tuple[Examples, nn.Module, list[EpochLog]]:
         batch_size=config.batch_size,
         limit=config.limit,
         seed=config.seed,
+        download=config.download,
         **config.load_options(),
     )
     trained = has_weights(config.network, config.weights, config.pretrained)

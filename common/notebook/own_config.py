@@ -27,6 +27,7 @@ class OwnConfig(ExperimentConfig):
     """
 
     takes_functions: ClassVar[bool] = True
+    given_in_notebooks: ClassVar[tuple[str, ...]] = ("compare_at", "budget_params", "network")
 
     network: str | None = "resnet20"
     pretrained: bool = False

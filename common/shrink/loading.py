@@ -48,6 +48,7 @@ def load_examples(
     batch_size: int = 32,
     limit: int | None = None,
     seed: int = 0,
+    download: bool = False,
     **options: Unpack[LoadOptions],
 ) -> Examples:
     """Load the data that a user names.
@@ -64,6 +65,7 @@ def load_examples(
         batch_size: images in a batch.
         limit: maximum number of images of each split.
         seed: of the order of the training images.
+        download: whether to download a registered data set into ``root`` if it is missing there.
         options: see :class:`common.data.LoadOptions`.
 
     Raises:
@@ -83,7 +85,9 @@ def load_examples(
             return Examples(_first(_checked(dataset, found), images))
         data = found if isinstance(found, DataBundle) else _bundle(dataset, found)
     else:
-        data = load_data(dataset, root, image_size, batch_size=batch_size, seed=seed, limit=limit, **options)
+        data = load_data(
+            dataset, root, image_size, batch_size=batch_size, seed=seed, limit=limit, download=download, **options
+        )
     data.shuffle(seed)
     return Examples(_first(_statistics(data), images), data)
 

@@ -107,3 +107,18 @@ def test_the_trial_to_show() -> None:
     assert shown_trial(records, {}) is records[1]
     with pytest.raises(ValueError, match="no trial was measured"):
         shown_trial([make_record(status="failed", error="x")], {})
+
+
+def test_the_dense_networks_test_comes_from_a_trial_that_was_tested() -> None:
+    untested = trial(1, 100, 0.9, "htd", sampler="adaptive")
+    untested = untested.replace(metrics={"recalibrated": {"accuracy": 0.9}})
+    tested = trial(0, 200, 0.6)
+    dense = {"validation": {"accuracy": 0.95}, "test": {"accuracy": 0.875}}
+    tested = tested.replace(baseline=tested.baseline.replace(metrics=dense))
+    untested = untested.replace(
+        baseline=untested.baseline.replace(metrics={"validation": {"accuracy": 0.95}}, images={})
+    )
+    table = equal_sizes([untested, tested], 0.2)
+    assert table.total[8].startswith("87.50% [")
+    assert "400 images of test" in table.notes[0]
+    assert equal_sizes([untested], 0.2).total[8] == "-"

@@ -129,3 +129,26 @@ def test_without_targets_nothing_is_tuned_or_searched(config: OwnConfig) -> None
     assert isinstance(found, Shrunk)
     table = own.compare_methods(config, dense, examples, found)
     assert list(own.method_panels(table)) == ["Divergence"]
+
+
+def test_the_command_says_what_is_none_and_hides_passwords(config: OwnConfig) -> None:
+    asked = changed(config, budget_params=None, budget_macs=0.3)
+    object.__setattr__(asked, "storage", "postgresql://me:secret@host/db")  # there is no such server
+    assert "-p budget_params None" in asked.command()
+    assert "-p budget_macs 0.3" in asked.command()
+    assert "-p storage postgresql://me:***@host/db" in asked.command().replace("'", "")
+    assert "secret" not in asked.command()
+
+
+def test_a_data_set_is_downloaded_where_the_config_says_so(config: OwnConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def load(*_: Any, download: bool, **__: Any) -> None:
+        asked.append(download)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("common.shrink.loading.load_data", load)
+    for download in (False, True):
+        with pytest.raises(ConnectionError, match="no network"):
+            own.load(changed(config, dataset="digits", download=download))
+    assert asked == [False, True]
