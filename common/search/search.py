@@ -109,7 +109,7 @@ def search_ranks(
         raise TypeError(f"{unknown[0]!r} is no parameter of search_ranks; besides its own it takes {_OPTIONS}")
     settings, logs, storage = settings or SearchSettings(), options.get("logs", "logs"), options.get("storage")
     run = options.get("run") or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    _check_arguments(model, data, settings, logs, run)
+    _check_arguments(model, data, settings, plans, logs, run)
     if reason := nothing_to_search(model, data):
         warnings.warn(f"there is nothing to search: {reason}", stacklevel=2)
         return _empty_result(logs, run, settings.policy)
@@ -128,8 +128,14 @@ def search_ranks(
             release(study, worker)
 
 
-def _check_arguments(model: nn.Module, data: DataBundle, settings: SearchSettings, logs: str | Path, run: str) -> None:
+def _check_arguments(
+    model: nn.Module, data: DataBundle, settings: SearchSettings, plans: object, logs: str | Path, run: str
+) -> None:
     """Raise unless the search can begin, before any work starts."""
+    if not (isinstance(plans, Sequence) and all(isinstance(plan, RankPlan) for plan in plans)):
+        raise ValueError(
+            f"plans is {type(plans).__name__}: it must be a list of RankPlan; plan_ranks makes one of a rule"
+        )
     log_path(logs, run, new=False)  # checks the run's name before any folder is made
     check_writable(logs)
     for runtime in settings.runtimes:

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.data.normalization import IMAGENET, remember_normalization
 from common.models import build_model
-from common.planning import Budget
+from common.planning import Budget, Fixed, plan_ranks
 from common.search import SearchSettings, search_ranks
 from common.training import TrainingSettings
 from tests.networks import TinyCNN, tiny_digits
@@ -88,4 +88,14 @@ def test_a_network_without_a_layer_to_factor_is_reported_at_once(make: Any, reas
     with pytest.warns(UserWarning, match=f"there is nothing to search: {reason}"):
         result = search_ranks(make(), tiny_digits(), SETTINGS, logs=tmp_path, run="none")
     assert not result.records
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_plans_that_are_no_list_of_plans_are_refused_before_any_work(
+    as_list: bool, dense: TinyCNN, tmp_path: Path
+) -> None:
+    plan: Any = ["conv"] if as_list else plan_ranks(dense, tiny_digits().example(), "svd", Fixed(2))
+    with pytest.raises(ValueError, match=r"plans is \w+: it must be a list of RankPlan"):
+        search_ranks(dense, tiny_digits(), SETTINGS, plans=plan, logs=tmp_path, run="bad")
     assert not list(tmp_path.iterdir())
