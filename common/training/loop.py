@@ -121,8 +121,9 @@ def train(
         :func:`common.training.evaluate` on validation, and ``seconds``.
 
     Raises:
-        ValueError: the checkpoint is damaged or belongs to other settings, data or another network, the training split
-            gives no batch, or the network or its teacher cannot be trained on it, see :func:`check_network`.
+        ValueError: the checkpoint is damaged, or belongs to other settings, to another network or to other data (as
+            far as their name, image size and number of batches tell); the training split gives no batch; or the
+            network or its teacher cannot be trained on it, see :func:`check_network`.
         FloatingPointError: the loss is no longer finite, in training or after every epoch.
     """
     settings = settings or TrainingSettings()

@@ -169,7 +169,8 @@ class LayerFigures(Part):
     """Figures of a factored layer.
 
     Attributes:
-        error: relative error of its output on calibration data, or of its weight if no data was used.
+        error: relative error of its output on calibration data, or of its weight if no data was used; as the trial
+            was measured, before the network was refitted or fine-tuned.
         params, macs: the fractions that were kept.
         dense_params, dense_macs: parameters and MACs of the dense layer.
         full: the greatest ranks that it can have; empty if unknown.
