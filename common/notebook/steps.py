@@ -271,6 +271,8 @@ def search(
         on_trial=on_trial,
     )
     picture.show(result.records)
+    for record in result.records if result.finished else ():
+        keeper.forget(result.log.with_name(f"{result.log.stem}-trial{record.trial}-refitted.safetensors"))
     keeper.keep(result.log.stem, now=True)
     return result
 

@@ -179,7 +179,12 @@ class Log:
 
 
 def opened_logs(paths: Sequence[Path]) -> list[Log]:
-    """The logs at ``paths``. No trial comes from both a log and a JSON file that was made from it and from others."""
-    present = {path.name for path in paths if path.suffix == ".log"}
-    named = {path: {*_logs_named_in(path)} & present if path.suffix == ".json" else set() for path in paths}
-    return [Log(path, frozenset(Path(name).stem for name in named[path])) for path in paths]
+    """The logs at ``paths``. No trial comes from both a log and a JSON file beside it that was made from it."""
+    present = {path.resolve() for path in paths}
+
+    def read_as_well(path: Path) -> Iterator[str]:
+        for name in _logs_named_in(path) if path.suffix == ".json" else ():
+            if path.with_name(name).resolve() in present:
+                yield Path(name).stem
+
+    return [Log(path, frozenset(read_as_well(path))) for path in paths]

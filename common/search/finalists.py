@@ -19,7 +19,7 @@ from common.search.objective import Objective
 from common.search.settings import SearchSettings
 from common.search.study.records import plan_of_record
 from common.training import TRAINING_ERRORS, Evaluation, evaluate_images, paired_difference, train
-from common.trials import TrialRecord, TrialWriter
+from common.trials import TrialRecord, TrialWriter, read_log
 from common.trials.best import choose_best, final_metric
 
 FINETUNED = "finetuned trial {}"
@@ -60,9 +60,10 @@ class Finalists:
         self.networks: dict[int, nn.Module] = {}
         self._done = study.user_attrs
         self._images = self.data.validation_images()
+        self._logged = {record.trial: {*record.metrics} for record in read_log(writer.path)[0]}
 
     def _write(self, record: TrialRecord) -> None:
-        self.records[record.trial] = record
+        self.records[record.trial], self._logged[record.trial] = record, {*record.metrics}
         self._write_record(record)
 
     def _file(self, number: int, stage: str = "") -> Path:
@@ -98,17 +99,25 @@ class Finalists:
         for record in [*best, *(others if self.settings.finetune_given else [])]:
             done: dict[str, Any] | None = self._done.get(attribute.format(record.trial))
             file = self._file(record.trial, ENDINGS[attribute])
-            if done is None or (done and not file.exists()):
+            if done is None or (done and not file.exists() and not self._is_finetuned(record.trial)):
                 done = work(record)
                 if done:
                     save_compressed(self.networks[record.trial], file)
                 self.study.set_user_attr(attribute.format(record.trial), done)
-                if done:  # last, because a copy that a callback makes must hold the file and the attribute
-                    self._write(record.replace(**done))
-            elif done:
+            elif done and file.exists():
                 self.networks[record.trial] = load_compressed(file, self.objective.model)
-            if done:
-                self.records[record.trial] = record.replace(**done)
+            if done:  # last, because a copy that a callback makes must hold the file and the attribute
+                self._reach(record.replace(**done))
+
+    def _is_finetuned(self, number: int) -> bool:
+        """Whether a trial was fine-tuned before a stop, and its network is on the disk."""
+        return bool(self._done.get(FINETUNED.format(number))) and self._file(number).exists()
+
+    def _reach(self, record: TrialRecord) -> None:
+        """Take a record of a later stage; write it, unless the log has it from before a stop."""
+        self.records[record.trial] = record
+        if not record.metrics.keys() <= self._logged.get(record.trial, set()):
+            self._write(record)
 
     def _ranked(self) -> list[TrialRecord]:
         """The trials that were measured in full and keep to the budget, the best first.

@@ -101,7 +101,7 @@ def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int =
         batches = examples.batches if file.precision == "int8" else None
         try:
             export_onnx(file.network, file.path, x, precision=file.precision, batches=batches)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # e.g. weights that float16 does not hold
             row["Note"] = str(error)
             continue
         reached = judge(OnnxNetwork(file.path))

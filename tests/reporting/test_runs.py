@@ -158,3 +158,13 @@ def test_a_json_of_several_logs_adds_only_the_trials_whose_log_is_missing(tmp_pa
     assert trials.frame.groupby("run").size().to_dict() == {"s": 3, "s-w2": 2}
     main.unlink()
     assert len(read(tmp_path)[0].frame) == 5
+
+
+def test_a_log_of_one_name_in_another_folder_takes_no_trial_from_a_json(tmp_path: Path) -> None:
+    other = write(tmp_path / "x", "a", 2)
+    lines = [make_record(run=run, trial=n).to_line() for run in ("a", "a-w2") for n in range(3)]
+    made = tmp_path / "y" / "a.json"
+    made.parent.mkdir()
+    opening = '{"schema": 1, "run": "a", "logs": ["a.log", "a-w2.log"], "skipped": [], "trials": ['
+    made.write_text(f"{opening}\n{','.join(lines)}\n]}}\n")
+    assert len(read(other, made)[0].frame) == 8

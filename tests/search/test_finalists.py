@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from common.search.finalists import Finalists, best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search
 from common.training import evaluate_images, train
+from common.trials import TrialRecord, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 from tests.search.studies import SETTINGS, search
@@ -254,3 +256,44 @@ def test_a_stop_between_a_finalists_file_and_its_record_repeats_no_training_on_t
     assert record.metrics["finetuned"] == tuned.metrics["finetuned"]
     assert same_weights(again.networks[tuned.trial], whole.networks[tuned.trial])
     assert not list((tmp_path / "stopped").glob("*-refitted.safetensors"))
+
+
+@pytest.mark.parametrize("place", ["before the log", "before the end"])
+def test_what_a_finalist_reached_stays_in_the_log_wherever_the_search_stops(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, method="svd", budget=Budget(macs=0.25), trials=3, keep=0.1, finetune_top=3, seed=1
+    )
+
+    def run(folder: str) -> SearchResult:
+        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path / folder, run="b", on_trial=lambda _: None)
+
+    def stages(records: Iterable[TrialRecord]) -> dict[int, set[str]]:
+        return {record.trial: {*record.metrics} for record in records}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write = Finalists._write
+
+    def killed_once_finetuned(self: Finalists, record: TrialRecord) -> None:
+        if "finetuned" in record.metrics:
+            raise KeyboardInterrupt
+        write(self, record)
+
+    whole = run("whole")
+    assert sum("finetuned" in record.metrics for record in whole.records) > 1
+    with monkeypatch.context() as patch:
+        if place == "before the log":
+            patch.setattr(Finalists, "_write", killed_once_finetuned)
+        else:
+            patch.setattr(Finalists, "test_chosen", killed)
+        assert not run("stopped").finished
+    if place != "before the log":
+        for file in (tmp_path / "stopped").glob("*-refitted.safetensors"):
+            file.unlink()
+    again = run("stopped")
+    assert again.finished
+    for found in (again.records, run("stopped").records, read_log(tmp_path / "stopped" / "b.log")[0]):
+        assert stages(found) == stages(whole.records)

@@ -209,11 +209,12 @@ def test_fine_tuning_needs_targets(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_a_network_that_cannot_be_exported_is_saved_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, **__: object) -> Path:
-        raise RuntimeError("ONNX knows no such operation")
+        raise kind("ONNX knows no such operation")
 
     monkeypatch.setattr("common.shrink.deployment.export_onnx", refuse)
     monkeypatch.setattr(command, "load_network", lambda *_, **__: tiny_cnn(width=24))
