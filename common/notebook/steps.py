@@ -27,6 +27,7 @@ from common.planning.decompositions import Decompositions
 from common.planning.methods import decompositions_of
 from common.reporting import figures
 from common.search import SearchResult, search_ranks
+from common.search.finalists import ENDINGS, REFITTED, network_file
 from common.search.policies.largest import largest_within
 from common.search.preparation import decompose_for_search
 from common.search.study.specification import weights_path
@@ -272,7 +273,7 @@ def search(
     )
     picture.show(result.records)
     for record in result.records if result.finished else ():
-        keeper.forget(result.log.with_name(f"{result.log.stem}-trial{record.trial}-refitted.safetensors"))
+        keeper.forget(network_file(result.log, record.trial, ENDINGS[REFITTED]))
     keeper.keep(result.log.stem, now=True)
     return result
 

@@ -33,6 +33,11 @@ FINETUNED_DENSE = "finetuned dense"
 (trials are compared with it as it was) or ``failed``."""
 
 
+def network_file(log: Path, trial: int, ending: str = "") -> Path:
+    """The file of a trial's network beside the log of its run; for ``ending`` see ``ENDINGS``."""
+    return log.with_name(f"{log.stem}-trial{trial}{ending}.safetensors")
+
+
 class Finalists:
     """Refits, fine-tunes and tests the best trials of a study. After a stop, it continues where it was.
 
@@ -66,8 +71,8 @@ class Finalists:
         self.records[record.trial], self._logged[record.trial] = record, {*record.metrics}
         self._write_record(record)
 
-    def _file(self, number: int, stage: str = "") -> Path:
-        return self.writer.path.with_name(f"{self.writer.run}-trial{number}{stage}.safetensors")
+    def _file(self, number: int, ending: str = "") -> Path:
+        return network_file(self.writer.path, number, ending)
 
     def finetune_best(self, given: int) -> None:
         """Fine-tune the best trials with the dense network as their teacher, and log them again.

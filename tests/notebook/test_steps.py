@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from common.compression import save_compressed
 from common.data.normalization import IMAGENET, remember_normalization
@@ -14,7 +16,9 @@ from common.notebook.colab import RunKeeper
 from common.notebook.config import ClassifierConfig, CompareConfig
 from common.notebook.evidence import compare_networks
 from common.notebook.steps import decompose, dense_network, load_data_of, search
+from common.planning.decompositions import Decompositions
 from tests.networks import same_weights
+from tests.records import make_record
 
 
 def config(model: str | None) -> ClassifierConfig:
@@ -153,3 +157,23 @@ def test_on_colab_a_training_is_copied_while_it_runs(tmp_path: Path, monkeypatch
         patch.setattr("common.notebook.steps.save_compressed", stop)
         dense_network(mine, "resnet18", load_data_of(mine))
     assert kept == ["mine-dense.checkpoint"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_refitted_networks_leave_drive_when_the_search_is_done(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, drive = tmp_path / "logs", tmp_path / "drive"
+    monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
+    mine = dataclasses.replace(config(None), logs=str(logs), run="mine")
+    for folder in (logs, drive):
+        folder.mkdir(exist_ok=True)
+        for name in ("mine.log", "mine-trial0.safetensors", "mine-trial0-refitted.safetensors"):
+            (folder / name).write_text("")
+    result = SimpleNamespace(finished=finished, records=[make_record(run="mine", trial=0)], log=logs / "mine.log")
+    monkeypatch.setattr("common.notebook.steps.search_ranks", lambda *_, **__: result)
+    network = nn.Flatten()
+    assert search(mine, network, load_data_of(mine), [], Decompositions(network)).log == result.log
+    for folder in (logs, drive):
+        assert (folder / "mine-trial0.safetensors").exists()
+        assert (folder / "mine-trial0-refitted.safetensors").exists() is not finished
