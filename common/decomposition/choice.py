@@ -130,6 +130,14 @@ class HeldOut:
         lost = self._outputs - outputs_of(decomposition.factors(ranks), self._patches, self._groups)
         return lost.double().square().sum(1) / torch.where(energy > 0, energy, 1.0)
 
+    def fitted_error(self, decomposition: Factored, ranks: Ranks) -> float:
+        """The squared error on the moment of whole patches, ``E||(W - W')p||^2``, up to a factor of the layer."""
+        covariance, greatest = self._moments.patch_covariance, self._weight.abs().amax()
+        assert covariance is not None
+        lost = (self._weight - decomposition.reconstruct(ranks)) / torch.where(greatest > 0, greatest, 1.0)
+        lost = lost.reshape(len(covariance), -1, covariance.shape[-1]).to(covariance.dtype)
+        return float(((lost @ covariance) * lost).sum(dtype=torch.float64))
+
     def error(self, decomposition: Factored, ranks: Ranks) -> float:
         """The mean of :meth:`errors`, ``E||(W - W')p||^2 / E||Wp||^2``."""
         return float(self.errors(decomposition, ranks).mean())
@@ -139,7 +147,8 @@ class SelectedDecomposition(Decomposition):
     """A decomposition by one method that uses the data only where this lowers the error on held-out patches.
 
     There are two variants: data-aware, best for the moments, and weight-only, best for the weight. Each comes with and
-    without sweeps, if the method has any. The factors at any ranks are those with the least error on held-out patches.
+    without sweeps, if the method iterates; the better one without is also improved by least squares on the moment of
+    whole patches. The factors at any ranks are those with the least error on held-out patches.
     If one variant is clearly better at both ``SHARES`` of the ranks, the other is not tried again. Tables, spectra and
     plans come from the preferred variant: the one with the smaller product of errors at both ``SHARES``. Its
     errors are rescaled to those measured there.
@@ -230,7 +239,7 @@ class SelectedDecomposition(Decomposition):
     def best(self, ranks: Ranks) -> Factored:
         """Find the factors at these ranks that have the least error on the held-out patches.
 
-        Improved factors must be better by more than the standard error of the difference.
+        Swept and improved factors must be better by more than the standard error of the difference.
         """
         if ranks not in self._best:
             self._best[ranks] = self._preferred if ranks == self.max_ranks else self._measure_best(ranks)
@@ -244,7 +253,8 @@ class SelectedDecomposition(Decomposition):
         measured = [(self.held_out.errors(candidate, ranks), candidate) for candidate in unswept]
         errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
         changes = [
-            (self.held_out.errors(candidate, ranks) - errors, candidate) for candidate in self._improved(best, ranks)
+            (self.held_out.errors(candidate, ranks) - errors, candidate)
+            for candidate in (*self._iterated(), *self._improved(best, ranks))
         ]
         better = [
             (float(change.mean()), candidate)
@@ -253,20 +263,29 @@ class SelectedDecomposition(Decomposition):
         ]
         return min(better, key=lambda pair: pair[0])[1] if better else best
 
-    def _improved(self, start: Factored, ranks: Ranks) -> Iterator[Factored]:
-        """Yield improved factors: by least squares on the full second moment, or by sweeps of the variants without."""
-        assert self.moments is not None
-        if not (self.sweeps and self.has_sweeps):
-            return
-        if self.moments.patch_covariance is None:
+    def _iterated(self) -> Iterator[Factored]:
+        """Yield the variants with sweeps of the method itself, if it has any."""
+        if self.sweeps and self._kind.iterates:
             yield from (self._swept[variant] for variant in self._variants)
+
+    def _improved(self, start: Factored, ranks: Ranks) -> Iterator[Factored]:
+        """Yield factors that were improved by least squares on the full second moment of patches, if it is known.
+
+        A ridge can raise the error even on that moment. Such factors are left out: what is held out can only be too
+        few images to see it.
+        """
+        assert self.moments is not None
+        if not (self.sweeps and self.has_sweeps) or self.moments.patch_covariance is None:
             return
+        before = self.held_out.fitted_error(start, ranks)
         covariance, weight = self.moments.patch_covariance, self.metric.weight.double().flatten(2)
         ridges = [max(ridge, self.moments.shrinkage) for ridge in RIDGES]
         for factors in ridge_candidates(
             start.factors(ranks), covariance, self.held_out.cross, weight, ridges, self.sweeps
         ):
-            yield FixedFactors(factors, self.groups, self.original)
+            improved = FixedFactors(factors, self.groups, self.original)
+            if self.held_out.fitted_error(improved, ranks) <= before:
+                yield improved
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:

@@ -12,7 +12,7 @@ from common.decomposition.moments import RIDGE, LayerMoments
 LARGE = 2**20
 """From this many elements of one group's weight, eigenvectors are computed in single precision."""
 WIDE = 2048
-"""With data, this holds from so many input and output channels only: variances span many orders of magnitude."""
+"""With data, weights take single precision from so many input and output channels only, to save memory."""
 SINGLE_RANGE = 1e-6, 1e6
 """The greatest element of a weight whose squares single precision holds, with room for sums and small directions."""
 
@@ -137,9 +137,7 @@ class DataMetric(Metric):
     @cached_property
     def _output(self) -> tuple[Tensor, Tensor]:
         """See :func:`_output_eigenbasis`."""
-        found = _output_eigenbasis(
-            self.weight, self._moments.output_covariance, self._moments.shrinkage, self._solver_dtype
-        )
+        found = _output_eigenbasis(self.weight, self._moments.output_covariance, self._moments.shrinkage)
         return found[0].to(self._dtype), found[1].to(self._dtype)
 
     @cached_property
@@ -191,31 +189,26 @@ class DataMetric(Metric):
         return core / self._scaled[1][:, : core.shape[1]]
 
 
-def _output_eigenbasis(
-    weight: Tensor, covariance: Tensor, share: float, precision: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _output_eigenbasis(weight: Tensor, covariance: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors ``(G, O, R)`` of the output covariance, and the variances along them ``(G, R)``.
 
     They span the weight's output space, which holds all outputs. The Gram matrix of the weight is mixed in at
     ``share``; it is the output covariance for isotropic inputs. With many samples, it only orders the directions in
-    which the data does not vary (dead channels, constant inputs). The eigenvectors are computed in ``precision``, the
-    variances along them in float64.
+    which the data does not vary (dead channels, constant inputs). Variances span many orders of magnitude, so the
+    solver works in double precision whatever the weight's size.
     """
     matrix = weight.flatten(2)
     total = _total_trace(covariance)
     if matrix.shape[1] > matrix.shape[2]:
         span = leading_basis(matrix).double()
         projected = (span.mT @ matrix.double())[:, :, :, None, None]
-        basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share, precision)
+        basis, variances = _output_eigenbasis(projected, span.mT @ covariance @ span, share)
         return span @ basis, variances
     if fits_single_precision(matrix):
         matrix = matrix.float()  # precise enough for the mixed-in Gram matrix
     gram = (matrix @ matrix.mT).double()
     mixed = (1 - share) * covariance / total + share * gram / _total_trace(gram)
-    variances, vectors = eigh(mixed.to(precision))
-    if precision != mixed.dtype:
-        vectors = vectors.double()
-        variances = ((mixed @ vectors) * vectors).sum(1)
+    variances, vectors = eigh(mixed)
     # Rounding can make a zero variance negative. The floor must stay small, or such rows would count like the others.
     return vectors.flip(-1), variances.flip(-1).clamp(min=RIDGE**2) * total
 

@@ -114,6 +114,29 @@ def test_no_variant_has_a_smaller_error_at_any_ranks(kind: str, method: str) -> 
         assert errors[0] <= 1.001 * min(errors[1:]) + 1e-9, (share, errors)
 
 
+@pytest.mark.parametrize("method", [name for name, kind in DECOMPOSITIONS.items() if kind.has_sweeps])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_swept_variant_is_clearly_better_and_none_raises_the_error_on_its_own_moments(
+    kind: str, method: str
+) -> None:
+    found = selected(kind, method, sweeps=2)
+    for share in (0.25, 0.5, 0.75, 0.9):
+        ranks = found.fraction(share)
+        swept = [DECOMPOSITIONS[found.method](found.original, found.groups, m, 2) for m in (found.moments, None)]
+        chosen = found.held_out.errors(found, ranks)
+        for each in swept:
+            gain = chosen - found.held_out.errors(each, ranks)
+            assert float(gain.mean()) <= float(gain.std()) / len(gain) ** 0.5 + 1e-6 * float(chosen.mean()), share
+        if found.moments is None or found.moments.patch_covariance is None:
+            continue
+        covariance = found.moments.patch_covariance.double()
+        best, errors = min(variants(found), key=lambda each: found.held_out.error(each, ranks)), []
+        for factored in (best, *found._improved(best, ranks)):
+            lost = (found.original - factored.reconstruct(ranks)).reshape(found.groups, -1, covariance.shape[1])
+            errors.append(float((lost @ covariance * lost).sum()))
+        assert max(errors) <= (1 + 1e-4) * errors[0], (share, errors)
+
+
 def misled(moments: LayerMoments) -> LayerMoments:
     """Moments with the order of the variances reversed, as if they came from a few patches of other data."""
 

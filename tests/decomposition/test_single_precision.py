@@ -77,3 +77,19 @@ def test_a_double_precision_weight_stays_in_double_precision(monkeypatch: pytest
     for method, kind in DECOMPOSITIONS.items():
         found = kind(weight)
         assert float((found.reconstruct(found.max_ranks) - weight).norm() / weight.norm()) < 1e-12, method
+
+
+def test_with_data_directions_of_small_variance_are_told_apart_in_double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Variances of a wide layer's outputs span more orders of magnitude than single precision holds."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.linalg.qr(torch.randn(60, 60, generator=generator))[0]
+    images = torch.randn(64, 60, 8, 8, generator=generator) * torch.logspace(0, -5, 60)[:, None, None]
+    single, double = pair("svd", weight, moments_on(weight, images), monkeypatch)
+    rows = images.movedim(1, -1).flatten(0, 2).double()
+    for rank in (10, 20, 30, 40):
+        lost = [
+            float(((weight - each.reconstruct((rank,))).double() @ rows.T).square().sum()) for each in (single, double)
+        ]
+        assert lost[0] == pytest.approx(lost[1], rel=1e-2), rank
