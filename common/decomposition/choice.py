@@ -239,7 +239,7 @@ class SelectedDecomposition(Decomposition):
     def best(self, ranks: Ranks) -> Factored:
         """Find the factors at these ranks that have the least error on the held-out patches.
 
-        Swept and improved factors must be better by more than the standard error of the difference.
+        Of swept and improved factors, those are best whose gain less its standard error is greatest, if it is a gain.
         """
         if ranks not in self._best:
             self._best[ranks] = self._preferred if ranks == self.max_ranks else self._measure_best(ranks)
@@ -252,16 +252,13 @@ class SelectedDecomposition(Decomposition):
             return unswept[0]
         measured = [(self.held_out.errors(candidate, ranks), candidate) for candidate in unswept]
         errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
-        changes = [
-            (self.held_out.errors(candidate, ranks) - errors, candidate)
-            for candidate in (*self._iterated(), *self._improved(best, ranks))
-        ]
-        better = [
-            (float(change.mean()), candidate)
-            for change, candidate in changes
-            if float(change.mean() + change.std() / len(change) ** 0.5) < 0
-        ]
-        return min(better, key=lambda pair: pair[0])[1] if better else best
+        found, least = best, 0.0
+        for candidate in (*self._iterated(), *self._improved(best, ranks)):
+            change = self.held_out.errors(candidate, ranks) - errors
+            bound = float(change.mean() + change.std() / len(change) ** 0.5)
+            if bound < least:
+                found, least = candidate, bound
+        return found
 
     def _iterated(self) -> Iterator[Factored]:
         """Yield the variants with sweeps of the method itself, if it has any."""
