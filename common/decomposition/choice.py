@@ -252,13 +252,23 @@ class SelectedDecomposition(Decomposition):
             return unswept[0]
         measured = [(self.held_out.errors(candidate, ranks), candidate) for candidate in unswept]
         errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
-        found, least = best, 0.0
+        bounds = []
         for candidate in (*self._iterated(), *self._improved(best, ranks)):
             change = self.held_out.errors(candidate, ranks) - errors
-            bound = float(change.mean() + change.std() / len(change) ** 0.5)
-            if bound < least:
-                found, least = candidate, bound
-        return found
+            bounds.append((float(change.mean() + change.std() / len(change) ** 0.5), candidate))
+        for bound, candidate in sorted(bounds, key=lambda pair: pair[0]):
+            if bound < 0 and self._fits_its_moment(candidate, best, ranks):
+                return candidate
+        return best
+
+    def _fits_its_moment(self, candidate: Factored, best: Factored, ranks: Ranks) -> bool:
+        """Whether factors that were fitted to the moment of whole patches have no greater error on it than the best.
+
+        A ridge can raise it. If what is held out does not show that, it is only too few images.
+        """
+        if not isinstance(candidate, FixedFactors):
+            return True
+        return self.held_out.fitted_error(candidate, ranks) <= self.held_out.fitted_error(best, ranks)
 
     def _iterated(self) -> Iterator[Factored]:
         """Yield the variants with sweeps of the method itself, if it has any."""
@@ -266,23 +276,16 @@ class SelectedDecomposition(Decomposition):
             yield from (self._swept[variant] for variant in self._variants)
 
     def _improved(self, start: Factored, ranks: Ranks) -> Iterator[Factored]:
-        """Yield factors that were improved by least squares on the full second moment of patches, if it is known.
-
-        A ridge can raise the error even on that moment. Such factors are left out: what is held out can only be too
-        few images to see it.
-        """
+        """Yield factors that were improved by least squares on the full second moment of patches, if it is known."""
         assert self.moments is not None
         if not (self.sweeps and self.has_sweeps) or self.moments.patch_covariance is None:
             return
-        before = self.held_out.fitted_error(start, ranks)
         covariance, weight = self.moments.patch_covariance, self.metric.weight.double().flatten(2)
         ridges = [max(ridge, self.moments.shrinkage) for ridge in RIDGES]
         for factors in ridge_candidates(
             start.factors(ranks), covariance, self.held_out.cross, weight, ridges, self.sweeps
         ):
-            improved = FixedFactors(factors, self.groups, self.original)
-            if self.held_out.fitted_error(improved, ranks) <= before:
-                yield improved
+            yield FixedFactors(factors, self.groups, self.original)
 
     @cached_property
     def _knots(self) -> tuple[Floats, Floats]:
