@@ -144,11 +144,15 @@ def fetch_run(logs: str | Path, run: str, drive: str | Path = DRIVE) -> list[Pat
 
 
 def _files_of(folder: Path, run: str) -> list[Path]:
-    """Return the run's log, journal, checkpoint and networks, and its workers' logs."""
+    """Return the run's log, checkpoint and networks, its workers' logs, and its journal.
+
+    The journal comes last: a copy that stops halfway must not say more than the copied log and networks hold.
+    """
     passing = (".lock", ".partial", ".part")
     own = re.compile(rf"{re.escape(run)}(-dense(-finetuned)?|-trial\d+(-refitted)?)?\.[^.]+")
     found = [p for p in folder.glob("*") if own.fullmatch(p.name) and p.suffix not in passing]
-    return sorted([*found, *(p for p in folder.glob(f"{glob.escape(run)}-*.log") if _is_workers(p, run))])
+    found += (path for path in folder.glob(f"{glob.escape(run)}-*.log") if _is_workers(path, run))
+    return sorted(found, key=lambda path: (path.suffix == ".journal", path))
 
 
 def _is_workers(log: Path, study: str) -> bool:

@@ -272,9 +272,9 @@ def search(
         on_trial=on_trial,
     )
     picture.show(result.records)
+    keeper.keep(result.log.stem, now=True)
     for record in result.records if result.finished else ():
         keeper.forget(network_file(result.log, record.trial, ENDINGS[REFITTED]))
-    keeper.keep(result.log.stem, now=True)
     return result
 
 

@@ -124,7 +124,7 @@ def _logs_named_in(path: Path) -> list[str]:
         opening = file.readline(1_000_000).strip()
     try:
         names = json.loads(opening + b"]}")["logs"]
-        return [str(name) for name in names]
+        return [name for name in map(str, names) if name and name == Path(name).name and "\0" not in name]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
@@ -179,12 +179,20 @@ class Log:
 
 
 def opened_logs(paths: Sequence[Path]) -> list[Log]:
-    """The logs at ``paths``. No trial comes from both a log and a JSON file beside it that was made from it."""
+    """The logs at ``paths``. No trial comes from both a log and a JSON file beside it that was made from it.
+
+    Warns:
+        UserWarning: a JSON file was made from a log of a name that is read from another folder. Either may be newer.
+    """
     present = {path.resolve() for path in paths}
+    named = {path.name: path for path in paths if path.suffix != ".json"}
 
     def read_as_well(path: Path) -> Iterator[str]:
         for name in _logs_named_in(path) if path.suffix == ".json" else ():
             if path.with_name(name).resolve() in present:
                 yield Path(name).stem
+            elif name in named:
+                message = f"{path} was made from a log of the name of {named[name]}; the same trials would count twice"
+                warnings.warn(message, stacklevel=3)
 
     return [Log(path, frozenset(read_as_well(path))) for path in paths]

@@ -97,31 +97,44 @@ class Finalists:
     def _for_the_best(
         self, count: int, given: int, attribute: str, work: Callable[[TrialRecord], dict[str, Any]]
     ) -> None:
-        """Do ``work`` for the best trials; the study's attribute keeps its result, so that it is done once."""
+        """Do ``work`` for the best trials; the study's attribute keeps its result, so that it is done once.
+
+        Trials for which it was done before a stop keep it, although more trials may have become better since.
+        """
         best = self._ranked()[:count]
         measured = [record for record in self.records.values() if record.status == "ok"]
         others = [record for record in measured if record.trial < given and record not in best]
-        for record in [*best, *(others if self.settings.finetune_given else [])]:
+        taken = [*best, *(others if self.settings.finetune_given else [])]
+        earlier = [each for each in measured if self._done.get(attribute.format(each.trial)) and each not in taken]
+        for record in [*taken, *earlier]:
             done: dict[str, Any] | None = self._done.get(attribute.format(record.trial))
             file = self._file(record.trial, ENDINGS[attribute])
-            if done is None or (done and not file.exists() and not self._is_finetuned(record.trial)):
+            fresh = done is None or (done and not file.exists() and not self._is_finetuned(record.trial))
+            if fresh:
                 done = work(record)
                 if done:
                     save_compressed(self.networks[record.trial], file)
                 self.study.set_user_attr(attribute.format(record.trial), done)
             elif done and file.exists():
                 self.networks[record.trial] = load_compressed(file, self.objective.model)
-            if done:  # last, because a copy that a callback makes must hold the file and the attribute
-                self._reach(record.replace(**done))
+            # Last, because a copy that a callback makes must hold the file and the attribute.
+            self._reach(record.replace(**(done or {})), bool(fresh))
 
     def _is_finetuned(self, number: int) -> bool:
         """Whether a trial was fine-tuned before a stop, and its network is on the disk."""
         return bool(self._done.get(FINETUNED.format(number))) and self._file(number).exists()
 
-    def _reach(self, record: TrialRecord) -> None:
-        """Take a record of a later stage; write it, unless the log has it from before a stop."""
+    def _reach(self, record: TrialRecord, fresh: bool) -> None:
+        """Take a record after a stage; write it, unless the log has it.
+
+        Args:
+            record: of a trial.
+            fresh: whether the stage was done now. Its values can differ from those in the log if a file was lost.
+        """
+        known, logged = self.records[record.trial], self._logged.get(record.trial, set())
+        changed = record.metrics != known.metrics or not logged <= record.metrics.keys()
         self.records[record.trial] = record
-        if not record.metrics.keys() <= self._logged.get(record.trial, set()):
+        if (fresh and changed) or not record.metrics.keys() <= logged:
             self._write(record)
 
     def _ranked(self) -> list[TrialRecord]:
@@ -287,9 +300,12 @@ class Finalists:
             )
             self._write(record.replace(metrics=metrics, latency=times[0], baseline=dense, details=details))
         self.networks = {number: self.networks[number] for number in sorted(chosen)}
+        return self.best()
+
+    def remove_refitted(self) -> None:
+        """Remove the files of refitted networks, which only a search that is not finished needs."""
         for number in self.records:
             self._file(number, ENDINGS[REFITTED]).unlink(missing_ok=True)
-        return self.best()
 
     def best(self) -> dict[str, TrialRecord]:
         """Criterion -> the best trial; under a budget ``metric`` is one of the criteria."""

@@ -147,6 +147,7 @@ class RunningSearch:
             best = finalists.test_chosen(self.runner.given)
             networks = finalists.networks
             self.study.set_user_attr(FINISHED, True)
+            finalists.remove_refitted()
         except KeyboardInterrupt:
             attempts = Attempts(self.study, self.specification.settings.places)
             records = self._records(attempts) | records  # fine-tuned records replace the others
@@ -167,6 +168,7 @@ class RunningSearch:
         logged = {record.trial: record for record in read_log(self.writer.path)[0]}
         records = self._records(attempts) | logged
         finalists = self._finalists(records)
+        finalists.remove_refitted()
         return self._result(records, finalists.best(), finalists.stored_networks(), attempts)
 
     def _finalists(self, records: dict[int, TrialRecord]) -> Finalists:

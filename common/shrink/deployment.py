@@ -111,7 +111,10 @@ def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int =
         paths = [*written.values()]
         times = measure_files(paths, x, baseline=paths[0], rounds=rounds)
         for place, latency in zip(written, times, strict=True):
-            rows[place] |= {"Latency (ms)": latency.median_s * 1e3, "Speedup": latency.speedup, "Note": latency.note}
+            speedup = latency.speedup if 0 in written else None
+            rows[place] |= {"Latency (ms)": latency.median_s * 1e3, "Speedup": speedup, "Note": latency.note}
+        if 0 not in written:
+            rows[0]["Note"] += "; so no file has a speedup over it"
     for row in rows:
         row["Note"] = row["Note"] or slower_note(row, rows)
     figures = (column, "Of PyTorch's", "Size (MB)", "Latency (ms)", "Speedup")

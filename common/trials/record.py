@@ -279,8 +279,8 @@ class TrialRecord(Part):
         rule: rule or sampler that chose the ranks.
         metric: name of the metric that decides, e.g. ``accuracy`` (a fraction in [0, 1]).
         plan: layer name -> its plan.
-        metrics: ``raw``, ``recalibrated`` and ``finetuned`` are on the validation split. Only networks that were
-            chosen at the end have ``test``.
+        metrics: ``raw``, ``recalibrated``, ``refitted`` and ``finetuned`` are on the validation split. Only networks
+            that were chosen at the end have ``test``.
         params: number of all parameters of the network.
         macs: multiply-accumulates of one input.
         size_bytes: bytes of the saved file.

@@ -248,6 +248,27 @@ def test_outside_colab_nothing_is_said_of_a_drive(tmp_path: Path, capsys: pytest
     assert (told.out, told.err) == ("", "")
 
 
+def test_a_copy_that_stops_halfway_has_no_journal_without_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that says that the run is finished, beside a log without the results, would lose them."""
+    logs, drive = tmp_path / "logs", tmp_path / "drive" / "suite"
+    logs.mkdir()
+    drive.parent.mkdir()
+    for name in ("run.journal", "run.log", "run-w2.log", "run-trial3.safetensors"):
+        (logs / name).write_text('TRIAL {"study": "run"}\n')
+    copied: list[str] = []
+    copy2 = shutil.copy2
+
+    def counted(source: Path, to: Path) -> Path:
+        copied.append(source.name)
+        return Path(copy2(source, to))
+
+    monkeypatch.setattr(shutil, "copy2", counted)
+    assert len(copy_run(logs, "run", drive)) == len(copied) == 4
+    assert copied[-1] == "run.journal"
+
+
 def test_a_drive_that_fails_ends_no_run(tmp_path: Path) -> None:
     drive = tmp_path / "drive"
     drive.write_text("no folder")

@@ -167,4 +167,22 @@ def test_a_log_of_one_name_in_another_folder_takes_no_trial_from_a_json(tmp_path
     made.parent.mkdir()
     opening = '{"schema": 1, "run": "a", "logs": ["a.log", "a-w2.log"], "skipped": [], "trials": ['
     made.write_text(f"{opening}\n{','.join(lines)}\n]}}\n")
-    assert len(read(other, made)[0].frame) == 8
+    with pytest.warns(UserWarning, match="the same trials would count twice"):
+        assert len(read(other, made)[0].frame) == 8
+
+
+def test_a_json_in_another_folder_that_repeats_a_log_warns(tmp_path: Path) -> None:
+    log = write(tmp_path / "logs", "s", 2)
+    made = tmp_path / "json" / "s.json"
+    made.parent.mkdir()
+    opening = '{"schema": 1, "run": "s", "logs": ["s.log", "s-w2.log"], "skipped": [], "trials": ['
+    made.write_text(f"{opening}\n{make_record(run='s', trial=0).to_line()}\n]}}\n")
+    with pytest.warns(UserWarning, match=r"json/s\.json was made from a log of the name of .*logs/s\.log"):
+        opened_logs([log, made])
+
+
+@pytest.mark.parametrize("name", ["sub/a.log", "", ".", "..", "a\\u0000.log"])
+def test_a_json_that_names_no_log_is_read_all_the_same(tmp_path: Path, name: str) -> None:
+    opening = f'{{"schema": 1, "run": "a", "logs": ["{name}"], "skipped": [], "trials": ['
+    (tmp_path / "a.json").write_text(f"{opening}\n{make_record(run='a', trial=0).to_line()}\n]}}\n")
+    assert len(read(tmp_path)[0].frame) == 1

@@ -5,16 +5,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from torch import nn
 
 from common.compression import load_compressed, save_compressed
-from common.planning import Budget, plan_ranks
+from common.planning import Budget, RankPlan, plan_ranks
 from common.search import SearchResult, SearchSettings, search_ranks
 from common.search.finalists import Finalists, best_first
 from common.search.objective import Objective
 from common.search.preparation import decompose_for_search
+from common.search.study.storage import FINISHED
 from common.training import evaluate_images, train
 from common.trials import TrialRecord, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
@@ -297,3 +299,96 @@ def test_what_a_finalist_reached_stays_in_the_log_wherever_the_search_stops(
     assert again.finished
     for found in (again.records, run("stopped").records, read_log(tmp_path / "stopped" / "b.log")[0]):
         assert stages(found) == stages(whole.records)
+
+
+def test_more_trials_after_a_stop_replace_no_finalist_by_an_untuned_network(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, method="svd", policy="random", budget=Budget(macs=0.4), climb=1, finetune_top=1, keep=0.3
+    )
+
+    def run(seed: int, trials: int) -> SearchResult:
+        more = dataclasses.replace(settings, seed=seed, trials=trials)
+        return search_ranks(dense, tiny_digits(), more, logs=tmp_path, run=f"s{seed}", on_trial=lambda _: None)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def metrics(records: Iterable[TrialRecord]) -> dict[int, dict[str, dict[str, float]]]:
+        return {record.trial: dict(record.metrics) for record in records}
+
+    tuned = 0
+    for seed in (1, 6):
+        with monkeypatch.context() as patch:
+            patch.setattr(Finalists, "test_chosen", killed)
+            first = run(seed, 1)
+        found = run(seed, 6)
+        assert found.finished
+        for record in first.records:
+            tuned += "finetuned" in record.metrics
+            assert record.metrics.keys() <= found.records[record.trial].metrics.keys()
+        assert metrics(run(seed, 6).records) == metrics(found.records) == metrics(read_log(found.log)[0])
+        for number, network in found.networks.items():
+            assert same_weights(
+                network, load_compressed(found.log.with_name(f"s{seed}-trial{number}.safetensors"), dense)
+            )
+    assert tuned
+
+
+def test_a_stop_before_a_search_is_finished_repeats_no_refitting(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), trials=2, finetune_top=0, seed=1)
+
+    def run() -> SearchResult:
+        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="a**b[1]", on_trial=lambda _: None)
+
+    set_attribute = optuna.Study.set_user_attr
+
+    def killed_at_the_end(study: optuna.Study, key: str, value: Any) -> None:
+        if key == FINISHED:
+            raise KeyboardInterrupt
+        set_attribute(study, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "set_user_attr", killed_at_the_end)
+        assert not run().finished
+    assert list(tmp_path.glob("*-refitted.safetensors"))
+    monkeypatch.setattr(Objective, "refitted", lambda *_: pytest.fail("it was refitted before the stop"))
+    found = run()
+    assert found.finished
+    assert any("refitted" in record.metrics for record in found.records)
+    assert not list(tmp_path.glob("*-refitted.safetensors"))
+
+
+def test_the_log_holds_what_was_measured_when_a_lost_network_was_made_again(
+    dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), trials=4, finetune_top=3, seed=1)
+
+    def run() -> SearchResult:
+        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finalists, "test_chosen", killed)
+        assert not run().finished
+    for file in tmp_path.glob("b-trial*.safetensors"):
+        file.unlink()
+    refitted = Objective.refitted
+
+    def otherwise(self: Objective, plan: RankPlan) -> nn.Module:
+        network = refitted(self, plan)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.001)  # another processor rounds otherwise
+        return network
+
+    monkeypatch.setattr(Objective, "refitted", otherwise)
+    found = run()
+    logged = {record.trial: record.metrics for record in read_log(found.log)[0]}
+    for record in found.records:
+        assert dict(record.metrics) == dict(logged[record.trial])

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.compression import compress
 from common.notebook.config import ClassifierConfig
@@ -57,6 +58,18 @@ def test_a_network_without_a_file_gets_a_note(tmp_path: Path, monkeypatch: pytes
     table = deployment_table({"dense": tiny_cnn()}, tiny_digits(), tmp_path / "run")
     assert list(table["Note"]) == ["no float32", "no int8"]
     assert table["Speedup"].isna().all()
+
+
+def test_without_the_dense_networks_file_there_are_no_speedups(tmp_path: Path) -> None:
+    data, dense = tiny_digits(), tiny_cnn()
+    small = compress(dense, plan_ranks(dense, data.example(), "svd", Fixed(4, only_if_smaller=False)))
+    with torch.no_grad():
+        next(dense.parameters()).flatten()[0] = 1e6
+    table = deployment_table({"dense": dense, 3: small}, data, tmp_path / "run", ("float16",), rounds=3)
+    assert "float16" in table["Note"][0]
+    assert "no file has a speedup over it" in table["Note"][0]
+    assert table["Speedup"].isna().all()
+    assert table["Latency (ms)"][1] > 0
 
 
 def test_without_precisions_nothing_is_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 import sys
 from functools import cached_property
@@ -143,7 +144,7 @@ def logged_trials(logs: str | Path, run: str, study: str) -> set[int]:
     """Numbers of the study's trials that are in the log of the run or of one of its workers."""
     logs = Path(logs)
     found: set[int] = set()
-    for path in (logs / f"{run}.log", *sorted(logs.glob(f"{run}-*.log"))):
+    for path in (logs / f"{run}.log", *sorted(logs.glob(f"{glob.escape(run)}-*.log"))):
         if path.exists():
             found |= {record.trial for record in read_log(path)[0] if record.details.study == study}
     return found
