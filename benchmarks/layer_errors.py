@@ -107,7 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=1024, help="calibration images; default: %(default)s")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the ranks; default: %(default)s")
     options = parser.parse_args(arguments)
-    before, after = (errors(checkout, options) for checkout in options.checkouts)
+    before = errors(options.checkouts[0], options)
+    options.methods = [method for method in options.methods if method in {*before.method}]  # no time for others
+    after = errors(options.checkouts[1], options)
     table = before.merge(after, on=["layer", "method", "share"], suffixes=(" before", " after"), validate="1:1")
     ratio = table["error after"].clip(lower=ROUNDING) / table["error before"].clip(lower=ROUNDING)
     table = table.assign(ratio=ratio, worse=ratio > 1.01)

@@ -71,7 +71,7 @@ def test_outputs_are_those_of_the_layer_though_the_next_one_works_in_place(monke
     )
     monkeypatch.setattr("common.compression.load_compressed", lambda _: model)
     options = Namespace(weights=Path("any"), dataset="phantoms", data_root=None, image_size=16, images=32)
-    vars(options).update(methods=["svd", "tucker2"], unannotated="keep", shares=[0.5, 1.0])
+    vars(options).update(methods=["svd", "tucker2"], unannotated="keep", augment="off", shares=[0.5, 1.0])
     found = layer_errors.errors(Path(), options)
     assert set(found.layer.astype(str)) == {"0", "2"}
     assert (found[found.share == 1].error < 1e-6).all()
