@@ -80,6 +80,8 @@ def mean_divergence(divergence: Divergence, dense: Tensor, output: Tensor) -> fl
 def outputs_on(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """The network's outputs in evaluation mode on batches that are on its device, ``(N, ...)`` in float32.
 
+    Complex outputs have a last axis of two: the real and the imaginary part.
+
     Raises:
         ValueError: the network does not take a batch, or its outputs have no axis of inputs or differ in shape.
     """
@@ -88,7 +90,8 @@ def outputs_on(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
         for batch in inputs:
             with explained(batch):
                 output = model(for_one_pass(batch))
-            found.append(single_tensor(output, "the network").float())
+            output = single_tensor(output, "the network")
+            found.append((torch.view_as_real(output) if output.is_complex() else output).float())
             if found[-1].shape[:1] != batch.shape[:1]:
                 raise ValueError(
                     f"the network's output has shape {tuple(found[-1].shape)} for {len(batch)} inputs; its first axis "

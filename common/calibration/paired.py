@@ -133,7 +133,11 @@ class DenseOutputs:
                 for name in self.layers
             ]
             if not batch:
-                handles += [module.register_forward_hook(self._remember) for module in modules.values()]
+                handles += [
+                    module.register_forward_hook(self._remember)
+                    for module in modules.values()
+                    if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+                ]
             with hooked(handles), explained(x):
                 dense(for_one_pass(x))
             self._hold_out_single_images(batch, flags)

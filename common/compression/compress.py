@@ -273,6 +273,8 @@ def factored_layer(layer: nn.Module, effective: EffectiveLayer, plan: LayerPlan)
         ]
     for factor in factors:
         factor.requires_grad_(plain.weight.requires_grad).train(layer.training)
+    if plain.bias is not None and factors[-1].bias is not None:
+        factors[-1].bias.requires_grad_(plain.bias.requires_grad)
     return stand_in(layer, effective, factors, plan)
 
 

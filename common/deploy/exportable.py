@@ -35,7 +35,7 @@ def exportable(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    model = unwrapped(model)
+    model = unwrapped(model, compressed_too=True)
     _check_weights(model)
     _check_input(x)
     reference = deployed_copy(model).cpu()

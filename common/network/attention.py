@@ -272,7 +272,9 @@ def _is_plain_attention(module: nn.Module, owners: Mapping[int, int]) -> bool:
 
 def _reads_its_layers(module: nn.Module) -> bool:
     """Whether the ``forward`` of ``module`` names a weight, while the module has Linear children."""
-    if isinstance(module, CallsItsLayers | nn.MultiheadAttention) or type(module).__module__.startswith("torch.nn."):
+    if isinstance(module, CallsItsLayers | nn.MultiheadAttention | torch.jit.ScriptModule) or type(
+        module
+    ).__module__.startswith("torch.nn."):
         return False
     code = getattr(type(module).forward, "__code__", None)
     linear = any(isinstance(child, nn.Linear) for child in module.children())

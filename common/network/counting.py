@@ -129,7 +129,7 @@ def _unfused_operations(model: nn.Module) -> Iterator[None]:
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    trainable = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
+    trainable = [p for p in model.parameters() if p.requires_grad and p.is_leaf and not p.is_inference()]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

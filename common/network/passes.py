@@ -15,19 +15,34 @@ from common.network.modes import evaluating
 def example_batch(x: Tensor, model: nn.Module) -> Tensor:
     """Return ``x`` as a batch: a single image ``(C, H, W)`` becomes ``(1, C, H, W)``.
 
-    Only networks with 2-D convolutions accept a single image.
+    Only networks with 2-D convolutions accept a single image. Some of these take batches ``(N, C, L)`` and make images
+    of them, such as spectrograms. Three axes are no image if C fits no convolution, or the network only takes them as
+    they are.
 
     Raises:
         ValueError: ``x`` is not a tensor, has no batch axis or is empty.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"x={type(x).__name__}: it must be one tensor of shape (N, C, H, W)")
-    images = any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
-    if x.dim() == 3 and images:
+    if x.dim() == 3 and _is_image(x, model):
         x = x[None]
     if x.dim() < 2 or not len(x):
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (N, C, H, W) with at least one input")
     return x
+
+
+def _is_image(x: Tensor, model: nn.Module) -> bool:
+    """Whether ``x`` of three axes is one image ``(C, H, W)`` for this network."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    if not any(layer.in_channels == len(x) for layer in layers):
+        return False
+    for taken, batch in ((True, x[None]), (False, x)):
+        try:
+            run(model, batch)
+            return taken
+        except ValueError:
+            continue
+    return True  # the error that follows shows it as an image
 
 
 def run(model: nn.Module, x: Tensor) -> object:

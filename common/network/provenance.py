@@ -44,9 +44,16 @@ def get_provenance(model: nn.Module) -> Provenance | None:
     return found if isinstance(found, Provenance) else None
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside parallel, averaging and compiling wrappers, unless a wrapper has a provenance."""
+def unwrapped(model: nn.Module, *, compressed_too: bool = False) -> nn.Module:
+    """Return the network inside parallel, averaging and compiling wrappers.
+
+    Args:
+        model: any network.
+        compressed_too: whether to look into a wrapper that has a provenance as well, because it was compressed itself.
+            The plan in that provenance names layers as the wrapper does.
+    """
     parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel, AveragedModel))
     inner = getattr(model, "module" if parallel else "_orig_mod", None)  # torch.compile stores it as _orig_mod
-    is_compressed_itself = get_provenance(model) is not None
-    return unwrapped(inner) if isinstance(inner, nn.Module) and not is_compressed_itself else model
+    if not isinstance(inner, nn.Module) or (get_provenance(model) is not None and not compressed_too):
+        return model
+    return unwrapped(inner, compressed_too=compressed_too)

@@ -28,10 +28,13 @@ class Classification(Task):
         whole = not (targets.is_floating_point() or targets.is_complex())
         if targets.shape != (images,) or not whole:
             advice = ""
-            if targets.dim() == 2 and targets.shape[1] == 1:
+            numbers = targets.dim() == 2 and not targets.is_complex() and bool((targets == targets.round()).all())
+            if numbers and targets.shape[1] == 1:
                 advice = "; take targets.squeeze(1), as whole numbers"
-            elif targets.dim() == 2:
+            elif numbers and bool((targets.sum(1) == 1).all()):
                 advice = "; for one-hot targets take targets.argmax(1)"
+            elif targets.dim() == 3:
+                advice = f", or masks ({images}, K, H, W), one for each class"
             raise ValueError(
                 f"{where}: targets are {describe_tensor(targets)}; they must be class numbers ({images},) of a "
                 f"whole-number type for {images} inputs{advice}"
