@@ -24,6 +24,11 @@ from tests.records import make_record
 from tests.search.studies import SETTINGS, search
 
 
+def killed(*_: object) -> None:
+    """What takes the place of a function at which the process is stopped."""
+    raise KeyboardInterrupt
+
+
 def test_the_test_split_is_read_for_the_chosen_only(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,9 +279,6 @@ def test_what_a_finalist_reached_stays_in_the_log_wherever_the_search_stops(
     def stages(records: Iterable[TrialRecord]) -> dict[int, set[str]]:
         return {record.trial: {*record.metrics} for record in records}
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     write = Finalists._write
 
     def killed_once_finetuned(self: Finalists, record: TrialRecord) -> None:
@@ -311,9 +313,6 @@ def test_more_trials_after_a_stop_replace_no_finalist_by_an_untuned_network(
     def run(seed: int, trials: int) -> SearchResult:
         more = dataclasses.replace(settings, seed=seed, trials=trials)
         return search_ranks(dense, tiny_digits(), more, logs=tmp_path, run=f"s{seed}", on_trial=lambda _: None)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
 
     def metrics(records: Iterable[TrialRecord]) -> dict[int, dict[str, dict[str, float]]]:
         return {record.trial: dict(record.metrics) for record in records}
@@ -369,9 +368,6 @@ def test_the_log_holds_what_was_measured_when_a_lost_network_was_made_again(
 
     def run() -> SearchResult:
         return search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Finalists, "test_chosen", killed)
