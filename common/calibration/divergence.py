@@ -91,7 +91,9 @@ def outputs_on(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
             with explained(batch):
                 output = model(for_one_pass(batch))
             output = single_tensor(output, "the network")
-            found.append((torch.view_as_real(output) if output.is_complex() else output).float())
+            if output.is_complex():  # one number for each input must not become two class scores
+                output = torch.view_as_real((output if output.dim() > 1 else output[:, None]).resolve_conj())
+            found.append(output.float())
             if found[-1].shape[:1] != batch.shape[:1]:
                 raise ValueError(
                     f"the network's output has shape {tuple(found[-1].shape)} for {len(batch)} inputs; its first axis "

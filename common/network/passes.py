@@ -16,8 +16,7 @@ def example_batch(x: Tensor, model: nn.Module) -> Tensor:
     """Return ``x`` as a batch: a single image ``(C, H, W)`` becomes ``(1, C, H, W)``.
 
     Only networks with 2-D convolutions accept a single image. Some of these take batches ``(N, C, L)`` and make images
-    of them, such as spectrograms. Three axes are no image if C fits no convolution, or the network only takes them as
-    they are.
+    of them, such as spectrograms. Three axes are an image if the network takes it and returns one output for it.
 
     Raises:
         ValueError: ``x`` is not a tensor, has no batch axis or is empty.
@@ -32,17 +31,19 @@ def example_batch(x: Tensor, model: nn.Module) -> Tensor:
 
 
 def _is_image(x: Tensor, model: nn.Module) -> bool:
-    """Whether ``x`` of three axes is one image ``(C, H, W)`` for this network."""
+    """Whether ``x`` of three axes is one image ``(C, H, W)`` for this network: whether one output belongs to it."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
-    if not any(layer.in_channels == len(x) for layer in layers):
+    if not layers:
         return False
-    for taken, batch in ((True, x[None]), (False, x)):
+    here = x.to(next(model.parameters(), x).device)
+    for is_image, batch in ((True, here[None]), (False, here)):
         try:
-            run(model, batch)
-            return taken
+            output = run(model, batch)
         except ValueError:
             continue
-    return True  # the error that follows shows it as an image
+        if not isinstance(output, Tensor) or output.shape[:1] == batch.shape[:1]:
+            return is_image
+    return any(layer.in_channels == len(x) for layer in layers)  # the error that follows shows it in this shape
 
 
 def run(model: nn.Module, x: Tensor) -> object:

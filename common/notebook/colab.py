@@ -176,6 +176,13 @@ class RunKeeper:
             end = time.monotonic()
             self._next = end + max(PAUSE_S, PAUSE_COPIES * (end - start))
 
+    def has_kept(self, run: str) -> bool:
+        """Whether Drive has every file of the run as it is here; true without a Drive."""
+        drive = Path(self._drive)
+        return not drive.is_dir() or all(
+            _is_copied(file, drive / file.name) for file in _files_of(Path(self._logs), run)
+        )
+
     def forget(self, file: Path) -> None:
         """Remove a file of the run, here and on Drive."""
         file.unlink(missing_ok=True)

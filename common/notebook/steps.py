@@ -273,7 +273,7 @@ def search(
     )
     picture.show(result.records)
     keeper.keep(result.log.stem, now=True)
-    for record in result.records if result.finished else ():
+    for record in result.records if result.finished and keeper.has_kept(result.log.stem) else ():
         keeper.forget(network_file(result.log, record.trial, ENDINGS[REFITTED]))
     return result
 

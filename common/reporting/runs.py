@@ -192,7 +192,10 @@ def opened_logs(paths: Sequence[Path]) -> list[Log]:
             if path.with_name(name).resolve() in present:
                 yield Path(name).stem
             elif name in named:
-                message = f"{path} was made from a log of the name of {named[name]}; the same trials would count twice"
+                message = (
+                    f"{path} was made from a log of the name of {named[name]}, and both are read; if it is the same "
+                    "run, its trials count twice: name only one of them"
+                )
                 warnings.warn(message, stacklevel=3)
 
     return [Log(path, frozenset(read_as_well(path))) for path in paths]

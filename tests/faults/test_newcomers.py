@@ -61,21 +61,24 @@ class Filter(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the MACs of these operators are unknown")
+@pytest.mark.parametrize("count", [16, 32])
 @pytest.mark.parametrize("channels", [1, 8])
-def test_signals_may_become_images_inside_the_network(channels: int) -> None:
+def test_signals_may_become_images_inside_the_network(channels: int, count: int) -> None:
     model = Spectrogram() if channels == 1 else Electrodes()
-    signals = torch.randn(16, channels, 256, generator=torch.Generator().manual_seed(0))
+    signals = torch.randn(count, channels, 256, generator=torch.Generator().manual_seed(0))
     one, many = profile(model, signals[:1]), profile(model, signals)
     assert one.macs == many.macs > 0
     assert next(iter(calibrate(model, [signals]).values())).held_out is not None
     found = shrink(model, [signals, signals + 0.1], Budget(params=0.5))
-    assert found.model(signals).shape == (16, 4)
+    assert found.model(signals).shape == (count, 4)
     assert profile(found.model, signals).params <= 0.5 * many.params
 
 
 def test_one_image_counts_as_a_batch_of_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     assert profile(model, BATCHES[0][0]).macs == profile(model, BATCHES[0][:1]).macs
+    patches = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3))
+    assert profile(patches, BATCHES[0][0]).macs == profile(patches, BATCHES[0][:1]).macs
     with pytest.raises(ValueError, match=r"\(1, 3, 2, 2\)"):
         profile(model, BATCHES[0][0, :, :2, :2])
 
@@ -119,6 +122,8 @@ def test_a_wrapper_that_was_compressed_itself_is_exported(tmp_path: Path) -> Non
         (torch.rand(16, 1), "class numbers", "squeeze"),
         (torch.rand(16, 4).round(), "class numbers", "argmax"),
         (F.one_hot(torch.arange(16) % 4), r"targets\.argmax\(1\)", "squeeze"),
+        (F.one_hot(torch.arange(16) % 4).bool(), r"targets\.argmax\(1\)", "squeeze"),
+        (torch.ones(16, 4, dtype=torch.bool), "class numbers", "argmax"),
         (torch.ones(16, 1), r"targets\.squeeze\(1\)", "argmax"),
     ],
 )

@@ -159,10 +159,12 @@ def test_on_colab_a_training_is_copied_while_it_runs(tmp_path: Path, monkeypatch
     assert kept == ["mine-dense.checkpoint"]
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("finished", [False, True])
 def test_refitted_networks_leave_drive_when_the_search_is_done(
-    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: bool, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They stay if the Drive did not take the log that says so."""
     logs, drive = tmp_path / "logs", tmp_path / "drive"
     monkeypatch.setattr(RunKeeper.__init__, "__defaults__", (drive,))
     mine = dataclasses.replace(config(None), logs=str(logs), run="mine")
@@ -170,10 +172,13 @@ def test_refitted_networks_leave_drive_when_the_search_is_done(
         folder.mkdir(exist_ok=True)
         for name in ("mine.log", "mine-trial0.safetensors", "mine-trial0-refitted.safetensors"):
             (folder / name).write_text("")
+    if full:
+        (logs / "mine.log").write_text("the end")
+        monkeypatch.setattr("common.notebook.steps.RunKeeper.keep", lambda *_, **__: None)
     result = SimpleNamespace(finished=finished, records=[make_record(run="mine", trial=0)], log=logs / "mine.log")
     monkeypatch.setattr("common.notebook.steps.search_ranks", lambda *_, **__: result)
     network = nn.Flatten()
     assert search(mine, network, load_data_of(mine), [], Decompositions(network)).log == result.log
     for folder in (logs, drive):
         assert (folder / "mine-trial0.safetensors").exists()
-        assert (folder / "mine-trial0-refitted.safetensors").exists() is not finished
+        assert (folder / "mine-trial0-refitted.safetensors").exists() is not (finished and not full)

@@ -167,7 +167,7 @@ def test_a_log_of_one_name_in_another_folder_takes_no_trial_from_a_json(tmp_path
     made.parent.mkdir()
     opening = '{"schema": 1, "run": "a", "logs": ["a.log", "a-w2.log"], "skipped": [], "trials": ['
     made.write_text(f"{opening}\n{','.join(lines)}\n]}}\n")
-    with pytest.warns(UserWarning, match="the same trials would count twice"):
+    with pytest.warns(UserWarning, match="its trials count twice: name only one"):
         assert len(read(other, made)[0].frame) == 8
 
 

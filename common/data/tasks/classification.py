@@ -28,10 +28,10 @@ class Classification(Task):
         whole = not (targets.is_floating_point() or targets.is_complex())
         if targets.shape != (images,) or not whole:
             advice = ""
-            numbers = targets.dim() == 2 and not targets.is_complex() and bool((targets == targets.round()).all())
-            if numbers and targets.shape[1] == 1:
+            values = targets.double() if targets.dim() == 2 and not targets.is_complex() else targets.new_empty(0)
+            if values.dim() == 2 and values.shape[1] == 1 and bool((values == values.round()).all()):
                 advice = "; take targets.squeeze(1), as whole numbers"
-            elif numbers and bool((targets.sum(1) == 1).all()):
+            elif values.dim() == 2 and bool((((values == 0) | (values == 1)) & (values.sum(1, True) == 1)).all()):
                 advice = "; for one-hot targets take targets.argmax(1)"
             elif targets.dim() == 3:
                 advice = f", or masks ({images}, K, H, W), one for each class"
