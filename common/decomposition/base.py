@@ -65,7 +65,7 @@ class Decomposition(ABC):
         most_elements: the largest weight of one group on which the method is tried beside others; None for any. A
             method that iterates takes minutes on larger ones.
         has_sweeps: whether sweeps change the factors.
-        iterates: whether they do so without data, as the method iterates itself (HOOI).
+        has_own_sweeps: whether the method itself has sweeps (HOOI), besides the least squares on data.
         needs_kernel: whether the method needs a kernel larger than 1x1 to split.
         serves_transposed: whether it factors transposed convolutions.
         otherwise: the method for the layers that this one does not serve.
@@ -87,7 +87,7 @@ class Decomposition(ABC):
     interpolates: bool = False
     most_elements: int | None = None
     has_sweeps: bool = False
-    iterates: bool = False
+    has_own_sweeps: bool = False
     needs_kernel: bool = True
     serves_transposed: bool = False
     otherwise: str = "svd"

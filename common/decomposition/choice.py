@@ -147,11 +147,11 @@ class SelectedDecomposition(Decomposition):
     """A decomposition by one method that uses the data only where this lowers the error on held-out patches.
 
     There are two variants: data-aware, best for the moments, and weight-only, best for the weight. Each comes with and
-    without sweeps, if the method iterates; the better one without is also improved by least squares on the moment of
-    whole patches. The factors at any ranks are those with the least error on held-out patches.
-    If one variant is clearly better at both ``SHARES`` of the ranks, the other is not tried again. Tables, spectra and
-    plans come from the preferred variant: the one with the smaller product of errors at both ``SHARES``. Its
-    errors are rescaled to those measured there.
+    without the method's own sweeps, if it has any. The better one without is also improved by least squares on the
+    moment of whole patches. Held-out patches choose among these, see :meth:`best`. If one variant is clearly better at
+    both ``SHARES`` of the ranks, the other is not tried again. Tables, spectra and plans come from the preferred
+    variant: the one with the smaller product of errors at both ``SHARES``. Its errors are rescaled to those measured
+    there.
 
     Args:
         kind: the method's class.
@@ -237,7 +237,7 @@ class SelectedDecomposition(Decomposition):
         return self._weight_only if self._variants[0] else self._data_aware
 
     def best(self, ranks: Ranks) -> Factored:
-        """Find the factors at these ranks that have the least error on the held-out patches.
+        """Find the best factors at these ranks by their errors on the held-out patches.
 
         Of swept and improved factors, those are best whose gain less its standard error is greatest, if it is a gain.
         """
@@ -253,26 +253,22 @@ class SelectedDecomposition(Decomposition):
         measured = [(self.held_out.errors(candidate, ranks), candidate) for candidate in unswept]
         errors, best = min(measured, key=lambda pair: float(pair[0].mean()))
         bounds = []
-        for candidate in (*self._iterated(), *self._improved(best, ranks)):
+        for candidate in (*self._with_own_sweeps(), *self._improved(best, ranks)):
             change = self.held_out.errors(candidate, ranks) - errors
             bounds.append((float(change.mean() + change.std() / len(change) ** 0.5), candidate))
-        for bound, candidate in sorted(bounds, key=lambda pair: pair[0]):
-            if bound < 0 and self._fits_its_moment(candidate, best, ranks):
+        better = [candidate for bound, candidate in sorted(bounds, key=lambda pair: pair[0]) if bound < 0]
+        # A ridge can raise the error even on the moment that was fitted. If what is held out does not show that, it is
+        # only too few images.
+        fitted = [candidate for candidate in better if isinstance(candidate, FixedFactors)]
+        allowed = self.held_out.fitted_error(best, ranks) if fitted else 0.0
+        for candidate in better:
+            if candidate not in fitted or self.held_out.fitted_error(candidate, ranks) <= allowed:
                 return candidate
         return best
 
-    def _fits_its_moment(self, candidate: Factored, best: Factored, ranks: Ranks) -> bool:
-        """Whether factors that were fitted to the moment of whole patches have no greater error on it than the best.
-
-        A ridge can raise it. If what is held out does not show that, it is only too few images.
-        """
-        if not isinstance(candidate, FixedFactors):
-            return True
-        return self.held_out.fitted_error(candidate, ranks) <= self.held_out.fitted_error(best, ranks)
-
-    def _iterated(self) -> Iterator[Factored]:
+    def _with_own_sweeps(self) -> Iterator[Factored]:
         """Yield the variants with sweeps of the method itself, if it has any."""
-        if self.sweeps and self._kind.iterates:
+        if self.sweeps and self._kind.has_own_sweeps:
             yield from (self._swept[variant] for variant in self._variants)
 
     def _improved(self, start: Factored, ranks: Ranks) -> Iterator[Factored]:

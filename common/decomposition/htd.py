@@ -42,7 +42,7 @@ class HTD(Decomposition):
     rank_names = ("r_in", "r_mid", "r_out")
     axes = ((False, False), (True, False), (False, True), (False, False))
     has_sweeps = True
-    iterates = True
+    has_own_sweeps = True
 
     @cached_property
     def _tucker(self) -> Tucker2:

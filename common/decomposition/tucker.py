@@ -35,7 +35,7 @@ class Tucker2(Decomposition):
     rank_names = ("r_in", "r_out")
     axes = ((False, False), (True, True), (False, False))
     has_sweeps = True
-    iterates = True
+    has_own_sweeps = True
     _swept: tuple[Ranks, Parts] | None = None
 
     @classmethod

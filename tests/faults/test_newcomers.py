@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.calibration import calibrate
+from common.calibration.divergence import divergence_for, outputs_on, squared_error
 from common.compression import compress
 from common.data import DataBundle
 from common.deploy import export_onnx
 from common.network import profile
+from common.network.passes import example_batch
 from common.planning import Budget, Fixed, plan_ranks
 from common.shrink import shrink
 
@@ -74,6 +76,11 @@ def test_signals_may_become_images_inside_the_network(channels: int, count: int)
     assert profile(found.model, signals).params <= 0.5 * many.params
 
 
+def test_signals_on_another_device_than_the_network_are_no_image() -> None:
+    model = Electrodes().to("meta")  # it stands in for a GPU
+    assert example_batch(torch.randn(16, 8, 256), model).shape == (16, 8, 256)
+
+
 def test_one_image_counts_as_a_batch_of_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     assert profile(model, BATCHES[0][0]).macs == profile(model, BATCHES[0][:1]).macs
@@ -89,6 +96,18 @@ def test_the_imaginary_part_of_outputs_counts() -> None:
         dense, small = Filter()(BATCHES[0]), found.model(BATCHES[0])
     assert (dense - small).imag.abs().max() > 1e-3
     assert found.divergence > 1e-6
+
+
+@pytest.mark.parametrize("one_number", [False, True])
+def test_conjugate_and_single_complex_outputs_are_compared(one_number: bool) -> None:
+    class Conjugate(Filter):
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            return output.mean((1, 2, 3)) if one_number else output.conj()
+
+    outputs = outputs_on(Conjugate(), BATCHES)
+    assert outputs.shape == ((48, 1, 2) if one_number else (48, 3, 12, 12, 2))
+    assert divergence_for(outputs) is squared_error
 
 
 def test_factors_keep_which_weights_and_biases_are_frozen() -> None:

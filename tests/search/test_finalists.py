@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from common.trials import TrialRecord, read_log
 from tests.networks import TinyCNN, same_weights, tiny_cnn, tiny_digits
 from tests.records import make_record
 from tests.search.studies import SETTINGS, search
+
+
+def search_by_svd(dense: TinyCNN, logs: Path, run: str = "b", **changes: Any) -> SearchResult:
+    """A small search within a quarter of the MACs."""
+    settings = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), seed=1, **changes)
+    return search_ranks(dense, tiny_digits(), settings, logs=logs, run=run, on_trial=lambda _: None)
 
 
 def killed(*_: object) -> None:
@@ -238,12 +245,8 @@ def test_a_finetuning_that_lowers_the_loss_may_cost_a_little_of_the_metric_under
 def test_a_stop_between_a_finalists_file_and_its_record_repeats_no_training_on_top(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(
-        SETTINGS, method="svd", budget=Budget(macs=0.25), trials=3, keep=0.1, finetune_top=1, seed=1
-    )
-
     def run(folder: str) -> SearchResult:
-        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path / folder, run="b", on_trial=lambda _: None)
+        return search_by_svd(dense, tmp_path / folder, trials=3, keep=0.1, finetune_top=1)
 
     whole = run("whole")
     tuned = next(record for record in whole.records if "finetuned" in record.metrics and "refitted" in record.metrics)
@@ -269,12 +272,8 @@ def test_a_stop_between_a_finalists_file_and_its_record_repeats_no_training_on_t
 def test_what_a_finalist_reached_stays_in_the_log_wherever_the_search_stops(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    settings = dataclasses.replace(
-        SETTINGS, method="svd", budget=Budget(macs=0.25), trials=3, keep=0.1, finetune_top=3, seed=1
-    )
-
     def run(folder: str) -> SearchResult:
-        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path / folder, run="b", on_trial=lambda _: None)
+        return search_by_svd(dense, tmp_path / folder, trials=3, keep=0.1, finetune_top=3)
 
     def stages(records: Iterable[TrialRecord]) -> dict[int, set[str]]:
         return {record.trial: {*record.metrics} for record in records}
@@ -338,11 +337,7 @@ def test_more_trials_after_a_stop_replace_no_finalist_by_an_untuned_network(
 def test_a_stop_before_a_search_is_finished_repeats_no_refitting(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), trials=2, finetune_top=0, seed=1)
-
-    def run() -> SearchResult:
-        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="a**b[1]", on_trial=lambda _: None)
-
+    run = partial(search_by_svd, dense, tmp_path, "a**b[1]", trials=2, finetune_top=0)
     set_attribute = optuna.Study.set_user_attr
 
     def killed_at_the_end(study: optuna.Study, key: str, value: Any) -> None:
@@ -364,11 +359,7 @@ def test_a_stop_before_a_search_is_finished_repeats_no_refitting(
 def test_the_log_holds_what_was_measured_when_a_lost_network_was_made_again(
     dense: TinyCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, method="svd", budget=Budget(macs=0.25), trials=4, finetune_top=3, seed=1)
-
-    def run() -> SearchResult:
-        return search_ranks(dense, tiny_digits(), settings, logs=tmp_path, run="b", on_trial=lambda _: None)
-
+    run = partial(search_by_svd, dense, tmp_path, trials=4, finetune_top=3)
     with monkeypatch.context() as patch:
         patch.setattr(Finalists, "test_chosen", killed)
         assert not run().finished
