@@ -70,6 +70,19 @@ def divergence_for(outputs: Tensor) -> Divergence:
     return kl_divergence if outputs.dim() == 2 and outputs.shape[1] > 1 else squared_error
 
 
+TITLES: dict[Divergence, str] = {
+    kl_divergence: "Kullback-Leibler divergence of class probabilities, in nats",
+    mask_divergence: "Kullback-Leibler divergence of masks' probabilities, in nats",
+    squared_error: "squared error, relative to the variance of the dense network's outputs",
+}
+"""What each divergence is, in words."""
+
+
+def divergence_title(divergence: Divergence) -> str:
+    """What a divergence is, in words; the name of one that is not the suite's."""
+    return TITLES.get(divergence) or str(getattr(divergence, "__name__", type(divergence).__name__))
+
+
 def mean_divergence(divergence: Divergence, dense: Tensor, output: Tensor) -> float:
     """The mean over all inputs, at least 0; infinite where it is no number, as for outputs that are not finite."""
     value = float(divergence(dense, output).mean())

@@ -72,7 +72,8 @@ def shrink_network(config: OwnConfig, dense: nn.Module, examples: Examples, meth
         examples: the data.
         method: another method than the config's.
     """
-    return shrink(dense, examples.batches, config.rule, method or config.method, steps=ShrinkSteps(seed=config.seed))
+    steps = ShrinkSteps(seed=config.seed)
+    return shrink(dense, examples.batches, config.rule, method or config.method, steps=steps, task=examples.task)
 
 
 def compare_methods(config: OwnConfig, dense: nn.Module, examples: Examples, found: Shrunk) -> pd.DataFrame:

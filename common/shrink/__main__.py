@@ -155,7 +155,8 @@ def run(options: argparse.Namespace, command: str) -> int:
         seed=options.seed,
         device=torch.device("cpu") if budget.latency is not None else None,  # where layers can be timed
     )
-    found = shrink(dense, examples.batches, budget, options.method, steps=ShrinkSteps(seed=options.seed))
+    steps = ShrinkSteps(seed=options.seed)
+    found = shrink(dense, examples.batches, budget, options.method, steps=steps, task=examples.task)
     weights = [save_compressed(found.model, out / "small.safetensors")]
     tuned: dict[str, nn.Module] = {}
     complete = True

@@ -34,6 +34,11 @@ class Examples:
     batches: Batches
     data: DataBundle | None = None
 
+    @property
+    def task(self) -> str | None:
+        """Name of the task that the targets belong to; None without targets."""
+        return self.data.task if self.data else None
+
     def example(self) -> Tensor:
         """Return one input ``(1, C, H, W)``."""
         return inputs_of(next(iter(self.batches)))[:1].cpu()

@@ -92,7 +92,10 @@ class Report:
         """What a reader needs to understand the table."""
         data = self.examples.data
         if data is None:
-            judged = "Divergence from the dense network's outputs, on the images that calibrated it: no targets."
+            judged = (
+                "Divergence from the dense network's outputs, on the images that calibrated it: no targets. It is the "
+                f"{self.found.measured}."
+            )
         else:
             known = any(self._interval(value) for value in self.files[self.metric])
             interval = ", with its 95% interval (Wilson)" if known else ""

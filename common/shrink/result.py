@@ -40,6 +40,7 @@ class Shrunk:
         steps: the steps, in order.
         before, after: cost of the dense and of the smaller network.
         metrics: metrics of the dense network on the held-out calibration images; empty without targets.
+        measured: what the divergence is, in words.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Shrunk:
     before: Profile
     after: Profile
     metrics: dict[str, float]
+    measured: str
 
     @property
     def divergence(self) -> float:
@@ -69,4 +71,4 @@ class Shrunk:
                 ("bytes", self.before.size_bytes, self.after.size_bytes),
             )
         ]
-        return "\n".join([table, *sizes])
+        return "\n".join([table, f"divergence: {self.measured}", *sizes])

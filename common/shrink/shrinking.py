@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from common.calibration import calibrate, recalibrate_bn, refit
-from common.calibration.divergence import Divergence, divergence_for, mean_divergence, outputs_on, squared_error
-from common.calibration.moments import held_out_images
+from common.calibration.divergence import Divergence
 from common.compression import compress
 from common.compression.compress import check_uncompressed
-from common.data.tasks import Task, task_of
+from common.data.tasks import TASKS
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.latency import measured_latencies
 from common.latency.cache import check_timed
@@ -38,8 +37,8 @@ from common.planning.planner import check_rule
 from common.planning.rules import Rule
 from common.search.candidates import planned_candidates
 from common.search.sensitivity import measure_divergences
+from common.shrink.judging import HeldOutImages, split_images
 from common.shrink.result import Shrunk, Step
-from common.training import evaluate
 from common.validation import is_whole
 
 MEASURED_PIXELS = 256 * 32 * 32
@@ -85,6 +84,7 @@ def shrink(
     *,
     steps: ShrinkSteps | None = None,
     divergence: Divergence | None = None,
+    task: str | None = None,
 ) -> Shrunk:
     """Make a smaller network with the least loss that the suite can reach without training.
 
@@ -98,13 +98,15 @@ def shrink(
         model: the dense network. It stays unchanged.
         batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
             be images that the network was trained on, or like them. Targets of a known task (class numbers, masks in
-            [0, 1]) add metrics to the report.
+            [0, 1], numbers to predict) add metrics to the report.
         rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
             class scores and, where the targets are masks, for masks; the relative squared error for any other output,
-            and where the targets are numbers to predict, such as depths or boxes.
+            and where the targets are numbers to predict, such as depths, boxes or clean images.
+        task: name of the task of the targets, see :data:`common.data.TASKS`; None to recognise it, see
+            :func:`common.data.tasks.base.are_numbers`.
 
     Returns:
         The network, its plan and a report.
@@ -112,7 +114,7 @@ def shrink(
     Raises:
         ValueError: an argument is out of range, ``batches`` is empty, or the budget cannot be met.
     """
-    return next(shrink_each(model, batches, [rule], method, steps=steps, divergence=divergence))
+    return next(shrink_each(model, batches, [rule], method, steps=steps, divergence=divergence, task=task))
 
 
 def shrink_each(
@@ -123,6 +125,7 @@ def shrink_each(
     *,
     steps: ShrinkSteps | None = None,
     divergence: Divergence | None = None,
+    task: str | None = None,
 ) -> Iterator[Shrunk]:
     """Shrink one network to several sizes; calibration, decomposition and measurement are done once for all.
 
@@ -139,6 +142,7 @@ def shrink_each(
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: see :func:`shrink`.
+        task: see :func:`shrink`.
 
     Returns:
         An iterator that makes the next network when it is asked for it. Each report lists the shared steps too.
@@ -155,12 +159,14 @@ def shrink_each(
         check_rule(rule, method)
         if isinstance(rule, Budget) and rule.latency is not None:
             check_timed(rule.runtime, method, next(model.parameters(), torch.empty(0)).device)
+    if task is not None:
+        TASKS.check(task)
     check_uncompressed(model)
     check_batches(batches)
     if not isinstance(steps, ShrinkSteps | None):
         raise ValueError(f"steps={steps!r}: it must be a ShrinkSteps, or None for all steps")
     with ordinary_precision():
-        run = _Run(model, list(batches), rules, method, steps or ShrinkSteps(), divergence)
+        run = _Run(model, list(batches), rules, method, steps or ShrinkSteps(), (task, divergence))
     return _each_in_ordinary_precision(run.results())
 
 
@@ -175,7 +181,7 @@ def _each_in_ordinary_precision(results: Iterator[Shrunk]) -> Iterator[Shrunk]:
 
 
 class _Run:
-    """One call of :func:`shrink_each`; see there for the arguments."""
+    """One call of :func:`shrink_each`; see there for the arguments. ``judged_by``: the task and the divergence."""
 
     def __init__(
         self,
@@ -184,7 +190,7 @@ class _Run:
         rules: Sequence[Rule],
         method: str,
         steps: ShrinkSteps,
-        divergence: Divergence | None,
+        judged_by: tuple[str | None, Divergence | None],
     ) -> None:
         if not batches:
             raise ValueError("batches is empty: there is no batch to calibrate on")
@@ -197,31 +203,9 @@ class _Run:
         self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
         self.x = self.inputs[0][:1]
         check_copy(model, self.x)
-        self.fitted, self.held_out, self.targets = self._split()
-        self.task = self._task()
-        self.dense_metrics = self._known_metrics()
-        self.dense_outputs = outputs_on(model, self.held_out)
-        self.divergence = divergence or self._suited_divergence()
-        if not self.divergence(self.dense_outputs, self.dense_outputs).isfinite().all():
-            raise ValueError("the dense network's outputs on the held-out calibration images are not finite")
+        self.fitted, held_out, targets = split_images(batches, self.inputs)
+        self.judge = HeldOutImages(model, held_out, targets, *judged_by)
         self.steps: list[Step] = []
-
-    def _split(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The inputs to learn from, the held-out inputs, and the latter's targets, empty if a batch has none."""
-        fitted, held_out, targets, seen = [], [], [], 0
-        for batch, inputs in zip(self.batches, self.inputs, strict=True):
-            flags = held_out_images(seen, len(inputs))
-            seen += len(inputs)
-            if not flags.all():
-                fitted.append(inputs[~flags.to(inputs.device)])
-            if flags.any():
-                held_out.append(inputs[flags.to(inputs.device)])
-                given = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-                if isinstance(given, Tensor) and given.shape[:1] == flags.shape:
-                    targets.append(given[flags.to(given.device)])
-        if not held_out:
-            raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
-        return fitted, held_out, targets if len(targets) == len(held_out) else []
 
     def results(self) -> Iterator[Shrunk]:
         """Take the steps that all networks share, then make one network after another."""
@@ -272,7 +256,7 @@ class _Run:
             with self._timed("improve") as step:
                 better = compress(self.model, plan, decompositions=decompositions.with_sweeps(settings.improve))
                 step.append(better)
-            if self._divergence(better) <= self._divergence(small):
+            if self.judge.distance(better) <= self.judge.distance(small):
                 small = better
             else:
                 self.steps[-1] = replace(self.steps[-1], kept=False)
@@ -282,7 +266,7 @@ class _Run:
             self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
         join_projections(small)
         costs = profile(self.model, self.x), profile(small, self.x)
-        return Shrunk(small, plan, tuple(self.steps), *costs, self.dense_metrics)
+        return Shrunk(small, plan, tuple(self.steps), *costs, self.judge.dense_metrics, self.judge.title)
 
     def _plan(self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
         """Plan the ranks; time the layers first if the rule limits the latency."""
@@ -299,23 +283,6 @@ class _Run:
             latencies=latencies,
         )
 
-    def _task(self) -> Task | None:
-        """The task of the targets; None if they are none of the suite's, such as numbers to predict."""
-        task = task_of(self.targets[0]) if self.targets else None
-        try:
-            if task:
-                self.targets = [task.checked_targets(each, len(each), None, "batches") for each in self.targets]
-        except ValueError:
-            return None
-        return task
-
-    def _suited_divergence(self) -> Divergence:
-        """That of the task; without one, the squared error for numbers to predict, else what the outputs suggest."""
-        if self.task:
-            return self.task.divergence
-        predicted = any(targets.is_floating_point() and not _are_shares(targets) for targets in self.targets)
-        return squared_error if predicted else divergence_for(self.dense_outputs)
-
     def _measured_divergences(self, decompositions: Decompositions, plan: RankPlan) -> Divergences:
         """How far the output moves when one layer alone errs, by the method that ``plan`` gives it."""
         least, most = MEASURED_IMAGES
@@ -330,7 +297,7 @@ class _Run:
             candidates,
             decompositions,
             inputs,
-            divergence=self.divergence,
+            divergence=self.judge.divergence,
             at_measured_errors=decompositions.sweeps > 0,
         )
 
@@ -342,7 +309,7 @@ class _Run:
         yield made
         seconds = time.perf_counter() - start
         if made:
-            self.steps.append(Step(name, seconds, self._divergence(made[0]), self._metrics(made[0])))
+            self.steps.append(Step(name, seconds, self.judge.distance(made[0]), self.judge.metrics(made[0])))
         else:
             self.steps.append(Step(name, seconds))
 
@@ -350,36 +317,14 @@ class _Run:
         """Change ``small`` in place; undo it unless its divergence falls. A change that does nothing is no step."""
         start = time.perf_counter()
         before = Snapshot(small)
-        value = self._divergence(small)
+        value = self.judge.distance(small)
         if not change():
             return
-        after, metrics = self._divergence(small), self._metrics(small)
+        after, metrics = self.judge.distance(small), self.judge.metrics(small)
         kept = after < value
         if not kept:
             before.restore()
         self.steps.append(Step(name, time.perf_counter() - start, after, metrics, kept))
-
-    def _divergence(self, small: nn.Module) -> float:
-        """The mean divergence on the held-out images."""
-        return mean_divergence(self.divergence, self.dense_outputs, outputs_on(small, self.held_out))
-
-    def _known_metrics(self) -> dict[str, float]:
-        """The dense network's metrics; empty, as all metrics are then, if they do not suit the targets."""
-        try:
-            return self._metrics(self.model)
-        except ValueError:
-            self.task = None
-            return {}
-
-    def _metrics(self, network: nn.Module) -> dict[str, float]:
-        """The metrics on the held-out images; empty without targets of a task."""
-        return evaluate(network, zip(self.held_out, self.targets, strict=True)) if self.task else {}
-
-
-def _are_shares(targets: Tensor) -> bool:
-    """Whether targets ``(N, K)`` are probabilities of classes, as those of smoothed or mixed labels are."""
-    sums = targets.sum(1) if targets.dim() == 2 else None
-    return sums is not None and bool((targets >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
 
 
 def _aligned(rule: Rule) -> Rule:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.data.own import OwnLoader
 from common.data.tasks import TASKS, Task, metrics_of, task_of
 from common.network.batches import pair_of
 from common.network.inputs import for_one_pass, to_network
@@ -31,14 +32,16 @@ class Evaluation:
     rows: Mapping[Callable[[Tensor, Tensor], Tensor], Tensor]
 
 
-def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Batches, task: str | None = None) -> dict[str, float]:
     """Measure a network in float32 and evaluation mode; its modules keep their training modes.
 
-    The targets tell the task: class numbers ``(N,)`` mean classification, masks ``(N, K, H, W)`` segmentation.
+    The targets tell the task: class numbers ``(N,)`` mean classification, masks ``(N, K, H, W)`` segmentation, other
+    numbers regression, see :func:`common.data.tasks.base.are_numbers`. Loaders of a ``DataBundle`` know their task.
 
     Args:
-        model: maps ``(N, C, H, W)`` to logits ``(N, classes)``, or to ``(N, K, H, W)`` for masks.
+        model: maps ``(N, C, H, W)`` to logits ``(N, classes)``, or to ``(N, K, H, W)`` for masks, or to the numbers.
         batches: pairs of inputs and targets.
+        task: name of the task; None to recognise it.
 
     Returns:
         Every registered metric of the task, see :data:`common.data.METRICS`, that is defined on these images, e.g.
@@ -49,18 +52,19 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, float]:
         ValueError: there is no batch, a batch is no pair of tensors, the network does not return one tensor, or the
             targets do not fit what it returns.
     """
-    return evaluate_images(model, batches).metrics
+    return evaluate_images(model, batches, task).metrics
 
 
 @torch.no_grad()
-def evaluate_images(model: nn.Module, batches: Batches) -> Evaluation:
+def evaluate_images(model: nn.Module, batches: Batches, task: str | None = None) -> Evaluation:
     """Measure a network as :func:`evaluate` does, and keep what was observed on each image.
 
     :func:`common.training.paired_difference` compares two such measurements.
     """
     device = next(model.parameters(), torch.empty(0)).device
     observed: dict[Callable[[Tensor, Tensor], Tensor], list[Tensor]] = defaultdict(list)
-    task: Task | None = None
+    known = task or (batches.task if isinstance(batches, OwnLoader) else None)
+    judge: Task | None = TASKS[known] if known else None
     loss, images = 0.0, 0
     with evaluating(model):
         for batch in batches:
@@ -69,14 +73,14 @@ def evaluate_images(model: nn.Module, batches: Batches) -> Evaluation:
                 continue
             logits = single_tensor(model(for_one_pass(to_network(inputs, model))), "the network").float()
             targets = targets.to(device)
-            task = task or task_of(targets) or next(iter(TASKS.values()))
-            loss += float(task.loss(logits, targets)) * len(targets)
+            judge = judge or task_of(targets) or next(iter(TASKS.values()))
+            loss += float(judge.loss(logits, targets)) * len(targets)
             images += len(targets)
-            for observe in {metric.observe for metric in metrics_of(task.name)}:
+            for observe in {metric.observe for metric in metrics_of(judge.name)}:
                 observed[observe].append(observe(logits, targets).cpu())
-    if task is None:
+    if judge is None or not images:
         raise ValueError("there is no batch to evaluate on")
     rows = {observe: torch.cat(parts) for observe, parts in observed.items()}
-    found = {metric.name: metric.summarize(rows[metric.observe]) for metric in metrics_of(task.name)}
+    found = {metric.name: metric.summarize(rows[metric.observe]) for metric in metrics_of(judge.name)}
     defined = {name: value for name, value in found.items() if value is not None}
     return Evaluation({**defined, "loss": loss / images}, rows)

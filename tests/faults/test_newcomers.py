@@ -138,7 +138,7 @@ def test_a_wrapper_that_was_compressed_itself_is_exported(tmp_path: Path) -> Non
     ("targets", "said", "unsaid"),
     [
         (torch.zeros(16, 12, 12, dtype=torch.long), r"or masks \(16, K, H, W\), one for each class", "argmax"),
-        (torch.rand(16, 1), "class numbers", "squeeze"),
+        (torch.full((16, 1), 0.5, dtype=torch.complex64), "class numbers", "squeeze"),
         (torch.rand(16, 4).round(), "class numbers", "argmax"),
         (F.one_hot(torch.arange(16) % 4), r"targets\.argmax\(1\)", "squeeze"),
         (F.one_hot(torch.arange(16) % 4).bool(), r"targets\.argmax\(1\)", "squeeze"),

@@ -2,10 +2,21 @@
 
 from common.data.tasks.base import METRICS, TASKS, Metric, Task, metrics_of, task_of
 
-# A task is recognised by its targets. If several tasks match, the first one is chosen.
+# The first task names what targets should be that match none.
 # isort: off
 from common.data.tasks.classification import Classification
+from common.data.tasks.regression import Regression
 from common.data.tasks.segmentation import Segmentation
 # isort: on
 
-__all__ = ["METRICS", "TASKS", "Classification", "Metric", "Segmentation", "Task", "metrics_of", "task_of"]
+__all__ = [
+    "METRICS",
+    "TASKS",
+    "Classification",
+    "Metric",
+    "Regression",
+    "Segmentation",
+    "Task",
+    "metrics_of",
+    "task_of",
+]

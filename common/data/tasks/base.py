@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from common.calibration.divergence import Divergence
 from common.validation import Registry
 
 
@@ -31,7 +32,7 @@ class Task(ABC):
 
     @abstractmethod
     def matches(self, targets: Tensor) -> bool:
-        """Whether targets of this shape belong to the task."""
+        """Whether these targets, of one batch, look like those of the task. At most one task matches."""
 
     @abstractmethod
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
@@ -74,7 +75,10 @@ class Task(ABC):
 
     @abstractmethod
     def distillation_loss(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-        """Kullback-Leibler divergence from the teacher's softened outputs, times T^2 (Hinton, Vinyals and Dean 2015).
+        """How far a student's outputs are from its teacher's.
+
+        Of classes, it is the Kullback-Leibler divergence from the teacher's softened outputs, times T^2, in nats
+        (Hinton, Vinyals and Dean 2015).
 
         Args:
             logits: logits of the student.
@@ -82,17 +86,13 @@ class Task(ABC):
             temperature: T, by which both are divided.
 
         Returns:
-            The mean over the images, a scalar in nats.
+            The mean over the images, a scalar.
         """
 
+    @property
     @abstractmethod
-    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
-        """How far a network's logits are from the dense network's, for each image ``(N,)``, without any targets.
-
-        Args:
-            dense: logits of the dense network.
-            output: logits of the other, of the same shape.
-        """
+    def divergence(self) -> Divergence:
+        """The function of :mod:`common.calibration.divergence` for how far logits are from the dense network's."""
 
     def misfit(self, logits: Tensor, targets: Tensor) -> ValueError:
         """Return the error for logits and targets whose shapes do not fit each other."""
@@ -129,8 +129,28 @@ def describe_tensor(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
+def are_numbers(targets: Tensor) -> bool:
+    """Whether the targets of a batch are numbers to predict: neither class numbers, nor shares of classes, nor masks.
+
+    They are if one of them is not a whole number. Exceptions are ``(N, K)`` whose rows are probabilities, as those of
+    smoothed or mixed labels, and what looks like masks with soft edges: ``(N, K, H, W)`` in [0, 1], of which at least
+    half are 0 or 1.
+    """
+    if not targets.is_floating_point() or bool((targets == targets.round()).all()):
+        return False
+    if targets.dim() in (4, 5) and bool(((targets >= 0) & (targets <= 1)).all()):
+        return float(((targets == 0) | (targets == 1)).double().mean()) < 0.5
+    return not are_probabilities(targets)
+
+
+def are_probabilities(targets: Tensor) -> bool:
+    """Whether targets ``(N, K)`` are probabilities of classes, as those of smoothed or mixed labels are."""
+    sums = targets.sum(1) if targets.dim() == 2 else None
+    return sums is not None and bool((targets >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+
+
 def task_of(targets: Tensor) -> Task | None:
-    """The first task that the shape of ``targets`` matches; None if there is none."""
+    """The task that the targets of a batch match; None if there is none."""
     return next((task for task in TASKS.values() if task.matches(targets)), None)
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from common.calibration.divergence import kl_divergence
-from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
+from common.calibration.divergence import Divergence, kl_divergence
+from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
 
 
 class Classification(Task):
@@ -20,8 +20,8 @@ class Classification(Task):
     spare_outputs = True
 
     def matches(self, targets: Tensor) -> bool:
-        """Whether there is one number for each image."""
-        return targets.dim() == 1
+        """Whether there is one whole number for each image."""
+        return targets.dim() == 1 and not are_numbers(targets)
 
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
         """Class numbers ``(N,)`` in int64."""
@@ -35,6 +35,8 @@ class Classification(Task):
                 advice = "; for one-hot targets take targets.argmax(1)"
             elif targets.dim() == 3:
                 advice = f", or masks ({images}, K, H, W), one for each class"
+            if whole is False and not advice:
+                advice = "; numbers to predict need task='regression'"
             raise ValueError(
                 f"{where}: targets are {describe_tensor(targets)}; they must be class numbers ({images},) of a "
                 f"whole-number type for {images} inputs{advice}"
@@ -79,9 +81,10 @@ class Classification(Task):
         divergence = kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
         return divergence * temperature**2
 
-    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
+    @property
+    def divergence(self) -> Divergence:
         """See :func:`common.calibration.divergence.kl_divergence`."""
-        return kl_divergence(dense, output)
+        return kl_divergence
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.calibration.divergence import mask_divergence
-from common.data.tasks.base import METRICS, TASKS, Metric, Task, describe_tensor
+from common.calibration.divergence import Divergence, mask_divergence
+from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
 
 SMOOTH = 1.0
 """Pixels added to both sides of the Dice fraction, so that the loss is finite even if all true masks are empty."""
@@ -33,7 +33,7 @@ class Segmentation(Task):
 
     def matches(self, targets: Tensor) -> bool:
         """Whether there are masks ``(N, K, H, W)``, or such of volumes."""
-        return targets.dim() in (4, 5)
+        return targets.dim() in (4, 5) and not are_numbers(targets)
 
     def checked_targets(self, targets: Tensor, images: int, classes: int | None, where: str) -> Tensor:
         """Masks ``(N, K, H, W)`` or ``(N, K, D, H, W)`` in float32."""
@@ -48,7 +48,9 @@ class Segmentation(Task):
         masks = targets.float()
         if not ((masks >= 0) & (masks <= 1)).all():
             low, high = (float(value) for value in masks.aminmax())
-            raise ValueError(f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1]")
+            raise ValueError(
+                f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1], or task='regression'"
+            )
         return masks
 
     def count_classes(self, targets: Tensor) -> int:
@@ -80,9 +82,10 @@ class Segmentation(Task):
         cross, own = (binary_cross_entropy_with_logits(side, chances) for side in (student, teacher))
         return (cross - own) * temperature**2
 
-    def divergence(self, dense: Tensor, output: Tensor) -> Tensor:
+    @property
+    def divergence(self) -> Divergence:
         """See :func:`common.calibration.divergence.mask_divergence`."""
-        return mask_divergence(dense, output)
+        return mask_divergence
 
 
 def soft_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""The held-out calibration images, which judge each step of ``shrink``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from common.calibration.divergence import (
+    Divergence,
+    divergence_for,
+    divergence_title,
+    mean_divergence,
+    outputs_on,
+    squared_error,
+)
+from common.calibration.moments import held_out_images
+from common.data.tasks import TASKS, Task, task_of
+from common.data.tasks.base import are_probabilities
+from common.network.batches import Batches
+from common.training import evaluate
+
+
+class HeldOutImages:
+    """Images that no step learns from, and what the dense network makes of them.
+
+    Args:
+        model: the dense network.
+        inputs: the images, in batches on the network's device.
+        targets: their targets; empty if there are none.
+        task: name of the targets' task; None to recognise it.
+        divergence: see :func:`common.shrink.shrink`.
+
+    Attributes:
+        divergence: how far outputs are from the dense ones.
+        dense_metrics: metrics of the dense network; empty, as all metrics are then, without targets of a known task.
+
+    Raises:
+        ValueError: the targets do not fit the task that is named, or the dense network's outputs are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        task: str | None,
+        divergence: Divergence | None,
+    ) -> None:
+        self._inputs, self._targets = inputs, targets
+        self._task: Task | None = None
+        self.dense_metrics: dict[str, float] = {}
+        if targets:
+            try:
+                self._task = TASKS[task] if task else task_of(targets[0])
+                self.dense_metrics = self.metrics(model)
+            except ValueError:
+                if task:
+                    raise
+                self._task = None
+        self._dense_outputs = outputs_on(model, inputs)
+        self.divergence = divergence or self._suited_divergence(task)
+        if not self.divergence(self._dense_outputs, self._dense_outputs).isfinite().all():
+            raise ValueError("the dense network's outputs on the held-out calibration images are not finite")
+
+    @property
+    def title(self) -> str:
+        """What the divergence is, in words."""
+        return divergence_title(self.divergence)
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        """The metrics of a network; empty without targets of a known task."""
+        task = self._task
+        if task is None:
+            return {}
+        targets = (task.checked_targets(each, len(each), None, "batches") for each in self._targets)
+        return evaluate(network, zip(self._inputs, targets, strict=True), task.name)
+
+    def distance(self, network: nn.Module) -> float:
+        """The mean divergence of a network's outputs from the dense ones."""
+        return mean_divergence(self.divergence, self._dense_outputs, outputs_on(network, self._inputs))
+
+    def _suited_divergence(self, task: str | None) -> Divergence:
+        """That of the task; without one, the squared error for numbers to predict, else what the outputs suggest."""
+        if known := TASKS[task] if task else self._task:
+            return known.divergence
+        predicted = any(targets.is_floating_point() and not are_probabilities(targets) for targets in self._targets)
+        return squared_error if predicted else divergence_for(self._dense_outputs)
+
+
+def split_images(batches: Batches, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Hold out some images, see :func:`common.calibration.moments.held_out_images`.
+
+    Args:
+        batches: as the caller of :func:`common.shrink.shrink` gives them.
+        inputs: the inputs of each batch, on the network's device.
+
+    Returns:
+        The inputs to learn from, the held-out inputs, and the latter's targets, empty if a batch has none.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
+    fitted, held_out, targets, seen = [], [], [], 0
+    for batch, images in zip(batches, inputs, strict=True):
+        flags = held_out_images(seen, len(images))
+        seen += len(images)
+        if not flags.all():
+            fitted.append(images[~flags.to(images.device)])
+        if flags.any():
+            held_out.append(images[flags.to(images.device)])
+            given = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+            if isinstance(given, Tensor) and given.shape[:1] == flags.shape:
+                targets.append(given[flags.to(given.device)])
+    if not held_out:
+        raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
+    return fitted, held_out, targets if len(targets) == len(held_out) else []
