@@ -37,7 +37,8 @@ def independent_copy(model: Module) -> Module:
     while True:
         try:
             memo = dict(shared)
-            copied = _deep_copy(model, memo)
+            with torch.no_grad():  # else the copied parameters of scripted modules get a gradient history
+                copied = _deep_copy(model, memo)
             break
         except Exception as error:  # copying an object of an unknown class can raise anything
             uncopyable = _uncopyable_value(model, shared)
@@ -55,7 +56,16 @@ def independent_copy(model: Module) -> Module:
     for name, module in copied.named_modules():
         if name in originals and module.training != originals[name].training:  # its __deepcopy__ builds a new module
             module.training = originals[name].training
+    for (_, parameter), (_, original) in zip(_scripted_parameters(copied), _scripted_parameters(model), strict=True):
+        parameter.requires_grad_(original.requires_grad)
     return copied
+
+
+def _scripted_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the names and parameters of the scripted modules of a network."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            yield from module.named_parameters(name)
 
 
 def check_copy(model: nn.Module, x: Tensor) -> None:

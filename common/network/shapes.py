@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -184,6 +185,37 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
             for name, layer in layers.items()
             if name in calls
         }
+
+
+def example_of(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return the first input of a batch ``(N, C, ...)``, or the whole batch where one input does not do.
+
+    A mixture of experts may run more layers for a batch than for its first input. A network that squeezes the axis of
+    inputs, or that normalises over it, may take no single input. Costs are means over the inputs of the example.
+
+    Raises:
+        ValueError: the network accepts neither.
+    """
+    one = batch[:1]
+    try:
+        reached = _reached(model, one)
+    except ValueError:
+        if len(batch) == 1:
+            raise
+        with suppress(ValueError):
+            run(model, batch)
+            return batch
+        raise
+    return one if len(batch) == 1 or reached >= _reached(model, batch) else batch
+
+
+def _reached(model: nn.Module, x: Tensor) -> set[str]:
+    """The names of the factorable layers that a pass runs."""
+    found: set[str] = set()
+    layers = factorable_layers(model)
+    with hooked([m.register_forward_hook(lambda *_, name=name: found.add(name)) for name, m in layers.items()]):
+        run(model, x)
+    return found
 
 
 class _ReadsElsewhere(TorchDispatchMode):

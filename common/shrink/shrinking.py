@@ -26,7 +26,7 @@ from common.network.inputs import to_network
 from common.network.layers import factorable_layers
 from common.network.modes import ordinary_precision
 from common.network.passes import example_batch
-from common.network.shapes import trace_layers
+from common.network.shapes import example_of, trace_layers
 from common.network.state import Snapshot
 from common.planning import Budget, RankPlan, plan_ranks
 from common.planning.allocation import UnreachableBudget
@@ -97,7 +97,9 @@ def shrink(
     Args:
         model: the dense network. It stays unchanged.
         batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
-            be images that the network was trained on, or like them. Targets of a known task (class numbers, masks in
+            be images that the network was trained on, or like them. Budgets count what the first image runs; the first
+            batch, on average, where it runs more layers (mixtures of experts) or the network takes no single image.
+            Targets of a known task (class numbers, masks in
             [0, 1], numbers to predict) add metrics to the report.
         rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
         method: see :func:`common.planning.plan_ranks`.
@@ -201,7 +203,7 @@ class _Run:
         self.rules = [_aligned(rule) if steps.align else rule for rule in rules]
         self.batches = batches
         self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
-        self.x = self.inputs[0][:1]
+        self.x = example_of(model, self.inputs[0])
         check_copy(model, self.x)
         self.fitted, held_out, targets = split_images(batches, self.inputs)
         self.judge = HeldOutImages(model, held_out, targets, *judged_by)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.calibration import calibrate
 from common.calibration.divergence import divergence_for, outputs_on, squared_error
@@ -15,9 +16,12 @@ from common.compression import compress
 from common.data import DataBundle
 from common.deploy import export_onnx
 from common.network import profile
+from common.network.copies import independent_copy
 from common.network.passes import example_batch
 from common.planning import Budget, Fixed, plan_ranks
+from common.search import SearchSettings, search_ranks
 from common.shrink import shrink
+from common.training import TrainingSettings
 
 BATCHES = [torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
@@ -152,3 +156,74 @@ def test_targets_that_are_no_class_numbers_get_no_wrong_advice(targets: Tensor, 
     with pytest.raises(ValueError, match=said) as error:
         DataBundle.from_loaders([(BATCHES[0], targets)], [(BATCHES[0], targets)])
     assert unsaid not in str(error.value)
+
+
+class Experts(nn.Module):
+    """Send each image to one of two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.gate, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 2), nn.Linear(32, 4)
+        self.experts = nn.ModuleList([nn.Conv2d(32, 32, 3) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.relu(self.first(x))
+        chosen, found = self.gate(maps.mean((2, 3))).argmax(1), maps.mean((2, 3))
+        for index, expert in enumerate(self.experts):
+            if (chosen == index).any():
+                rows = expert(maps[chosen == index]).mean((2, 3))
+                found = found.index_put(((chosen == index).nonzero()[:, 0],), rows)
+        return self.head(found)
+
+
+def test_budgets_count_all_the_experts_that_images_run() -> None:
+    model, tints = Experts().eval(), torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    batch = BATCHES[0] + 3 * tints
+    assert set(model.gate(F.relu(model.first(batch)).mean((2, 3))).argmax(1).tolist()) == {0, 1}
+    for budget in (Budget(params=0.5), Budget(macs=0.5)):
+        found = shrink(model, [batch], budget)
+        assert {"experts.0", "experts.1"} <= set(found.plan.layers)
+        params, macs = found.after.params / found.before.params, found.after.macs / found.before.macs
+        assert (params if budget.params else macs) <= 0.5
+        assert found.before.macs < profile(model, batch[:1]).macs * 1.01  # of one image, on average
+
+
+class SqueezesTheBatch(nn.Module):
+    """Takes no batch of one image, because it squeezes the axis of images away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3)
+        self.norm, self.head = nn.BatchNorm1d(32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.second(F.relu(self.first(x)))
+        return self.head(self.norm(F.adaptive_avg_pool2d(maps, 1).squeeze()))
+
+
+def test_a_network_that_takes_no_batch_of_one_image() -> None:
+    found = shrink(SqueezesTheBatch().eval(), BATCHES, Budget(macs=0.5))
+    assert found.model(BATCHES[0]).shape == (16, 4)
+    assert found.after.macs <= 0.5 * found.before.macs
+    with pytest.raises(ValueError, match=r"x of shape \(1, 2, 12, 12\)"):
+        shrink(SqueezesTheBatch().eval(), [BATCHES[0][:, :2]], Budget(macs=0.5))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_parts_are_trained_with_the_rest(tmp_path: Path) -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    scripted[0].bias.requires_grad_(False)  # stays frozen in copies
+    model = nn.Sequential(scripted, nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3200, 4)).eval()
+    loader = DataLoader(TensorDataset(BATCHES[0], torch.arange(16) % 4), 8)
+    settings = SearchSettings(
+        method="tucker2", trials=2, finetune_top=1, finetune=TrainingSettings(epochs=1), budget=Budget(params=0.5)
+    )
+    copied = independent_copy(model)
+    assert all(parameter.is_leaf for parameter in copied.parameters())
+    assert [p.requires_grad for p in copied.parameters()] == [p.requires_grad for p in model.parameters()]
+    data = DataBundle.from_loaders(loader, loader, loader)
+    result = search_ranks(model, data, settings, run="scripted", logs=tmp_path)
+    assert result.finished
+    assert any("finetuned" in record.metrics for record in result.records)
