@@ -99,8 +99,7 @@ def shrink(
         batches: input tensors, or pairs (inputs, targets), from the calibration split: some hundred images. They must
             be images that the network was trained on, or like them. Budgets count what the first image runs; the first
             batch, on average, where it runs more layers (mixtures of experts) or the network takes no single image.
-            Targets of a known task (class numbers, masks in
-            [0, 1], numbers to predict) add metrics to the report.
+            Targets of a known task (class numbers, masks in [0, 1], numbers to predict) add metrics to the report.
         rule: e.g. ``Budget(params=0.3)``. For ``Budget(latency=...)``, the layers are timed on this machine first.
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
