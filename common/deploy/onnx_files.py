@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.deploy.aligning import align_ranks, check_multiple
+from common.deploy.equalizing import equalize_factors
 from common.deploy.exportable import cause, exportable
 from common.deploy.folding import fold_batchnorm
 from common.deploy.merging import merge_factors
@@ -87,6 +88,8 @@ def export_onnx(
     network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
     if precision == "float16":
         reference = network = rounded_to_half(network, x)
+    if typical is not None:
+        network = equalize_factors(network, typical)
     sizes = [len(x), *({1, len(x) + 1} - {len(x)} if dynamic_batch else ())]
     expected = [(x, single_tensor(run(reference, x), "the network")), *_expected(reference, x, sizes)]
     with replacing(path) as partial:
