@@ -16,6 +16,7 @@ from common.data.batching import loader_part, makes_whole_batches
 from common.data.normalization import AS_GIVEN, Normalization
 from common.data.own import OwnLoader, seed_order
 from common.data.tasks import METRICS, TASKS, metrics_of
+from common.data.tasks.base import may_be_soft
 from common.network.modes import random_state_kept
 from common.validation import check_choice
 
@@ -138,6 +139,8 @@ class DataBundle:
             TASKS.check(task)
         count = None if classes is None else len(classes)
         first = _wrap(train, "train", task, count)
+        if task is None and may_be_soft(first.targets):
+            print(f"{name}: targets in [0, 1] are taken for {first.task}; task= says otherwise", file=sys.stderr)
         if classes is None and TASKS[first.task].shows_all_classes:
             count = TASKS[first.task].count_classes(first.targets)
         chosen = _wrap(validation, "validation", first.task, count)

@@ -36,7 +36,7 @@ SHUFFLES = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 class OwnLoader:
     """Checked batches ``(inputs, targets)`` of your own loader.
 
-    Inputs become float32, class numbers int64 and masks float32. Values are not scaled.
+    Inputs become float32, class numbers int64, masks and numbers to predict float32. Values are not scaled.
 
     Args:
         loader: an iterable of batches that can be read any number of times, e.g. a ``DataLoader``.

@@ -77,7 +77,7 @@ def onnx_rows(files: Sequence[Path], data: DataBundle) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
-            reached = evaluate(OnnxNetwork(file), data.test)[data.metric]
+            reached = evaluate(OnnxNetwork(file), data.test, data.task)[data.metric]
         except Exception as error:  # ONNX Runtime's own exceptions have no common class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"models: {file} does not run on {data.name}: {reason}") from None

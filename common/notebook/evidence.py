@@ -154,7 +154,7 @@ def compare_networks(files: Sequence[str | Path], data: DataBundle) -> pd.DataFr
                 "File": Path(file).name,
                 "Model": provenance.builder if provenance else None,
                 "Method": method_of(plan.method, plan.rule)[1].title if (plan := plan_of(network)) else "dense",
-                data.metric: evaluate(network, data.test)[data.metric],
+                data.metric: evaluate(network, data.test, data.task)[data.metric],
                 "Parameters": cost.params,
                 "MACs": cost.macs,
                 "Size (MB)": cost.size_bytes / 1e6,

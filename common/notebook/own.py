@@ -112,7 +112,7 @@ def method_panels(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _on_validation(network: nn.Module, data: DataBundle) -> float:
-    return evaluate(network, data.validation)[data.metric]
+    return evaluate(network, data.validation, data.task)[data.metric]
 
 
 def search_if_asked(config: OwnConfig, dense: nn.Module, examples: Examples) -> SearchResult | None:

@@ -240,7 +240,7 @@ class Finalists:
             self.study.set_user_attr(FINETUNED_DENSE, done)
         if done != "better":
             return untuned if done == "worse" else None
-        return evaluate_images(load_compressed(self._dense_file, self.objective.model), self.data.test)
+        return evaluate_images(load_compressed(self._dense_file, self.objective.model), self.data.test, self.data.task)
 
     def _worse(self, after: TrialRecord, before: TrialRecord) -> bool:
         if self.settings.budget is None:
@@ -272,13 +272,13 @@ class Finalists:
         for number in sorted(chosen):
             if number not in self.networks:
                 self.networks[number] = self.objective.build(plan_of_record(self.records[number]))
-        test, loader = evaluate_images(model, self.data.test), self.data.test
+        test, loader = evaluate_images(model, self.data.test, self.data.task), self.data.test
         tuned = self._tuned_dense_on_test(sorted(chosen), test)
         images: int = loader.images if isinstance(loader, OwnLoader) else len(loader.dataset)  # type: ignore[arg-type]
         for number in sorted(chosen):
             network, record = self.networks[number], self.records[number]
             file = save_compressed(network, self._file(number))
-            tested = evaluate_images(network, self.data.test)
+            tested = evaluate_images(network, self.data.test, self.data.task)
             metrics = {"raw": self._raw(record), **record.metrics, "test": tested.metrics}
             dense = record.baseline.replace(
                 metrics={**record.baseline.metrics, "test": test.metrics},

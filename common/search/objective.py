@@ -101,8 +101,13 @@ class Objective:
             for name, loader in (("calibration", data.calibration), ("validation", data.validation))
         }
         self.has_part = self._parts["validation"] < len(data.validation)
-        self.dense_metrics = evaluate(model, self._validation)
-        self.dense_part = evaluate(model, self._part()) if self.has_part else self.dense_metrics
+        self.dense_metrics = self.evaluate(model)
+        self.dense_part = evaluate(model, self._part(), data.task) if self.has_part else self.dense_metrics
+        if (reached := self.dense_metrics[data.metric]) < 0:
+            raise ValueError(
+                f"the dense network's {data.metric} on validation is {reached:.3g}, worse than "
+                "that of the mean of the targets: no search can compare networks with it; train it first"
+            )
         self.dense_latency = measure_latency(model, self.timed)
 
     def _part(self) -> Batches:
@@ -136,7 +141,7 @@ class Objective:
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Metrics on all of validation."""
-        return evaluate(network, self._validation)
+        return evaluate(network, self._validation, self.data.task)
 
     def measure(self, plan: RankPlan, climb: Climb | None = None, raw: bool = False) -> Measured:
         """Measure a plan rung by rung.
@@ -161,7 +166,7 @@ class Objective:
         part: dict[str, float] = {}
         if climb and self.has_part:
             self._recalibrate(small, self._parts["calibration"])
-            part = _finite(evaluate(small, self._part()))
+            part = _finite(evaluate(small, self._part(), self.data.task))
             score = self.score(part, params, macs, self.dense_part)
             if not climb(1, score):
                 return Measured(1, score, self.merit(part, score), params, macs, part, layers=layers)

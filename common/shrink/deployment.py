@@ -125,7 +125,7 @@ def _judge(files: Sequence[DeployedFile], examples: Examples) -> tuple[str, Judg
     """Return how networks are judged: the name of the column, and the function that measures it."""
     data = examples.data
     if data is not None:
-        return data.metric, lambda network: evaluate(network, data.test)[data.metric]
+        return data.metric, lambda network: evaluate(network, data.test, data.task)[data.metric]
     inputs = [inputs_of(batch) for batch in examples.batches]
     dense = files[0].network
     wanted = outputs_on(dense, [to_network(batch, dense) for batch in inputs]).cpu()

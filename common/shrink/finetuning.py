@@ -55,7 +55,7 @@ def finetuned(
             history = []
             print(f"{title} is left out, fine-tuning failed: {type(error).__name__}: {error}")
             continue
-        before, after = (evaluate(each, data.validation)[data.metric] for each in (network, tuned))
+        before, after = (evaluate(each, data.validation, data.task)[data.metric] for each in (network, tuned))
         if after < before:
             print(f"{title} is worse on validation than before, {after:.2%} after {before:.2%}: it is left out")
         else:

@@ -165,6 +165,7 @@ class _Run:
             **dataclasses.asdict(settings),
             "features": list(settings.features),
             "dataset": data.name,
+            "task": data.task,
             "image_size": data.image_size,
             "batches": len(self.batches),
             "processes": distributed.world_size(),
@@ -236,7 +237,7 @@ class _Run:
             with suppress(FloatingPointError):  # the weights have diverged; the metrics will show it
                 recalibrate_bn(self.result, self.data.calibration)
         distributed.share_buffers(self.result)
-        metrics = evaluate(self.result, self.data.validation) if distributed.rank() == 0 else {}
+        metrics = evaluate(self.result, self.data.validation, self.task.name) if distributed.rank() == 0 else {}
         return distributed.from_first(metrics)
 
     def log(self, entry: EpochLog) -> None:
@@ -305,8 +306,9 @@ class _Run:
             ValueError: it is damaged, or was written under other settings.
         """
         values = _read_checkpoint(path, self.device)
-        if values["conditions"] != self.conditions:
-            changed = ", ".join(n for n, value in self.conditions.items() if values["conditions"].get(n) != value)
+        written = {"task": self.task.name} | values["conditions"]  # which earlier versions did not write
+        if written != self.conditions:
+            changed = ", ".join(n for n, value in self.conditions.items() if written.get(n) != value)
             raise ValueError(f"{path} was written under other settings ({changed}); delete it to start again")
         try:
             self.model.load_state_dict(values["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.data import METRICS, DataBundle
+from common.data import METRICS, TASKS, DataBundle
 from common.data.tasks import Regression, task_of
-from common.data.tasks.regression import r2, sums
+from common.data.tasks.regression import moments, r2
 from common.planning import Budget
+from common.search import SearchSettings, search_ranks
 from common.shrink import shrink
 from common.shrink.__main__ import main
 from common.training import TrainingSettings, evaluate, evaluate_images, paired_difference, train
@@ -56,7 +59,10 @@ def denoiser(width: int = 16) -> nn.Sequential:
         (DISCS, "segmentation"),
         (DISCS.long(), "segmentation"),
         (DISCS * 255, "segmentation"),  # refused later: masks must be in [0, 1]
-        (0.9 * DISCS + 0.1 * DISCS.roll(1, 2) * (DISCS > 0), "segmentation"),  # soft edges
+        (F.avg_pool2d(F.pad(DISCS, (2, 2, 2, 2)), 2), "segmentation"),  # soft edges
+        (0.9 * DISCS + 0.05, "segmentation"),  # smoothed
+        (CLEAN * (CLEAN > 0.5), "regression"),  # on a black ground
+        (0.9 * F.one_hot(torch.arange(8)) + 0.05, None),  # smoothed labels of which several may hold
         (torch.zeros(8, 1, 4, 4), "segmentation"),
         (torch.arange(8), "classification"),
         (torch.arange(8.0), "classification"),  # refused later: of a whole-number type
@@ -74,26 +80,53 @@ def test_r2_is_that_of_scikit_learn(count: int, outputs: int, seed: int, offset:
     draw = torch.Generator().manual_seed(seed)
     truth, guess = torch.randn(2, count, outputs, 3, generator=draw).double() + offset
     flat = (each.movedim(1, 2).reshape(-1, outputs).numpy() for each in (truth, guess))
-    assert r2(sums(guess, truth)) == pytest.approx(r2_score(*flat), rel=1e-6, abs=1e-6)
+    assert r2(moments(guess, truth)) == pytest.approx(r2_score(*flat), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, -3e6])
+def test_r2_holds_far_from_zero(offset: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    truth = offset + 0.5 * torch.randn(200, 1, generator=draw)
+    guess = truth + 0.25 * torch.randn(200, 1, generator=draw)
+    assert r2(moments(guess, truth)) == pytest.approx(r2_score(truth.numpy(), guess.numpy()), rel=1e-3)
+    constant = torch.full((9, 1), offset)
+    assert r2(moments(constant, constant)) == 1
+    assert r2(moments(constant + 0.5, constant)) == 0
+
+
+def test_r2_of_what_is_not_finite_is_not_a_number() -> None:
+    truth = torch.randn(5, 2)
+    for value in (torch.inf, torch.nan):
+        broken = truth.clone()
+        broken[0, 0] = value
+        assert math.isnan(r2(moments(truth, broken)))
+        assert not r2(moments(broken, truth)) > 0
+
+
+def test_digits_on_a_black_ground_are_numbers() -> None:
+    digits = torch.from_numpy(load_digits().images[:64] / 16).float()[:, None]
+    assert task_of(digits) is TASKS["regression"]
 
 
 def test_a_constant_target_counts_one_if_it_is_predicted_exactly() -> None:
     truth = torch.stack([torch.full((4,), 3.0), torch.tensor([1.0, 2.0, 3.0, 4.0])], dim=1)
-    assert r2(sums(truth, truth)) == 1
+    assert r2(moments(truth, truth)) == 1
     guess = truth.clone()
     guess[0, 0] = 4
-    assert r2(sums(guess, truth)) == 0.5
-    assert r2(sums(truth[:, 1:].mean().expand(4, 1), truth[:, 1:])) == pytest.approx(0)
+    assert r2(moments(guess, truth)) == 0.5
+    assert r2(moments(truth[:, 1:].mean().expand(4, 1), truth[:, 1:])) == pytest.approx(0)
 
 
 def test_a_column_serves_targets_without_one() -> None:
     task, truth = Regression(), torch.tensor([0.5, 1.5])
     assert float(task.loss(torch.tensor([[1.5], [1.5]]), truth)) == 0.5
-    assert r2(sums(torch.tensor([[0.5], [1.5]]), truth)) == 1
+    assert r2(moments(torch.tensor([[0.5], [1.5]]), truth)) == 1
     with pytest.raises(ValueError, match=r"logits \(2, 2\) and targets \(2,\)"):
         task.loss(torch.zeros(2, 2), truth)
-    with pytest.raises(ValueError, match=r"label_smoothing=0\.1: .* it must be 0"):
-        task.loss(truth, truth, 0.1)
+    assert task.loss(torch.zeros(2, 1, 3, 3), torch.ones(2, 3, 3)) == 1
+    assert task.loss(truth, truth[:, None], 0.1) == 0
+    with pytest.raises(ValueError, match="numbers of one shape"):
+        task.loss(torch.zeros(2, 2, 3, 3), torch.ones(2, 3, 3))
 
 
 def test_a_bundle_of_clean_images_trains_a_denoiser_and_judges_it() -> None:
@@ -149,6 +182,40 @@ def test_the_task_that_is_named_outweighs_what_the_targets_look_like() -> None:
     masks = shrink(model, list(loader(NOISY, drawn)), Budget(macs=0.5), "svd")
     assert "dice" in masks.metrics
     assert "divergence: Kullback-Leibler divergence of masks" in str(masks)
+
+
+def test_a_search_goes_by_the_task_that_is_named(tmp_path: Path) -> None:
+    drawn = (CLEAN > 0.5).float()
+    soft = F.avg_pool2d(F.pad((CLEAN > 0.9).float(), (1, 0, 1, 0)), 2, 1)
+    settings = SearchSettings(method="svd", trials=1, finetune_top=0, budget=Budget(macs=0.6), table=False)
+    for targets, task in ((drawn, "regression"), (soft, "segmentation")):
+        data = bundle(targets, task=task)
+        model = denoiser()
+        train(model, data, TrainingSettings(optimizer="adamw", epochs=3, learning_rate=0.02))
+        result = search_ranks(model, data, settings, run=task, logs=tmp_path)
+        assert data.metric in result.records[0].metrics["recalibrated"]
+
+
+def test_a_dense_network_that_is_worse_than_the_mean_is_not_searched(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"r2 on validation is .* train it first"):
+        search_ranks(
+            denoiser(), bundle(CLEAN + 9), SearchSettings(method="svd", budget=Budget(macs=0.6)), logs=tmp_path
+        )
+
+
+def test_a_guess_that_may_be_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle()
+    assert "targets in [0, 1] are taken for regression" in capsys.readouterr().err
+    bundle(task="regression")
+    bundle((CLEAN > 0.5).float())
+    assert "taken for" not in capsys.readouterr().err
+
+
+def test_a_training_does_not_continue_as_another_task(tmp_path: Path) -> None:
+    drawn, settings = (CLEAN > 0.5).float(), TrainingSettings(epochs=1)
+    train(denoiser(), bundle(drawn), settings, checkpoint=tmp_path / "state")
+    with pytest.raises(ValueError, match=r"other settings \(task"):
+        train(denoiser(), bundle(drawn, task="regression"), settings, checkpoint=tmp_path / "state")
 
 
 def test_the_task_says_how_outputs_without_targets_are_compared() -> None:

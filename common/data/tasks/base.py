@@ -97,7 +97,8 @@ class Task(ABC):
     def misfit(self, logits: Tensor, targets: Tensor) -> ValueError:
         """Return the error for logits and targets whose shapes do not fit each other."""
         shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
-        return ValueError(f"{shapes}: they must be {', or '.join(task.shapes for task in TASKS.values())}")
+        others = (f"{task.shapes} for {task.name}" for task in TASKS.values() if task is not self)
+        return ValueError(f"{shapes}: they must be {self.shapes} for {self.name}, or {', or '.join(others)}")
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,25 @@ def are_numbers(targets: Tensor) -> bool:
     """Whether the targets of a batch are numbers to predict: neither class numbers, nor shares of classes, nor masks.
 
     They are if one of them is not a whole number. Exceptions are ``(N, K)`` whose rows are probabilities, as those of
-    smoothed or mixed labels, and what looks like masks with soft edges: ``(N, K, H, W)`` in [0, 1], of which at least
-    half are 0 or 1.
+    smoothed or mixed labels; values in [0, 1] of which there are only two, as those of smoothed masks; and what looks
+    like masks with soft edges: ``(N, K, H, W)`` in [0, 1], of which at least as many are 1 as lie between 0 and 1.
     """
     if not targets.is_floating_point() or bool((targets == targets.round()).all()):
         return False
-    if targets.dim() in (4, 5) and bool(((targets >= 0) & (targets <= 1)).all()):
-        return float(((targets == 0) | (targets == 1)).double().mean()) < 0.5
+    if targets.dim() > 1 and bool(((targets >= 0) & (targets <= 1)).all()):
+        low, high = targets.aminmax()
+        if targets.numel() > 2 and bool(((targets == low) | (targets == high)).all()):
+            return False
+        if may_be_soft(targets):
+            ones = targets == 1
+            return int(ones.sum()) < int(((targets > 0) & ~ones).sum())
     return not are_probabilities(targets)
+
+
+def may_be_soft(targets: Tensor) -> bool:
+    """Whether targets of images ``(N, K, H, W)`` may be masks with soft edges as well as numbers to predict."""
+    in_range = targets.dim() in (4, 5) and bool(((targets >= 0) & (targets <= 1)).all())
+    return in_range and bool((targets != targets.round()).any())
 
 
 def are_probabilities(targets: Tensor) -> bool:

@@ -14,10 +14,13 @@ from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, de
 
 
 class Regression(Task):
-    """Targets are real numbers ``(N,)``, ``(N, K)`` or ``(N, K, ...)``. Outputs have the same shape, or ``(N, 1)``."""
+    """Targets are real numbers ``(N,)``, ``(N, K)`` or ``(N, K, ...)``. Outputs have the same shape.
+
+    Either may lack an axis of one channel that the other has: ``(N, 1, H, W)`` and ``(N, H, W)``.
+    """
 
     name = "regression"
-    shapes = "numbers of one shape, (N, K, ...), or (N, 1) and (N,)"
+    shapes = "numbers of one shape, (N, K, ...), or (N, 1, ...) and (N, ...)"
     metric = "r2"
     shows_all_classes = True
     spare_outputs = False
@@ -35,7 +38,7 @@ class Regression(Task):
             )
         if classes is not None and self.count_classes(targets) != classes:
             raise ValueError(
-                f"{where}: there are {self.count_classes(targets)} numbers or channels per image but {classes} names"
+                f"{where}: there are {self.count_classes(targets)} numbers or channels per image but {classes} named"
             )
         numbers = targets.float()
         if not numbers.isfinite().all():
@@ -51,17 +54,14 @@ class Regression(Task):
         return None
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
-        """Raise a ValueError unless the shapes are equal, or ``(N, 1)`` and ``(N,)``."""
-        shapes = {tuple(logits.shape), tuple(targets.shape)}
-        if len(shapes) > 1 and shapes != {(len(logits),), (len(logits), 1)}:
+        """Raise a ValueError unless the shapes are equal, but for an axis of one channel."""
+        if _like(targets, logits).shape != logits.shape:
             raise self.misfit(logits, targets)
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """The mean squared error, in the targets' unit squared."""
-        if label_smoothing:
-            raise ValueError(f"label_smoothing={label_smoothing}: numbers to predict have no classes; it must be 0")
+        """The mean squared error, in the targets' unit squared; there are no labels to smooth."""
         self.check(logits, targets)
-        return mse_loss(logits, targets.to(logits.dtype).reshape(logits.shape))
+        return mse_loss(logits, _like(targets, logits).to(logits.dtype))
 
     def distillation_loss(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
         """The mean squared error from the teacher's outputs; a temperature has no meaning here."""
@@ -73,27 +73,43 @@ class Regression(Task):
         return squared_error
 
 
-def sums(logits: Tensor, targets: Tensor) -> Tensor:
-    """For each image and variable: squared error, sum and sum of squares of the targets, and count, ``(N, K, 4)``."""
+def moments(logits: Tensor, targets: Tensor) -> Tensor:
+    """For each image and variable: squared error, mean, squared deviations from it, and count, ``(N, K, 4)``."""
+    targets = _like(targets, logits)
     found, wanted = (
         each.double().reshape(len(each), each.shape[1] if each.dim() > 1 else 1, -1) for each in (logits, targets)
     )
-    parts = [(found - wanted).square().sum(2), wanted.sum(2), wanted.square().sum(2)]
-    return torch.stack([*parts, torch.full_like(parts[0], wanted.shape[2])], dim=2)
+    mean = wanted.mean(2)
+    parts = [(found - wanted).square().sum(2), mean, (wanted - mean[:, :, None]).square().sum(2)]
+    return torch.stack([*parts, torch.full_like(mean, wanted.shape[2])], dim=2)
 
 
 def r2(rows: Tensor) -> float:
     """The coefficient of determination, 1 less the squared error over the variance; the mean over the variables.
 
-    A variable that does not vary counts 1 if it is predicted exactly, else 0, as in scikit-learn's ``r2_score``. The
-    value is at most 1, and negative where the mean of the targets would be the better prediction.
+    A variable that does not vary, to single precision, counts 1 if it is predicted exactly, else 0, as in
+    scikit-learn's ``r2_score``. The value is at most 1, and negative where the mean of the targets would be the better
+    prediction. It is NaN if a target or an output is not finite.
     """
-    error, total, squares, count = rows.sum(0).unbind(1)
-    spread = squares - total.square() / count
-    varies = spread > 1e-12 * squares
-    exact = (error <= 1e-12 * squares).double()
-    return float(torch.where(varies, 1 - error / torch.where(varies, spread, 1.0), exact).mean())
+    errors, means, within, counts = rows.unbind(2)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    spread = (within + counts * (means - mean).square()).sum(0)
+    error = errors.sum(0)
+    rounding = count * (torch.finfo(torch.float32).eps * mean).square()
+    constant = spread <= rounding
+    exact = (error <= rounding).double()
+    return float(torch.where(constant, exact, 1 - error / torch.where(constant, 1.0, spread)).mean())
+
+
+def _like(targets: Tensor, logits: Tensor) -> Tensor:
+    """The targets with an axis of one channel more or less, where the outputs have it so."""
+    if targets.dim() == logits.dim() - 1 and logits.shape[1] == 1:
+        return targets.unsqueeze(1)
+    if targets.dim() == logits.dim() + 1 and targets.shape[1] == 1:
+        return targets.squeeze(1)
+    return targets
 
 
 TASKS.add(Regression())
-METRICS.add(Metric("r2", Regression.name, sums, r2))
+METRICS.add(Metric("r2", Regression.name, moments, r2))

@@ -35,9 +35,12 @@ def bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
             axes.barh(places, known, height=0.7, color=[colors[place % 10] for place in places])
             for place, value in enumerate(numbers):
                 text = f" {value:.4g}" if math.isfinite(value) else " not measured"
-                axes.text(known[place], place, text, va="center", fontsize=7)
+                axes.text(max(0.0, known[place]), place, text, va="center", fontsize=7)
             axes.set_title(heading, loc="left")
-            axes.set_xlim(0, 1.3 * max(known) or 1.0)
+            low, high = min(0.0, *known), max(0.0, *known)
+            axes.set_xlim(1.3 * low, 1.3 * high if high > 0 else (-0.3 * low or 1.0))
+            if low < 0:
+                axes.axvline(0, color="0.5", linewidth=0.5)
             axes.set_xticks([])
             axes.spines["bottom"].set_visible(False)
             axes.tick_params(axis="y", length=0)
