@@ -85,11 +85,9 @@ def export_onnx(
     reference, x = exportable(model, x)
     typical = None if batches is None else typical_inputs(batches, x, 64 if dynamic_batch else len(x), dynamic_batch)
     _check_size(reference)
-    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
+    network = _prepared(reference, x, align, typical)
     if precision == "float16":
         reference = network = rounded_to_half(network, x)
-    if typical is not None:
-        network = equalize_factors(network, typical)
     sizes = [len(x), *({1, len(x) + 1} - {len(x)} if dynamic_batch else ())]
     expected = [(x, single_tensor(run(reference, x), "the network")), *_expected(reference, x, sizes)]
     with replacing(path) as partial:
@@ -100,6 +98,12 @@ def export_onnx(
         if typical is not None:
             quantize(partial, reference, typical)
     return path
+
+
+def _prepared(reference: nn.Module, x: Tensor, align: int, typical: Sequence[Tensor] | None) -> nn.Module:
+    """The network that a file holds: with fewer operations, aligned ranks and, for int8, channels of like ranges."""
+    network = align_ranks(merge_factors(fold_batchnorm(reference, x), x), align, x)
+    return network if typical is None else equalize_factors(network, typical)
 
 
 def _check_arguments(path: Path, opset: int) -> None:
