@@ -140,7 +140,7 @@ class DataBundle:
         count = None if classes is None else len(classes)
         first = _wrap(train, "train", task, count)
         if task is None and may_be_soft(first.targets):
-            print(f"{name}: targets in [0, 1] are taken for {first.task}; task= says otherwise", file=sys.stderr)
+            print(f"{name}: targets in [0, 1] are taken for {first.task}; name another with task=", file=sys.stderr)
         if classes is None and TASKS[first.task].shows_all_classes:
             count = TASKS[first.task].count_classes(first.targets)
         chosen = _wrap(validation, "validation", first.task, count)

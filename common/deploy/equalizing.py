@@ -8,11 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from common.deploy.links import is_plain
 from common.deploy.parity import run
 from common.network.copies import independent_copy
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count
 from common.network.lowrank import LowRank
 from common.network.modes import hooked
+
+LEAST = 1e-6
+"""Channels whose scale is at most this share of the greatest are as good as dead, and keep their weights."""
 
 
 def equalize_factors(network: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
@@ -36,13 +40,15 @@ def equalize_factors(network: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
         for module in copied.modules()
         if isinstance(module, LowRank)
         for first, second in pairwise(module.factors)
-        if not isinstance(first, TransposedConvolution) and not isinstance(second, TransposedConvolution)
+        if all(is_plain(each) and not isinstance(each, TransposedConvolution) for each in (first, second))
     ]
     ranges: dict[nn.Module, Tensor] = {}
 
-    def note(layer: nn.Module, _: object, output: Tensor) -> None:
-        channels = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
-        found = channels.detach().abs().amax(1).double()
+    def note(layer: FactorableLayer, _: object, output: Tensor) -> None:
+        if not output.numel():  # of an expert that gets no image, say
+            return
+        axis = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # an input may have no batch axis
+        found = output.detach().abs().movedim(axis, 0).reshape(output.shape[axis], -1).amax(1).double()
         ranges[layer] = torch.maximum(ranges[layer], found) if layer in ranges else found
 
     with hooked([first.register_forward_hook(note) for first, _ in pairs]):
@@ -60,9 +66,10 @@ def _scale(ranges: Tensor, second: FactorableLayer) -> Tensor:
     scale = ranges
     if weight.shape[2] > 1:  # no depthwise convolution
         scale = (ranges / weight.double().abs().flatten(3).amax((1, 3)).flatten()).sqrt()
-    usable = (scale > 0) & scale.isfinite()
-    if not usable.any():
+    finite = scale.isfinite()
+    if not (scale[finite] > 0).any():
         return torch.ones_like(scale)
+    usable = finite & (scale > LEAST * scale[finite].max())
     return torch.where(usable, scale / scale[usable].log().mean().exp(), 1.0)
 
 

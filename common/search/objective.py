@@ -103,11 +103,9 @@ class Objective:
         self.has_part = self._parts["validation"] < len(data.validation)
         self.dense_metrics = self.evaluate(model)
         self.dense_part = evaluate(model, self._part(), data.task) if self.has_part else self.dense_metrics
-        if (reached := self.dense_metrics[data.metric]) < 0:
-            raise ValueError(
-                f"the dense network's {data.metric} on validation is {reached:.3g}, worse than "
-                "that of the mean of the targets: no search can compare networks with it; train it first"
-            )
+        _check_dense(data.metric, self.dense_metrics[data.metric])
+        if self.dense_part[data.metric] <= 0:  # scores are shares of it
+            self.dense_part = self.dense_metrics
         self.dense_latency = measure_latency(model, self.timed)
 
     def _part(self) -> Batches:
@@ -303,3 +301,12 @@ def calibration_inputs(data: DataBundle, count: int) -> Tensor:
         if sum(map(len, batches)) >= count:
             break
     return torch.cat(batches)[:count]
+
+
+def _check_dense(metric: str, reached: float) -> None:
+    """Raise a ValueError if the dense network's metric on validation is no number, or below 0."""
+    if not reached >= 0:
+        raise ValueError(
+            f"the dense network's {metric} on validation is {reached:.3g}: a search compares networks by their share "
+            "of it, so it must be at least 0; a negative r2 is worse than the mean of the targets: train it first"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from common.calibration.divergence import (
@@ -114,4 +115,17 @@ def split_images(batches: Batches, inputs: Sequence[Tensor]) -> tuple[list[Tenso
                 targets.append(given[flags.to(given.device)])
     if not held_out:
         raise ValueError(f"batches hold {seen} images: at least 2 are needed, to hold one out")
-    return fitted, held_out, targets if len(targets) == len(held_out) else []
+    kept = _joined(held_out, held_out)
+    return _joined(fitted, fitted), kept, _joined(targets, held_out) if len(targets) == len(held_out) else []
+
+
+def _joined(parts: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Join parts to the ones before where one of ``like`` is a single image, which a network may not take."""
+    groups: list[list[int]] = []
+    for place, part in enumerate(like):
+        images = sum(len(like[index]) for index in groups[-1]) if groups else 0
+        if groups and 1 in (len(part), images) and part.shape[1:] == like[groups[-1][0]].shape[1:]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return [torch.cat([parts[index] for index in group]) for group in groups]

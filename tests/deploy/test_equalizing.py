@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from common.compression import compress
 from common.deploy import OnnxNetwork, export_onnx, onnx_files
@@ -97,6 +98,48 @@ def test_a_channel_that_is_never_used_keeps_its_weights() -> None:
     assert all(value.isfinite().all() for value in found.state_dict().values())
     with torch.no_grad():
         assert torch.allclose(found(X), small(X), rtol=1e-4, atol=1e-4)
+
+
+class CallsWithoutBatch(nn.Module):
+    """Calls a Linear on a vector, and a convolution image by image."""
+
+    def __init__(self, parts: nn.Sequential) -> None:
+        super().__init__()
+        self.parts = parts
+        self.query = nn.Parameter(torch.randn(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.stack([self.parts[0](image) for image in x.unbind()])
+        return maps.mean((2, 3)) + self.parts[6](self.query)[:24]
+
+
+def test_layers_that_are_called_without_a_batch() -> None:
+    small = CallsWithoutBatch(uneven(network(), "svd")).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        wanted, found = small(X), equalize_factors(small, [X])(X)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_pruned_and_hooked_factors_stay_as_they_are(place: int) -> None:
+    for change in (
+        lambda factor: prune.l1_unstructured(factor, "weight", amount=0.3),
+        nn.utils.parametrizations.weight_norm,
+        lambda factor: factor.register_forward_hook(lambda *parts: parts[2].clamp(-1, 1)),
+    ):
+        small = uneven(network(), "svd")
+        change(low_rank(small)[0].factors[place])
+        with torch.no_grad():
+            wanted, found = small(X), equalize_factors(small, [X])(X)
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_channel_that_is_almost_never_used_keeps_its_weights() -> None:
+    small = uneven(network(), "cp")
+    with torch.no_grad():
+        low_rank(small)[0].factors[0].weight[0] *= 1e-35
+    found = equalize_factors(small, [X])
+    assert all(value.abs().max() < 1e6 for value in found.state_dict().values())
 
 
 @pytest.mark.parametrize("method", ["htd", "cp"])

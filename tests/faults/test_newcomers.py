@@ -203,8 +203,12 @@ class SqueezesTheBatch(nn.Module):
         return self.head(self.norm(F.adaptive_avg_pool2d(maps, 1).squeeze()))
 
 
-def test_a_network_that_takes_no_batch_of_one_image() -> None:
-    found = shrink(SqueezesTheBatch().eval(), BATCHES, Budget(macs=0.5))
+@pytest.mark.parametrize("size", [8, 10, 16])
+def test_a_network_that_takes_no_batch_of_one_image(size: int) -> None:
+    batches = torch.cat(BATCHES).split(size)
+    targets = (torch.arange(48) % 4).split(size)
+    found = shrink(SqueezesTheBatch().eval(), list(zip(batches, targets, strict=True)), Budget(macs=0.5))
+    assert "accuracy" in found.metrics
     assert found.model(BATCHES[0]).shape == (16, 4)
     assert found.after.macs <= 0.5 * found.before.macs
     with pytest.raises(ValueError, match=r"x of shape \(1, 2, 12, 12\)"):

@@ -5,6 +5,8 @@ Every channel of the targets is one variable; pixels, if there are any, are furt
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -36,7 +38,7 @@ class Regression(Task):
                 f"{where}: targets are {describe_tensor(targets)}; they must be real numbers ({images}, ...) for "
                 f"{images} inputs"
             )
-        if classes is not None and self.count_classes(targets) != classes:
+        if classes is not None and targets.dim() != 3 and self.count_classes(targets) != classes:
             raise ValueError(
                 f"{where}: there are {self.count_classes(targets)} numbers or channels per image but {classes} named"
             )
@@ -46,8 +48,11 @@ class Regression(Task):
         return numbers
 
     def count_classes(self, targets: Tensor) -> int:
-        """The number of variables: the second axis, or 1."""
-        return targets.shape[1] if targets.dim() > 1 else 1
+        """The number of variables: the second axis, or 1 of depths ``(N, H, W)`` and numbers ``(N,)``.
+
+        Signals ``(N, K, L)`` count as one, too, since nothing tells them from depths.
+        """
+        return targets.shape[1] if targets.dim() > 1 and targets.dim() != 3 else 1
 
     def count_outputs(self, logits: Tensor) -> int | None:
         """None: there are no classes; :meth:`check` compares the shapes."""
@@ -91,6 +96,8 @@ def r2(rows: Tensor) -> float:
     scikit-learn's ``r2_score``. The value is at most 1, and negative where the mean of the targets would be the better
     prediction. It is NaN if a target or an output is not finite.
     """
+    if not rows.isfinite().all():
+        return math.nan
     errors, means, within, counts = rows.unbind(2)
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
@@ -104,9 +111,9 @@ def r2(rows: Tensor) -> float:
 
 def _like(targets: Tensor, logits: Tensor) -> Tensor:
     """The targets with an axis of one channel more or less, where the outputs have it so."""
-    if targets.dim() == logits.dim() - 1 and logits.shape[1] == 1:
+    if logits.dim() > 1 and targets.dim() == logits.dim() - 1 and logits.shape[1] == 1:
         return targets.unsqueeze(1)
-    if targets.dim() == logits.dim() + 1 and targets.shape[1] == 1:
+    if logits.dim() and targets.dim() == logits.dim() + 1 and targets.shape[1] == 1:
         return targets.squeeze(1)
     return targets
 

@@ -17,7 +17,7 @@ def bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
     Each bar starts at zero, so its length may be compared. A value that is missing or not finite has no bar.
 
     Args:
-        panels: heading of a panel, with the unit -> name of a network -> its value, at least zero. The rows have the
+        panels: heading of a panel, with the unit -> name of a network -> its value. The rows have the
             order of the first panel.
     """
     panels = {heading: values for heading, values in panels.items() if values}
@@ -38,7 +38,7 @@ def bars(panels: Mapping[str, Mapping[str, float]]) -> Figure:
                 axes.text(max(0.0, known[place]), place, text, va="center", fontsize=7)
             axes.set_title(heading, loc="left")
             low, high = min(0.0, *known), max(0.0, *known)
-            axes.set_xlim(1.3 * low, 1.3 * high if high > 0 else (-0.3 * low or 1.0))
+            axes.set_xlim(low, (high + 0.3 * (high - low)) or 1.0)
             if low < 0:
                 axes.axvline(0, color="0.5", linewidth=0.5)
             axes.set_xticks([])
