@@ -35,7 +35,7 @@ class Classification(Task):
                 advice = "; for one-hot targets take targets.argmax(1)"
             elif targets.dim() == 3:
                 advice = f", or masks ({images}, K, H, W), one for each class"
-            elif len(targets) == images and not bool(((targets == 0) | (targets == 1)).all()):
+            elif targets.shape[:1] == (images,) and not bool(((targets == 0) | (targets == 1)).all()):
                 advice = "; numbers to predict need task='regression'"
             raise ValueError(
                 f"{where}: targets are {describe_tensor(targets)}; they must be class numbers ({images},) of a "
