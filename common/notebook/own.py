@@ -155,7 +155,8 @@ def deploy(config: OwnConfig, found: Shrunk, networks: Mapping[str, nn.Module], 
     out = Path(config.out)
     for title, network in networks.items():
         save_compressed(network, out / f"{title}.safetensors")
-    table = files_table(deployed_files(networks, config.precision_list, out), examples)
+    files = deployed_files(networks, config.precision_list, out)
+    table = files_table(files, examples, divergence=found.measure)
     name = config.network or Path(str(config.weights)).name
     title = report_title(name, config.dataset, config.rule, config.method)
     report = Report(title, config.command(), found, table, examples)

@@ -308,5 +308,5 @@ def _check_dense(metric: str, reached: float) -> None:
     if not reached >= 0:
         raise ValueError(
             f"the dense network's {metric} on validation is {reached:.3g}: a search compares networks by their share "
-            "of it, so it must be at least 0; a negative r2 is worse than the mean of the targets: train it first"
+            "of it, so it must be at least 0; train it first"
         )

@@ -170,7 +170,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     small = {"small": found.model} | {title: tuned[title] for title in tuned if title not in large}
     weights += [save_compressed(network, out / f"{title}.safetensors") for title, network in tuned.items()]
     files = deployed_files(large, ["float32"], out) + deployed_files(small, ["float32", "int8"], out)
-    table = files_table(files, examples, options.rounds)
+    table = files_table(files, examples, options.rounds, found.measure)
     title = report_title(options.network or Path(options.weights).name, options.dataset, budget, options.method)
     report = Report(title, command, found, table, examples)
     print(report.text())

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from common.calibration.divergence import divergence_for, mean_divergence, outputs_on
+from common.calibration.divergence import Divergence, divergence_for, mean_divergence, outputs_on
 from common.data import DataBundle
 from common.deploy import OnnxNetwork, export_onnx
 from common.deploy.precision import PRECISIONS
@@ -76,7 +76,9 @@ def deployed_files(networks: Mapping[str, nn.Module], precisions: Sequence[str],
     ]
 
 
-def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int = 15) -> pd.DataFrame:
+def files_table(
+    files: Sequence[DeployedFile], examples: Examples, rounds: int = 15, divergence: Divergence | None = None
+) -> pd.DataFrame:
     """Write ONNX files, and compare them in ONNX Runtime.
 
     Speedups are relative to the first file, and all files are timed in turn, one image at a time. A file that cannot
@@ -87,8 +89,9 @@ def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int =
         examples: the test split of its data is read. Without data, the table shows the divergence from the first
             network's outputs instead. int8 gets its ranges from the batches.
         rounds: timings of each file.
+        divergence: by which files are compared without data; None takes what suits the outputs.
     """
-    column, judge = _judge(files, examples)
+    column, judge = _judge(files, examples, divergence)
     rows: list[dict[str, Any]] = []
     written: dict[int, Path] = {}
     in_torch: dict[int, float] = {}
@@ -121,7 +124,7 @@ def files_table(files: Sequence[DeployedFile], examples: Examples, rounds: int =
     return pd.DataFrame(rows, columns=["Network", "Precision", *figures, "Note"])
 
 
-def _judge(files: Sequence[DeployedFile], examples: Examples) -> tuple[str, Judge]:
+def _judge(files: Sequence[DeployedFile], examples: Examples, divergence: Divergence | None) -> tuple[str, Judge]:
     """Return how networks are judged: the name of the column, and the function that measures it."""
     data = examples.data
     if data is not None:
@@ -129,11 +132,11 @@ def _judge(files: Sequence[DeployedFile], examples: Examples) -> tuple[str, Judg
     inputs = [inputs_of(batch) for batch in examples.batches]
     dense = files[0].network
     wanted = outputs_on(dense, [to_network(batch, dense) for batch in inputs]).cpu()
-    divergence = divergence_for(wanted)
+    compared = divergence or divergence_for(wanted)
 
     def measure(network: nn.Module) -> float:
         found = outputs_on(network, [to_network(batch, network) for batch in inputs]).cpu()
-        return mean_divergence(divergence, wanted, found)
+        return mean_divergence(compared, wanted, found)
 
     return DIVERGENCE, measure
 

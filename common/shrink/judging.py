@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from common.calibration.divergence import (
     Divergence,
     divergence_for,
-    divergence_title,
     mean_divergence,
     outputs_on,
     squared_error,
@@ -63,11 +62,6 @@ class HeldOutImages:
         self.divergence = divergence or self._suited_divergence(task)
         if not self.divergence(self._dense_outputs, self._dense_outputs).isfinite().all():
             raise ValueError("the dense network's outputs on the held-out calibration images are not finite")
-
-    @property
-    def title(self) -> str:
-        """What the divergence is, in words."""
-        return divergence_title(self.divergence)
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
         """The metrics of a network; empty without targets of a known task."""

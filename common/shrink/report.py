@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from common.calibration.divergence import divergence_title
 from common.environment import machine_line
 from common.files import replacing
 from common.planning import Budget
@@ -94,7 +95,7 @@ class Report:
         if data is None:
             judged = (
                 "Divergence from the dense network's outputs, on the images that calibrated it: no targets. It is the "
-                f"{self.found.measured}."
+                f"{divergence_title(self.found.measure)}."
             )
         else:
             known = any(self._interval(value) for value in self.files[self.metric])

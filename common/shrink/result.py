@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 from torch import nn
 
+from common.calibration.divergence import Divergence, divergence_title
 from common.network import Profile
 from common.planning import RankPlan
 
@@ -40,7 +41,7 @@ class Shrunk:
         steps: the steps, in order.
         before, after: cost of the dense and of the smaller network.
         metrics: metrics of the dense network on the held-out calibration images; empty without targets.
-        measured: what the divergence is, in words.
+        measure: the function that gives the divergence.
     """
 
     model: nn.Module
@@ -49,7 +50,7 @@ class Shrunk:
     before: Profile
     after: Profile
     metrics: dict[str, float]
-    measured: str
+    measure: Divergence
 
     @property
     def divergence(self) -> float:
@@ -71,4 +72,4 @@ class Shrunk:
                 ("bytes", self.before.size_bytes, self.after.size_bytes),
             )
         ]
-        return "\n".join([table, f"divergence: {self.measured}", *sizes])
+        return "\n".join([table, f"divergence: {divergence_title(self.measure)}", *sizes])

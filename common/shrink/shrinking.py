@@ -267,7 +267,7 @@ class _Run:
             self._if_better("recalibrate", small, lambda: bool(recalibrate_bn(small, self.fitted)))
         join_projections(small)
         costs = profile(self.model, self.x), profile(small, self.x)
-        return Shrunk(small, plan, tuple(self.steps), *costs, self.judge.dense_metrics, self.judge.title)
+        return Shrunk(small, plan, tuple(self.steps), *costs, self.judge.dense_metrics, self.judge.divergence)
 
     def _plan(self, rule: Rule, decompositions: Decompositions, divergences: Divergences | None) -> RankPlan:
         """Plan the ranks; time the layers first if the rule limits the latency."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from common.calibration.divergence import squared_error
 from common.data import METRICS, TASKS, DataBundle
 from common.data.tasks import Regression, task_of
 from common.data.tasks.regression import moments, r2
@@ -244,7 +245,7 @@ def test_the_task_says_how_outputs_without_targets_are_compared() -> None:
 def test_a_shrunk_denoiser_reports_r2() -> None:
     found = shrink(denoiser(), list(loader()), Budget(macs=0.5), "svd")
     assert set(found.metrics) == {"r2", "loss"}
-    assert found.measured.startswith("squared error")
+    assert found.measure is squared_error
     assert METRICS["r2"].greater_is_better
 
 

@@ -125,6 +125,10 @@ TASKS: Registry[Task] = Registry("task", lambda task: task.name)
 METRICS: Registry[Metric] = Registry("metric", lambda metric: metric.name)
 
 
+FOR_NUMBERS = "numbers to predict need task='regression'"
+"""Advice for targets that other tasks refuse."""
+
+
 def describe_tensor(tensor: Tensor) -> str:
     """Describe a tensor by type and shape for an error message, e.g. ``int64 of shape (4, 1)``."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

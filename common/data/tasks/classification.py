@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from common.calibration.divergence import Divergence, kl_divergence
-from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
+from common.data.tasks.base import FOR_NUMBERS, METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
 
 
 class Classification(Task):
@@ -30,13 +30,13 @@ class Classification(Task):
             advice = ""
             values = targets.double() if targets.dim() == 2 and not targets.is_complex() else targets.new_empty(0)
             if values.dim() == 2 and values.shape[1] == 1 and bool((values == values.round()).all()):
-                advice = "; take targets.squeeze(1), as whole numbers; numbers to predict need task='regression'"
+                advice = f"; take targets.squeeze(1), as whole numbers; {FOR_NUMBERS}"
             elif values.dim() == 2 and bool((((values == 0) | (values == 1)) & (values.sum(1, True) == 1)).all()):
                 advice = "; for one-hot targets take targets.argmax(1)"
             elif targets.dim() == 3:
                 advice = f", or masks ({images}, K, H, W), one for each class"
             elif targets.shape[:1] == (images,) and not bool(((targets == 0) | (targets == 1)).all()):
-                advice = "; numbers to predict need task='regression'"
+                advice = f"; {FOR_NUMBERS}"
             raise ValueError(
                 f"{where}: targets are {describe_tensor(targets)}; they must be class numbers ({images},) of a "
                 f"whole-number type for {images} inputs{advice}"
@@ -68,7 +68,7 @@ class Classification(Task):
                 raise ValueError(
                     f"a target is {low if low < 0 else high}, but the network has {logits.shape[1]} outputs; class "
                     f"numbers must be in 0..{logits.shape[1] - 1}"
-                    + ("; numbers to predict need task='regression'" if logits.shape[1] == 1 else "")
+                    + (f"; {FOR_NUMBERS}" if logits.shape[1] == 1 else "")
                 )
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from common.calibration.divergence import Divergence, mask_divergence
-from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
+from common.data.tasks.base import FOR_NUMBERS, METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
 
 SMOOTH = 1.0
 """Pixels added to both sides of the Dice fraction, so that the loss is finite even if all true masks are empty."""
@@ -49,7 +49,7 @@ class Segmentation(Task):
         if not ((masks >= 0) & (masks <= 1)).all():
             low, high = (float(value) for value in masks.aminmax())
             raise ValueError(
-                f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1], or task='regression'"
+                f"{where}: masks hold values from {low:g} to {high:g}; they must be in [0, 1]; {FOR_NUMBERS}"
             )
         return masks
 
