@@ -33,7 +33,7 @@ For each dense network, ``--out`` holds one compressed JSON file with sizes, ran
 image, and the networks. An arm in that file is not made again, so that an interrupted run continues. The tables can be
 made from such files alone, against any arm:
 
-    python -m benchmarks.arsvd --results benchmarks/arsvd-unet-seed?.json.gz --kept 0.1 0.05 0.02 --reference tucker2
+    python -m benchmarks.arsvd --results benchmarks/arsvd-unet-*.json.gz --kept 0.1 0.05 0.02 --reference tucker2
 """
 
 from __future__ import annotations
