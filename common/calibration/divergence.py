@@ -61,6 +61,26 @@ def squared_error(dense: Tensor, output: Tensor) -> Tensor:
     return (dense - output).reshape(len(dense), -1).square().mean(1) / torch.where(variance > 0, variance, 1.0)
 
 
+def standardized_error(dense: Tensor, output: Tensor) -> Tensor:
+    """Squared error of each variable, relative to the variance of the dense one over all inputs and positions.
+
+    The variables lie along axis 1, as those of R2 do, so that none counts more for its unit. A variable that does not
+    vary, to single precision, keeps its own scale.
+
+    Args:
+        dense: ``(N,)``, ``(N, K)`` or ``(N, K, ...)``.
+        output: of the other network, in the same shape.
+
+    Returns:
+        ``(N,)``, the mean over variables and positions.
+    """
+    dense, output = (each.reshape(len(each), each.shape[1] if each.dim() > 1 else 1, -1) for each in (dense, output))
+    mean = dense.mean((0, 2), keepdim=True)
+    variance = (dense - mean).square().mean((0, 2), keepdim=True)
+    varies = variance > (torch.finfo(torch.float32).eps * mean).square()
+    return ((dense - output).square() / torch.where(varies, variance, 1.0)).flatten(1).mean(1)
+
+
 def divergence_for(outputs: Tensor) -> Divergence:
     """The divergence that suits a network's outputs.
 
@@ -74,6 +94,7 @@ TITLES: dict[Divergence, str] = {
     kl_divergence: "Kullback-Leibler divergence of class probabilities, in nats",
     mask_divergence: "Kullback-Leibler divergence of masks' probabilities, in nats",
     squared_error: "squared error, relative to the variance of the dense network's outputs",
+    standardized_error: "squared error of each variable, relative to its variance in the dense network's outputs",
 }
 """What each divergence is, in words."""
 

@@ -12,7 +12,7 @@ from common.calibration.divergence import (
     divergence_for,
     mean_divergence,
     outputs_on,
-    squared_error,
+    standardized_error,
 )
 from common.calibration.moments import held_out_images
 from common.data.tasks import TASKS, Task, task_of
@@ -80,7 +80,7 @@ class HeldOutImages:
         if known := TASKS[task] if task else self._task:
             return known.divergence
         predicted = any(targets.is_floating_point() and not are_probabilities(targets) for targets in self._targets)
-        return squared_error if predicted else divergence_for(self._dense_outputs)
+        return standardized_error if predicted else divergence_for(self._dense_outputs)
 
 
 def split_images(batches: Batches, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.calibration.divergence import squared_error
+from common.calibration.divergence import standardized_error
 from common.data import METRICS, TASKS, DataBundle
 from common.data.tasks import Regression, task_of
 from common.data.tasks.regression import moments, r2
@@ -245,8 +245,28 @@ def test_the_task_says_how_outputs_without_targets_are_compared() -> None:
 def test_a_shrunk_denoiser_reports_r2() -> None:
     found = shrink(denoiser(), list(loader()), Budget(macs=0.5), "svd")
     assert set(found.metrics) == {"r2", "loss"}
-    assert found.measure is squared_error
+    assert found.measure is standardized_error
     assert METRICS["r2"].greater_is_better
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (40, 3, 5, 5)])
+def test_the_divergence_of_numbers_does_not_depend_on_their_units(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    dense = torch.randn(shape, dtype=torch.float64)
+    output = dense + 0.1 * torch.randn(shape, dtype=torch.float64)
+    scale, offset = (torch.tensor(each).reshape(3, *[1] * (len(shape) - 2)) for each in ([1.0, 1e4, 1e-3], [0, 7, -2]))
+    expected = standardized_error(dense, output)
+    found = standardized_error(dense * scale + offset, output * scale + offset)
+    torch.testing.assert_close(found, expected)
+    assert float(expected.mean()) == pytest.approx(0.01, rel=0.3)
+    one = standardized_error(dense.flatten(), output.flatten())  # a single number for each input
+    torch.testing.assert_close(one, standardized_error(dense.reshape(-1, 1), output.reshape(-1, 1)))
+
+
+def test_a_variable_that_does_not_vary_keeps_its_own_scale() -> None:
+    dense = torch.tensor([[5.0, 0.0], [5.0, 2.0]])
+    assert float(standardized_error(dense, dense).sum()) == 0
+    torch.testing.assert_close(standardized_error(dense, dense + torch.tensor([3.0, 0.0])), torch.full((2,), 4.5))
 
 
 def test_the_command_shrinks_and_finetunes_a_denoiser(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from common.calibration.divergence import Divergence, squared_error
+from common.calibration.divergence import Divergence, standardized_error
 from common.data.tasks.base import METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
 
 
@@ -74,8 +74,8 @@ class Regression(Task):
 
     @property
     def divergence(self) -> Divergence:
-        """See :func:`common.calibration.divergence.squared_error`."""
-        return squared_error
+        """See :func:`common.calibration.divergence.standardized_error`."""
+        return standardized_error
 
 
 def moments(logits: Tensor, targets: Tensor) -> Tensor:
