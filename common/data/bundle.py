@@ -188,12 +188,12 @@ class DataBundle:
         """Count the images of the test split, as :meth:`validation_images`."""
         return _count_images(self.test)
 
-    def example(self) -> Tensor:
-        """Return one input, ``(1, 3, H, W)`` of images, from the calibration split. The random state stays."""
-        with random_state_kept(torch.device("cpu"), 0):  # it may be augmented
+    def example(self, most: int = 1) -> Tensor:
+        """Return up to `most` inputs of the calibration split, ``(N, 3, H, W)`` of images. The random state stays."""
+        with random_state_kept(torch.device("cpu"), 0):  # they may be augmented
             if makes_whole_batches(self.calibration):
-                return self.calibration.dataset[[0]][0]
-            return next(iter(self.calibration))[0][:1]
+                return self.calibration.dataset[list(range(min(most, _count_images(self.calibration))))][0]
+            return next(iter(self.calibration))[0][:most]
 
 
 def _count_images(loader: Loader) -> int:

@@ -22,6 +22,7 @@ from common.latency import RUNTIMES, Latency, layer_times, measure_latency
 from common.network import Profile, profile
 from common.network.copies import independent_copy
 from common.network.modes import random_state_kept
+from common.network.shapes import example_of
 from common.planning.costs import kept_shares
 from common.planning.decompositions import Decompositions
 from common.planning.plan import RankPlan
@@ -33,6 +34,8 @@ Metrics = dict[str, dict[str, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 RUNGS = ("predicted", "part", "full")
 """The rungs of the ladder. Fine-tuning and the test follow after the last trial, for the best few."""
+EXAMPLE_INPUTS = 8
+"""Inputs that costs are counted on, where one input does not do."""
 HELD_BYTES = 2**29
 """Batches up to this size are prepared once and kept in memory."""
 
@@ -69,6 +72,11 @@ Climb = Callable[[int, float], bool]
 """From a rung and the score there to whether to measure the plan on the next rung."""
 
 
+def search_example(model: nn.Module, data: DataBundle) -> Tensor:
+    """The input that costs are counted on, or a few where one does not do, see `example_of`; on the model's device."""
+    return example_of(model, data.example(EXAMPLE_INPUTS).to(next(model.parameters()).device))
+
+
 class Objective:
     """Measures plans for one dense network on one data set.
 
@@ -92,8 +100,8 @@ class Objective:
         self.model, self.data, self.decompositions, self.space = model, data, decompositions, space
         self.size_weight, self._seed = 0.0 if space.budget else settings.size_weight, settings.seed
         self._time_trials = settings.budget is None or settings.objective == "pareto"
-        self.x = data.example().to(next(model.parameters()).device)
-        self.timed = self.x.expand(settings.latency_batch, *self.x.shape[1:]).contiguous()
+        self.x = search_example(model, data)
+        self.timed = self.x[torch.arange(settings.latency_batch) % len(self.x)]
         self.dense_cost = profile(model, self.x)
         self._validation: Batches = held(data.validation)
         self._parts = {

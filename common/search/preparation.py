@@ -11,14 +11,14 @@ from common.data import DataBundle
 from common.data.tasks import TASKS
 from common.network.counting import count_operations
 from common.network.modes import random_state_kept
-from common.network.shapes import dense_reason, trace_layers
+from common.network.shapes import dense_reason, example_of, trace_layers
 from common.planning import plan_ranks
 from common.planning.accounting import nothing_to_factor, untouched_modules
 from common.planning.decompositions import Decompositions
 from common.planning.methods import decompositions_of
 from common.planning.plan import RankPlan
 from common.search.candidates import layer_candidates, planned_candidates
-from common.search.objective import Objective, calibration_inputs
+from common.search.objective import EXAMPLE_INPUTS, Objective, calibration_inputs, search_example
 from common.search.policies import POLICIES
 from common.search.sensitivity import (
     interpolated_sensitivities,
@@ -50,7 +50,7 @@ class Prepared:
 
 def nothing_to_search(model: nn.Module, data: DataBundle) -> str:
     """Why no layer of ``model`` can be factored; empty if one can."""
-    x = data.example().to(next(model.parameters()).device)
+    x = search_example(model, data)
     shapes = trace_layers(model, x)
     if not shapes:
         return nothing_to_factor(model, untouched_modules(model, shapes, count_operations(model, x)))
@@ -88,13 +88,14 @@ def measure_sensitivities(
     device = next(model.parameters()).device
     with random_state_kept(device, settings.seed):
         inputs = calibration_inputs(data, settings.sensitivity_images).to(device)
-    shapes = trace_layers(model, inputs[:1])
+    x = example_of(model, inputs[:EXAMPLE_INPUTS])
+    shapes = trace_layers(model, x)
     divergence = TASKS[data.task].divergence
     own = POLICIES[settings.policy].sensitivities(shapes, decompositions, settings.method)
     if own is not None:
         return own, {}
     if settings.budget and settings.table:
-        first = plan_ranks(model, inputs[:1], settings.method, settings.budget, decompositions=decompositions)
+        first = plan_ranks(model, x, settings.method, settings.budget, decompositions=decompositions)
         candidates = planned_candidates(shapes, decompositions, first)
         table = measure_divergences(model, candidates, decompositions, inputs, divergence=divergence)
         divergences = {name: list(points) for name, points in table.items()}
@@ -114,7 +115,7 @@ def prepare(
     """
     settings = specification.settings
     policy = POLICIES[settings.policy]
-    x = data.example().to(next(model.parameters()).device)
+    x = search_example(model, data)
     own = policy.candidates(trace_layers(model, x), decompositions, settings.method)
     space = Space(model, x, decompositions, settings.method, settings.budget, specification.divergences, own)
     plan = policy.single_plan(model, x, decompositions, space)

@@ -22,6 +22,7 @@ from common.network.copies import check_copy
 from common.network.provenance import get_provenance
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
+from common.search.objective import search_example
 from common.search.preparation import Prepared, decompose_for_search, measure_sensitivities, nothing_to_search, prepare
 from common.search.session import RunningSearch, SearchResult, finished_message
 from common.search.settings import SearchSettings
@@ -143,7 +144,7 @@ def _check_arguments(
     check_features(model, settings.finetune.features)
     check_normalization(model, data.normalization)
     check_network(model, data, training=settings.finetune_top > 0 or settings.finetune_given)
-    check_copy(model, data.example().to(next(model.parameters()).device))
+    check_copy(model, search_example(model, data))
 
 
 def _empty_result(logs: str | Path, run: str, policy: str) -> SearchResult:

@@ -231,3 +231,25 @@ def test_scripted_parts_are_trained_with_the_rest(tmp_path: Path) -> None:
     result = search_ranks(model, data, settings, run="scripted", logs=tmp_path)
     assert result.finished
     assert any("finetuned" in record.metrics for record in result.records)
+
+
+@pytest.mark.parametrize(("network", "latency_batch"), [(Experts, 1), (SqueezesTheBatch, 4)])
+def test_a_search_counts_what_several_images_run(
+    network: type[Experts | SqueezesTheBatch], latency_batch: int, tmp_path: Path
+) -> None:
+    tints = torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(BATCHES[0] + 3 * tints, torch.arange(16) % 4), 8)
+    settings = SearchSettings(
+        method="tucker2", trials=3, finetune_top=0, budget=Budget(params=0.5), latency_batch=latency_batch
+    )
+    model = network().eval()
+    result = search_ranks(
+        model, DataBundle.from_loaders(loader, loader, loader), settings, run="several", logs=tmp_path
+    )
+    assert result.finished
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    measured = [record for record in result.records if record.metrics]
+    assert measured
+    for record in measured:
+        assert record.params <= 0.5 * dense
+        assert {name for name in record.plan if name.startswith("experts")} in (set(), {"experts.0", "experts.1"})
