@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,9 +53,10 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ValueError: the network has state that only pickle could write, or its own ``state_dict`` leaves out factors.
+        TypeError: ``path`` is no path.
         OSError: the file cannot be written, for example because the disk is full.
     """
-    path = Path(path)
+    path = _as_path(path, "save_compressed(model, path)")
     model = unwrapped(model)
     provenance = get_provenance(model) or Provenance()
     _check_factors_in_state(model)
@@ -140,13 +142,21 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: ``path`` is no path.
         ValueError: the file is not one of :func:`save_compressed`, has an unknown schema version or another
             architecture, or is larger than the memory.
     """
-    path = Path(path)
+    path = _as_path(path, "load_compressed(path, model)")
     device = torch.device("cpu") if model is None else next(model.parameters(), torch.empty(0)).device
     with ordinary_precision(), random_state_kept(device):  # new layers draw weights that those of the file replace
         return _load(path, model)
+
+
+def _as_path(path: object, call: str) -> Path:
+    """Return ``path`` as a Path; the error for anything else shows the order of the arguments."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {type(path).__name__}: it must be the path of a file: {call}")
+    return Path(path)
 
 
 def _load(path: Path, model: nn.Module | None) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.calibration.divergence import (
     Divergence,
     divergence_for,
+    kl_divergence,
     mean_divergence,
     outputs_on,
     standardized_error,
@@ -76,11 +77,22 @@ class HeldOutImages:
         return mean_divergence(self.divergence, self._dense_outputs, outputs_on(network, self._inputs))
 
     def _suited_divergence(self, task: str | None) -> Divergence:
-        """That of the task; without one, the squared error for numbers to predict, else what the outputs suggest."""
+        """That of the task; without one, what the targets suggest, else the outputs.
+
+        Numbers to predict take the squared error, maps of class numbers the divergence of each pixel's classes.
+        """
         if known := TASKS[task] if task else self._task:
             return known.divergence
+        if self._targets and all(_are_class_maps(targets, self._dense_outputs) for targets in self._targets):
+            return kl_divergence
         predicted = any(targets.is_floating_point() and not are_probabilities(targets) for targets in self._targets)
         return standardized_error if predicted else divergence_for(self._dense_outputs)
+
+
+def _are_class_maps(targets: Tensor, outputs: Tensor) -> bool:
+    """Whether targets ``(N, H, W)`` are a class number for each pixel of outputs ``(N, classes, H, W)``."""
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    return whole and outputs.dim() > 2 and outputs.shape[1] > 1 and targets.shape[1:] == outputs.shape[2:]
 
 
 def split_images(batches: Batches, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

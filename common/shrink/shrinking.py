@@ -104,8 +104,9 @@ def shrink(
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
-            class scores and, where the targets are masks, for masks; the relative squared error for any other output,
-            and where the targets are numbers to predict, such as depths, boxes or clean images.
+            class scores and, where the targets say so, for masks or for the classes of each pixel ``(N, H, W)``; the
+            relative squared error for any other output, and where the targets are numbers to predict, such as depths,
+            boxes or clean images.
         task: name of the task of the targets, see :data:`common.data.TASKS`; None to recognise it, see
             :func:`common.data.tasks.base.are_numbers`.
 

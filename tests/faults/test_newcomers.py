@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.calibration import calibrate
 from common.calibration.divergence import divergence_for, outputs_on, squared_error
-from common.compression import compress
+from common.compression import compress, load_compressed, save_compressed
 from common.data import DataBundle
 from common.deploy import export_onnx
 from common.network import profile
@@ -253,3 +254,12 @@ def test_a_search_counts_what_several_images_run(
     for record in measured:
         assert record.params <= 0.5 * dense
         assert {name for name in record.plan if name.startswith("experts")} in (set(), {"experts.0", "experts.1"})
+
+
+def test_arguments_in_the_wrong_order_are_named(tmp_path: Path) -> None:
+    path: Any = tmp_path / "experts.safetensors"
+    model: Any = Experts()
+    with pytest.raises(TypeError, match=r"path is Experts: it must be .* a file: save_compressed\(model, path\)"):
+        save_compressed(path, model)
+    with pytest.raises(TypeError, match=r"path is Experts: it must be .* a file: load_compressed\(path, model\)"):
+        load_compressed(model, path)

@@ -52,6 +52,20 @@ def test_an_excluded_class_adds_nothing_to_the_divergence() -> None:
     assert [step.kept for step in excluded.steps] == [step.kept for step in unlikely.steps]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_maps_of_class_numbers_are_compared_by_the_classes_of_each_pixel(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 4, 3, padding=1)).eval()
+    batches = [images(16), images(16)]
+    maps = [(x, torch.randint(0, 4, (16, 12, 12)).to(dtype)) for x in batches]
+    found = shrink(model, maps, HALF)
+    assert found.measure is kl_divergence
+    assert found.metrics == {}
+    assert found.divergence > 0
+    assert shrink(model, batches, HALF).measure is squared_error
+    assert shrink(model, [(x, targets[:, :6]) for x, targets in maps], HALF).measure is squared_error
+
+
 def test_outputs_that_are_no_numbers_are_infinitely_far() -> None:
     dense, broken = torch.randn(4, 10), torch.full((4, 10), math.nan)
     for divergence in (kl_divergence, squared_error):
