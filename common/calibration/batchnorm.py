@@ -30,7 +30,7 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
 
     Returns:
         Number of recalibrated BatchNorm layers. A layer that no batch reaches (in an auxiliary head) keeps its
-        statistics. After an error, all layers do.
+        statistics, and so does one that stays in evaluation mode when ``train()`` is called. After an error, all do.
 
     Raises:
         ValueError: there are no batches, ``batches`` is one tensor, a batch holds no inputs or does not fit the
@@ -43,32 +43,34 @@ def recalibrate_bn(model: nn.Module, batches: Batches, *, max_batches: int | Non
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    momenta = [norm.momentum for norm in norms]
-    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     seen, finished = 0, False
-    try:
-        with evaluating(model):
+    with evaluating(model):
+        for norm in norms:
+            norm.train()
+        norms = [norm for norm in norms if norm.training]  # a frozen one stays in evaluation mode
+        momenta = [norm.momentum for norm in norms]
+        before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+        try:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # average over all batches instead of a moving average
-                norm.train()
             for inputs in _at_least_two(map(inputs_of, itertools.islice(batches, max_batches))):
                 inputs = to_network(inputs, model)
                 with explained(inputs):
                     model(for_one_pass(inputs))
                 seen += 1
-        broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
-        if broken:
-            name = next(name for name, module in model.named_modules() if module is broken[0])
-            raise FloatingPointError(f"BatchNorm {name!r}: its inputs on the calibration data are not finite")
-        finished = True
-    finally:
-        reached = [finished and bool(norm.num_batches_tracked) for norm in norms]
-        for norm, momentum, buffers, updated in zip(norms, momenta, before, reached, strict=True):
-            norm.momentum = momentum
-            if not updated:
-                for name, buffer in buffers.items():
-                    norm.get_buffer(name).copy_(buffer)
+            broken = [n for n in norms if not all(buffer.isfinite().all() for buffer in n.buffers())]
+            if broken:
+                name = next(name for name, module in model.named_modules() if module is broken[0])
+                raise FloatingPointError(f"BatchNorm {name!r}: its inputs on the calibration data are not finite")
+            finished = True
+        finally:
+            reached = [finished and bool(norm.num_batches_tracked) for norm in norms]
+            for norm, momentum, buffers, updated in zip(norms, momenta, before, reached, strict=True):
+                norm.momentum = momentum
+                if not updated:
+                    for name, buffer in buffers.items():
+                        norm.get_buffer(name).copy_(buffer)
     if not seen:
         raise ValueError("batches is empty: there is no batch to recalibrate on")
     return sum(reached)

@@ -128,7 +128,9 @@ class DenseOutputs:
             flags = held_out_images(seen, len(x))
             handles = [
                 modules[name].register_forward_hook(
-                    partial(self._add, name, batch, flags, len(x) / total, generator), with_kwargs=True
+                    partial(self._add, name, batch, flags, len(x) / total, generator),
+                    with_kwargs=True,
+                    prepend=True,  # before the network's own hooks, which run behind the factors as well
                 )
                 for name in self.layers
             ]

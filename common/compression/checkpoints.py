@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from common.compression.compress import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
@@ -22,6 +23,7 @@ from common.models import build_model
 from common.network.attention import PROJECTIONS, separate_projections
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
+from common.network.given import check_has_values
 from common.network.held import replace_module
 from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
@@ -52,11 +54,13 @@ def save_compressed(model: nn.Module, path: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: the network has state that only pickle could write, or its own ``state_dict`` leaves out factors.
-        TypeError: ``path`` is no path.
+        ValueError: the network has weights without values, or state that only pickle could write, or its own
+            ``state_dict`` leaves out factors.
+        TypeError: ``path`` is no path, or ``model`` no network.
         OSError: the file cannot be written, for example because the disk is full.
     """
     path = _as_path(path, "save_compressed(model, path)")
+    check_has_values(model)
     model = unwrapped(model)
     provenance = get_provenance(model) or Provenance()
     _check_factors_in_state(model)
@@ -142,11 +146,17 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: ``path`` is no path.
+        TypeError: ``path`` is no path, or ``model`` no network.
         ValueError: the file is not one of :func:`save_compressed`, has an unknown schema version or another
             architecture, or is larger than the memory.
     """
     path = _as_path(path, "load_compressed(path, model)")
+    if model is not None:
+        check_has_values(model)
+        if any(
+            isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() for module in model.modules()
+        ):
+            raise ValueError("model has lazy layers, whose weights have no shape yet; run it once first: model(x)")
     device = torch.device("cpu") if model is None else next(model.parameters(), torch.empty(0)).device
     with ordinary_precision(), random_state_kept(device):  # new layers draw weights that those of the file replace
         return _load(path, model)
@@ -183,7 +193,6 @@ def _load(path: Path, model: nn.Module | None) -> nn.Module:
         plan = RankPlan.from_json(stored) if stored is not None else None
         inputs = dict(json.loads(metadata.get("inputs", "{}")))
         values = {key: decoded(value, tensors) for key, value in json.loads(metadata.get("state", "{}")).items()}
-        tensors = {key: tensor for key, tensor in tensors.items() if "#" not in key}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"weights={str(path)!r} does not describe a network: {error!r}") from None
     if model is not None:

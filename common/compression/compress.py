@@ -16,6 +16,7 @@ from common.decomposition import DECOMPOSITIONS, Decomposition, LayerMoments, ba
 from common.decomposition.als import IMPROVING_SWEEPS
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
+from common.network.given import check_has_values
 from common.network.held import replace_module
 from common.network.kinds import (
     CONVOLUTIONS,
@@ -142,8 +143,10 @@ def check_uncompressed(model: nn.Module) -> Provenance:
     """Return where a dense network comes from.
 
     Raises:
-        ValueError: the network is compressed already.
+        TypeError: it is no network.
+        ValueError: the network is compressed already, or has weights without values.
     """
+    check_has_values(model)
     provenance = get_provenance(model) or Provenance()
     if provenance.plan is not None:
         raise ValueError("the network is compressed already; compress the dense network instead")
@@ -222,6 +225,8 @@ def planned_layers(model: nn.Module, plan: RankPlan) -> dict[str, tuple[Factorab
             raise ValueError(
                 "the network is a single layer, which cannot be replaced within itself; put it in a Sequential"
             )
+        if isinstance(layer, LowRank):
+            raise ValueError(f"layer {name!r} is factored already; give the dense network instead")
         if not isinstance(layer, FactorableLayer):
             raise ValueError(f"layer {name!r} of the plan is a {type(layer).__name__}, which cannot be factored")
         if name in reasons:

@@ -250,7 +250,7 @@ def _noise(x: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     for size in sizes:
         if x.is_floating_point():
             spread, mean = float(x.std(correction=0)) or 1.0, float(x.mean())
-            yield torch.randn(size, *x.shape[1:], generator=generator) * spread + mean
+            yield torch.randn(size, *x.shape[1:], generator=generator, dtype=x.dtype) * spread + mean
         else:
             low, high = int(x.min()), int(x.max())
             yield torch.randint(low, high + 1, (size, *x.shape[1:]), generator=generator).to(x.dtype)

@@ -51,7 +51,15 @@ def inputs_of(batch: object) -> Tensor:
 
 
 def check_batches(batches: object) -> None:
-    """Raise a ValueError if ``batches`` is one tensor, whose items would be single inputs."""
+    """Raise unless ``batches`` is a series of batches.
+
+    Raises:
+        TypeError: nothing can be read from it one by one.
+        ValueError: it is one tensor, whose items would be single inputs.
+    """
+    if not isinstance(batches, Iterable):
+        advice = "; take the data's calibration split" if hasattr(batches, "calibration") else ""
+        raise TypeError(f"batches is a {type(batches).__name__}: it must be a list of batches or a DataLoader{advice}")
     if isinstance(batches, Tensor):
         raise ValueError(
             f"batches is one tensor of shape {tuple(batches.shape)}; it must be a list of batches: [batches]"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from common.network.closures import rebind_functions
+from common.network.lowrank import LowRank
 from common.network.modes import hooked
 from common.network.passes import run
 
@@ -122,29 +123,34 @@ class _WithoutHistory(TorchFunctionMode):
 
 def _deep_copy(value: Copied, memo: dict[int, Any]) -> Copied:
     """Copy ``value``; ``memo`` gives the copies of known objects by ``id``, and gets those of the others."""
-    graphs = {id(found): found for found in _graph_modules(value, set()) if id(found) not in memo}
-    if not graphs:
+    badly_copied = {id(found): found for found in _badly_copied(value, set()) if id(found) not in memo}
+    if not badly_copied:
         with suppress(RuntimeError):  # fails if a tensor has a gradient history; otherwise it is the faster way
             tried = dict(memo)  # of its own, because a copy that fails leaves halves behind
             copied = copy.deepcopy(value, tried)
             memo.update({key: made for key, made in tried.items() if key != id(tried)})
             return copied
     with _WithoutHistory():
-        for key, graph in graphs.items():
-            memo[key] = type(graph).__new__(type(graph))
-        for key, graph in graphs.items():
-            _fill_graph_module(memo[key], graph, memo)
+        for key, module in badly_copied.items():
+            is_graph = isinstance(module, fx.GraphModule)
+            memo[key] = type(module).__new__(type(module)) if is_graph else object.__new__(type(module))
+        for key, module in badly_copied.items():
+            _fill(memo[key], module, memo)
         copied = copy.deepcopy(value, memo)
     memo.pop(id(memo), None)  # deepcopy's list of originals
     return copied
 
 
-def _graph_modules(value: object, seen: set[int]) -> Iterator[fx.GraphModule]:
-    """Yield the ``GraphModule``s in ``value``, including those in plain lists, tuples, sets and mappings."""
+def _badly_copied(value: object, seen: set[int]) -> Iterator[nn.Module]:
+    """Yield modules in ``value`` whose ``__deepcopy__`` loses something: ``GraphModule``s, and makers of dense ones.
+
+    A ``__deepcopy__`` that builds a new instance gives it no factored layers. Plain lists, tuples, sets and mappings
+    are searched too.
+    """
     if id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, fx.GraphModule):
+    if isinstance(value, fx.GraphModule) or _has_factored_layers(value):
         yield value
     if isinstance(value, nn.Module):
         value = vars(value)
@@ -152,16 +158,25 @@ def _graph_modules(value: object, seen: set[int]) -> Iterator[fx.GraphModule]:
         value = list(value.values())
     if isinstance(value, (list, tuple, set)):
         for each in value:
-            yield from _graph_modules(each, seen)
+            yield from _badly_copied(each, seen)
 
 
-def _fill_graph_module(copied: fx.GraphModule, original: fx.GraphModule, memo: dict[int, Any]) -> None:
+def _has_factored_layers(value: object) -> TypeGuard[nn.Module]:
+    """Whether a value is a module with factored layers, of a class with a ``__deepcopy__`` of its own."""
+    if not isinstance(value, nn.Module) or getattr(type(value), "__deepcopy__", None) is None:
+        return False
+    return any(isinstance(module, LowRank) for module in value.modules())
+
+
+def _fill(copied: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
     """Copy every attribute of ``original`` into ``copied``.
 
     ``GraphModule.__deepcopy__`` keeps only what its graph calls, and puts it in training mode.
     """
-    type(copied).__name__ = type(original).__name__
     vars(copied).update(copy.deepcopy(vars(original), memo))
+    if not isinstance(copied, fx.GraphModule):
+        return
+    type(copied).__name__ = type(original).__name__
     copied.graph = vars(copied)["_graph"]  # this also compiles the forward of the new class
     for hook in vars(original).get("_deepcopy_hooks", ()):
         hook(copied)

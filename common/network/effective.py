@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -136,7 +136,8 @@ def effective_layer(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveL
 
     This runs a copy of the layer on random inputs of several sizes, in training and in evaluation mode. In every run
     the copy must call ``base``'s function once, with the same weight and bias, on its input or padded input, and must
-    return the result. The check accepts, for example, standardized weights and TensorFlow's "same" padding.
+    return the result. The check accepts, for example, standardized weights and TensorFlow's "same" padding. A layer
+    that keeps anything of a run in its attributes or buffers is refused, since the network may read it there.
 
     Returns:
         The equivalent plain layer; None if the layer is not one convolution or matrix product.
@@ -155,6 +156,9 @@ def _probed(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveLayer | N
         hooks.clear()
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randn(shape, generator=generator).to(layer.weight) for shape in _input_shapes(layer)]
+    large = 1000 if torch.finfo(layer.weight.dtype).max > 1e30 else 10  # half precision would overflow
+    examples += [large * example for example in examples]  # a layer may clamp what is large
+    state = _state(probe)
     seen: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
     for training in (False, True):
         probe.train(training)
@@ -164,6 +168,8 @@ def _probed(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveLayer | N
             if len(calls.found) != 1 or not isinstance(output, Tensor):
                 return None
             seen.append((example, output.clone(), calls.found[0]))
+    if not _is_same_state(_state(probe), state):
+        return None
     first = seen[0][2]
     for _, _, call in seen[1:]:
         if any(not _equal(call[name], value) for name, value in first.items() if name != "input"):
@@ -173,6 +179,30 @@ def _probed(layer: FactorableLayer, base: type[nn.Module]) -> EffectiveLayer | N
         None if base is nn.Linear else _padding(layer, first, [(example, call["input"]) for example, _, call in seen]),
     )
     return found if all(found.computes(example, output) for example, output, _ in seen) else None
+
+
+def _state(layer: nn.Module) -> dict[str, tuple[Any, int]]:
+    """What a layer and its children hold, each with a count of its changes: attributes, their items, and tensors."""
+    held: dict[str, Any] = {}
+    for module_name, module in layer.named_modules():
+        for name, value in vars(module).items():
+            if name != "training":
+                held[f"{module_name}.{name}"] = value
+                items = value.items() if isinstance(value, dict) else enumerate(value) if _is_sized(value) else ()
+                held.update({f"{module_name}.{name}.{key}": item for key, item in items})
+    return {name: (value, value._version if isinstance(value, Tensor) else 0) for name, value in held.items()}
+
+
+def _is_sized(value: Any) -> bool:
+    """Whether a value is a container whose items can be listed."""
+    return isinstance(value, Collection) and not isinstance(value, Tensor | str | bytes)
+
+
+def _is_same_state(one: dict[str, tuple[Any, int]], other: dict[str, tuple[Any, int]]) -> bool:
+    """Whether two states of a layer hold the same objects, none of them changed."""
+    return one.keys() == other.keys() and all(
+        value is other[name][0] and changes == other[name][1] for name, (value, changes) in one.items()
+    )
 
 
 def _input_shapes(layer: FactorableLayer) -> list[tuple[int, ...]]:

@@ -101,7 +101,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() lists a repeated child only once
             if child is old:
-                parent.set_submodule(name, new)
+                parent._modules[name] = new  # a network may have a __setattr__ of its own
         for name, value in list(vars(parent).items()):
             if name not in OF_EVERY_MODULE:
                 replaced = _replaced(value, old, new, set())

@@ -49,8 +49,9 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
     """
     owners: dict[Hashable, list[str]] = {}
     for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(_memory_key(parameter), []).append(name)
+        for parameter in module._parameters.values():  # a layer may have a parameters() of its own
+            if parameter is not None:
+                owners.setdefault(_memory_key(parameter), []).append(name)
     holders, shared = unreplaceable_holders(model), shared_by_copies(model)
     served: dict[str, EffectiveLayer] = {}
     reasons: dict[str, str] = {}
@@ -68,7 +69,7 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
             reason = "a __deepcopy__ lets all copies of the network share it"
         found = None if reason else _effective(layer)
         if found is None:
-            reasons[name] = reason or f"its class {type(layer).__name__} does more than a plain layer"
+            reasons[name] = reason or _doing_more(layer)
         else:
             served[name] = found
     return served, reasons
@@ -76,7 +77,7 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
 
 def _layer_reason(layer: FactorableLayer) -> str:
     """Return why this layer on its own must stay dense; empty if it need not."""
-    own = dict(layer.named_parameters(recurse=False))
+    own = {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}
     if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in own.values()):
         return "its weight has no shape yet; run one pass first"
     if changed := [name for name in _FORWARD_ATTRIBUTES if name in vars(layer)]:
@@ -117,10 +118,27 @@ def _declared_shape(layer: FactorableLayer) -> tuple[int, ...]:
 
 def _effective(layer: FactorableLayer) -> EffectiveLayer | None:
     """Return the layer itself if its class inherits PyTorch's computation; otherwise find what it computes."""
-    base = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
-    if all(_inherited(type(layer), base, name) for name in (*_FORWARD_ATTRIBUTES, "weight", "bias", "train")):
-        return EffectiveLayer(layer)
-    return effective_layer(layer, base)
+    if _is_plain(layer):
+        return None if layer._modules else EffectiveLayer(layer)
+    return effective_layer(layer, _base(layer))
+
+
+def _base(layer: FactorableLayer) -> type[nn.Module]:
+    """PyTorch's class from which a layer's class inherits."""
+    return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+
+
+def _is_plain(layer: FactorableLayer) -> bool:
+    """Whether a layer's class inherits PyTorch's computation."""
+    names = (*_FORWARD_ATTRIBUTES, "weight", "bias", "train")
+    return all(_inherited(type(layer), _base(layer), name) for name in names)
+
+
+def _doing_more(layer: FactorableLayer) -> str:
+    """Say why a layer that does not act like a plain one stays dense."""
+    if _is_plain(layer):
+        return f"it holds {', '.join(map(repr, layer._modules))}, which the network may run"
+    return f"its class {type(layer).__name__} does more than a plain layer"
 
 
 def _inherited(cls: type, base: type, name: str) -> bool:

@@ -24,6 +24,28 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+_OF_PLAIN_MODULES = (
+    "__setattr__",
+    "__delattr__",
+    "__setstate__",
+    "_apply",
+    "_load_from_state_dict",
+    "_save_to_state_dict",
+    "_named_members",
+    "state_dict",
+    "load_state_dict",
+    "parameters",
+    "named_parameters",
+    "buffers",
+    "named_buffers",
+    "children",
+    "named_children",
+    "modules",
+    "named_modules",
+    "requires_grad_",
+    "zero_grad",
+)
+"""Methods that look at what a module holds. Those of a replaced layer's class may expect its weight and bias."""
 _DESCRIPTIVE_ATTRIBUTES = (
     "dtype",
     "device",
@@ -55,6 +77,11 @@ class LowRank(nn.Module):
 
     stands_for: ClassVar[type[nn.Module]]
     planned: Any
+    __deepcopy__ = None
+    """A copy is made as of any module, not by a method of the replaced layer's class."""
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        """Do not call the method of the replaced layer's class, which may want arguments or keep a register."""
 
     @property
     def factors(self) -> tuple[FactorableLayer, ...]:
@@ -112,6 +139,7 @@ def _low_rank_class(cls: type[nn.Module]) -> type[LowRank]:
     """Return the subclass of ``LowRank`` that replaces layers of class ``cls``; create it on first use."""
     if cls not in _CLASSES:
         described = {"__module__": __name__, "__doc__": LowRank.__doc__, "stands_for": cls}
+        described |= {name: getattr(nn.Module, name) for name in _OF_PLAIN_MODULES}
         _CLASSES[cls] = type(f"LowRank{cls.__name__}", (LowRank, cls), described)
     return _CLASSES[cls]
 
@@ -119,7 +147,7 @@ def _low_rank_class(cls: type[nn.Module]) -> type[LowRank]:
 def _empty(cls: type[nn.Module]) -> LowRank:
     """Create an uninitialised replacement for a layer of class ``cls``. Pickles refer to this function by name."""
     kind = _low_rank_class(cls)
-    return kind.__new__(kind)
+    return object.__new__(kind)
 
 
 def stand_in(
@@ -128,8 +156,8 @@ def stand_in(
     """Create the module that replaces ``layer`` and runs ``factors`` instead.
 
     Args:
-        layer: the layer to replace. The new module takes over its attributes and hooks, but not its parameters and
-            buffers.
+        layer: the layer to replace. The new module takes over its attributes and hooks. Of its parameters and buffers
+            it takes those besides weight and bias, if the layer computes what a plain one does, which reads neither.
         effective: what the layer computes. Its padding runs before the factors.
         factors: the factors, in the order in which they run.
         planned: plan of the layer, which ``save_compressed`` writes.
@@ -140,6 +168,12 @@ def stand_in(
     for name in _HOOKS:
         made.__dict__[name] = vars(layer)[name]
     made.__dict__["planned"] = planned
+    if type(effective.layer) is type(layer):
+        for name, parameter in layer._parameters.items():
+            if name not in ("weight", "bias"):
+                made.register_parameter(name, parameter)
+        for name, buffer in layer._buffers.items():
+            made.register_buffer(name, buffer, name not in layer._non_persistent_buffers_set)
     if effective.front is not None:
         made.add_module("front", effective.front)
     for index, factor in enumerate(factors):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from common.network.given import check_is_network
 from common.network.inputs import for_one_pass
 from common.network.modes import evaluating
 
@@ -19,8 +20,10 @@ def example_batch(x: Tensor, model: nn.Module) -> Tensor:
     of them, such as spectrograms. Three axes are an image if the network takes it and returns one output for it.
 
     Raises:
+        TypeError: ``model`` is no network.
         ValueError: ``x`` is not a tensor, has no batch axis or is empty.
     """
+    check_is_network(model)
     if not isinstance(x, Tensor):
         raise ValueError(f"x={type(x).__name__}: it must be one tensor of shape (N, C, H, W)")
     if x.dim() == 3 and _is_image(x, model):

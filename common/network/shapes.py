@@ -156,7 +156,8 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         if name not in served and not isinstance(layer_input(given, named), Tensor):
             return  # a custom class may have any input and output
         if len(given) + len(named) > 1:
-            reasons.setdefault(name, "it is called with an output size, which its factors do not accept")
+            what = "an output size" if isinstance(layers[name], TransposedConvolution) else "more than its input"
+            reasons.setdefault(name, f"it is called with {what}, which its factors do not accept")
         inputs = layer_input(given, named)
         effective = served.get(name)
         if effective is not None and effective.layer is not layers[name]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -19,6 +19,7 @@ from common.data.normalization import check_normalization
 from common.files import check_writable
 from common.latency import RUNTIMES
 from common.network.copies import check_copy
+from common.network.given import check_has_values
 from common.network.provenance import get_provenance
 from common.planning import RankPlan
 from common.planning.decompositions import Decompositions
@@ -104,12 +105,11 @@ def search_ranks(
             network, other data or settings; the folder or the storage cannot be used; the budget cannot be met; or
             the network does not fit the data.
         RuntimeError: a runtime cannot be used here, or many trials in a row failed for one reason (``SameFailure``).
-        TypeError: an option is unknown.
+        TypeError: an option is unknown, or an argument is of the wrong type.
     """
-    if unknown := sorted(options.keys() - StudyOptions.__annotations__.keys()):
-        raise TypeError(f"{unknown[0]!r} is no parameter of search_ranks; besides its own it takes {_OPTIONS}")
-    settings, logs, storage = settings or SearchSettings(), options.get("logs", "logs"), options.get("storage")
-    run = options.get("run") or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    settings = _checked_types(model, data, settings, options)
+    logs, storage, run = options.get("logs", "logs"), options.get("storage"), options.get("run")
+    run = run or f"{_name(model)}-{data.name}-{settings.method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     _check_arguments(model, data, settings, plans, logs, run)
     if reason := nothing_to_search(model, data):
         warnings.warn(f"there is nothing to search: {reason}", stacklevel=2)
@@ -127,6 +127,22 @@ def search_ranks(
                 return search.stored() if study.user_attrs.get(FINISHED) else search.run()
         finally:
             release(study, worker)
+
+
+def _checked_types(model: object, data: object, settings: object, options: Mapping[str, object]) -> SearchSettings:
+    """Return the settings; raise a TypeError unless :func:`search_ranks` takes arguments of these names and types."""
+    if unknown := sorted(options.keys() - StudyOptions.__annotations__.keys()):
+        raise TypeError(f"{unknown[0]!r} is no parameter of search_ranks; besides its own it takes {_OPTIONS}")
+    check_has_values(model)
+    if not isinstance(data, DataBundle):
+        raise TypeError(
+            f"data is a {type(data).__name__}: it must be a DataBundle, from load_data(name) or "
+            "DataBundle.from_loaders(train, validation, test)"
+        )
+    settings = SearchSettings() if settings is None else settings
+    if not isinstance(settings, SearchSettings):
+        raise TypeError(f"settings is a {type(settings).__name__}: it must be SearchSettings(...), or None")
+    return settings
 
 
 def _check_arguments(

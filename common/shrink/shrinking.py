@@ -22,6 +22,7 @@ from common.network import profile
 from common.network.attention import join_projections, separate_projections
 from common.network.batches import Batches, check_batches, inputs_of, joined
 from common.network.copies import check_copy
+from common.network.given import check_is_network
 from common.network.inputs import to_network
 from common.network.layers import factorable_layers
 from common.network.modes import ordinary_precision
@@ -114,6 +115,7 @@ def shrink(
         The network, its plan and a report.
 
     Raises:
+        TypeError: ``model`` is no network, ``batches`` no series of batches, or ``divergence`` no function.
         ValueError: an argument is out of range, ``batches`` is empty, or the budget cannot be met.
     """
     return next(shrink_each(model, batches, [rule], method, steps=steps, divergence=divergence, task=task))
@@ -152,6 +154,7 @@ def shrink_each(
     Raises:
         ValueError: as :func:`shrink` does, before the first network is made; or ``rules`` is empty.
     """
+    check_is_network(model)
     if isinstance(rules, Rule):
         raise ValueError(f"rules={rules!r} is one rule; it must be a list: [rules]")
     rules = list(rules)
@@ -165,6 +168,8 @@ def shrink_each(
         TASKS.check(task)
     check_uncompressed(model)
     check_batches(batches)
+    if not (divergence is None or callable(divergence)):
+        raise TypeError(f"divergence={divergence!r}: it must be a function of two outputs, or None to choose one")
     if not isinstance(steps, ShrinkSteps | None):
         raise ValueError(f"steps={steps!r}: it must be a ShrinkSteps, or None for all steps")
     with ordinary_precision():
