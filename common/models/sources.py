@@ -79,10 +79,11 @@ class OwnFunction(NetworkSource):
         return names_function(name)
 
     def build(self, name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
-        """Return what the function returns, which must be a module."""
+        """Return what the function returns, which must be a module; or the module itself, if ``name`` is one's."""
         if pretrained:
             raise ValueError(f"pretrained: {name} has no published weights; let the function load its own")
-        network = named_function("network", name)()
+        found = named_function("network", name)
+        network = found if isinstance(found, nn.Module) else found()
         if not isinstance(network, nn.Module):
             raise ValueError(f"network={name!r}: it returned a {type(network).__name__}, not a torch.nn.Module")
         return network

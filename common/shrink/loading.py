@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -109,7 +109,7 @@ def _bundle(dataset: str, loaders: tuple[Any, ...]) -> DataBundle:
 
 def _checked(dataset: str, loader: Any) -> Iterable[object]:
     """Return a loader of inputs; raise a ValueError if it is none."""
-    if isinstance(loader, Iterable) and not isinstance(loader, Tensor):
+    if isinstance(loader, Iterable) and not isinstance(loader, Tensor | Mapping | str):
         return loader
     raise ValueError(
         f"dataset={dataset!r} returned {describe(loader)}; it must be a DataBundle, a tuple of loaders (train, "

@@ -105,9 +105,9 @@ def shrink(
         method: see :func:`common.planning.plan_ranks`.
         steps: the steps to take; None takes all.
         divergence: measures how far outputs are from the dense ones. None takes the Kullback-Leibler divergence for
-            class scores and, where the targets say so, for masks or for the classes of each pixel ``(N, H, W)``; the
-            relative squared error for any other output, and where the targets are numbers to predict, such as depths,
-            boxes or clean images.
+            class scores and, where the targets say so, for masks, for several labels of each input, or for the classes
+            of each pixel ``(N, H, W)``; the relative squared error for any other output, and where the targets are
+            numbers to predict, such as depths, boxes or clean images.
         task: name of the task of the targets, see :data:`common.data.TASKS`; None to recognise it, see
             :func:`common.data.tasks.base.are_numbers`.
 
@@ -210,7 +210,7 @@ class _Run:
         self.inputs = [to_network(example_batch(inputs_of(batch), model), model) for batch in batches]
         self.x = example_of(model, self.inputs[0])
         check_copy(model, self.x)
-        self.fitted, held_out, targets = split_images(batches, self.inputs)
+        self.fitted, held_out, targets = split_images(batches, self.inputs, judged_by[0])
         self.judge = HeldOutImages(model, held_out, targets, *judged_by)
         self.steps: list[Step] = []
 

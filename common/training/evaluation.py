@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.data.own import OwnLoader
 from common.data.tasks import TASKS, Task, metrics_of, task_of
+from common.data.tasks.base import warn_of_probabilities
 from common.network.batches import pair_of
 from common.network.inputs import for_one_pass, to_network
 from common.network.modes import evaluating
@@ -74,6 +75,8 @@ def evaluate_images(model: nn.Module, batches: Batches, task: str | None = None)
             logits = single_tensor(model(for_one_pass(to_network(inputs, model))), "the network").float()
             targets = targets.to(device)
             judge = judge or task_of(targets) or next(iter(TASKS.values()))
+            if not images:
+                warn_of_probabilities(judge, logits)
             loss += float(judge.loss(logits, targets)) * len(targets)
             images += len(targets)
             for observe in {metric.observe for metric in metrics_of(judge.name)}:

@@ -223,6 +223,7 @@ def test_a_guess_that_may_be_wrong_is_said(capsys: pytest.CaptureFixture[str]) -
     assert "taken for" not in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:the network's outputs look like probabilities")
 def test_a_training_does_not_continue_as_another_task(tmp_path: Path) -> None:
     drawn, settings = (CLEAN > 0.5).float(), TrainingSettings(epochs=1)
     train(denoiser(), bundle(drawn), settings, checkpoint=tmp_path / "state")

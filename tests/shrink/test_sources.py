@@ -46,6 +46,7 @@ def needs(path):
     return path
 
 number = 7
+built = build()
 """
 
 
@@ -63,6 +64,7 @@ def count(examples: Examples) -> int:
 
 def test_a_function_of_the_users_is_called(own_module: str) -> None:
     assert same_weights(find_network(f"{own_module}:build", 10), tiny_cnn(seed=3))
+    assert same_weights(find_network(f"{own_module}:built", 10), tiny_cnn(seed=3))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,10 @@ def test_a_loader_of_inputs_has_no_targets(own_module: str) -> None:
         ((1,), r"returned 1 loaders; it must be \(train, validation\) or"),
         (torch.zeros(2), "it must be a DataBundle, a tuple of loaders"),
         (7, "returned an? int; it must be"),
+        (
+            {"train": [], "val": []},
+            r"returned a dict \(keys train, val\); it must be a DataBundle",
+        ),
         ([], "gives no batch to calibrate on"),
     ],
 )

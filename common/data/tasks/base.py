@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ class Task(ABC):
     def divergence(self) -> Divergence:
         """The function of :mod:`common.calibration.divergence` for how far logits are from the dense network's."""
 
+    def last_layer_to_leave_out(self, outputs: Tensor) -> str:
+        """Name the layer that made probabilities of the logits, if ``outputs`` look so; else return nothing."""
+        return ""
+
     def misfit(self, logits: Tensor, targets: Tensor) -> ValueError:
         """Return the error for logits and targets whose shapes do not fit each other."""
         shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
@@ -163,6 +168,16 @@ def are_probabilities(targets: Tensor) -> bool:
     """Whether targets ``(N, K)`` are probabilities of classes, as those of smoothed or mixed labels are."""
     sums = targets.sum(1) if targets.dim() == 2 else None
     return sums is not None and bool((targets >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+
+
+def warn_of_probabilities(task: Task, outputs: Tensor) -> None:
+    """Warn once if a network returns probabilities, of which metrics and losses would make others."""
+    whole = bool((outputs == outputs.round()).all())
+    if not whole and (layer := task.last_layer_to_leave_out(outputs)):
+        warnings.warn(
+            f"the network's outputs look like probabilities; {task.name} takes logits: leave out the last {layer}",
+            stacklevel=1,  # one place for all callers, so that it is said once
+        )
 
 
 def task_of(targets: Tensor) -> Task | None:

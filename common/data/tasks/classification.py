@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from common.calibration.divergence import Divergence, kl_divergence
-from common.data.tasks.base import FOR_NUMBERS, METRICS, TASKS, Metric, Task, are_numbers, describe_tensor
+from common.data.tasks.base import (
+    FOR_NUMBERS,
+    METRICS,
+    TASKS,
+    Metric,
+    Task,
+    are_numbers,
+    are_probabilities,
+    describe_tensor,
+)
 
 
 class Classification(Task):
@@ -81,6 +90,10 @@ class Classification(Task):
         student, teacher = (side / temperature for side in (logits, taught))
         divergence = kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
         return divergence * temperature**2
+
+    def last_layer_to_leave_out(self, outputs: Tensor) -> str:
+        """The softmax, where the outputs of each image sum to 1."""
+        return "softmax" if outputs.dim() == 2 and outputs.shape[1] > 1 and are_probabilities(outputs) else ""
 
     @property
     def divergence(self) -> Divergence:

@@ -82,6 +82,10 @@ class Segmentation(Task):
         cross, own = (binary_cross_entropy_with_logits(side, chances) for side in (student, teacher))
         return (cross - own) * temperature**2
 
+    def last_layer_to_leave_out(self, outputs: Tensor) -> str:
+        """The sigmoid, where all outputs are in [0, 1]."""
+        return "sigmoid" if bool(((outputs >= 0) & (outputs <= 1)).all()) else ""
+
     @property
     def divergence(self) -> Divergence:
         """See :func:`common.calibration.divergence.mask_divergence`."""
