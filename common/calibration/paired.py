@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from common.network.layers import effective_layers, layer_input
 from common.network.lowrank import LowRank
 from common.network.modes import hooked
 from common.network.passes import explained
+from common.network.state import Attributes
 from common.network.weights import convolution_weight
 
 ROWS = 16384
@@ -225,8 +225,14 @@ def paired_rows(
         handle = layer.module.register_forward_pre_hook(
             partial(_take_patches, layer, expected, found), with_kwargs=True
         )
-        with hooked([handle]), contextlib.suppress(_ReachedError):
-            model(for_one_pass(x))
+        attributes = Attributes(model)
+        try:
+            with hooked([handle]):
+                model(for_one_pass(x))
+        except (_ReachedError, OtherRouteError) as ended:
+            attributes.restore()
+            if isinstance(ended, OtherRouteError):
+                raise
         if len(found) < len(expected):
             raise OtherRouteError
         for patches, call in zip(found, expected, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.network.inputs import for_one_pass
 from common.network.modes import hooked
+from common.network.state import Attributes
 
 
 class Waiting(NamedTuple):
@@ -93,12 +94,13 @@ class PausedPass:
     def _run(self, model: nn.Module, x: Tensor) -> None:
         """Run the whole pass, in its thread; whether gradients are computed is a setting of each thread."""
         self._go.acquire()
+        attributes = Attributes(model)
         try:
             if not self._given_up:
                 with torch.no_grad(), hooked(self._hooks()):
                     model(for_one_pass(x))
         except _GivenUp:
-            pass
+            attributes.restore()
         except BaseException as error:  # advance() raises it
             self._error = error
         finally:

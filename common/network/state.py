@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from common.network.held import OF_EVERY_MODULE
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _JSON_TYPES = (type(None), bool, int, float, str)
@@ -68,6 +71,37 @@ class Snapshot:
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)
+
+
+class Attributes:
+    """What a network's modules hold in plain attributes, to undo what a pass that was broken off left there.
+
+    A network may keep the maps of a pass in a list, for example, and take them out again later in the pass. Of lists,
+    dicts, sets and deques the items count, too.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._values = {module: _own_attributes(module) for module in model.modules()}
+        held = [value for values in self._values.values() for value in values.values()]
+        self._items = [(value, copy.copy(value)) for value in held if type(value) in (list, dict, set, deque)]
+
+    def restore(self) -> None:
+        """Set the attributes and the items back."""
+        for module, values in self._values.items():
+            for name in _own_attributes(module).keys() - values.keys():
+                del vars(module)[name]
+            vars(module).update(values)
+        for value, before in self._items:
+            value.clear()
+            value.update(before) if isinstance(value, dict | set) else value.extend(before)
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module besides those that every module has."""
+    return {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
 
 
 def _distinct_elements(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,39 @@ def test_refit_fits_to_outputs_before_the_hooks_of_the_network() -> None:
         with torch.no_grad():
             errors[scale] = float((small(BATCHES[0]) - model(BATCHES[0])).norm() / model(BATCHES[0]).norm())
     assert errors[3.0] == pytest.approx(errors[1.0], rel=1e-3)
+
+
+class KeepsMaps(nn.Module):
+    """Keep maps of a pass in a queue, and take them out later in the pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.maps: deque[Tensor] = deque()
+        self.first, self.second = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+        self.third, self.last = nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        self.maps.append(x)
+        x = F.relu(self.second(x))
+        self.maps.append(x)
+        x = self.third(x) + self.maps.popleft()
+        return self.last(F.relu(x)) + self.maps.popleft()[:, :3]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_refit_leaves_no_maps_of_passes_that_it_breaks_off(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.calibration.refitting.can_wait", lambda *_: waits)
+    model = KeepsMaps().eval()
+    small = compress(model, plan_ranks(model, BATCHES[0], "svd", Fixed(0.4)))
+    with torch.no_grad():
+        wanted = model(BATCHES[0])
+        before = float((small(BATCHES[0]) - wanted).norm())
+        assert refit(small, model, [*BATCHES, BATCHES[0][:8]])
+        assert not vars(small)["maps"]
+        assert not model.maps
+        assert float((small(BATCHES[0]) - wanted).norm()) < before
 
 
 class FrozenNorm(nn.BatchNorm2d):
