@@ -31,8 +31,8 @@ class HeldOutImages:
     Args:
         model: the dense network.
         inputs: the images, in batches on the network's device.
-        targets: their targets; empty if there are none. Those of no known task, or that do not fit, are named in a
-            warning; they may still choose the divergence.
+        targets: their targets; empty if there are none. A warning names those that do not fit their task; they may
+            still choose the divergence.
         task: name of the targets' task; None to recognise it.
         divergence: see :func:`common.shrink.shrink`.
 
