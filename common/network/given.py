@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def check_is_network(model: object) -> None:
@@ -33,5 +33,5 @@ def check_has_values(model: object) -> None:
     check_is_network(model)
     assert isinstance(model, nn.Module)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
+        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):  # other types may hold their values elsewhere
             raise ValueError(f"model: its {name!r} is on the meta device and has no values; build it on a real device")

@@ -21,7 +21,7 @@ RULE_NAMES = [rule.__name__ for rule in RULES.values()]
 def test_the_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     x = torch.randn(64, 3, 12, 12)
-    names = {"model": tiny_cnn(width=32), "x": x, "batches": [(x, torch.zeros(64))]}
+    names = {"model": tiny_cnn(width=32), "x": x, "batches": [(x, torch.zeros(64, dtype=torch.long))]}
     monkeypatch.chdir(tmp_path)
     exec(code, names)
     small = names["small"]
