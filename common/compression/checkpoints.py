@@ -14,7 +14,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from common.compression.compress import factored_layer, planned_layers
 from common.decomposition import DECOMPOSITIONS
@@ -23,7 +22,7 @@ from common.models import build_model
 from common.network.attention import PROJECTIONS, separate_projections
 from common.network.copies import independent_copy
 from common.network.effective import EffectiveLayer
-from common.network.given import check_has_values
+from common.network.given import check_has_values, has_lazy_layers
 from common.network.held import replace_module
 from common.network.kinds import kernel_size
 from common.network.lowrank import LowRank
@@ -153,9 +152,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> nn.Modu
     path = _as_path(path, "load_compressed(path, model)")
     if model is not None:
         check_has_values(model)
-        if any(
-            isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() for module in model.modules()
-        ):
+        if has_lazy_layers(model):
             raise ValueError("model has lazy layers, whose weights have no shape yet; run it once first: model(x)")
     device = torch.device("cpu") if model is None else next(model.parameters(), torch.empty(0)).device
     with ordinary_precision(), random_state_kept(device):  # new layers draw weights that those of the file replace

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 
 def check_is_network(model: object) -> None:
@@ -21,6 +22,11 @@ def check_is_network(model: object) -> None:
         advice = "; call the function that builds it"
     kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
     raise TypeError(f"model is {kind}: it must be a network, an nn.Module{advice}")
+
+
+def has_lazy_layers(model: nn.Module) -> bool:
+    """Whether weights of the network have no shape until it runs."""
+    return any(isinstance(each, LazyModuleMixin) and each.has_uninitialized_params() for each in model.modules())
 
 
 def check_has_values(model: object) -> None:

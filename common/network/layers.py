@@ -69,7 +69,7 @@ def effective_layers(model: nn.Module) -> tuple[dict[str, EffectiveLayer], dict[
             reason = "a __deepcopy__ lets all copies of the network share it"
         found = None if reason else _effective(layer)
         if found is None:
-            reasons[name] = reason or _doing_more(layer)
+            reasons[name] = reason or _reason_of_class(layer)
         else:
             served[name] = found
     return served, reasons
@@ -118,7 +118,7 @@ def _declared_shape(layer: FactorableLayer) -> tuple[int, ...]:
 
 def _effective(layer: FactorableLayer) -> EffectiveLayer | None:
     """Return the layer itself if its class inherits PyTorch's computation; otherwise find what it computes."""
-    if _is_plain(layer):
+    if _computes_plainly(layer):
         return None if layer._modules else EffectiveLayer(layer)
     return effective_layer(layer, _base(layer))
 
@@ -128,15 +128,15 @@ def _base(layer: FactorableLayer) -> type[nn.Module]:
     return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
 
 
-def _is_plain(layer: FactorableLayer) -> bool:
+def _computes_plainly(layer: FactorableLayer) -> bool:
     """Whether a layer's class inherits PyTorch's computation."""
     names = (*_FORWARD_ATTRIBUTES, "weight", "bias", "train")
     return all(_inherited(type(layer), _base(layer), name) for name in names)
 
 
-def _doing_more(layer: FactorableLayer) -> str:
+def _reason_of_class(layer: FactorableLayer) -> str:
     """Say why a layer that does not act like a plain one stays dense."""
-    if _is_plain(layer):
+    if _computes_plainly(layer):
         return f"it holds {', '.join(map(repr, layer._modules))}, which the network may run"
     return f"its class {type(layer).__name__} does more than a plain layer"
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from common.decomposition import DECOMPOSITIONS, Floats, Ranks, own_axes
 from common.network.effective import EffectiveLayer
+from common.network.given import has_lazy_layers
 from common.network.held import held_parameters
 from common.network.kinds import FactorableLayer, TransposedConvolution, group_count, kernel_size
 from common.network.layers import effective_layers, factorable_layers, layer_input
@@ -142,7 +142,7 @@ def trace_layers(model: nn.Module, x: Tensor) -> dict[str, LayerShape]:
         ValueError: the network does not accept ``x``.
     """
     x = example_batch(x, model)
-    if any(isinstance(m, LazyModuleMixin) and m.has_uninitialized_params() for m in model.modules()):
+    if has_lazy_layers(model):
         run(model, x)
     layers = factorable_layers(model)
     served, reasons = effective_layers(model)
